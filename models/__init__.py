@@ -1,0 +1,1 @@
+"""Small networks, trained on Fashion-MNIST, that the examples and benchmarks factorize."""

@@ -1,0 +1,16 @@
+"""Replaces a file in one step, so that an interruption leaves the old file or the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, making its folder if need be; never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

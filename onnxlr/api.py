@@ -1,0 +1,385 @@
+"""The Python face: the commands as functions, arguments named as the flags."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxlr.decompose import evbmf, parse_rank
+from onnxlr.errors import UsageError
+from onnxlr.graph_pass import choose_passes
+from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
+from onnxlr.layers import Layer, count_macs
+from onnxlr.model import check_destination, count_params, load
+from onnxlr.optimizer import (
+    Factory,
+    Options,
+    Result,
+    Target,
+    copy_source,
+    place,
+    workspace,
+)
+from onnxlr.optimizer import optimize as run_optimizer
+from onnxlr.plan import Plan, fit_methods, name_filter
+from onnxlr.prepare import Feeding, feed_model, open_source, prepare
+from onnxlr.progress import Progress, Silent
+from onnxlr.report import Size
+from onnxlr.runtime import Machine, Provider, Session
+from onnxlr.verify import Judge, Quality
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def optimize(
+    model: Model,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    validation: str | Path | None = None,
+    labels: str | None = None,
+    metric: str | None = None,
+    max_drop: float = 0.01,
+    target: Target | None = None,
+    method: str | Sequence[str] = "auto",
+    rank: str | int = "auto",
+    include: str | None = None,
+    exclude: str | None = None,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    batch: int = 1,
+    shape: Sequence[str] = (),
+    verify: str = "full",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Replace a model's heavy weights by low-rank chains, verified on the saved file.
+
+    Parameters
+    ----------
+    model : path, bytes or ModelProto
+    out : path, optional
+        Where to write; written whole or not at all. Without it, only ``Result.model`` is made.
+    data, validation : path, optional
+        ``.npz``, ``.npy`` or a folder of such files. Half of ``data`` is kept for validation
+        unless ``validation`` names another file.
+    labels : str, optional
+        Name of the array of integer labels in the data.
+    metric : str, optional
+        ``top1``, ``agreement``, ``rel-error``, ``cosine`` or ``module:function``.
+    max_drop : float
+        Largest loss of the metric; 1 = no limit.
+    target : {"latency", "macs", "params", "bytes"}, optional
+        Latency puts back whatever is not measurably faster.
+    method : str or sequence of str
+    rank : str or int
+        ``auto``, ``evbmf``, ``exact``, a number, a fraction of the full rank, ``energy:p``.
+    include, exclude : str, optional
+        Regular expressions searched in layer, weight and node names.
+    provider : {"cpu", "cuda"}
+    threads, batch : int
+    shape : sequence of str
+        ``NAME:1,3,224,224`` for inputs with dynamic axes.
+    verify : {"full", "none"}
+    seed : int
+
+    Returns
+    -------
+    Result
+        ``model``, ``plan`` and ``report``.
+
+    Raises
+    ------
+    OnnxlrError
+        With one line that says what, the values and the remedy.
+
+    Examples
+    --------
+    >>> result = optimize("models/fashion-mlp.onnx", rank="evbmf", verify="none")
+    >>> len(result.plan.replaced) > 0
+    True
+    """
+    if target is not None and target not in ("latency", "macs", "params", "bytes"):
+        raise UsageError(f"--target {target!r} is unknown: latency, macs, params or bytes")
+    if verify not in ("full", "none"):
+        raise UsageError(f"--verify {verify!r} is unknown: full or none")
+    if not 0 <= max_drop:
+        raise UsageError(f"--max-drop {max_drop} is not a loss: give 0 or more, 1 = no limit")
+    if verify == "none" and (data is not None or metric is not None or target == "latency"):
+        raise UsageError("--verify none runs nothing: --data, --metric and --target latency do")
+    options = Options(
+        methods=(method,) if isinstance(method, str) else tuple(method),
+        rank=parse_rank(str(rank)),
+        target=target,
+        metric=metric,
+        # The metrics are shares and relative errors: 1 is promised to be no limit at all.
+        max_drop=float("inf") if max_drop >= 1 else float(max_drop),
+        include=include,
+        exclude=exclude,
+        machine=_machine(provider, threads, batch),
+        batch=batch,
+        shapes=tuple(shape),
+        data=data,
+        validation=validation,
+        labels=labels,
+        verify="full" if verify == "full" else "none",
+        seed=seed,
+    )
+    choose_passes(options.methods)
+    path = _destination(out, model)
+    source = load(model)
+    return run_optimizer(source, path, options, progress or Silent())
+
+
+@dataclass(frozen=True, eq=False)
+class MethodFit:
+    """A method that fits a layer.
+
+    Attributes
+    ----------
+    method : str
+    break_even : int
+        The largest rank that saves parameters and MACs; 0 if none.
+    evbmf : int
+        EVBMF rank of its unfolding; the largest over the groups.
+    energy : dict of float to int
+        Smallest rank that keeps this share of the squared singular values.
+    values : ndarray of shape (g, L)
+        The spectrum.
+    """
+
+    method: str
+    break_even: int
+    evbmf: int
+    energy: dict[float, int]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInspection:
+    """A layer, the methods that fit it, and the reasons of those that don't."""
+
+    layer: Layer
+    fits: tuple[MethodFit, ...]
+    reasons: tuple[str, ...]
+
+
+def inspect(
+    model: Model,
+    *,
+    method: str | Sequence[str] = "auto",
+    include: str | None = None,
+    exclude: str | None = None,
+    batch: int = 1,
+    shape: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> tuple[LayerInspection, ...]:
+    """Every layer with its spectrum, EVBMF rank, methods that fit, break-even rank and reasons.
+
+    Nothing is run: MACs are for the sizes given with ``shape``, or the first that make sense.
+
+    Examples
+    --------
+    >>> rows = inspect("models/fashion-mlp.onnx")
+    >>> [fit.method for fit in rows[0].fits]
+    ['svd']
+    """
+    passes = choose_passes((method,) if isinstance(method, str) else tuple(method))
+    excluded = name_filter(include, exclude)
+    prepared = prepare(load(model), feed=None, shapes=shape, batch=batch)
+    rows = []
+    with (progress or Silent()).stage("decompose", len(prepared.layers)) as step:
+        for layer in prepared.layers:
+            if excluded(layer) is None:
+                fits, reasons = fit_methods(layer, passes)
+                found = []
+                for fit in fits:
+                    _, m, n = fit.graph_pass.unfolding_shapes(layer)[0]
+                    found.append(MethodFit(
+                        fit.graph_pass.name, fit.limit,
+                        max(evbmf(row, m, n).rank for row in fit.values),
+                        {p: int(np.argmax(fit.errors <= np.sqrt(1 - p))) for p in (0.9, 0.99)},
+                        fit.values,
+                    ))
+                rows.append(LayerInspection(layer, tuple(found), reasons))
+            step(layer.name)
+    return tuple(rows)
+
+
+def apply(
+    plan: str | os.PathLike[str] | Plan,
+    model: Model,
+    out: str | os.PathLike[str] | None = None,
+) -> onnx.ModelProto:
+    """Replay a plan on the model that it was made for: the same bytes again.
+
+    Raises
+    ------
+    UsageError
+        If the plan isn't one, is for another model, or needs a method that isn't installed.
+    """
+    if not isinstance(plan, Plan):
+        try:
+            text = Path(plan).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read the plan {plan}: {error}") from None
+        plan = Plan.from_json(text, str(plan))
+    path = _destination(out, model)
+    source = load(model)
+    if plan.model != source.digest:
+        raise UsageError(
+            f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
+            f"{source.digest[:12]}…: make a plan for this one"
+        )
+    prepared = prepare(source, feed=None)
+    choices = plan.choices()
+    known = {layer.name: layer for layer in prepared.layers}
+    for name, choice in choices.items():
+        layer = known.get(name)
+        refusal = "there is no such layer" if layer is None else (
+            layer.refusal or choice.graph_pass.refuse(layer)
+        )
+        if layer is not None and refusal is None:
+            _, m, n = choice.graph_pass.unfolding_shapes(layer)[0]
+            if len(choice.rank) != 1 or choice.rank[0] > min(m, n):
+                refusal = f"rank {list(choice.rank)} is not within 1 to {min(m, n)}"
+        if refusal is not None:
+            raise UsageError(f"the plan replaces {name!r}, but {refusal}")
+    with workspace(path) as folder:
+        factory = Factory(prepared, folder, path.name if path is not None else "model.onnx")
+        if choices:
+            built, _ = factory.build(choices)
+        else:
+            built, _ = copy_source(source, folder, factory.file_name)
+        if path is not None:
+            place(built, path)
+        return onnx.load(built if path is None else path)
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Two models side by side: sizes, quality of B against A, and speed."""
+
+    a: Size
+    b: Size
+    quality: Quality
+    speed: Comparison
+    machine: Machine
+    batch: int
+    fed: str
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """Ratio of the multiply-accumulates."""
+        return self.a.macs / self.b.macs if self.b.macs else 1.0
+
+
+def compare(
+    a: Model,
+    b: Model,
+    *,
+    data: str | Path | None = None,
+    labels: str | None = None,
+    metric: str | None = None,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    batch: int = 1,
+    shape: Sequence[str] = (),
+    seed: int = 0,
+) -> ModelComparison:
+    """Fidelity of B against A, the metric of both, size, MACs and interleaved speed.
+
+    All of the data is used.
+
+    Raises
+    ------
+    OnnxlrError
+        If one of them can't be read or run, or their inputs and outputs differ.
+    """
+    machine = _machine(provider, threads, batch)
+    sources = load(a), load(b)
+    sessions = [open_source(source, machine) for source in sources]
+    feeding = feed_model(
+        sources[0], sessions[0], data=data, validation=data, labels=labels,
+        shapes=shape, batch=batch, seed=seed,
+    )
+    missing = set(sessions[0].output_names) - set(sessions[1].output_names)
+    if missing:
+        raise UsageError(
+            f"{sources[1].label} has no output {sorted(missing)[0]!r} as {sources[0].label} has: "
+            "compare models with the same outputs"
+        )
+    sessions[1].run(feeding.timed)
+    quality = Judge(sessions[0], feeding.judged, metric).judge(sessions[1])
+    speed = compare_sessions(sessions[0], sessions[1], feeding.timed)
+    sizes = []
+    for source in sources:
+        ready = prepare(source, feed=feeding.timed, machine=machine)
+        macs = count_macs(ready.model, ready.shapes)
+        sizes.append(Size(source.label, source.nbytes, count_params(source.model), macs))
+    return ModelComparison(
+        sizes[0], sizes[1], quality, speed, machine, _first_size(feeding), feeding.words
+    )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latency of one model, or of two in turn."""
+
+    a: Timing
+    comparison: Comparison | None
+    machine: Machine
+    batch: int
+
+
+def bench(
+    a: Model,
+    b: Model | None = None,
+    *,
+    data: str | Path | None = None,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    batch: int = 1,
+    shape: Sequence[str] = (),
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> Benchmark:
+    """Latency on ONNX Runtime: of one model, or of two interleaved in one run."""
+    machine = _machine(provider, threads, batch)
+    if seconds <= 0:
+        raise UsageError(f"--seconds {seconds} is no time: give more than 0")
+    source = load(a)
+    first = open_source(source, machine)
+    feeding = feed_model(source, first, data=data, shapes=shape, batch=batch, seed=seed)
+    size = _first_size(feeding)
+    if b is None:
+        return Benchmark(time_session(first, feeding.timed, seconds), None, machine, size)
+    second = open_source(load(b), machine)
+    second.run(feeding.timed)
+    result = compare_sessions(first, second, feeding.timed, seconds)
+    return Benchmark(result.a, result, machine, size)
+
+
+def _machine(provider: Provider, threads: int, batch: int) -> Machine:
+    if provider not in ("cpu", "cuda"):
+        raise UsageError(f"--provider {provider!r} is unknown: cpu or cuda")
+    if threads < 1 or batch < 1:
+        raise UsageError(f"--threads {threads} and --batch {batch} must be at least 1")
+    return Machine(provider, threads)
+
+
+def _destination(out: str | os.PathLike[str] | None, model: Model) -> Path | None:
+    if out is None:
+        return None
+    source = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    check_destination(Path(out), source)
+    return Path(out)
+
+
+def _first_size(feeding: Feeding) -> int:
+    first = next(iter(feeding.timed.values()), None)
+    return int(first.shape[0]) if first is not None and first.ndim else 1

@@ -1,0 +1,308 @@
+"""The ``onnxlr`` command."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.progress import TimeElapsedColumn
+
+from onnxlr import __version__, api, tables
+from onnxlr.errors import OnnxlrError, OutputError
+from onnxlr.graph_pass import installed_passes
+from onnxlr.model import check_destination, write_failure
+from onnxlr.optimizer import Target
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Group(click.Group):
+    """Turns what onnxlr refuses into one line and the exit code of its kind."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnnxlrError as error:
+            click.echo(f"onnxlr: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("onnxlr: interrupted; nothing was written", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+class _Bars:
+    """Progress of every stage on standard error."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30),
+            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[item]}"),
+            console=Console(stderr=True), transient=True,
+        )
+
+    @contextmanager
+    def stage(self, description: str, total: int | None) -> Iterator[Callable[[str], None]]:
+        """A bar while the stage lasts."""
+        with self._bars:
+            task = self._bars.add_task(description, total=total, item="")
+
+            def step(item: str) -> None:
+                self._bars.update(task, advance=1, item=item[-50:])
+
+            try:
+                yield step
+            finally:
+                self._bars.remove_task(task)
+
+
+def _machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--shape", multiple=True, metavar="NAME:1,3,224,224",
+                     help="Size of an input with dynamic axes; repeat for more."),
+        click.option("--batch", default=1, show_default=True, help="Batch that is timed."),
+        click.option("--threads", default=1, show_default=True, help="Intra-op threads."),
+        click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu",
+                     show_default=True, help="Execution provider of ONNX Runtime."),
+    ):
+        function = option(function)
+    return function
+
+
+def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--exclude", metavar="REGEX", help="Leave these layers as they are."),
+        click.option("--include", metavar="REGEX", help="Only layers whose names match."),
+        click.option("--method", multiple=True, default=("auto",), show_default=True,
+                     metavar="NAME", help="Limit the choice to this method; repeat or separate "
+                     "by commas for more. `onnxlr passes` lists them."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(cls=_Group, context_settings=_HELP)
+@click.version_option(__version__, prog_name="onnxlr")
+def main() -> None:
+    """Replace the heavy weights of an ONNX model by low-rank chains.
+
+    The result is an ONNX model of standard operators: smaller, measurably faster, within the
+    accuracy you allow, with a reason for every layer.
+
+    \b
+    Example:
+      onnxlr optimize model.onnx small.onnx --data samples.npz --labels label
+    """
+
+
+@main.command()
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@click.option("--data", metavar="FILE", help="Samples: .npz with an array per input, .npy, or a "
+              "folder of such files. Without it, synthetic inputs judge.")
+@click.option("--validation", metavar="FILE", help="Samples to judge on; default: half of --data.")
+@click.option("--labels", metavar="NAME", help="Name of the array of labels in the samples.")
+@click.option("--metric", metavar="NAME", help="top1, agreement, rel-error, cosine or "
+              "module:function. Default: top1 with labels, else agreement for class scores, else "
+              "rel-error.")
+@click.option("--max-drop", default=0.01, show_default=True,
+              help="Largest loss of the metric; 1 = no limit.")
+@click.option("--target", type=click.Choice(get_args(Target)), default=None,
+              help="What to save [default: latency, which puts back what isn't measurably "
+              "faster; with a named --rank it only does so when asked for here].")
+@_filter_options
+@click.option("--rank", default="auto", show_default=True, metavar="RANK",
+              help="auto, evbmf, exact, a number, a fraction of the full rank (0.5), or "
+              "energy:0.95.")
+@_machine_options
+@click.option("--verify", type=click.Choice(["full", "none"]), default="full", show_default=True,
+              help="Run the saved model beside the original, or only check the graph.")
+@click.option("--plan-out", metavar="FILE", help="Write the plan, for `onnxlr apply`.")
+@click.option("--json", "json_out", metavar="FILE", help="Write the report as JSON (- to print).")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress and no tables.")
+def optimize(
+    source: str, out: str, plan_out: str | None, json_out: str | None, quiet: bool,
+    method: tuple[str, ...], **options: Any,
+) -> None:
+    """Factorize IN and write OUT, verified beside the original.
+
+    Exit codes: 0 written (also "no gain", then OUT equals IN), 1 the model or data can't be used,
+    2 wrong usage.
+
+    \b
+    Examples:
+      onnxlr optimize net.onnx small.onnx --data samples.npz --labels label
+      onnxlr optimize net.onnx small.onnx --rank energy:0.95 --max-drop 0.02
+      onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
+    """
+    extras = [Path(p) for p in (plan_out, json_out) if p and p != "-"]
+    for path in extras:
+        check_destination(path, Path(source))
+        if path.absolute() == Path(out).absolute() or extras.count(path) > 1:
+            raise click.UsageError(f"{path} is named for two outputs: name another")
+    result = api.optimize(
+        source, out, method=_split(method), progress=None if quiet else _Bars(), **options
+    )
+    if plan_out:
+        _write(Path(plan_out), result.plan.to_json())
+    if json_out:
+        _write_json(json_out, result.report.to_dict())
+    if not quiet and json_out != "-":
+        tables.show_report(_console(), result.report)
+
+
+@main.command()
+@click.argument("source", metavar="IN")
+@_filter_options
+@click.option("--batch", default=1, show_default=True, help="Batch that MACs are counted for.")
+@click.option("--shape", multiple=True, metavar="NAME:1,3,224,224",
+              help="Size of an input with dynamic axes; repeat for more.")
+@click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
+@click.option("--quiet", is_flag=True, help="No progress and no table.")
+def inspect(
+    source: str, method: tuple[str, ...], json_out: str | None, quiet: bool, **options: Any
+) -> None:
+    """Show every layer of IN: shape, spectrum, EVBMF rank, methods that fit, reasons.
+
+    Nothing is run and nothing is written.
+
+    \b
+    Example:
+      onnxlr inspect net.onnx --include 'conv'
+    """
+    rows = api.inspect(
+        source, method=_split(method), progress=None if quiet else _Bars(), **options
+    )
+    if json_out:
+        _write_json(json_out, tables.inspection_dict(rows))
+    if not quiet and json_out != "-":
+        tables.show_inspection(_console(), rows)
+
+
+@main.command()
+@click.argument("plan", metavar="PLAN")
+@click.argument("source", metavar="IN")
+@click.argument("out", metavar="OUT")
+@click.option("--quiet", is_flag=True, help="Say nothing.")
+def apply(plan: str, source: str, out: str, quiet: bool) -> None:
+    """Replay a PLAN on the model it was made for: OUT is byte-identical.
+
+    \b
+    Example:
+      onnxlr optimize net.onnx small.onnx --plan-out plan.json
+      onnxlr apply plan.json net.onnx again.onnx
+    """
+    api.apply(plan, source, out)
+    if not quiet:
+        _console().print(f"{plan} replayed on {source}: wrote {out}")
+
+
+@main.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--data", metavar="FILE", help="Samples to compare on; default: synthetic inputs.")
+@click.option("--labels", metavar="NAME", help="Name of the array of labels in the samples.")
+@click.option("--metric", metavar="NAME",
+              help="top1, agreement, rel-error, cosine or module:function.")
+@_machine_options
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
+def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
+    """Set B beside A: fidelity, accuracy, size, MACs and speed.
+
+    \b
+    Example:
+      onnxlr compare net.onnx small.onnx --data samples.npz --labels label
+    """
+    result = api.compare(a, b, **options)
+    if json_out:
+        _write_json(json_out, tables.comparison_dict(result))
+    if json_out != "-":
+        tables.show_comparison(_console(), result)
+
+
+@main.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="[B]", required=False)
+@click.option("--data", metavar="FILE", help="Samples to time on; default: synthetic inputs.")
+@_machine_options
+@click.option("--seconds", default=5.0, show_default=True, help="Rough length of the run.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
+def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
+    """Time A on ONNX Runtime, or A and B in turn in one run.
+
+    A difference inside the noise is not called a gain.
+
+    \b
+    Example:
+      onnxlr bench net.onnx small.onnx --batch 16 --threads 2
+    """
+    result = api.bench(a, b, **options)
+    if json_out:
+        _write_json(json_out, tables.benchmark_dict(result))
+    if json_out != "-":
+        tables.show_benchmark(_console(), a, b, result)
+
+
+@main.command()
+def passes() -> None:
+    """List the installed methods, built-in and third-party.
+
+    \b
+    Example:
+      onnxlr passes
+    """
+    tables.show_passes(_console(), installed_passes())
+
+
+def _split(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+
+
+def _console() -> Console:
+    # Piped output keeps whole rows: a report that is cut at 80 columns can't be searched.
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def _write_json(target: str, content: dict[str, Any]) -> None:
+    text = json.dumps(tables.finite(content), indent=2, allow_nan=False)
+    if target == "-":
+        click.echo(text)
+    else:
+        _write(Path(target), text + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".onnxlr-", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(text)
+                file.close()
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(write_failure(path, error)) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,207 @@
+"""The user's samples: .npz, .npy or a folder of such files, in the batches the model takes."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.errors import DataError
+from onnxlr.inputs import InputSpec
+from onnxlr.runtime import Feed
+
+_DYNAMIC_BATCH = 16  # samples a run for models that leave the batch open
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Checked samples for a model.
+
+    Attributes
+    ----------
+    label : str
+        What messages call it.
+    parts : tuple of dict
+        One dict of arrays a file, first axis = samples; files are concatenated.
+    labels : ndarray of shape (n,) or None
+    index : ndarray of shape (n,)
+        Which samples are in use, as indices over all parts.
+    specs : tuple of InputSpec
+    """
+
+    label: str
+    parts: tuple[dict[str, NDArray[Any]], ...]
+    labels: NDArray[np.int64] | None
+    index: NDArray[np.intp]
+    specs: tuple[InputSpec, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def split(self, seed: int) -> tuple["Samples", "Samples"]:
+        """Two seeded halves: to calibrate on and to validate on. One sample serves as both."""
+        order = np.random.default_rng(seed).permutation(self.index)
+        half = len(order) // 2
+        first, second = (order[:half], order[half:]) if half else (order, order)
+        return self._with(np.sort(first)), self._with(np.sort(second))
+
+    def _with(self, index: NDArray[np.intp]) -> "Samples":
+        return Samples(self.label, self.parts, self.labels, index, self.specs)
+
+    @property
+    def batch(self) -> int:
+        """Samples a run: what the model fixes; one if an input has no sample axis of its own."""
+        if any(self.parts[0][s.name].ndim == len(s.dims) + 1 for s in self.specs):
+            return 1
+        fixed = [s.fixed_batch for s in self.specs if s.fixed_batch is not None]
+        return fixed[0] if fixed else _DYNAMIC_BATCH
+
+    def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp]]]:
+        """Feeds with the indices of their samples.
+
+        A model with a fixed batch gets its last batch padded with repeats of the last sample, so
+        there may be more rows in a feed than indices.
+        """
+        size = batch or self.batch
+        padded = any(s.fixed_batch is not None for s in self.specs)
+        for start in range(0, len(self.index), size):
+            index = self.index[start : start + size]
+            rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
+            yield self._feed(rows), index
+
+    def _feed(self, rows: NDArray[np.intp]) -> Feed:
+        starts = np.cumsum([0, *(_count(part) for part in self.parts)])
+        which = np.searchsorted(starts, rows, side="right") - 1
+        feed = {}
+        for spec in self.specs:
+            taken = [
+                self.parts[p][spec.name][r - starts[p]] for p, r in zip(which, rows, strict=True)
+            ]
+            whole = self.parts[0][spec.name].ndim == len(spec.dims) + 1
+            feed[spec.name] = np.asarray(taken[0] if whole else np.stack(taken), order="C")
+        return feed
+
+
+def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | None) -> Samples:
+    """Read samples and check them against a model's inputs.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.npz`` with one array per input, ``.npy`` for a model with one input, or a folder of
+        such files.
+    specs : sequence of InputSpec
+    labels : str or None
+        Name of the array of integer labels.
+
+    Raises
+    ------
+    DataError
+        If it can't be read, or a name, shape or type doesn't fit the model.
+    """
+    path = Path(path)
+    files = _files(path)
+    parts, targets = [], []
+    for file in files:
+        arrays = _read(file, specs)
+        parts.append(_checked(arrays, specs, file))
+        if labels is not None:
+            targets.append(_labels(arrays, labels, file, _count(parts[-1])))
+    total = sum(_count(part) for part in parts)
+    if total == 0:
+        raise DataError(f"{path} holds no samples: every array's first axis is 0 long")
+    return Samples(
+        str(path), tuple(parts), np.concatenate(targets) if targets else None,
+        np.arange(total), tuple(specs),
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
+        if not files:
+            raise DataError(f"the folder {path} holds no .npz or .npy files")
+        return files
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder of samples")
+    if path.suffix not in (".npz", ".npy"):
+        raise DataError(f"{path} is neither .npz nor .npy: save the samples with numpy.savez")
+    return [path]
+
+
+def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    try:
+        if file.suffix == ".npy":
+            if len(specs) != 1:
+                raise DataError(
+                    f"{file} is one array, the model has {len(specs)} inputs: save a .npz with "
+                    f"{', '.join(s.name for s in specs)}"
+                )
+            return {specs[0].name: np.load(file, mmap_mode="r", allow_pickle=False)}
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"can't read {file}: {error}; save it again with numpy.savez") from None
+
+
+def _checked(
+    arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec], file: Path
+) -> dict[str, NDArray[Any]]:
+    part, counts = {}, {}
+    for spec in specs:
+        if spec.name not in arrays:
+            raise DataError(
+                f"{file} has no array {spec.name!r} for the input {spec}; it has "
+                f"{', '.join(sorted(arrays)) or 'nothing'}"
+            )
+        array = arrays[spec.name]
+        if array.dtype != spec.dtype:
+            raise DataError(
+                f"{file}: {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: convert "
+                f"it with .astype({spec.dtype.name!r})"
+            )
+        if array.ndim not in (len(spec.dims), len(spec.dims) + 1) or array.ndim == 0:
+            raise DataError(
+                f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec} "
+                "with the samples along the first axis"
+            )
+        whole = array.ndim == len(spec.dims) + 1
+        dims = spec.dims if whole else spec.dims[1:]
+        for axis, (size, dim) in enumerate(zip(array.shape[1:], dims, strict=True), 1):
+            if isinstance(dim, int) and dim != size:
+                raise DataError(
+                    f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec}: "
+                    f"axis {axis} is {size}, not {dim}"
+                )
+        part[spec.name], counts[spec.name] = array, len(array)
+    if len(set(counts.values())) > 1:
+        raise DataError(
+            f"{file}: the arrays hold different numbers of samples: "
+            + ", ".join(f"{n} {c}" for n, c in counts.items())
+        )
+    return part
+
+
+def _labels(
+    arrays: dict[str, NDArray[Any]], name: str, file: Path, count: int
+) -> NDArray[np.int64]:
+    if name not in arrays:
+        raise DataError(
+            f"{file} has no array {name!r} for the labels; it has {', '.join(sorted(arrays))}"
+        )
+    labels = np.asarray(arrays[name])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{file}: the labels {name!r} are {labels.dtype}{list(labels.shape)}, expected "
+            f"{count} integers"
+        )
+    return labels.astype(np.int64)
+
+
+def _count(part: dict[str, NDArray[Any]]) -> int:
+    return len(next(iter(part.values())))

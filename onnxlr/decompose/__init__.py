@@ -1,0 +1,15 @@
+"""The mathematics: pure functions on arrays, no ONNX here."""
+
+from onnxlr.decompose.evbmf import Evbmf, evbmf
+from onnxlr.decompose.ranks import RankRule, parse_rank, tail_error
+from onnxlr.decompose.svd import spectrum, truncated_svd
+
+__all__ = [
+    "Evbmf",
+    "RankRule",
+    "evbmf",
+    "parse_rank",
+    "spectrum",
+    "tail_error",
+    "truncated_svd",
+]

@@ -1,0 +1,150 @@
+"""What the user may ask for as a rank, and the rank that a spectrum gives."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.decompose.evbmf import evbmf
+from onnxlr.errors import UsageError
+
+Array = NDArray[np.float64]
+Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
+
+_GRAMMAR = "auto, evbmf, exact, a number (32), a fraction of the full rank (0.5) or energy:0.95"
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """A parsed ``--rank``: how each layer's rank is found.
+
+    ``value`` is the number, the fraction or the energy; 0 for the kinds that take none.
+    """
+
+    kind: Kind
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        if self.kind == "number":
+            return f"{int(self.value)}"
+        if self.kind == "fraction":
+            return f"{self.value}"
+        return f"energy:{self.value}" if self.kind == "energy" else self.kind
+
+    def select(self, values: Array, m: int, n: int, precision: float) -> int:
+        """The rank of a stack of g matrices of m × n that share one rank.
+
+        Parameters
+        ----------
+        values : ndarray of shape (g, min(m, n))
+            Singular values, descending.
+        m, n : int
+        precision : float
+            Relative rounding error that the stored weights may carry, for ``exact``.
+
+        Returns
+        -------
+        int
+            0 where the rule finds nothing to keep (noise for ``evbmf``, a weight of zeros).
+
+        Raises
+        ------
+        ValueError
+            For ``auto``, which a search over the whole model decides.
+        """
+        full = min(m, n)
+        if self.kind == "number":
+            return min(int(self.value), full)
+        if self.kind == "fraction":
+            return max(1, round(self.value * full))
+        if self.kind == "evbmf":
+            return max(evbmf(row, m, n).rank for row in values)
+        if self.kind == "energy":
+            return rank_for_error(values, float(np.sqrt(max(0.0, 1.0 - self.value))))
+        if self.kind == "exact":
+            return rank_for_error(values, precision)
+        raise ValueError("auto is decided over the whole model, not layer by layer")
+
+
+def parse_rank(text: str) -> RankRule:
+    """Parse the value of ``--rank``.
+
+    Raises
+    ------
+    UsageError
+        With the grammar, when the text is none of it.
+
+    Examples
+    --------
+    >>> parse_rank("energy:0.95")
+    RankRule(kind='energy', value=0.95)
+    >>> parse_rank("64").select(np.ones((1, 32)), 32, 48, 0.0)
+    32
+    """
+    text = text.strip()
+    if text in ("auto", "evbmf", "exact"):
+        return RankRule(text)  # type: ignore[arg-type]
+    if re.fullmatch(r"\d+", text) and int(text) >= 1:
+        return RankRule("number", float(text))
+    head, _, tail = text.rpartition(":")
+    try:
+        value = float(tail)
+    except ValueError:
+        value = np.nan
+    if head in ("", "energy") and 0.0 < value <= 1.0 and (head or "." in tail):
+        return RankRule("energy" if head else "fraction", value)
+    raise UsageError(f"--rank {text!r} is not a rank: give {_GRAMMAR}")
+
+
+def tail_error(values: Array) -> Array:
+    """Relative Frobenius error of truncation at every rank (Eckart-Young).
+
+    Parameters
+    ----------
+    values : ndarray of shape (g, L)
+        Singular values of a stack whose matrices are cut at the same rank.
+
+    Returns
+    -------
+    ndarray of shape (L + 1,)
+        Entry r is ‖W − W_r‖ / ‖W‖ over the whole stack; 1 at rank 0 and 0 at rank L. All zeros
+        for a weight of zeros.
+
+    Examples
+    --------
+    >>> tail_error(np.array([[4.0, 3.0]])).tolist()
+    [1.0, 0.6, 0.0]
+    """
+    top = float(values.max(initial=0.0))
+    if top == 0.0:
+        return np.zeros(values.shape[1] + 1)
+    # Divided first, so that neither 1e-200 nor 1e200 leaves the range when squared.
+    energy = ((values / top) ** 2).sum(axis=0)
+    tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+    return np.asarray(np.sqrt(tail / tail[0]))
+
+
+def rank_for_error(values: Array, error: float) -> int:
+    """The smallest rank whose truncation error is at most ``error``.
+
+    Examples
+    --------
+    >>> rank_for_error(np.array([[4.0, 3.0]]), 0.6)
+    1
+    """
+    # The slack covers the rounding of the cumulative sums: 0.6 asked for is 0.6 met.
+    return int(np.argmax(tail_error(values) <= error * (1 + 1e-12)))
+
+
+def storage_precision(dtype: np.dtype[np.generic]) -> float:
+    """Relative rounding error that weights of a type may carry, for the numerical rank.
+
+    Weights are stored in ``dtype`` and were, as a rule, computed in float32 at best (a product of
+    factors in a training framework): half an ulp of storage and a few of arithmetic.
+    """
+    stored = float(ml_dtypes.finfo(dtype).eps)
+    arithmetic = min(stored, float(np.finfo(np.float32).eps))
+    return stored + 16 * arithmetic

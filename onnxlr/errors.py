@@ -1,0 +1,44 @@
+"""The tree of everything onnxlr refuses, each with the exit code the command line ends with.
+
+::
+
+    OnnxlrError             1
+    ├── ModelError          1   the model can't be read, checked or run
+    ├── DataError           1   the data can't be read or doesn't fit the model
+    ├── RuntimeMissingError 1   ONNX Runtime or the execution provider asked for isn't there
+    ├── OutputError         1   the result can't be written
+    └── UsageError          2   the request itself makes no sense
+
+Every message says what happened, with the values, and the remedy.
+"""
+
+from typing import ClassVar
+
+
+class OnnxlrError(Exception):
+    """The root: a failure with one clear line for the user."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ModelError(OnnxlrError):
+    """The model can't be read, checked or run."""
+
+
+class DataError(OnnxlrError):
+    """The data can't be read or doesn't fit the model."""
+
+
+class RuntimeMissingError(OnnxlrError):
+    """ONNX Runtime, or the execution provider asked for, isn't there."""
+
+
+class OutputError(OnnxlrError):
+    """The result can't be written where it was asked for."""
+
+
+class UsageError(OnnxlrError):
+    """The request itself makes no sense."""
+
+    exit_code = 2
+

@@ -1,0 +1,146 @@
+"""What a graph pass is, and how the installed ones are found."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.errors import UsageError
+from onnxlr.layers import Layer, Use
+
+ENTRY_POINTS = "onnxlr.passes"
+
+Array = NDArray[np.float64]
+Rank = tuple[int, ...]
+AttributeValue = int | float | str | tuple[int, ...]
+
+
+class Writer(Protocol):
+    """What a pass writes its nodes with: names and places are the engine's concern."""
+
+    opset: int
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
+        """Add a node and return its first output."""
+
+    def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Add a small constant that is no factor."""
+
+
+class GraphPass(ABC):
+    """One way to replace a layer by a low-rank chain.
+
+    A pass states what it supports (a refusal carries its reason), what its factors are, what they
+    cost, and the nodes it writes. It keeps no state: one instance serves every model.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    ops: ClassVar[tuple[str, ...]]
+    paper: ClassVar[str] = ""
+
+    @abstractmethod
+    def refuse(self, layer: Layer) -> str | None:
+        """Why the method doesn't exist for this layer; None if it does."""
+
+    @abstractmethod
+    def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
+        """A stack of matrices (g, m, n) for each component of the rank, whose spectra decide it."""
+
+    @abstractmethod
+    def unfolding_shapes(self, layer: Layer) -> tuple[tuple[int, int, int], ...]:
+        """The shapes (g, m, n) of the unfoldings, without touching the weight."""
+
+    @abstractmethod
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the factors that will be stored."""
+
+    @abstractmethod
+    def macs(self, layer: Layer, rank: Rank) -> int | None:
+        """Multiply-accumulates of the chain over all users; None if a shape is unknown."""
+
+    @abstractmethod
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """The factors, in double precision and in the order of ``factor_shapes``."""
+
+    @abstractmethod
+    def write(
+        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """Write the chain that replaces one user, and return the value of its output."""
+
+    def params(self, layer: Layer, rank: Rank) -> int:
+        """Number of elements that the factors store."""
+        return sum(int(np.prod(shape)) for shape in self.factor_shapes(layer, rank))
+
+
+@dataclass(frozen=True)
+class InstalledPass:
+    """A pass as installed: the instance, and the distribution that brought it."""
+
+    graph_pass: GraphPass
+    distribution: str
+
+
+@cache
+def installed_passes() -> dict[str, InstalledPass]:
+    """Every pass that an installed package announces in the group ``onnxlr.passes``, by name.
+
+    Raises
+    ------
+    UsageError
+        If one can't be imported, isn't a pass, or two have the same name.
+    """
+    passes: dict[str, InstalledPass] = {}
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=_order):
+        origin = entry.dist.name if entry.dist is not None else "unknown"
+        try:
+            loaded = entry.load()()
+        except Exception as error:
+            raise UsageError(
+                f"the pass {entry.name!r} of {origin} can't be loaded ({error}): "
+                f"repair or uninstall {origin}"
+            ) from None
+        if not isinstance(loaded, GraphPass) or loaded.name != entry.name:
+            raise UsageError(f"the entry point {entry.name!r} of {origin} is no pass of that name")
+        known = passes.get(entry.name)
+        if known is not None and type(known.graph_pass) is not type(loaded):
+            raise UsageError(
+                f"{origin} and {known.distribution} both bring a pass {entry.name!r}: "
+                "uninstall one"
+            )
+        passes[entry.name] = InstalledPass(loaded, origin)
+    return passes
+
+
+def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
+    """The passes of these names, every one for ``auto``.
+
+    Raises
+    ------
+    UsageError
+        For a name that no installed pass has.
+    """
+    known = installed_passes()
+    for name in names:
+        if name != "auto" and name not in known:
+            raise UsageError(
+                f"--method {name!r} is not installed: choose from auto, {', '.join(known)}"
+            )
+    if not names or "auto" in names:
+        return tuple(entry.graph_pass for entry in known.values())
+    return tuple(known[name].graph_pass for name in dict.fromkeys(names))
+
+
+def _order(entry: EntryPoint) -> tuple[bool, str, str]:
+    # Our own first, whatever else is installed: the first of two equal candidates wins a tie.
+    own = entry.dist is not None and entry.dist.name == "onnxlr"
+    return (not own, entry.name, entry.dist.name if entry.dist is not None else "")

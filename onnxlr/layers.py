@@ -1,0 +1,419 @@
+"""Finding the layers of a model: every constant weight of a heavy operator, with all its users."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.errors import ModelError
+from onnxlr.model import constant, int_attr, ints_attr, is_standard
+
+Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+# Operator → which inputs may hold its weight, and what kind of layer that makes.
+_STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {
+    "MatMul": ((1, 0), "matrix"),
+    "Gemm": ((1, 0), "matrix"),
+    "Conv": ((1,), "conv"),
+    "ConvTranspose": ((1,), "conv-transpose"),
+    "Gather": ((0,), "gather"),
+    "LSTM": ((1, 2), "recurrent"),
+    "GRU": ((1, 2), "recurrent"),
+    "RNN": ((1, 2), "recurrent"),
+    "ConvInteger": ((1,), "quantized"),
+    "MatMulInteger": ((1, 0), "quantized"),
+    "QLinearConv": ((3,), "quantized"),
+    "QLinearMatMul": ((3, 0), "quantized"),
+    "DeformConv": ((1,), "other"),
+    "Einsum": ((0, 1, 2, 3), "other"),
+}
+_MICROSOFT: dict[str, tuple[tuple[int, ...], Kind]] = {
+    "FusedConv": ((1,), "other"),
+    "FusedGemm": ((1,), "other"),
+    "FusedMatMul": ((1, 0), "other"),
+    "Attention": ((1,), "other"),
+    "QGemm": ((3,), "quantized"),
+    "MatMulNBits": ((1,), "quantized"),
+    "MatMulIntegerToFloat": ((1,), "quantized"),
+    "DynamicQuantizeMatMul": ((1,), "quantized"),
+    "QLinearConv": ((3,), "quantized"),
+}
+_VIEWS = ("Identity", "Transpose", "Cast")
+_FLOATS = (
+    ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One node that reads a layer's weight.
+
+    Attributes
+    ----------
+    node : onnx_ir.Node
+    slot : int
+        Which of the node's inputs the weight is.
+    swapped : bool
+        Whether the node sees the last two axes of the layer's array exchanged.
+    dtype : onnx_ir.DataType
+        Type the node computes in, after any Cast.
+    x_shape, y_shape : tuple of int or None
+        Static shapes of the other operand and of the output, where known.
+    """
+
+    node: ir.Node
+    slot: int
+    swapped: bool
+    dtype: ir.DataType
+    x_shape: Shape | None
+    y_shape: Shape | None
+
+    @property
+    def x(self) -> ir.Value:
+        """The operand that isn't the weight."""
+        index = (1 if self.slot == 0 else 0) if self.node.op_type in ("MatMul", "Gemm") else 0
+        value = self.node.inputs[index]
+        assert value is not None
+        return value
+
+    @property
+    def weight_transposed(self) -> bool:
+        """Gemm's transA or transB, whichever belongs to the weight."""
+        if self.node.op_type != "Gemm":
+            return False
+        return bool(int_attr(self.node, "transA" if self.slot == 0 else "transB", 0))
+
+    @property
+    def contracts_last(self) -> bool:
+        """Whether the sum runs over the last axis of the layer's array (else the last but one)."""
+        return (self.slot == 0) != (self.swapped != self.weight_transposed)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A constant weight and every node that uses it.
+
+    Attributes
+    ----------
+    name : str
+        The first user's name; the weight's where that user has none.
+    op : str
+        Operator of the first user.
+    kind : str
+        What passes choose by.
+    weight : onnx_ir.Value
+        The stored constant. A weight shared by several nodes is one layer.
+    shape : tuple of int
+        As the first user sees it.
+    dtype : onnx_ir.DataType
+        As stored.
+    uses : tuple of Use
+    refusal : str or None
+        Why no method at all can replace it.
+    """
+
+    name: str
+    op: str
+    kind: Kind
+    weight: ir.Value
+    shape: Shape
+    dtype: ir.DataType
+    uses: tuple[Use, ...]
+    refusal: str | None = None
+    _perm: Shape | None = field(default=None, repr=False)
+
+    @property
+    def params(self) -> int:
+        """Number of weight elements, counted once however many nodes share them."""
+        return math.prod(self.shape)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of all users for one run of the model; None if a shape is unknown."""
+        counts = [_use_macs(use, self.shape) for use in self.uses]
+        return None if None in counts else sum(c for c in counts if c is not None)
+
+    @property
+    def group(self) -> int:
+        """Groups of a convolution; 1 for everything else."""
+        return int_attr(self.uses[0].node, "group", 1) if self.kind == "conv" else 1
+
+    def array(self) -> NDArray[np.generic]:
+        """The weight as the first user sees it, in its stored type.
+
+        Raises
+        ------
+        ModelError
+            If it holds NaN or infinity.
+        """
+        tensor = constant(self.weight)
+        assert tensor is not None
+        array: NDArray[np.generic] = np.asarray(tensor.numpy())
+        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise ModelError(
+                f"the weight {self.weight.name!r} of {self.op} {self.name!r} holds {bad} NaN or "
+                f"infinite values out of {array.size}: repair or re-export the model"
+            )
+        return array if self._perm is None else array.transpose(self._perm)
+
+
+def _use_macs(use: Use, shape: Shape) -> int | None:
+    """Multiply-accumulates of one user of a weight of this shape; None if a shape is unknown."""
+    if use.y_shape is None:
+        return None
+    outputs = math.prod(use.y_shape)
+    match use.node.op_type:
+        case "MatMul" | "Gemm":
+            return outputs * (shape[-1] if use.contracts_last or len(shape) < 2 else shape[-2])
+        case "Conv":
+            return outputs * math.prod(shape[1:])
+        case "ConvTranspose":
+            inputs = use.x_shape
+            return None if inputs is None else math.prod(inputs) * math.prod(shape[1:])
+        case "Gather":
+            return 0
+    return None
+
+
+def count_macs(model: ir.Model, shapes: Shapes) -> int:
+    """Multiply-accumulates of every MatMul, Gemm, Conv and ConvTranspose in the main graph.
+
+    Products of two activations count too. Nodes whose shapes are unknown don't.
+    """
+
+    def shape_of(value: ir.Value | None) -> Shape | None:
+        tensor = constant(value)
+        if tensor is not None:
+            return tuple(tensor.numpy().shape)
+        return shapes.get(value.name or "") if value is not None else None
+
+    total = 0
+    for node in model.graph:
+        if not is_standard(node, "MatMul", "Gemm", "Conv", "ConvTranspose"):
+            continue
+        x, w, y = (shape_of(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        if x is None or w is None or y is None:
+            continue
+        if node.op_type == "ConvTranspose":
+            total += math.prod(x) * math.prod(w[1:])
+        elif node.op_type == "Conv":
+            total += math.prod(y) * math.prod(w[1:])
+        else:
+            total += math.prod(y) * (x[0] if int_attr(node, "transA", 0) else x[-1])
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class _Sighting:
+    """A weight as one node's input: where it is stored, and what lies between."""
+
+    use: Use
+    kind: Kind
+    root: ir.Value
+    perm: Shape
+    reason: str | None
+
+
+def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
+    """Every layer of a model, in graph order, those that can't be factorized with their reason.
+
+    Subgraph bodies and local functions are searched too.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    shapes : mapping of str to tuple of int
+        Static shapes of the main graph's tensors, as far as known.
+    """
+    found: dict[ir.Value, list[_Sighting]] = {}
+    places: dict[ir.Value, str] = {}
+    for place, node in _nodes(model):
+        for sighting in _sightings(node, shapes):
+            found.setdefault(sighting.root, []).append(sighting)
+            if place:
+                places.setdefault(sighting.root, place)
+    node_names = [s[0].use.node.name for s in found.values()]
+    layers = []
+    for root, sightings in found.items():
+        layer = _layer(root, sightings, places.get(root))
+        if not layer.name or node_names.count(layer.name) > 1:
+            layer = replace(layer, name=root.name or layer.name)
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
+    """Every node with the words for where it is; empty words for the main graph."""
+    for node in model.graph:
+        yield "", node
+        for attribute in node.attributes.values():
+            bodies = (
+                [attribute.as_graph()]
+                if attribute.type == ir.AttributeType.GRAPH
+                else attribute.as_graphs()
+                if attribute.type == ir.AttributeType.GRAPHS
+                else []
+            )
+            for body in bodies:
+                words = f"in the {attribute.name} of {node.op_type} {node.name or '(unnamed)'!r}"
+                for inner in body.all_nodes():
+                    yield words, inner
+    for function in model.functions.values():
+        for inner in function.all_nodes():
+            yield f"in the local function {function.name!r}", inner
+
+
+def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
+    if is_standard(node, *_STANDARD):
+        slots, kind = _STANDARD[node.op_type]
+    elif node.domain == "com.microsoft" and node.op_type in _MICROSOFT:
+        slots, kind = _MICROSOFT[node.op_type]
+    else:
+        return
+    traced = [(s, _trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
+    weights = [(s, t) for s, t in traced if t is not None]
+    if kind == "matrix" and len(weights) > 1:
+        return  # constant times constant: nothing runs through it
+    for slot, (root, perm, dtype, reason) in weights:
+        if kind == "gather" and (dtype is None or not dtype.is_floating_point() or len(perm) < 2):
+            continue  # shapes and indices, not an embedding
+        use = Use(node, slot, False, dtype or ir.DataType.UNDEFINED, None, None)
+        x = shapes.get(use.x.name or "") if node.inputs and node.inputs[0] is not None else None
+        y = shapes.get(node.outputs[0].name or "")
+        yield _Sighting(replace(use, x_shape=x, y_shape=y), kind, root, perm, reason)
+
+
+def _trace(
+    value: ir.Value | None,
+) -> tuple[ir.Value, Shape, ir.DataType | None, str | None] | None:
+    """Follow a value back to the constant it shows; None if it isn't a constant's view."""
+    perms: list[Shape] = []
+    dtype: ir.DataType | None = None
+    while value is not None:
+        tensor = constant(value)
+        if tensor is not None:
+            perm = tuple(range(len(tensor.shape)))
+            for step in reversed(perms):
+                order = step or tuple(reversed(range(len(perm))))
+                perm = tuple(perm[i] for i in order)
+            return value, perm, dtype or tensor.dtype, None
+        node = value.producer()
+        if node is None:
+            return None
+        if is_standard(node, *_VIEWS):
+            if node.op_type == "Transpose":
+                perms.append(ints_attr(node, "perm", ()))
+            if node.op_type == "Cast" and dtype is None:
+                dtype = ir.DataType(int_attr(node, "to", 1))
+            value = node.inputs[0]
+            continue
+        root = _computed_from(node)
+        if root is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            return root, (), None, "the weight is quantized (DequantizeLinear): left alone"
+        reason = (
+            f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
+            "constants: fold constants first"
+        )
+        return root, (), None, reason
+    return None
+
+
+def _computed_from(node: ir.Node, depth: int = 16) -> ir.Value | None:
+    """The largest constant that feeds a node, if only constants do."""
+    if node.op_type.startswith("Random") or depth == 0:
+        return None
+    roots: list[ir.Value] = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        if constant(value) is not None:
+            roots.append(value)
+            continue
+        producer = value.producer()
+        root = _computed_from(producer, depth - 1) if producer is not None else None
+        if root is None:
+            return None
+        roots.append(root)
+    return max(roots, key=_elements, default=None)
+
+
+def _elements(value: ir.Value) -> int:
+    tensor = constant(value)
+    return int(tensor.size) if tensor is not None else 0
+
+
+def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Layer:
+    first = sightings[0]
+    tensor = constant(root)
+    assert tensor is not None
+    stored = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    perm = first.perm
+    uses = []
+    reason = next((s.reason for s in sightings if s.reason), None)
+    for s in sightings:
+        swapped = s.perm != perm
+        if swapped and s.perm != _swap_last(perm):
+            reason = reason or "its users see it in layouts that no one factorization serves"
+        uses.append(replace(s.use, swapped=swapped))
+    shape = tuple(stored[i] for i in perm) if perm else stored
+    layer = Layer(
+        first.use.node.name or "", first.use.node.op_type, first.kind, root, shape,
+        tensor.dtype, tuple(uses), None,
+        None if perm in ((), tuple(range(len(perm)))) else perm,
+    )
+    return replace(layer, refusal=reason or _refusal(layer, sightings, place))
+
+
+def _swap_last(perm: Shape) -> Shape:
+    return (*perm[:-2], perm[-1], perm[-2]) if len(perm) > 1 else perm
+
+
+def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | None:
+    """Why no method can replace the layer, whatever the method."""
+    if layer.kind == "quantized":
+        return f"{layer.op} is already quantized: left alone"
+    if layer.dtype not in _FLOATS:
+        return f"the weight is stored as {layer.dtype.name.lower()}: left alone"
+    if any(s.use.dtype not in _FLOATS for s in sightings):
+        return "its users cast it to something other than floating point"
+    if 0 in layer.shape:
+        return f"the weight is empty (shape {layer.shape})"
+    if place is not None:
+        return f"{place}: bodies are not rewritten by this version"
+    kinds = {s.kind for s in sightings}
+    if len(kinds) > 1:
+        ops = ", ".join(dict.fromkeys(s.use.node.op_type for s in sightings))
+        return f"shared by {ops}, which no one factorization serves"
+    if layer.weight.is_graph_output():
+        return "the weight is also an output of the graph"
+    if layer.kind == "conv":
+        if len({int_attr(s.use.node, "group", 1) for s in sightings}) > 1:
+            return "its users have different groups"
+        if any(use.swapped for use in layer.uses):
+            return "its users see it in layouts that no one factorization serves"
+        if len(layer.shape) < 3 or layer.shape[0] % max(1, layer.group):
+            return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
+    nodes = {s.use.node for s in sightings}
+    return _foreign_user(layer.weight, nodes)
+
+
+def _foreign_user(value: ir.Value, known: set[ir.Node]) -> str | None:
+    """A reason if anything but the known nodes, or views that lead to them, reads the value."""
+    for node, _ in value.uses():
+        if node in known:
+            continue
+        output = node.outputs[0]
+        if not is_standard(node, *_VIEWS) or output.is_graph_output():
+            return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
+        if (reason := _foreign_user(output, known)) is not None:
+            return reason
+    return None

@@ -1,0 +1,430 @@
+"""The main job: candidates, search, rewrite, verification of the saved file, report."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from onnxlr.decompose import RankRule
+from onnxlr.errors import ModelError, OutputError
+from onnxlr.graph_pass import GraphPass, Rank, choose_passes
+from onnxlr.latency import Comparison, compare_sessions
+from onnxlr.layer_timing import LayerTime, LayerTimer
+from onnxlr.layers import Layer, count_macs
+from onnxlr.model import Source, count_params, save, write_failure
+from onnxlr.plan import (
+    AUTO_ERRORS,
+    UNVERIFIED_AUTO_ERROR,
+    Candidate,
+    Decision,
+    Fit,
+    Plan,
+    auto_candidates,
+    fit_methods,
+    keep,
+    name_filter,
+    named_candidates,
+    plan_digest,
+    use,
+)
+from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
+from onnxlr.progress import Progress
+from onnxlr.report import Report, Size
+from onnxlr.rewrite import Choice, Factors, rewrite
+from onnxlr.runtime import Machine, Session
+from onnxlr.search import Chosen, Trials, boldest
+from onnxlr.verify import Judge, Quality
+
+Target = Literal["latency", "macs", "params", "bytes"]
+
+_BENCH_S = 3.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for, checked.
+
+    ``target`` is None when the user named none: latency then, except that named ranks are
+    written as named and latency vetoes nothing.
+    """
+
+    methods: tuple[str, ...] = ("auto",)
+    rank: RankRule = RankRule("auto")
+    target: Target | None = None
+    metric: str | None = None
+    max_drop: float = 0.01
+    include: str | None = None
+    exclude: str | None = None
+    machine: Machine = Machine()
+    batch: int = 1
+    shapes: tuple[str, ...] = ()
+    data: str | Path | None = None
+    validation: str | Path | None = None
+    labels: str | None = None
+    verify: Literal["full", "none"] = "full"
+    seed: int = 0
+
+    @property
+    def latency_vetoes(self) -> bool:
+        """Whether what isn't measurably faster is put back."""
+        if self.verify == "none":
+            return False
+        return self.target == "latency" or (self.target is None and self.rank.kind == "auto")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``optimize`` gives: the model, the plan that replays it, and the report."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+
+
+@dataclass
+class Factory:
+    """Builds and saves models for sets of choices; each factorization is made once."""
+
+    prepared: Prepared
+    folder: Path
+    file_name: str
+    _factors: dict[tuple[str, str, Rank], Factors] = field(default_factory=dict)
+
+    def build(self, choices: Mapping[str, Choice]) -> tuple[Path, int]:
+        """Write the model for these choices; gives the file and its size in bytes.
+
+        The file carries onnxlr's version and the plan's digest in its ``metadata_props``.
+        """
+        from onnxlr import __version__
+
+        prepared = self.prepared
+        model = rewrite(prepared.model, prepared.shapes, choices, self._factorize)
+        chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
+        model.metadata_props["onnxlr_version"] = __version__
+        model.metadata_props["onnxlr_plan"] = plan_digest(prepared.source.digest, chosen)
+        path = self.folder / self.file_name
+        return path, save(model, path)
+
+    def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factors:
+        key = (layer.name, graph_pass.name, rank)
+        if key not in self._factors:
+            dtype = layer.dtype.numpy()
+            self._factors[key] = tuple(
+                np.asarray(f).astype(dtype) for f in graph_pass.factorize(layer, rank)
+            )
+        return self._factors[key]
+
+
+def optimize(
+    source: Source, out: Path | None, options: Options, progress: Progress
+) -> Result:
+    """Run every stage on a loaded model, and write the result if a path is given.
+
+    Raises
+    ------
+    OnnxlrError
+        Whatever stage refuses; nothing is written then.
+    """
+    started = time.perf_counter()
+    passes = choose_passes(options.methods)
+    excluded = name_filter(options.include, options.exclude)
+    session = feeding = None
+    if options.verify == "full":
+        with progress.stage("open the model", None):
+            session = open_source(source, options.machine)
+            feeding = feed_model(
+                source, session, data=options.data, validation=options.validation,
+                labels=options.labels, shapes=options.shapes, batch=options.batch,
+                seed=options.seed,
+            )
+    with progress.stage("infer shapes", None):
+        prepared = prepare(
+            source, feed=None if feeding is None else feeding.timed, machine=options.machine,
+            shapes=options.shapes, batch=options.batch,
+        )
+    fits: dict[str, tuple[Fit, ...]] = {}
+    kept: dict[str, str] = {}
+    with progress.stage("decompose", len(prepared.layers)) as step:
+        for layer in prepared.layers:
+            why = excluded(layer)
+            found, reasons = ((), (why,)) if why else fit_methods(layer, passes)
+            fits[layer.name] = found
+            if not found:
+                kept[layer.name] = "; ".join(dict.fromkeys(reasons))
+            step(layer.name)
+    with workspace(out) as folder:
+        factory = Factory(prepared, folder, out.name if out is not None else "model.onnx")
+        run = _Run(prepared, options, fits, kept, factory, session, feeding, progress)
+        chosen = run.choose()
+        chosen, quality, speed = run.settle(chosen)
+        plan = Plan(source.digest, run.decisions(chosen), options.seed)
+        path, size = run.finish(chosen)
+        if out is not None:
+            place(path, out)
+        model = onnx.load(path if out is None else out)
+        label = None if out is None else str(out)
+        report = run.report(plan, quality, speed, size, label, time.perf_counter() - started)
+    return Result(model, plan, report)
+
+
+def workspace(out: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder beside the output, so that the last step is a rename.
+
+    Raises
+    ------
+    OutputError
+        If it can't be made.
+    """
+    parent = None if out is None else out.parent
+    try:
+        return _Workspace(prefix=".onnxlr-", dir=parent)
+    except OSError as error:
+        raise OutputError(write_failure(out or Path(tempfile.gettempdir()), error)) from None
+
+
+class _Workspace(tempfile.TemporaryDirectory[str]):
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())
+
+
+def place(path: Path, out: Path) -> None:
+    """Move a finished model, its external data first, to where it belongs."""
+    try:
+        for extra in sorted(path.parent.rglob("*")):
+            if extra != path and extra.is_file():
+                target = out.parent / extra.relative_to(path.parent)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(extra, target)
+        os.replace(path, out)
+    except OSError as error:
+        raise OutputError(write_failure(out, error)) from None
+
+
+def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
+    """The original, byte for byte, with its external data."""
+    path = folder / name
+    try:
+        if source.path is None:
+            return path, save(source.model, path)
+        shutil.copyfile(source.path, path)
+        for location in source.external:
+            (folder / location).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path.parent / location, folder / location)
+    except OSError as error:
+        raise OutputError(write_failure(path, error)) from None
+    return path, source.nbytes
+
+
+@dataclass
+class _Run:
+    """The stages that share what a run has found so far."""
+
+    prepared: Prepared
+    options: Options
+    fits: Mapping[str, Sequence[Fit]]
+    kept: dict[str, str]
+    factory: Factory
+    session: Session | None
+    feeding: Feeding | None
+    progress: Progress
+    times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        self.timer = LayerTimer(self.options.machine)
+        self.judge: Judge | None = None
+        if self.session is not None and self.feeding is not None:
+            with self.progress.stage("run the original", None):
+                self.judge = Judge(self.session, self.feeding.judged, self.options.metric)
+
+    def choose(self) -> Chosen:
+        """The boldest candidates that the accuracy limit allows on the saved file."""
+        rule = self.options.rank
+        if rule.kind == "auto" and self.judge is not None:
+            errors = AUTO_ERRORS
+        else:
+            errors = (UNVERIFIED_AUTO_ERROR,)
+        with self.progress.stage("choose and verify", None) as step:
+            def verdict(chosen: Mapping[str, Candidate]) -> str | None:
+                step(f"trial of {len(chosen)} layers")
+                return self._verdict(chosen)
+
+            trials = Trials(verdict)
+            levels = [lambda error=e: self._level(error) for e in errors]
+            chosen, refused = boldest(levels, trials)
+            self.trials = trials.made
+        self.kept |= refused
+        return {n: c for n, c in chosen.items()}
+
+    def settle(self, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:
+        """Measure the saved file once more; put back layers until it pays, or all of them."""
+        if self.judge is None or self.session is None or self.feeding is None:
+            return chosen, None, None
+        while chosen:
+            with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
+                path, _ = self.factory.build({n: c.choice for n, c in chosen.items()})
+                candidate = Session(path, self.options.machine, "the optimized model")
+                quality = self.judge.judge(candidate)
+                speed = compare_sessions(self.session, candidate, self.feeding.timed, _BENCH_S)
+            why = self._over(quality)
+            if why is None and self.options.latency_vetoes and speed.verdict != "faster":
+                why = (
+                    f"the whole model is not measurably faster with it "
+                    f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
+                )
+            if why is None:
+                return chosen, quality, speed
+            ranked = sorted(chosen, key=lambda n: -self._saved(n, chosen[n]))
+            for name in ranked[len(ranked) // 2 :]:
+                self.kept[name] = f"put back: {why}"
+            chosen = {n: chosen[n] for n in ranked[: len(ranked) // 2]}
+        with self.progress.stage("verify", None):
+            quality = self.judge.judge(self.session)
+            speed = compare_sessions(self.session, self.session, self.feeding.timed, 1.0)
+        return {}, quality, speed
+
+    def finish(self, chosen: Chosen) -> tuple[Path, int]:
+        """The file to hand over: built anew, or the original where nothing is replaced."""
+        if not chosen:
+            return copy_source(self.prepared.source, self.factory.folder, self.factory.file_name)
+        return self.factory.build({n: c.choice for n, c in chosen.items()})
+
+    def decisions(self, chosen: Mapping[str, Candidate]) -> tuple[Decision, ...]:
+        """A decision with its reason for every layer."""
+        rows = []
+        for layer in self.prepared.layers:
+            item = chosen.get(layer.name)
+            if item is None:
+                rows.append(keep(layer, self.kept.get(layer.name, "no method was chosen")))
+                continue
+            rows.append(use(layer, item, self._why(layer, item)))
+        return tuple(rows)
+
+    def report(
+        self, plan: Plan, quality: Quality | None, speed: Comparison | None, size: int,
+        out: str | None, seconds: float,
+    ) -> Report:
+        """All of it, with the verdict in a sentence."""
+        from onnxlr import __version__
+
+        source, decisions = self.prepared.source, plan.decisions
+        before = Size(
+            source.label, source.nbytes, count_params(source.model),
+            count_macs(self.prepared.model, self.prepared.shapes),
+        )
+        params = before.params - sum(d.params_before - d.params_after for d in plan.replaced)
+        macs = before.macs - sum(
+            (d.macs_before or 0) - (d.macs_after or 0) for d in plan.replaced
+        )
+        after = Size(out, size, params, macs)
+        words = "not run (--verify none): only the graph was checked"
+        if self.feeding is not None:
+            words = f"the saved file, in full, on {self.feeding.words}"
+        notes = []
+        if speed is not None and plan.replaced and speed.verdict == "slower":
+            notes.append(
+                f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
+                "named, so that latency vetoed nothing; --target latency puts such layers back"
+            )
+        replaced = len(plan.replaced)
+        verdict = (
+            f"{replaced} of {len(decisions)} layers replaced" if replaced
+            else "no gain: the output equals the input"
+        )
+        shape = next(iter(self.prepared.input_shapes.values()), ())
+        return Report(
+            __version__, before, after, quality, speed, self.options.machine,
+            shape[0] if shape else 1, decisions, verdict, words, seconds, tuple(notes),
+        )
+
+    def _level(self, error: float) -> Chosen:
+        """The set of replacements at a weight error (`auto`), or at the named ranks."""
+        chosen: Chosen = {}
+        for layer in self.prepared.layers:
+            fits = self.fits[layer.name]
+            if not fits:
+                continue
+            found = (
+                auto_candidates(layer, fits, error) if self.options.rank.kind == "auto"
+                else named_candidates(layer, fits, self.options.rank)
+            )
+            if isinstance(found, list) and self.options.latency_vetoes:
+                found = self._fastest(layer, found)
+            if isinstance(found, str):
+                self.kept[layer.name] = found
+            else:
+                chosen[layer.name] = found[0]
+        return chosen
+
+    def _fastest(self, layer: Layer, found: Sequence[Candidate]) -> list[Candidate] | str:
+        """The candidates that are measurably faster than the layer alone, fastest first."""
+        paying: list[tuple[float, Candidate]] = []
+        slow = []
+        for item in found:
+            timed = self.timer.time(self.prepared.model, layer, item.choice)
+            if timed is None:
+                paying.append((0.0, item))  # the whole model's timing will tell
+                continue
+            self.times[layer.name, item] = timed
+            if timed.faster:
+                paying.append((-timed.saved_ms, item))
+            else:
+                slow.append(
+                    f"{item.choice.graph_pass.name} at rank {item.choice.rank[0]} takes "
+                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not faster"
+                )
+        paying.sort(key=lambda pair: pair[0])
+        return [item for _, item in paying] or "; ".join(slow)
+
+    def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
+        path, size = self.factory.build({n: c.choice for n, c in chosen.items()})
+        limit = self.prepared.source.nbytes
+        if size > limit:
+            return f"the file would grow from {limit:,} to {size:,} bytes"
+        if self.judge is None:
+            onnx.checker.check_model(path)
+            return None
+        try:
+            candidate = Session(path, self.options.machine, "the optimized model")
+            quality = self.judge.judge(candidate)
+        except ModelError as error:
+            return str(error)
+        return self._over(quality)
+
+    def _over(self, quality: Quality) -> str | None:
+        # The tolerance is for the last bit of a difference of two shares, no more.
+        if quality.drop <= self.options.max_drop + 1e-12:
+            return None
+        direction = "rise to" if quality.metric == "rel-error" else "drop by"
+        return (
+            f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is "
+            f"{self.options.max_drop:g}"
+        )
+
+    def _saved(self, name: str, item: Candidate) -> float:
+        timed = self.times.get((name, item))
+        if timed is not None:
+            return timed.saved_ms
+        layer = next(ly for ly in self.prepared.layers if ly.name == name)
+        return (layer.macs or layer.params) - (item.macs or item.params)
+
+    def _why(self, layer: Layer, item: Candidate) -> str:
+        words = []
+        timed = self.times.get((layer.name, item))
+        if timed is not None:
+            words.append(
+                f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "
+                f"({timed.before_ms / timed.after_ms:.2f}×)"
+            )
+        words.append(f"{item.params / layer.params:.0%} of the parameters")
+        if layer.macs and item.macs is not None:
+            words.append(f"{item.macs / layer.macs:.0%} of the MACs")
+        return ", ".join(words)
+

@@ -1,0 +1,313 @@
+"""Which layer, which method, which rank: candidates, decisions, and the plan that replays them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.decompose import RankRule, spectrum, tail_error
+from onnxlr.decompose.ranks import storage_precision
+from onnxlr.errors import UsageError
+from onnxlr.graph_pass import GraphPass, Rank, choose_passes
+from onnxlr.layers import Layer
+from onnxlr.rewrite import Choice
+
+KEEP = "keep"
+
+# Relative weight errors among which the rank rule `auto` searches for what the metric allows.
+AUTO_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+UNVERIFIED_AUTO_ERROR = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A method that exists for a layer, with the spectrum that decides its rank.
+
+    Attributes
+    ----------
+    graph_pass : GraphPass
+    values : ndarray of shape (g, L)
+        Singular values of the method's unfolding.
+    errors : ndarray of shape (L + 1,)
+        Relative weight error at every rank.
+    limit : int
+        The largest rank that saves both parameters and MACs; 0 if none does.
+    """
+
+    graph_pass: GraphPass
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    limit: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at a rank, with what it costs and what it does to the weight."""
+
+    choice: Choice
+    params: int
+    macs: int | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a layer, and why. One row of the report."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    decision: str
+    rank: Rank | None
+    reason: str
+    params_before: int
+    params_after: int
+    macs_before: int | None
+    macs_after: int | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one model; the same plan on the same model gives the same bytes."""
+
+    model: str
+    decisions: tuple[Decision, ...]
+    seed: int = 0
+
+    @property
+    def replaced(self) -> tuple[Decision, ...]:
+        """The decisions that change a layer."""
+        return tuple(d for d in self.decisions if d.decision != KEEP)
+
+    @property
+    def digest(self) -> str:
+        """Of what determines the bytes: the model and each replaced layer's method and rank."""
+        return plan_digest(self.model, {d.name: (d.decision, d.rank) for d in self.replaced})
+
+    def choices(self) -> dict[str, Choice]:
+        """The passes and ranks by layer name.
+
+        Raises
+        ------
+        UsageError
+            If a method isn't installed.
+        """
+        return {
+            d.name: Choice(choose_passes((d.decision,))[0], d.rank or ()) for d in self.replaced
+        }
+
+    def to_json(self) -> str:
+        """Readable, diffable JSON with a row a layer."""
+        from onnxlr import __version__
+
+        head = {"onnxlr_version": __version__, "model": self.model, "seed": self.seed}
+        rows = ",\n".join("    " + json.dumps(asdict(d)) for d in self.decisions)
+        return json.dumps(head, indent=2)[:-2] + f',\n  "layers": [\n{rows}\n  ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str, label: str = "the plan") -> "Plan":
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        UsageError
+            If it is no plan.
+        """
+        try:
+            data = json.loads(text)
+            decisions = tuple(_decision(row) for row in data["layers"])
+            return cls(str(data["model"]), decisions, int(data.get("seed", 0)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                f"{label} is no onnxlr plan ({type(error).__name__}: {error}): write one with "
+                "onnxlr optimize --plan-out"
+            ) from None
+
+
+def _decision(row: Mapping[str, Any]) -> Decision:
+    rank = row["rank"]
+    fields = {**row, "shape": tuple(row["shape"]), "rank": None if rank is None else tuple(rank)}
+    decision = Decision(**fields)
+    named = all(isinstance(s, str) for s in (decision.name, decision.decision))
+    ranked = decision.decision == KEEP or (
+        decision.rank and all(isinstance(r, int) and r > 0 for r in decision.rank)
+    )
+    if not named or not ranked:
+        raise ValueError(f"the row of {decision.name!r} has no usable method and rank")
+    return decision
+
+
+def plan_digest(model: str, chosen: Mapping[str, tuple[str, Rank | None]]) -> str:
+    """SHA-256 of a model's digest and the chosen method and rank of each layer."""
+    text = json.dumps([model, sorted((n, m, r) for n, (m, r) in chosen.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fit_methods(
+    layer: Layer, passes: Sequence[GraphPass]
+) -> tuple[tuple[Fit, ...], tuple[str, ...]]:
+    """The methods that exist for a layer, and the reasons of those that don't."""
+    if layer.refusal is not None:
+        return (), (layer.refusal,)
+    fits, reasons = [], []
+    for graph_pass in passes:
+        reason = graph_pass.refuse(layer)
+        if reason is not None:
+            reasons.append(reason)
+            continue
+        values = spectrum(graph_pass.unfoldings(layer)[0])
+        fits.append(Fit(graph_pass, values, tail_error(values), break_even(layer, graph_pass)))
+    return tuple(fits), tuple(reasons)
+
+
+def break_even(layer: Layer, graph_pass: GraphPass) -> int:
+    """The largest rank at which a method stores less and computes less than the layer; 0 if none.
+
+    Exact arithmetic on the method's own counts, for the weight stored once and all of its users.
+    """
+    _, m, n = graph_pass.unfolding_shapes(layer)[0]
+    low, high = 0, min(m, n)
+    while low < high:  # both counts rise with the rank
+        middle = (low + high + 1) // 2
+        if saves(layer, graph_pass, (middle,)):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
+    """Whether the chain has fewer parameters and, where shapes are known, fewer MACs."""
+    before, after = layer.macs, graph_pass.macs(layer, rank)
+    fewer = before is None or after is None or after < before
+    return graph_pass.params(layer, rank) < layer.params and fewer
+
+
+def candidate(layer: Layer, fit: Fit, rank: int) -> Candidate:
+    """Cost and error of a fit at a rank."""
+    graph_pass = fit.graph_pass
+    return Candidate(
+        Choice(graph_pass, (rank,)), graph_pass.params(layer, (rank,)),
+        graph_pass.macs(layer, (rank,)), float(fit.errors[rank]),
+    )
+
+
+def named_candidates(layer: Layer, fits: Sequence[Fit], rule: RankRule) -> list[Candidate] | str:
+    """Every method at the rank that a rule gives it, cheapest first, or why there is none."""
+    found, reasons = [], []
+    precision = storage_precision(layer.dtype.numpy())
+    for fit in fits:
+        _, m, n = fit.graph_pass.unfolding_shapes(layer)[0]
+        rank = rule.select(fit.values, m, n, precision)
+        if rank == 0:
+            reasons.append(_zero_rank(rule, fit))
+        elif rank > fit.limit:
+            reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
+        else:
+            found.append(candidate(layer, fit, rank))
+    return sorted(found, key=_cost) if found else "; ".join(dict.fromkeys(reasons))
+
+
+def auto_candidates(
+    layer: Layer, fits: Sequence[Fit], error: float
+) -> list[Candidate] | str:
+    """Every method at its smallest rank on the hardware's grid within a weight error."""
+    found, reasons = [], []
+    for fit in fits:
+        needed = int(np.argmax(fit.errors <= error))
+        rank = round_up(max(needed, 1), fit.limit)
+        if rank > fit.limit:
+            reasons.append(_no_gain(layer, fit, max(needed, 1), f"a weight error of {error:g}"))
+        else:
+            found.append(candidate(layer, fit, rank))
+    return sorted(found, key=_cost) if found else "; ".join(dict.fromkeys(reasons))
+
+
+def round_up(rank: int, limit: int) -> int:
+    """The rank on the hardware's grid at or above this one, as long as the limit allows it.
+
+    Kernels work in blocks of 16 channels (8 and 4 in narrow layers): the ranks up to the next
+    multiple are nearly free, and a rank just above one costs nearly the next.
+    """
+    step = 16 if limit >= 48 else 8 if limit >= 16 else 4 if limit >= 8 else 1
+    rounded = -(-rank // step) * step
+    return rounded if rounded <= limit else rank
+
+
+def _cost(item: Candidate) -> tuple[int, int, float]:
+    return (item.macs if item.macs is not None else item.params, item.params, item.error)
+
+
+def _zero_rank(rule: RankRule, fit: Fit) -> str:
+    if not fit.values.any():
+        return "the weight is all zeros"
+    return f"{fit.graph_pass.name}: {rule} finds no component above the noise (rank 0)"
+
+
+def _no_gain(layer: Layer, fit: Fit, rank: int, wanted: str) -> str:
+    name = fit.graph_pass.name
+    if fit.limit == 0:
+        one = fit.graph_pass.params(layer, (1,))
+        return (
+            f"{name}: no rank saves anything (rank 1 takes {one:,} parameters, "
+            f"{layer.params:,} are stored)"
+        )
+    full = fit.values.shape[1]
+    words = "full rank " if rank == full else "rank "
+    return f"{name}: {wanted} needs {words}{rank}, only up to {fit.limit} saves anything"
+
+
+def keep(layer: Layer, reason: str) -> Decision:
+    """The decision to leave a layer as it is."""
+    return Decision(
+        layer.name, layer.op, layer.shape, KEEP, None, reason,
+        layer.params, layer.params, layer.macs, layer.macs, None,
+    )
+
+
+def use(layer: Layer, item: Candidate, reason: str) -> Decision:
+    """The decision to replace a layer."""
+    return Decision(
+        layer.name, layer.op, layer.shape, item.choice.graph_pass.name, item.choice.rank, reason,
+        layer.params, item.params, layer.macs, item.macs, item.error,
+    )
+
+
+def name_filter(
+    include: str | None, exclude: str | None
+) -> Callable[[Layer], str | None]:
+    """A function that says why ``--include`` and ``--exclude`` leave a layer out; None if not.
+
+    The expressions are searched in the layer's, its weight's and its users' names.
+
+    Raises
+    ------
+    UsageError
+        If one is no regular expression.
+    """
+    try:
+        wanted = re.compile(include) if include else None
+        unwanted = re.compile(exclude) if exclude else None
+    except re.error as error:
+        raise UsageError(f"--include/--exclude: not a regular expression: {error}") from None
+
+    def excluded(layer: Layer) -> str | None:
+        names = [layer.name, layer.weight.name or "", *(u.node.name or "" for u in layer.uses)]
+        if wanted is not None and not any(wanted.search(n) for n in names):
+            return f"not named by --include {include}"
+        if unwanted is not None and any(unwanted.search(n) for n in names):
+            return f"named by --exclude {exclude}"
+        return None
+
+    return excluded
+
+
+def with_reason(decision: Decision, reason: str) -> Decision:
+    """The same decision for another reason."""
+    return replace(decision, reason=reason)

@@ -1,0 +1,166 @@
+"""From a loaded model to what every command works on: shapes, feeds and layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxlr.data import Samples, load_samples
+from onnxlr.errors import UsageError
+from onnxlr.inputs import (
+    InputSpec,
+    candidate_shapes,
+    find_runnable_shapes,
+    input_specs,
+    parse_shapes,
+    synthetic_feeds,
+)
+from onnxlr.layers import Layer, Shape, find_layers
+from onnxlr.model import Source, fold_batch_norms, to_proto
+from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.shapes import infer_shapes, observe_shapes
+
+SYNTHETIC_SAMPLES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model ready to be factorized.
+
+    Attributes
+    ----------
+    source : Source
+    model : onnx_ir.Model
+        The source's model with its BatchNormalizations folded.
+    specs : tuple of InputSpec
+    input_shapes : dict
+        The static input shapes that MACs and times are for.
+    shapes : dict
+        Static shapes of the main graph's tensors, as far as known.
+    layers : tuple of Layer
+    folded : int
+        BatchNormalizations folded.
+    """
+
+    source: Source
+    model: ir.Model
+    specs: tuple[InputSpec, ...]
+    input_shapes: dict[str, Shape]
+    shapes: dict[str, Shape]
+    layers: tuple[Layer, ...]
+    folded: int
+
+
+@dataclass(frozen=True, eq=False)
+class Feeding:
+    """What a model is run on.
+
+    Attributes
+    ----------
+    timed : feed
+        One feed of the batch that is timed.
+    judged : Samples or list of feeds
+        What quality is measured on: the user's validation samples, or synthetic feeds.
+    words : str
+        What it is, for the report.
+    """
+
+    timed: Feed
+    judged: Samples | Sequence[Feed]
+    words: str
+
+
+def open_source(source: Source, machine: Machine) -> Session:
+    """The original in ONNX Runtime."""
+    if source.path is not None:
+        return Session(source.path, machine, source.label)
+    return Session(to_proto(source.model).SerializeToString(), machine, source.label)
+
+
+def feed_model(
+    source: Source,
+    session: Session,
+    *,
+    data: str | Path | None = None,
+    validation: str | Path | None = None,
+    labels: str | None = None,
+    shapes: Sequence[str] = (),
+    batch: int = 1,
+    seed: int = 0,
+) -> Feeding:
+    """Decide what the model is run on: the user's samples if given, else synthetic ones.
+
+    Raises
+    ------
+    UsageError
+        If labels or validation samples come without data, or shapes with it.
+    DataError
+        If the samples don't fit the model.
+    ModelError
+        If the model runs on nothing that was tried.
+    """
+    specs = input_specs(source.model)
+    given = parse_shapes(shapes, specs)
+    if data is None:
+        if validation is not None or labels is not None:
+            raise UsageError("--validation and --labels go with --data: name the samples")
+        found, level = find_runnable_shapes(source.model, session, given, batch, seed)
+        timed = synthetic_feeds(source.model, found, level, seed, 1)[0]
+        judged = synthetic_feeds(source.model, found, level, seed, SYNTHETIC_SAMPLES)
+        return Feeding(timed, judged, "synthetic inputs: give --data for a verdict on real ones")
+    if given:
+        raise UsageError("--shape and --data exclude each other: the samples have shapes")
+    samples = load_samples(data, specs, labels)
+    judged_samples = (
+        load_samples(validation, specs, labels) if validation is not None
+        else samples.split(seed)[1]
+    )
+    size = samples.batch if samples.batch == 1 or _fixed(specs) else batch
+    timed = next(iter(samples.batches(size)))[0]
+    words = f"{len(judged_samples)} samples of {judged_samples.label}"
+    return Feeding(timed, judged_samples, words)
+
+
+def _fixed(specs: Sequence[InputSpec]) -> bool:
+    return any(s.fixed_batch is not None for s in specs)
+
+
+def prepare(
+    source: Source,
+    *,
+    feed: Feed | None,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+    shapes: Sequence[str] = (),
+    batch: int = 1,
+) -> Prepared:
+    """Fold, infer shapes and find the layers.
+
+    Parameters
+    ----------
+    source : Source
+    feed : feed or None
+        A feed that the model is known to run on. Without one, nothing is run: the first sizes
+        worth trying are taken, and shapes that inference doesn't find stay unknown.
+    """
+    model = source.model.clone()
+    folded = fold_batch_norms(model)
+    specs = input_specs(model)
+    if feed is not None:
+        input_shapes = {name: tuple(a.shape) for name, a in feed.items()}
+    else:
+        given = parse_shapes(shapes, specs)
+        input_shapes = next(iter(candidate_shapes(specs, given, batch)))
+    known = infer_shapes(model, input_shapes)
+    layers = find_layers(model, known)
+    unknown = [
+        name
+        for layer in layers
+        for use in layer.uses
+        for name in (use.x.name or "", use.node.outputs[0].name or "")
+        if name not in known and use.node.graph is model.graph
+    ]
+    if unknown and feed is not None:
+        known |= observe_shapes(model, unknown, feed, machine)
+        layers = find_layers(model, known)
+    return Prepared(source, model, specs, input_shapes, known, layers, folded)

@@ -1,0 +1,105 @@
+"""What a run found and decided, as data: the JSON of the contract."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from onnxlr.latency import Comparison
+from onnxlr.plan import KEEP, Decision
+from onnxlr.runtime import Machine
+from onnxlr.verify import Quality
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's weight: bytes of its files, weight elements, and multiply-accumulates a run."""
+
+    path: str | None
+    bytes: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is said about a run.
+
+    Attributes
+    ----------
+    verdict : str
+        One sentence: what came out, or why nothing did.
+    quality, speed : or None
+        None where ``--verify none`` asked not to run the model.
+    batch : int
+    verified : str
+        What verification was done, and on what.
+    notes : tuple of str
+        What the user should know besides.
+    """
+
+    version: str
+    input: Size
+    output: Size
+    quality: Quality | None
+    speed: Comparison | None
+    machine: Machine
+    batch: int
+    decisions: tuple[Decision, ...]
+    verdict: str
+    verified: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """Ratio of the multiply-accumulates."""
+        return self.input.macs / self.output.macs if self.output.macs else 1.0
+
+    @property
+    def replaced(self) -> tuple[Decision, ...]:
+        """The decisions that change a layer."""
+        return tuple(d for d in self.decisions if d.decision != KEEP)
+
+    def methods(self) -> Counter[str]:
+        """How many layers each method replaces."""
+        return Counter(d.decision for d in self.replaced)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of the contract."""
+        quality, speed = self.quality, self.speed
+        return {
+            "onnxlr_version": self.version,
+            "verdict": self.verdict,
+            "input": vars(self.input),
+            "output": vars(self.output),
+            "metric": None if quality is None else {
+                "name": quality.metric,
+                "original": quality.original,
+                "optimized": quality.optimized,
+            },
+            "fidelity": None if quality is None else vars(quality.fidelity),
+            "speed": {
+                "provider": self.machine.provider,
+                "threads": self.machine.threads,
+                "batch": self.batch,
+                "original_ms": None if speed is None else speed.a.median_ms,
+                "optimized_ms": None if speed is None else speed.b.median_ms,
+                "speedup": None if speed is None else speed.speedup,
+                "speedup_interval": None if speed is None else [speed.low, speed.high],
+                "verdict": None if speed is None else speed.verdict,
+                "theoretical_speedup": self.theoretical_speedup,
+            },
+            "verified": self.verified,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "layers": [decision_row(d) for d in self.decisions],
+        }
+
+
+def decision_row(decision: Decision) -> dict[str, Any]:
+    """A decision as a row of the contract; a rank of one number is a number."""
+    row = dict(vars(decision))
+    rank = decision.rank
+    row["rank"] = rank if rank is None else rank[0] if len(rank) == 1 else list(rank)
+    row["shape"] = list(decision.shape)
+    return row

@@ -1,0 +1,107 @@
+"""Writing chains into a graph in place of the layers that a plan names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.graph_pass import AttributeValue, GraphPass, Rank
+from onnxlr.layers import Layer, Shapes, Use, find_layers
+from onnxlr.model import Names, add_initializer, opset, remove_unused
+
+Factors = tuple[NDArray[np.generic], ...]
+Factorize = Callable[[Layer, GraphPass, Rank], Factors]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What replaces a layer: the pass and its rank."""
+
+    graph_pass: GraphPass
+    rank: Rank
+
+
+def rewrite(
+    model: ir.Model, shapes: Shapes, choices: Mapping[str, Choice], factorize: Factorize
+) -> ir.Model:
+    """A copy of a prepared model with the chosen layers replaced; the weights kept are shared.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    shapes : mapping of str to tuple of int
+    choices : mapping of str to Choice
+        By layer name.
+    factorize : callable
+        ``(layer, graph_pass, rank) -> factors``, which may look them up.
+    """
+    result = model.clone()
+    names = Names(result)
+    for layer in find_layers(result, shapes):
+        choice = choices.get(layer.name)
+        if choice is not None:
+            factors = factorize(layer, choice.graph_pass, choice.rank)
+            replace_layer(result, layer, choice.graph_pass, factors, names)
+    if choices and result.ir_version < 4:
+        # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
+        result.ir_version = 4
+    return result
+
+
+def replace_layer(
+    model: ir.Model, layer: Layer, graph_pass: GraphPass, factors: Factors, names: Names
+) -> None:
+    """Replace every user of a layer by the chain of a pass, in place.
+
+    Each factor is stored once, as the weight was, and cast where the weight was cast.
+    """
+    method = graph_pass.name.replace("-", "_")
+    stem = layer.weight.name or layer.name
+    stored = [
+        add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
+        for i, factor in enumerate(factors)
+    ]
+    for use in layer.uses:
+        writer = _GraphWriter(model, use, method, names)
+        cast = tuple(
+            writer.op("Cast", [f], {"to": int(use.dtype)}) if use.dtype != layer.dtype else f
+            for f in stored
+        )
+        output = graph_pass.write(layer, use, cast, writer)
+        node = use.node
+        stale = [v for v in node.inputs if v is not None]
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
+        )
+        remove_unused(stale)
+
+
+class _GraphWriter:
+    """Names and collects the nodes of one chain (the ``Writer`` that a pass is given)."""
+
+    def __init__(self, model: ir.Model, use: Use, method: str, names: Names) -> None:
+        self.opset = opset(model)
+        self.nodes: list[ir.Node] = []
+        self._graph = model.graph
+        self._names = names
+        self._node_stem = f"{use.node.name or use.node.outputs[0].name}/{method}"
+        self._value_stem = f"{use.node.outputs[0].name}/{method}"
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
+        """Add a node; the last one written takes over the original's output name."""
+        i = len(self.nodes)
+        node = ir.node(
+            op_type, inputs, attributes, name=self._names.unused(f"{self._node_stem}_{i}")
+        )
+        node.outputs[0].name = self._names.unused(f"{self._value_stem}_{i}")
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Add a small constant that is no factor."""
+        name = self._names.unused(f"{self._value_stem}_constant")
+        return add_initializer(self._graph, name, array, dtype)

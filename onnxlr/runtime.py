@@ -1,0 +1,126 @@
+"""ONNX Runtime sessions: one place that opens them, and says clearly why one can't be opened."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.errors import ModelError, RuntimeMissingError
+from onnxlr.model import one_line
+
+Provider = Literal["cpu", "cuda"]
+Feed = Mapping[str, NDArray[Any]]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_SILENT = 4  # fatal only: failures come back as exceptions, and are told once
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where inference runs: execution provider and intra-op threads."""
+
+    provider: Provider = "cpu"
+    threads: int = 1
+
+
+class Session:
+    """A model opened in ONNX Runtime, run by name.
+
+    Raises
+    ------
+    ModelError
+        If the runtime refuses the model.
+    RuntimeMissingError
+        If no runtime is installed or the provider isn't there. A CUDA session that fell back to
+        the CPU is an error, not a result.
+    """
+
+    def __init__(
+        self, model: bytes | str | os.PathLike[str], machine: Machine, label: str = ""
+    ) -> None:
+        runtime = _onnxruntime()
+        wanted = _PROVIDERS[machine.provider]
+        if wanted not in runtime.get_available_providers():
+            raise RuntimeMissingError(
+                f"this ONNX Runtime ({runtime.__version__}) has no {wanted}: "
+                "pip install 'onnxlr[cuda]' in place of 'onnxlr[cpu]'"
+            )
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = machine.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        # Idle spinning of one session's threads would slow the session it is compared with.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
+        self.machine = machine
+        source = model if isinstance(model, bytes) else str(Path(model))
+        try:
+            self.raw = runtime.InferenceSession(source, options, providers=[wanted])
+        except Exception as error:
+            raise ModelError(
+                f"ONNX Runtime {runtime.__version__} can't open {self.label}: {_reason(error)}"
+            ) from None
+        if self.raw.get_providers()[0] != wanted:
+            raise RuntimeMissingError(
+                f"ONNX Runtime fell back from {wanted} to {self.raw.get_providers()[0]}: "
+                "check the CUDA and cuDNN libraries, or use --provider cpu"
+            )
+        self.output_names: tuple[str, ...] = tuple(o.name for o in self.raw.get_outputs())
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """All outputs by name.
+
+        Raises
+        ------
+        ModelError
+            If the model fails on this feed.
+        """
+        try:
+            values = self.raw.run(None, dict(feed))
+        except Exception as error:
+            shapes = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feed.items())
+            raise ModelError(f"{self.label} fails on inputs {shapes}: {_reason(error)}") from None
+        return {n: np.asarray(v) for n, v in zip(self.output_names, values, strict=True)}
+
+    def bound(self, feed: Feed) -> Any:
+        """A function that runs the model on this feed with everything bound on the device."""
+        runtime = _onnxruntime()
+        device = "cuda" if self.machine.provider == "cuda" else "cpu"
+        binding = self.raw.io_binding()
+        for name, array in feed.items():
+            binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(array, device))
+        for name in self.output_names:
+            binding.bind_output(name, device)
+
+        def once() -> None:
+            self.raw.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return once
+
+
+def runtime_version() -> str:
+    """Version of the installed ONNX Runtime."""
+    return str(_onnxruntime().__version__)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RuntimeMissingError(
+            "ONNX Runtime isn't installed: pip install 'onnxlr[cpu]', or 'onnxlr[cuda]' for a GPU"
+        ) from None
+    onnxruntime.set_default_logger_severity(_SILENT)
+    return onnxruntime
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's message without its error class and code."""
+    text = one_line(error)
+    parts = text.split(" : ", 3)
+    return parts[3] if text.startswith("[ONNXRuntimeError]") and len(parts) == 4 else text

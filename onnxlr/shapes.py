@@ -1,0 +1,72 @@
+"""Static shapes of a model's tensors for given input shapes."""
+
+from collections.abc import Iterable, Mapping
+
+import onnx
+import onnx_ir as ir
+
+from onnxlr.errors import ModelError
+from onnxlr.layers import Shape
+from onnxlr.model import to_proto
+from onnxlr.runtime import Feed, Machine, Session
+
+_SMALL = 1024  # elements; a larger initializer doesn't decide shapes, and its data stays behind
+
+
+def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of the main graph's tensors by ONNX shape inference with data propagation.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    inputs : mapping of str to tuple of int
+        A static shape for every graph input.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Every tensor whose shape came out static; the others are absent.
+    """
+    sketch = model.clone()
+    for name, value in list(sketch.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.size > _SMALL:
+            sketch.graph.initializers.pop(name)
+            if value not in sketch.graph.inputs:
+                sketch.graph.inputs.append(value)
+    for value in sketch.graph.inputs:
+        if value.name in inputs:
+            value.shape = ir.Shape(inputs[value.name])
+    # Shapes stored for the dynamic model would be merged with, and may contradict, the static.
+    for node in sketch.graph:
+        for output in node.outputs:
+            output.shape = None
+    proto = to_proto(sketch)
+    del proto.graph.value_info[:]
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # inference stops at what it can't merge; running the model decides then
+        return dict(inputs)
+    shapes = dict(inputs)
+    for info in (*proto.graph.value_info, *proto.graph.output):
+        tensor_type = info.type.tensor_type
+        if tensor_type.HasField("shape"):
+            dims = tuple(d.dim_value for d in tensor_type.shape.dim)
+            if all(d.HasField("dim_value") for d in tensor_type.shape.dim):
+                shapes[info.name] = dims
+    return shapes
+
+
+def observe_shapes(
+    model: ir.Model, names: Iterable[str], feed: Feed, machine: Machine
+) -> dict[str, Shape]:
+    """Shapes of intermediate tensors, seen by running the model once with them as outputs."""
+    proto = to_proto(model)
+    present = {o.name for o in proto.graph.output}
+    wanted = [n for n in dict.fromkeys(names) if n]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in present)
+    try:
+        outputs = Session(proto.SerializeToString(), machine, "the model").run(feed)
+    except (ModelError, ValueError):
+        return {}
+    return {n: tuple(outputs[n].shape) for n in wanted if n in outputs}

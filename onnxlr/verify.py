@@ -1,0 +1,317 @@
+"""Judging a saved model beside the original: the user's metric, and numerical fidelity."""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.data import Samples
+from onnxlr.errors import DataError, ModelError, UsageError
+from onnxlr.runtime import Feed, Session
+
+Outputs = dict[str, NDArray[Any]]
+
+METRICS = ("top1", "agreement", "rel-error", "cosine")
+_REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the outputs are to the original's, over all samples.
+
+    Attributes
+    ----------
+    rel_error : float
+        ‖y − ŷ‖ / ‖y − ȳ‖ of the output where it is largest, ȳ being the mean over the samples.
+    cosine : float
+        Cosine between y and ŷ, of the output where it is smallest.
+    agreement : float or None
+        Share of samples with the same arg-max; None where no output is one vector of classes.
+    """
+
+    rel_error: float
+    cosine: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The metric's value for the original and for a candidate, and the candidate's fidelity."""
+
+    metric: str
+    original: float
+    optimized: float
+    fidelity: Fidelity
+
+    @property
+    def drop(self) -> float:
+        """What the candidate loses, in the metric's unit; infinite if it isn't a number."""
+        worse = self.original - self.optimized
+        worse = -worse if self.metric == "rel-error" else worse
+        return worse if math.isfinite(worse) else math.inf
+
+
+class Judge:
+    """Runs candidates on fixed samples and compares them with the original.
+
+    Parameters
+    ----------
+    original : Session
+    samples : Samples or sequence of feeds
+        The user's validation samples, or synthetic feeds.
+    metric : str or None
+        One of ``METRICS``, ``module:function``, or None for the default: ``top1`` with labels,
+        else ``agreement`` for a single output of one class vector, else ``rel-error``.
+
+    Raises
+    ------
+    UsageError
+        If the metric is none of these or its function can't be imported.
+    DataError
+        If it needs labels or class scores that aren't there.
+    """
+
+    def __init__(
+        self, original: Session, samples: Samples | Sequence[Feed], metric: str | None
+    ) -> None:
+        self._original = original
+        self._samples = samples
+        self._batch = _workable_batch(original, samples)
+        self._kept: list[Outputs] | None = []
+        self._spreads: dict[str, _Spread] = {}
+        self._measure_original()
+        self.labels = samples.labels if isinstance(samples, Samples) else None
+        self._user = _user_metric(metric) if metric and ":" in metric else None
+        self.metric = metric or self._default_metric()
+        if self._user is None:
+            self._check(self.metric)
+        self._baseline: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples judged on."""
+        if isinstance(self._samples, Samples):
+            return len(self._samples)
+        return sum(next(iter(f.values())).shape[0] if f and next(iter(f.values())).ndim else 1
+                   for f in self._samples)
+
+    def judge(self, candidate: Session) -> Quality:
+        """Run a candidate on every sample."""
+        totals = {name: _Totals() for name in self._spreads}
+        agree = right = right_before = count = 0
+        for i, (feed, index) in enumerate(self._feeds()):
+            before = self._reference(i, feed, index)
+            after = _cut(candidate.run(feed), feed, index)
+            for name, total in totals.items():
+                total.add(before[name], after.get(name))
+            if self._classes is not None:
+                guess, original = after[self._classes].argmax(-1), before[self._classes].argmax(-1)
+                count += guess.size
+                agree += int(np.count_nonzero(guess == original))
+                if self.metric == "top1" and self.labels is not None:
+                    right += int(np.count_nonzero(guess == self.labels[index]))
+                    right_before += int(np.count_nonzero(original == self.labels[index]))
+        shown = self._one_vector or self.metric == "agreement"
+        fidelity = Fidelity(
+            max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
+            min(t.cosine() for t in totals.values()),
+            agree / count if count and shown else None,
+        )
+        if self._user is not None:
+            if self._baseline is None:
+                self._baseline = self._call_user(self._original)
+            return Quality(self.metric, self._baseline, self._call_user(candidate), fidelity)
+        values = {
+            "top1": (right_before / max(count, 1), right / max(count, 1)),
+            "agreement": (1.0, agree / max(count, 1)),
+            "rel-error": (0.0, fidelity.rel_error),
+            "cosine": (1.0, fidelity.cosine),
+        }
+        return Quality(self.metric, *values[self.metric], fidelity)
+
+    def first_feed(self, batch: int) -> Feed | None:
+        """A feed of this many of the user's samples, if they can be batched so."""
+        if not isinstance(self._samples, Samples):
+            return None
+        fixed = any(s.fixed_batch is not None for s in self._samples.specs)
+        size = self._samples.batch if fixed or self._samples.batch == 1 else batch
+        return next(iter(self._samples.batches(size)))[0]
+
+    def _default_metric(self) -> str:
+        if self.labels is not None:
+            return "top1"
+        return "agreement" if self._one_vector and len(self._spreads) == 1 else "rel-error"
+
+    def _check(self, metric: str) -> None:
+        if metric not in METRICS:
+            raise UsageError(
+                f"--metric {metric!r} is unknown: choose from {', '.join(METRICS)} or "
+                "module:function"
+            )
+        if metric == "top1" and self.labels is None:
+            raise DataError("the metric top1 needs labels: name their array with --labels")
+        if metric == "top1" and not self._one_vector:
+            raise DataError("the metric top1 needs an output of shape (batch, classes)")
+        if metric == "agreement" and self._classes is None:
+            raise DataError("the metric agreement needs an output with a last axis of classes")
+
+    def _measure_original(self) -> None:
+        held = 0
+        self._classes: str | None = None
+        self._one_vector = False
+        for feed, index in self._feeds():
+            outputs = _cut(self._original.run(feed), feed, index)
+            if not self._spreads:
+                names = [n for n, y in outputs.items() if _is_float(y)] or list(outputs)
+                self._spreads = {name: _Spread() for name in names}
+                classes = [n for n in names if outputs[n].ndim >= 2 and outputs[n].shape[-1] > 1]
+                self._classes = classes[0] if classes else None
+                self._one_vector = bool(classes) and outputs[classes[0]].ndim == 2
+            for name, spread in self._spreads.items():
+                spread.add(outputs[name])
+            if self._kept is not None:
+                held += sum(y.nbytes for y in outputs.values())
+                self._kept.append(outputs)
+                if held > _REFERENCE_BUDGET:
+                    self._kept = None  # from now on the original runs beside each candidate
+
+    def _reference(self, i: int, feed: Feed, index: NDArray[np.intp] | None) -> Outputs:
+        if self._kept is not None:
+            return self._kept[i]
+        return _cut(self._original.run(feed), feed, index)
+
+    def _feeds(self) -> Iterator[tuple[Feed, NDArray[np.intp] | None]]:
+        if isinstance(self._samples, Samples):
+            yield from self._samples.batches(self._batch)
+        else:
+            yield from ((feed, None) for feed in self._samples)
+
+    def _call_user(self, session: Session) -> float:
+        assert self._user is not None
+        try:
+            return float(self._user(session.raw))
+        except Exception as error:
+            raise DataError(f"the metric {self.metric} failed: {error!r}") from None
+
+
+def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int | None:
+    """The batch a model takes; one where it declares an open batch that it doesn't keep."""
+    if not isinstance(samples, Samples):
+        return None
+    try:
+        session.run(next(iter(samples.batches()))[0])
+    except ModelError:
+        if samples.batch == 1 or any(s.fixed_batch is not None for s in samples.specs):
+            raise
+        return 1
+    return samples.batch
+
+
+def _cut(outputs: Outputs, feed: Feed, index: NDArray[np.intp] | None) -> Outputs:
+    """Drop the rows that only pad a last batch."""
+    rows = next((a.shape[0] for a in feed.values() if a.ndim), 0)
+    if index is None or rows == len(index):
+        return outputs
+    return {
+        n: y[: len(index)] if y.ndim and y.shape[0] == rows else y for n, y in outputs.items()
+    }
+
+
+def _is_float(array: NDArray[Any]) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating)) or array.dtype.name == "bfloat16"
+
+
+def _user_metric(text: str) -> Callable[[Any], float]:
+    module, _, name = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--metric {text!r} can't be imported: {error}") from None
+    if not callable(function):
+        raise UsageError(f"--metric {text!r} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+class _Spread:
+    """‖y − ȳ‖² of one output, in one pass: values are shifted by the first sample's."""
+
+    def __init__(self) -> None:
+        self._first: NDArray[np.float64] | None = None
+        self._sum: NDArray[np.float64] | float = 0.0
+        self._squares = 0.0
+        self._rows = 0
+        self._regular = True
+        self._shift = self._all_sum = self._all_squares = self._plain = 0.0
+        self._all_count = 0
+
+    def add(self, output: NDArray[Any]) -> None:
+        y = np.atleast_1d(np.nan_to_num(output.astype(np.float64), posinf=0.0, neginf=0.0))
+        if self._first is None and y.size:
+            self._first = y[0].copy()
+            self._shift = float(y.mean())
+        if self._first is not None and y.shape[1:] == self._first.shape:
+            centred = y - self._first
+            self._sum = self._sum + centred.sum(axis=0)
+            self._squares += float(np.vdot(centred, centred))
+            self._rows += len(y)
+        else:
+            self._regular = False
+        self._all_sum += float((y - self._shift).sum())
+        self._all_squares += float(np.square(y - self._shift).sum())
+        self._plain += float(np.square(y).sum())
+        self._all_count += y.size
+
+    def norm2(self) -> float:
+        """Around the mean over samples; around the overall mean where outputs vary in shape or
+        there is one sample; around zero where the output is constant.
+        """
+        noise = 1e-12 * max(self._plain, 1e-300)
+        if self._regular and self._rows > 1:
+            around = self._squares - float(np.sum(np.square(self._sum))) / self._rows
+            if around > noise:
+                return around
+        overall = self._all_squares - self._all_sum**2 / max(1, self._all_count)
+        return overall if overall > noise else self._plain
+
+
+class _Totals:
+    """Sums over the samples of one output of a candidate."""
+
+    def __init__(self) -> None:
+        self._error = self._dot = self._before = self._after = 0.0
+
+    def add(self, before: NDArray[Any], after: NDArray[Any] | None) -> None:
+        if after is None or after.shape != before.shape:
+            self._error = math.inf
+            return
+        y, z = before.astype(np.float64), after.astype(np.float64)
+        if not np.array_equal(np.isfinite(y), np.isfinite(z)):
+            self._error = math.inf
+            return
+        y, z = np.nan_to_num(y, posinf=0.0, neginf=0.0), np.nan_to_num(z, posinf=0.0, neginf=0.0)
+        self._error += float(np.square(y - z).sum())
+        self._dot += float((y * z).sum())
+        self._before += float(np.square(y).sum())
+        self._after += float(np.square(z).sum())
+
+    def rel_error(self, norm2: float) -> float:
+        if self._error == 0.0:
+            return 0.0
+        return math.sqrt(self._error / norm2) if norm2 > 0 else math.inf
+
+    def cosine(self) -> float:
+        if not math.isfinite(self._error):
+            return 0.0
+        scale = math.sqrt(self._before) * math.sqrt(self._after)
+        if scale == 0.0:
+            return 1.0 if self._before == self._after else 0.0
+        return min(1.0, self._dot / scale)

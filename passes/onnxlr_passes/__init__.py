@@ -1,0 +1,1 @@
+"""The graph passes that come with onnxlr, one a file."""

@@ -1,0 +1,100 @@
+"""svd: a MatMul or Gemm becomes two, through a bottleneck of r features."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.decompose import truncated_svd
+from onnxlr.graph_pass import Array, AttributeValue, GraphPass, Rank, Writer
+from onnxlr.layers import Layer, Use
+from onnxlr.model import float_attr, int_attr
+
+
+class Svd(GraphPass):
+    """W ≈ P·Q with P (…, a, r) and Q (…, r, b); the bias stays on the last node."""
+
+    name: ClassVar[str] = "svd"
+    summary: ClassVar[str] = "MatMul/Gemm n→m as n→r, r→m"
+    ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
+    paper: ClassVar[str] = "Eckart & Young 1936"
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Only matrices, and stacks of matrices."""
+        if layer.kind != "matrix":
+            return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
+        if len(layer.shape) < 2:
+            return f"the weight is a vector of {layer.params}, which has rank 1 already"
+        return None
+
+    def unfolding_shapes(self, layer: Layer) -> tuple[tuple[int, int, int], ...]:
+        """One stack: the leading axes of a batched MatMul, then the matrix."""
+        return ((math.prod(layer.shape[:-2]), *layer.shape[-2:]),)  # type: ignore[return-value]
+
+    def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
+        """The weight as a stack of matrices."""
+        return (layer.array().reshape(self.unfolding_shapes(layer)[0]),)
+
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """(…, a, r) and (…, r, b)."""
+        *lead, a, b = layer.shape
+        return (*lead, a, rank[0]), (*lead, rank[0], b)
+
+    def macs(self, layer: Layer, rank: Rank) -> int | None:
+        """r·(a + b) for each row that passes through."""
+        a, b = layer.shape[-2:]
+        total = 0
+        for use in layer.uses:
+            if use.y_shape is None:
+                return None
+            rows = math.prod(use.y_shape) // (a if use.contracts_last else b)
+            total += rows * rank[0] * (a + b)
+        return total
+
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Truncated SVD of every matrix in the stack."""
+        factors = truncated_svd(self.unfoldings(layer)[0], rank[0])
+        shapes = self.factor_shapes(layer, rank)
+        return tuple(f.reshape(shape) for f, shape in zip(factors, shapes, strict=True))
+
+    def write(
+        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """Two nodes of the original's operator, in the order in which the data meets them."""
+        p, q = factors
+        # W = P·Q meets the data with the factor of the contracted axis first.
+        first, second = (q, p) if use.contracts_last else (p, q)
+        if use.node.op_type == "Gemm":
+            return _gemm_pair(use, first, second, writer)
+        # The first user's orientation is the stored one; another user may see it transposed.
+        if use.swapped:
+            order = (*range(len(layer.shape) - 2), len(layer.shape) - 1, len(layer.shape) - 2)
+            first = writer.op("Transpose", [first], {"perm": order})
+            second = writer.op("Transpose", [second], {"perm": order})
+        if use.slot == 0:
+            return writer.op("MatMul", [second, writer.op("MatMul", [first, use.x], {})], {})
+        return writer.op("MatMul", [writer.op("MatMul", [use.x, first], {}), second], {})
+
+
+def _gemm_pair(use: Use, first: ir.Value, second: ir.Value, writer: Writer) -> ir.Value:
+    """Y = α·A'·W' + β·C through the hidden product; α, β and C stay on the last Gemm."""
+    bias = list(use.node.inputs[2:])
+    scales: dict[str, AttributeValue] = {
+        "alpha": float_attr(use.node, "alpha", 1.0),
+        "beta": float_attr(use.node, "beta", 1.0),
+    }
+    # C became optional in opset 11; before, a zero that broadcasts does nothing.
+    no_bias: list[ir.Value | None] = (
+        [] if writer.opset >= 11 else [writer.constant(np.zeros(1), use.dtype)]
+    )
+    # Seen as stored means not transposed, unless the node or a Transpose in between flips it.
+    flip = int(use.swapped != use.weight_transposed)
+    if use.slot == 0:
+        data = int_attr(use.node, "transB", 0)
+        hidden = writer.op("Gemm", [first, use.x, *no_bias], {"transA": flip, "transB": data})
+        return writer.op("Gemm", [second, hidden, *bias], {"transA": flip, **scales})
+    data = int_attr(use.node, "transA", 0)
+    hidden = writer.op("Gemm", [use.x, first, *no_bias], {"transA": data, "transB": flip})
+    return writer.op("Gemm", [hidden, second, *bias], {"transB": flip, **scales})
