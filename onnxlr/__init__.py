@@ -1,6 +1,6 @@
-"""Low-rank factorization of ONNX models: smaller, measurably faster, within the accuracy you allow."""
+"""Low-rank factorization of ONNX models: smaller, measurably faster, as accurate as you ask."""
 
-from onnxlr.api import Result, apply, bench, compare, inspect, optimize
+from onnxlr.api import apply, bench, compare, inspect, optimize
 from onnxlr.errors import (
     DataError,
     ModelError,
@@ -9,6 +9,7 @@ from onnxlr.errors import (
     RuntimeMissingError,
     UsageError,
 )
+from onnxlr.optimizer import Result
 
 __version__ = "0.1.0"
 

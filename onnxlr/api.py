@@ -5,31 +5,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from onnxlr.decompose import evbmf, parse_rank
+from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
 from onnxlr.graph_pass import choose_passes
+from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
-from onnxlr.layers import Layer, count_macs
-from onnxlr.model import check_destination, count_params, load
+from onnxlr.layers import count_macs
+from onnxlr.model import count_params, load
 from onnxlr.optimizer import (
     Factory,
     Options,
     Result,
     Target,
-    copy_source,
-    place,
-    workspace,
 )
 from onnxlr.optimizer import optimize as run_optimizer
-from onnxlr.plan import Plan, fit_methods, name_filter
+from onnxlr.output import check_destination, copy_source, place, workspace
+from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
-from onnxlr.runtime import Machine, Provider, Session
+from onnxlr.runtime import Machine, Provider
 from onnxlr.verify import Judge, Quality
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -107,7 +104,7 @@ def optimize(
         raise UsageError(f"--target {target!r} is unknown: latency, macs, params or bytes")
     if verify not in ("full", "none"):
         raise UsageError(f"--verify {verify!r} is unknown: full or none")
-    if not 0 <= max_drop:
+    if not max_drop >= 0:
         raise UsageError(f"--max-drop {max_drop} is not a loss: give 0 or more, 1 = no limit")
     if verify == "none" and (data is not None or metric is not None or target == "latency"):
         raise UsageError("--verify none runs nothing: --data, --metric and --target latency do")
@@ -135,39 +132,6 @@ def optimize(
     return run_optimizer(source, path, options, progress or Silent())
 
 
-@dataclass(frozen=True, eq=False)
-class MethodFit:
-    """A method that fits a layer.
-
-    Attributes
-    ----------
-    method : str
-    break_even : int
-        The largest rank that saves parameters and MACs; 0 if none.
-    evbmf : int
-        EVBMF rank of its unfolding; the largest over the groups.
-    energy : dict of float to int
-        Smallest rank that keeps this share of the squared singular values.
-    values : ndarray of shape (g, L)
-        The spectrum.
-    """
-
-    method: str
-    break_even: int
-    evbmf: int
-    energy: dict[float, int]
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerInspection:
-    """A layer, the methods that fit it, and the reasons of those that don't."""
-
-    layer: Layer
-    fits: tuple[MethodFit, ...]
-    reasons: tuple[str, ...]
-
-
 def inspect(
     model: Model,
     *,
@@ -188,26 +152,10 @@ def inspect(
     >>> [fit.method for fit in rows[0].fits]
     ['svd']
     """
-    passes = choose_passes((method,) if isinstance(method, str) else tuple(method))
-    excluded = name_filter(include, exclude)
-    prepared = prepare(load(model), feed=None, shapes=shape, batch=batch)
-    rows = []
-    with (progress or Silent()).stage("decompose", len(prepared.layers)) as step:
-        for layer in prepared.layers:
-            if excluded(layer) is None:
-                fits, reasons = fit_methods(layer, passes)
-                found = []
-                for fit in fits:
-                    _, m, n = fit.graph_pass.unfolding_shapes(layer)[0]
-                    found.append(MethodFit(
-                        fit.graph_pass.name, fit.limit,
-                        max(evbmf(row, m, n).rank for row in fit.values),
-                        {p: int(np.argmax(fit.errors <= np.sqrt(1 - p))) for p in (0.9, 0.99)},
-                        fit.values,
-                    ))
-                rows.append(LayerInspection(layer, tuple(found), reasons))
-            step(layer.name)
-    return tuple(rows)
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    return inspect_source(
+        load(model), methods, include, exclude, shape, batch, progress or Silent()
+    )
 
 
 def apply(
@@ -240,8 +188,10 @@ def apply(
     known = {layer.name: layer for layer in prepared.layers}
     for name, choice in choices.items():
         layer = known.get(name)
-        refusal = "there is no such layer" if layer is None else (
-            layer.refusal or choice.graph_pass.refuse(layer)
+        refusal = (
+            "there is no such layer"
+            if layer is None
+            else (layer.refusal or choice.graph_pass.refuse(layer))
         )
         if layer is not None and refusal is None:
             _, m, n = choice.graph_pass.unfolding_shapes(layer)[0]
@@ -304,8 +254,14 @@ def compare(
     sources = load(a), load(b)
     sessions = [open_source(source, machine) for source in sources]
     feeding = feed_model(
-        sources[0], sessions[0], data=data, validation=data, labels=labels,
-        shapes=shape, batch=batch, seed=seed,
+        sources[0],
+        sessions[0],
+        data=data,
+        validation=data,
+        labels=labels,
+        shapes=shape,
+        batch=batch,
+        seed=seed,
     )
     missing = set(sessions[0].output_names) - set(sessions[1].output_names)
     if missing:

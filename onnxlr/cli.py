@@ -11,15 +11,20 @@ from typing import Any, get_args
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import Progress as Bars
-from rich.progress import TimeElapsedColumn
 
 from onnxlr import __version__, api, tables
 from onnxlr.errors import OnnxlrError, OutputError
 from onnxlr.graph_pass import installed_passes
-from onnxlr.model import check_destination, write_failure
 from onnxlr.optimizer import Target
+from onnxlr.output import check_destination, write_failure
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -45,9 +50,14 @@ class _Bars:
 
     def __init__(self) -> None:
         self._bars = Bars(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30),
-            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[item]}"),
-            console=Console(stderr=True), transient=True,
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[item]}"),
+            console=Console(stderr=True),
+            transient=True,
         )
 
     @contextmanager
@@ -67,12 +77,21 @@ class _Bars:
 
 def _machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--shape", multiple=True, metavar="NAME:1,3,224,224",
-                     help="Size of an input with dynamic axes; repeat for more."),
+        click.option(
+            "--shape",
+            multiple=True,
+            metavar="NAME:1,3,224,224",
+            help="Size of an input with dynamic axes; repeat for more.",
+        ),
         click.option("--batch", default=1, show_default=True, help="Batch that is timed."),
         click.option("--threads", default=1, show_default=True, help="Intra-op threads."),
-        click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu",
-                     show_default=True, help="Execution provider of ONNX Runtime."),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda"]),
+            default="cpu",
+            show_default=True,
+            help="Execution provider of ONNX Runtime.",
+        ),
     ):
         function = option(function)
     return function
@@ -82,9 +101,15 @@ def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--exclude", metavar="REGEX", help="Leave these layers as they are."),
         click.option("--include", metavar="REGEX", help="Only layers whose names match."),
-        click.option("--method", multiple=True, default=("auto",), show_default=True,
-                     metavar="NAME", help="Limit the choice to this method; repeat or separate "
-                     "by commas for more. `onnxlr passes` lists them."),
+        click.option(
+            "--method",
+            multiple=True,
+            default=("auto",),
+            show_default=True,
+            metavar="NAME",
+            help="Limit the choice to this method; repeat or separate "
+            "by commas for more. `onnxlr passes` lists them.",
+        ),
     ):
         function = option(function)
     return function
@@ -107,32 +132,59 @@ def main() -> None:
 @main.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
-@click.option("--data", metavar="FILE", help="Samples: .npz with an array per input, .npy, or a "
-              "folder of such files. Without it, synthetic inputs judge.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="Samples: .npz with an array per input, .npy, or a "
+    "folder of such files. Without it, synthetic inputs judge.",
+)
 @click.option("--validation", metavar="FILE", help="Samples to judge on; default: half of --data.")
 @click.option("--labels", metavar="NAME", help="Name of the array of labels in the samples.")
-@click.option("--metric", metavar="NAME", help="top1, agreement, rel-error, cosine or "
-              "module:function. Default: top1 with labels, else agreement for class scores, else "
-              "rel-error.")
-@click.option("--max-drop", default=0.01, show_default=True,
-              help="Largest loss of the metric; 1 = no limit.")
-@click.option("--target", type=click.Choice(get_args(Target)), default=None,
-              help="What to save [default: latency, which puts back what isn't measurably "
-              "faster; with a named --rank it only does so when asked for here].")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="top1, agreement, rel-error, cosine or "
+    "module:function. Default: top1 with labels, else agreement for class scores, else "
+    "rel-error.",
+)
+@click.option(
+    "--max-drop", default=0.01, show_default=True, help="Largest loss of the metric; 1 = no limit."
+)
+@click.option(
+    "--target",
+    type=click.Choice(get_args(Target)),
+    default=None,
+    help="What to save [default: latency, which puts back what isn't measurably "
+    "faster; with a named --rank it only does so when asked for here].",
+)
 @_filter_options
-@click.option("--rank", default="auto", show_default=True, metavar="RANK",
-              help="auto, evbmf, exact, a number, a fraction of the full rank (0.5), or "
-              "energy:0.95.")
+@click.option(
+    "--rank",
+    default="auto",
+    show_default=True,
+    metavar="RANK",
+    help="auto, evbmf, exact, a number, a fraction of the full rank (0.5), or energy:0.95.",
+)
 @_machine_options
-@click.option("--verify", type=click.Choice(["full", "none"]), default="full", show_default=True,
-              help="Run the saved model beside the original, or only check the graph.")
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "none"]),
+    default="full",
+    show_default=True,
+    help="Run the saved model beside the original, or only check the graph.",
+)
 @click.option("--plan-out", metavar="FILE", help="Write the plan, for `onnxlr apply`.")
 @click.option("--json", "json_out", metavar="FILE", help="Write the report as JSON (- to print).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress and no tables.")
 def optimize(
-    source: str, out: str, plan_out: str | None, json_out: str | None, quiet: bool,
-    method: tuple[str, ...], **options: Any,
+    source: str,
+    out: str,
+    plan_out: str | None,
+    json_out: str | None,
+    quiet: bool,
+    method: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Factorize IN and write OUT, verified beside the original.
 
@@ -165,8 +217,12 @@ def optimize(
 @click.argument("source", metavar="IN")
 @_filter_options
 @click.option("--batch", default=1, show_default=True, help="Batch that MACs are counted for.")
-@click.option("--shape", multiple=True, metavar="NAME:1,3,224,224",
-              help="Size of an input with dynamic axes; repeat for more.")
+@click.option(
+    "--shape",
+    multiple=True,
+    metavar="NAME:1,3,224,224",
+    help="Size of an input with dynamic axes; repeat for more.",
+)
 @click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 def inspect(
@@ -212,8 +268,9 @@ def apply(plan: str, source: str, out: str, quiet: bool) -> None:
 @click.argument("b", metavar="B")
 @click.option("--data", metavar="FILE", help="Samples to compare on; default: synthetic inputs.")
 @click.option("--labels", metavar="NAME", help="Name of the array of labels in the samples.")
-@click.option("--metric", metavar="NAME",
-              help="top1, agreement, rel-error, cosine or module:function.")
+@click.option(
+    "--metric", metavar="NAME", help="top1, agreement, rel-error, cosine or module:function."
+)
 @_machine_options
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")

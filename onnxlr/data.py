@@ -114,8 +114,11 @@ def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | Non
     if total == 0:
         raise DataError(f"{path} holds no samples: every array's first axis is 0 long")
     return Samples(
-        str(path), tuple(parts), np.concatenate(targets) if targets else None,
-        np.arange(total), tuple(specs),
+        str(path),
+        tuple(parts),
+        np.concatenate(targets) if targets else None,
+        np.arange(total),
+        tuple(specs),
     )
 
 

@@ -41,4 +41,3 @@ class UsageError(OnnxlrError):
     """The request itself makes no sense."""
 
     exit_code = 2
-

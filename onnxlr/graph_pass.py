@@ -114,8 +114,7 @@ def installed_passes() -> dict[str, InstalledPass]:
         known = passes.get(entry.name)
         if known is not None and type(known.graph_pass) is not type(loaded):
             raise UsageError(
-                f"{origin} and {known.distribution} both bring a pass {entry.name!r}: "
-                "uninstall one"
+                f"{origin} and {known.distribution} both bring a pass {entry.name!r}: uninstall one"
             )
         passes[entry.name] = InstalledPass(loaded, origin)
     return passes

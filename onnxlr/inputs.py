@@ -17,8 +17,14 @@ from onnxlr.runtime import Feed, Session
 
 # Sizes to try for the dynamic axes of images (height, width) and of sequences, until one runs.
 _SIZES = (
-    ((224, 224), 128), ((320, 320), 512), ((48, 320), 576), ((32, 320), 16000),
-    ((256, 256), 64), ((64, 64), 32), ((32, 32), 16), ((28, 28), 8),
+    ((224, 224), 128),
+    ((320, 320), 512),
+    ((48, 320), 576),
+    ((32, 320), 16000),
+    ((256, 256), 64),
+    ((64, 64), 32),
+    ((32, 32), 16),
+    ((28, 28), 8),
 )
 _FORWARD = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten")
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
@@ -221,8 +227,10 @@ def find_runnable_shapes(
             else:
                 return shapes, level
     dynamic = any(not isinstance(d, int) for s in specs for d in s.dims)
-    remedy = f"give the sizes with --shape (inputs: {_listing(specs)})" if dynamic else (
-        "does it run at all? give real samples with --data"
+    remedy = (
+        f"give the sizes with --shape (inputs: {_listing(specs)})"
+        if dynamic
+        else ("does it run at all? give real samples with --data")
     )
     raise ModelError(f"{first}; {remedy}")
 

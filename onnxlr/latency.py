@@ -91,8 +91,12 @@ def interleave(
     low = ratios[max(0, math.floor(rounds / 2 - reach))]
     high = ratios[min(rounds - 1, math.ceil(rounds / 2 + reach))]
     return Comparison(
-        _timing(times[:, 0]), _timing(times[:, 1]), rounds,
-        float(np.median(ratios)), float(low), float(high),
+        _timing(times[:, 0]),
+        _timing(times[:, 1]),
+        rounds,
+        float(np.median(ratios)),
+        float(low),
+        float(high),
     )
 
 

@@ -59,13 +59,12 @@ class LayerTimer:
             return None
         times = [p for p in parts if p is not None]
         return LayerTime(
-            sum(t.before_ms for t in times), sum(t.after_ms for t in times),
+            sum(t.before_ms for t in times),
+            sum(t.after_ms for t in times),
             all(t.faster for t in times),
         )
 
-    def _measure(
-        self, model: ir.Model, layer: Layer, use: Use, choice: Choice
-    ) -> LayerTime | None:
+    def _measure(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if use.x_shape is None or use.y_shape is None:
             return None
         alone = layer_model(layer, use, opset(model))
@@ -93,8 +92,15 @@ def signature(layer: Layer, use: Use) -> Hashable:
     """All that decides how long a use of a layer takes."""
     attributes = sorted((name, str(a.value)) for name, a in use.node.attributes.items())
     return (
-        use.node.op_type, tuple(attributes), layer.shape, use.swapped, use.slot,
-        use.dtype, layer.dtype, use.x_shape, len(use.node.inputs),
+        use.node.op_type,
+        tuple(attributes),
+        layer.shape,
+        use.swapped,
+        use.slot,
+        use.dtype,
+        layer.dtype,
+        use.x_shape,
+        len(use.node.inputs),
     )
 
 

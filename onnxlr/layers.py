@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
-from onnxlr.model import constant, int_attr, ints_attr, is_standard
+from onnxlr.model import constant, int_attr, is_standard
+from onnxlr.tracing import foreign_user, trace
 
 Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
 Shape = tuple[int, ...]
@@ -44,9 +45,11 @@ _MICROSOFT: dict[str, tuple[tuple[int, ...], Kind]] = {
     "DynamicQuantizeMatMul": ((1,), "quantized"),
     "QLinearConv": ((3,), "quantized"),
 }
-_VIEWS = ("Identity", "Transpose", "Cast")
 _FLOATS = (
-    ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
 )
 
 
@@ -135,7 +138,7 @@ class Layer:
 
     @property
     def macs(self) -> int | None:
-        """Multiply-accumulates of all users for one run of the model; None if a shape is unknown."""
+        """Multiply-accumulates of all users in one run; None if a shape is unknown."""
         counts = [_use_macs(use, self.shape) for use in self.uses]
         return None if None in counts else sum(c for c in counts if c is not None)
 
@@ -277,7 +280,7 @@ def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
         slots, kind = _MICROSOFT[node.op_type]
     else:
         return
-    traced = [(s, _trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
+    traced = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
     weights = [(s, t) for s, t in traced if t is not None]
     if kind == "matrix" and len(weights) > 1:
         return  # constant times constant: nothing runs through it
@@ -288,67 +291,6 @@ def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
         x = shapes.get(use.x.name or "") if node.inputs and node.inputs[0] is not None else None
         y = shapes.get(node.outputs[0].name or "")
         yield _Sighting(replace(use, x_shape=x, y_shape=y), kind, root, perm, reason)
-
-
-def _trace(
-    value: ir.Value | None,
-) -> tuple[ir.Value, Shape, ir.DataType | None, str | None] | None:
-    """Follow a value back to the constant it shows; None if it isn't a constant's view."""
-    perms: list[Shape] = []
-    dtype: ir.DataType | None = None
-    while value is not None:
-        tensor = constant(value)
-        if tensor is not None:
-            perm = tuple(range(len(tensor.shape)))
-            for step in reversed(perms):
-                order = step or tuple(reversed(range(len(perm))))
-                perm = tuple(perm[i] for i in order)
-            return value, perm, dtype or tensor.dtype, None
-        node = value.producer()
-        if node is None:
-            return None
-        if is_standard(node, *_VIEWS):
-            if node.op_type == "Transpose":
-                perms.append(ints_attr(node, "perm", ()))
-            if node.op_type == "Cast" and dtype is None:
-                dtype = ir.DataType(int_attr(node, "to", 1))
-            value = node.inputs[0]
-            continue
-        root = _computed_from(node)
-        if root is None:
-            return None
-        if node.op_type == "DequantizeLinear":
-            return root, (), None, "the weight is quantized (DequantizeLinear): left alone"
-        reason = (
-            f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
-            "constants: fold constants first"
-        )
-        return root, (), None, reason
-    return None
-
-
-def _computed_from(node: ir.Node, depth: int = 16) -> ir.Value | None:
-    """The largest constant that feeds a node, if only constants do."""
-    if node.op_type.startswith("Random") or depth == 0:
-        return None
-    roots: list[ir.Value] = []
-    for value in node.inputs:
-        if value is None:
-            continue
-        if constant(value) is not None:
-            roots.append(value)
-            continue
-        producer = value.producer()
-        root = _computed_from(producer, depth - 1) if producer is not None else None
-        if root is None:
-            return None
-        roots.append(root)
-    return max(roots, key=_elements, default=None)
-
-
-def _elements(value: ir.Value) -> int:
-    tensor = constant(value)
-    return int(tensor.size) if tensor is not None else 0
 
 
 def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Layer:
@@ -366,8 +308,14 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         uses.append(replace(s.use, swapped=swapped))
     shape = tuple(stored[i] for i in perm) if perm else stored
     layer = Layer(
-        first.use.node.name or "", first.use.node.op_type, first.kind, root, shape,
-        tensor.dtype, tuple(uses), None,
+        first.use.node.name or "",
+        first.use.node.op_type,
+        first.kind,
+        root,
+        shape,
+        tensor.dtype,
+        tuple(uses),
+        None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
     return replace(layer, refusal=reason or _refusal(layer, sightings, place))
@@ -403,17 +351,4 @@ def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str
         if len(layer.shape) < 3 or layer.shape[0] % max(1, layer.group):
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
     nodes = {s.use.node for s in sightings}
-    return _foreign_user(layer.weight, nodes)
-
-
-def _foreign_user(value: ir.Value, known: set[ir.Node]) -> str | None:
-    """A reason if anything but the known nodes, or views that lead to them, reads the value."""
-    for node, _ in value.uses():
-        if node in known:
-            continue
-        output = node.outputs[0]
-        if not is_standard(node, *_VIEWS) or output.is_graph_output():
-            return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
-        if (reason := _foreign_user(output, known)) is not None:
-            return reason
-    return None
+    return foreign_user(layer.weight, nodes)

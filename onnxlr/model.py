@@ -1,10 +1,7 @@
 """Reading, preparing, counting and writing ONNX models."""
 
-import contextlib
-import errno
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError, OutputError, UsageError
+from onnxlr.errors import ModelError
 
 OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 2**31 - 1
@@ -64,7 +61,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     path = None
     if isinstance(model, onnx.ModelProto):
         label, proto = "<model>", model
-        data = _serialize(proto, label)
+        data = serialize(proto, label)
     else:
         if isinstance(model, bytes):
             label, data = "<model>", model
@@ -199,76 +196,12 @@ class Names:
         return candidate
 
 
-def fold_batch_norms(model: ir.Model) -> int:
-    """Fold every inference BatchNormalization into the Conv before it, in place.
-
-    Only where the Conv's output goes nowhere else, all parameters are constants, and the weight
-    belongs to this Conv alone. Done before factorizing because the scale decides which output
-    channels matter. Returns the number folded.
-    """
-    folded, names, version = 0, Names(model), opset(model)
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if is_standard(node, "BatchNormalization"):
-                folded += _fold_batch_norm(graph, node, names, version)
-    return folded
-
-
-def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int) -> bool:
-    inner = norm.inputs[0]
-    conv = inner.producer() if inner is not None else None
-    if inner is None or conv is None or not is_standard(conv, "Conv") or conv.graph is not graph:
-        return False
-    if inner.is_graph_output() or len(inner.uses()) != 1 or len(norm.inputs) != 5:
-        return False
-    if any(v.uses() or v.is_graph_output() for v in norm.outputs[1:]):
-        return False
-    if int_attr(norm, "training_mode", 0) or (version < 9 and not int_attr(norm, "spatial", 1)):
-        return False
-    weight = conv.inputs[1]
-    old_bias = conv.inputs[2] if len(conv.inputs) > 2 else None
-    stored = constant(weight)
-    parameters = [constant(v) for v in norm.inputs[1:]]
-    bias_tensor = constant(old_bias)
-    if weight is None or stored is None or len(weight.uses()) != 1 or weight.is_graph_output():
-        return False
-    if None in parameters or (old_bias is not None and bias_tensor is None):
-        return False
-    scale, shift, mean, variance = (to_float64(t) for t in parameters if t is not None)
-    factor = scale / np.sqrt(variance + float_attr(norm, "epsilon", 1e-5))
-    bias = to_float64(bias_tensor) if bias_tensor is not None else np.zeros_like(mean)
-    kernel = to_float64(stored)
-    dtype = stored.dtype.numpy()
-    new_kernel = (kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))).astype(dtype)
-    new_bias = ((bias - mean) * factor + shift).astype(dtype)
-    if not (np.isfinite(new_kernel).all() and np.isfinite(new_bias).all()):
-        return False
-    stem = weight.name or conv.name or "conv"
-    weights = [
-        add_initializer(graph, names.unused(f"{stem}/batch_norm_folded"), new_kernel, stored.dtype),
-        add_initializer(
-            graph, names.unused(f"{stem}/batch_norm_folded_bias"), new_bias, stored.dtype
-        ),
-    ]
-    replacement = ir.Node(
-        "", "Conv", [conv.inputs[0], *weights], conv.attributes.values(), name=conv.name
-    )
-    stale = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
-    ir.convenience.replace_nodes_and_values(
-        graph, norm, [conv, norm], [replacement], [norm.outputs[0]], [replacement.outputs[0]]
-    )
-    remove_unused(stale)
-    return True
-
-
 def add_initializer(
     graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
 ) -> ir.Value:
     """Register a new initializer, stored as ``dtype`` (by default the array's own type)."""
     stored = dtype or ir.DataType.from_numpy(array.dtype)
-    tensor = ir.Tensor(
-        np.ascontiguousarray(array, dtype=stored.numpy()), dtype=stored, name=name
-    )
+    tensor = ir.Tensor(np.ascontiguousarray(array, dtype=stored.numpy()), dtype=stored, name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=tensor
     )
@@ -285,7 +218,7 @@ def remove_unused(values: list[ir.Value]) -> None:
         if node is None:
             graph = value.graph
             if isinstance(graph, ir.Graph) and value.name in graph.initializers:
-                graph.initializers.pop(value.name)
+                graph.initializers.pop(value.name or "")
                 if value in graph.inputs:  # an initializer declared as an input as well
                     graph.inputs.remove(value)
         elif node.graph is not None and not any(v.uses() for v in node.outputs):
@@ -310,67 +243,14 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def save(model: ir.Model, path: Path) -> int:
-    """Write a model to a new file and return the bytes written; external data past 2 GB.
-
-    Raises
-    ------
-    OutputError
-        If the file can't be written; what was begun is removed.
-    """
+def serialize(proto: onnx.ModelProto, label: str) -> bytes:
+    """Deterministic bytes of a model; ``ModelError`` past protobuf's 2 GB."""
     try:
-        return _save(model, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise OutputError(write_failure(path, error)) from None
-
-
-def _save(model: ir.Model, path: Path) -> int:
-    weights = sum(v.const_value.nbytes for g in all_graphs(model)
-                  for v in g.initializers.values() if v.const_value is not None)
-    if weights > PROTOBUF_LIMIT - (64 << 20):
-        data = f"{path.name}.data"
-        ir.save(model, path, external_data=data)
-        return path.stat().st_size + (path.parent / data).stat().st_size
-    blob = _serialize(to_proto(model), str(path))
-    with path.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    return len(blob)
-
-
-def write_failure(path: Path, error: OSError) -> str:
-    """The line for an operating system error on writing."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{path}: the disk is full or the file size limit is reached; free some space"
-    return f"can't write {path}: {error.strerror or error}; choose another place"
-
-
-def check_destination(out: Path, source: Path | None) -> None:
-    """Refuse an output path that can't work, before the long work begins.
-
-    Raises
-    ------
-    UsageError
-        If it is the input itself.
-    OutputError
-        If its folder is missing or not writable, or it is something other than a file.
-    """
-    if out.is_dir():
-        raise OutputError(f"OUT {out} is a folder: name a file in it")
-    if source is not None and out.exists() and source.exists() and out.samefile(source):
-        raise UsageError(f"IN and OUT are the same file ({out}): name another OUT")
-    if out.exists() and not out.is_file():
-        raise OutputError(f"OUT {out} is not a regular file: name another")
-    if not out.parent.is_dir():
-        raise OutputError(f"OUT's folder {out.parent} doesn't exist: create it first")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise OutputError(write_failure(out, error)) from None
+        return bytes(proto.SerializeToString(deterministic=True))
+    except (ValueError, EncodeError):
+        raise ModelError(
+            f"{label} is past protobuf's 2 GB: save it with its weights as external data"
+        ) from None
 
 
 def one_line(error: object) -> str:
@@ -392,15 +272,6 @@ def _read(path: Path) -> bytes:
     if not data:
         raise ModelError(f"{path} is empty (0 bytes): export or copy the model again")
     return data
-
-
-def _serialize(proto: onnx.ModelProto, label: str) -> bytes:
-    try:
-        return proto.SerializeToString(deterministic=True)
-    except (ValueError, EncodeError):
-        raise ModelError(
-            f"{label} is past protobuf's 2 GB: save it with its weights as external data"
-        ) from None
 
 
 def _check_versions(proto: onnx.ModelProto, label: str) -> None:

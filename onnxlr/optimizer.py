@@ -1,8 +1,5 @@
 """The main job: candidates, search, rewrite, verification of the saved file, report."""
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +9,14 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from onnxlr.decompose import RankRule
-from onnxlr.errors import ModelError, OutputError
+from onnxlr.decompose import AUTO, RankRule
+from onnxlr.errors import ModelError
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.latency import Comparison, compare_sessions
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
-from onnxlr.model import Source, count_params, save, write_failure
+from onnxlr.model import Source, count_params
+from onnxlr.output import copy_source, place, save, workspace
 from onnxlr.plan import (
     AUTO_ERRORS,
     UNVERIFIED_AUTO_ERROR,
@@ -38,7 +36,7 @@ from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress
 from onnxlr.report import Report, Size
 from onnxlr.rewrite import Choice, Factors, rewrite
-from onnxlr.runtime import Machine, Session
+from onnxlr.runtime import ONE_CPU_THREAD, Machine, Session
 from onnxlr.search import Chosen, Trials, boldest
 from onnxlr.verify import Judge, Quality
 
@@ -56,13 +54,13 @@ class Options:
     """
 
     methods: tuple[str, ...] = ("auto",)
-    rank: RankRule = RankRule("auto")
+    rank: RankRule = AUTO
     target: Target | None = None
     metric: str | None = None
     max_drop: float = 0.01
     include: str | None = None
     exclude: str | None = None
-    machine: Machine = Machine()
+    machine: Machine = ONE_CPU_THREAD
     batch: int = 1
     shapes: tuple[str, ...] = ()
     data: str | Path | None = None
@@ -122,9 +120,7 @@ class Factory:
         return self._factors[key]
 
 
-def optimize(
-    source: Source, out: Path | None, options: Options, progress: Progress
-) -> Result:
+def optimize(source: Source, out: Path | None, options: Options, progress: Progress) -> Result:
     """Run every stage on a loaded model, and write the result if a path is given.
 
     Raises
@@ -140,14 +136,22 @@ def optimize(
         with progress.stage("open the model", None):
             session = open_source(source, options.machine)
             feeding = feed_model(
-                source, session, data=options.data, validation=options.validation,
-                labels=options.labels, shapes=options.shapes, batch=options.batch,
+                source,
+                session,
+                data=options.data,
+                validation=options.validation,
+                labels=options.labels,
+                shapes=options.shapes,
+                batch=options.batch,
                 seed=options.seed,
             )
     with progress.stage("infer shapes", None):
         prepared = prepare(
-            source, feed=None if feeding is None else feeding.timed, machine=options.machine,
-            shapes=options.shapes, batch=options.batch,
+            source,
+            feed=None if feeding is None else feeding.timed,
+            machine=options.machine,
+            shapes=options.shapes,
+            batch=options.batch,
         )
     fits: dict[str, tuple[Fit, ...]] = {}
     kept: dict[str, str] = {}
@@ -172,54 +176,6 @@ def optimize(
         label = None if out is None else str(out)
         report = run.report(plan, quality, speed, size, label, time.perf_counter() - started)
     return Result(model, plan, report)
-
-
-def workspace(out: Path | None) -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder beside the output, so that the last step is a rename.
-
-    Raises
-    ------
-    OutputError
-        If it can't be made.
-    """
-    parent = None if out is None else out.parent
-    try:
-        return _Workspace(prefix=".onnxlr-", dir=parent)
-    except OSError as error:
-        raise OutputError(write_failure(out or Path(tempfile.gettempdir()), error)) from None
-
-
-class _Workspace(tempfile.TemporaryDirectory[str]):
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
-
-
-def place(path: Path, out: Path) -> None:
-    """Move a finished model, its external data first, to where it belongs."""
-    try:
-        for extra in sorted(path.parent.rglob("*")):
-            if extra != path and extra.is_file():
-                target = out.parent / extra.relative_to(path.parent)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(extra, target)
-        os.replace(path, out)
-    except OSError as error:
-        raise OutputError(write_failure(out, error)) from None
-
-
-def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
-    """The original, byte for byte, with its external data."""
-    path = folder / name
-    try:
-        if source.path is None:
-            return path, save(source.model, path)
-        shutil.copyfile(source.path, path)
-        for location in source.external:
-            (folder / location).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path.parent / location, folder / location)
-    except OSError as error:
-        raise OutputError(write_failure(path, error)) from None
-    return path, source.nbytes
 
 
 @dataclass
@@ -248,10 +204,11 @@ class _Run:
         """The boldest candidates that the accuracy limit allows on the saved file."""
         rule = self.options.rank
         if rule.kind == "auto" and self.judge is not None:
-            errors = AUTO_ERRORS
+            errors: tuple[float, ...] = AUTO_ERRORS
         else:
             errors = (UNVERIFIED_AUTO_ERROR,)
         with self.progress.stage("choose and verify", None) as step:
+
             def verdict(chosen: Mapping[str, Candidate]) -> str | None:
                 step(f"trial of {len(chosen)} layers")
                 return self._verdict(chosen)
@@ -261,7 +218,7 @@ class _Run:
             chosen, refused = boldest(levels, trials)
             self.trials = trials.made
         self.kept |= refused
-        return {n: c for n, c in chosen.items()}
+        return chosen
 
     def settle(self, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:
         """Measure the saved file once more; put back layers until it pays, or all of them."""
@@ -308,21 +265,26 @@ class _Run:
         return tuple(rows)
 
     def report(
-        self, plan: Plan, quality: Quality | None, speed: Comparison | None, size: int,
-        out: str | None, seconds: float,
+        self,
+        plan: Plan,
+        quality: Quality | None,
+        speed: Comparison | None,
+        size: int,
+        out: str | None,
+        seconds: float,
     ) -> Report:
         """All of it, with the verdict in a sentence."""
         from onnxlr import __version__
 
         source, decisions = self.prepared.source, plan.decisions
         before = Size(
-            source.label, source.nbytes, count_params(source.model),
+            source.label,
+            source.nbytes,
+            count_params(source.model),
             count_macs(self.prepared.model, self.prepared.shapes),
         )
         params = before.params - sum(d.params_before - d.params_after for d in plan.replaced)
-        macs = before.macs - sum(
-            (d.macs_before or 0) - (d.macs_after or 0) for d in plan.replaced
-        )
+        macs = before.macs - sum((d.macs_before or 0) - (d.macs_after or 0) for d in plan.replaced)
         after = Size(out, size, params, macs)
         words = "not run (--verify none): only the graph was checked"
         if self.feeding is not None:
@@ -333,15 +295,31 @@ class _Run:
                 f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
                 "named, so that latency vetoed nothing; --target latency puts such layers back"
             )
+        if self.guarded:
+            notes.append(
+                "arg-max agreement says little on these inputs (synthetic, or all of one class): "
+                "the outputs' rel-error was held to --max-drop too"
+            )
         replaced = len(plan.replaced)
         verdict = (
-            f"{replaced} of {len(decisions)} layers replaced" if replaced
+            f"{replaced} of {len(decisions)} layers replaced"
+            if replaced
             else "no gain: the output equals the input"
         )
         shape = next(iter(self.prepared.input_shapes.values()), ())
         return Report(
-            __version__, before, after, quality, speed, self.options.machine,
-            shape[0] if shape else 1, decisions, verdict, words, seconds, tuple(notes),
+            __version__,
+            before,
+            after,
+            quality,
+            speed,
+            self.options.machine,
+            shape[0] if shape else 1,
+            decisions,
+            verdict,
+            words,
+            seconds,
+            tuple(notes),
         )
 
     def _level(self, error: float) -> Chosen:
@@ -352,7 +330,8 @@ class _Run:
             if not fits:
                 continue
             found = (
-                auto_candidates(layer, fits, error) if self.options.rank.kind == "auto"
+                auto_candidates(layer, fits, error)
+                if self.options.rank.kind == "auto"
                 else named_candidates(layer, fits, self.options.rank)
             )
             if isinstance(found, list) and self.options.latency_vetoes:
@@ -399,13 +378,27 @@ class _Run:
         return self._over(quality)
 
     def _over(self, quality: Quality) -> str | None:
+        limit = self.options.max_drop
         # The tolerance is for the last bit of a difference of two shares, no more.
-        if quality.drop <= self.options.max_drop + 1e-12:
-            return None
-        direction = "rise to" if quality.metric == "rel-error" else "drop by"
+        if quality.drop > limit + 1e-12:
+            direction = "rise to" if quality.metric == "rel-error" else "drop by"
+            return f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is {limit:g}"
+        if self.guarded and quality.fidelity.rel_error > limit:
+            return (
+                f"rel-error would rise to {quality.fidelity.rel_error:.4g}, the limit is {limit:g} "
+                "(agreement alone says little here)"
+            )
+        return None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the outputs themselves are held to the limit: the default metric is blind."""
+        judge = self.judge
         return (
-            f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is "
-            f"{self.options.max_drop:g}"
+            judge is not None
+            and self.options.metric is None
+            and judge.metric == "agreement"
+            and judge.agreement_is_blind
         )
 
     def _saved(self, name: str, item: Candidate) -> float:
@@ -427,4 +420,3 @@ class _Run:
         if layer.macs and item.macs is not None:
             words.append(f"{item.macs / layer.macs:.0%} of the MACs")
         return ", ".join(words)
-

@@ -193,8 +193,10 @@ def candidate(layer: Layer, fit: Fit, rank: int) -> Candidate:
     """Cost and error of a fit at a rank."""
     graph_pass = fit.graph_pass
     return Candidate(
-        Choice(graph_pass, (rank,)), graph_pass.params(layer, (rank,)),
-        graph_pass.macs(layer, (rank,)), float(fit.errors[rank]),
+        Choice(graph_pass, (rank,)),
+        graph_pass.params(layer, (rank,)),
+        graph_pass.macs(layer, (rank,)),
+        float(fit.errors[rank]),
     )
 
 
@@ -214,9 +216,7 @@ def named_candidates(layer: Layer, fits: Sequence[Fit], rule: RankRule) -> list[
     return sorted(found, key=_cost) if found else "; ".join(dict.fromkeys(reasons))
 
 
-def auto_candidates(
-    layer: Layer, fits: Sequence[Fit], error: float
-) -> list[Candidate] | str:
+def auto_candidates(layer: Layer, fits: Sequence[Fit], error: float) -> list[Candidate] | str:
     """Every method at its smallest rank on the hardware's grid within a weight error."""
     found, reasons = [], []
     for fit in fits:
@@ -266,22 +266,38 @@ def _no_gain(layer: Layer, fit: Fit, rank: int, wanted: str) -> str:
 def keep(layer: Layer, reason: str) -> Decision:
     """The decision to leave a layer as it is."""
     return Decision(
-        layer.name, layer.op, layer.shape, KEEP, None, reason,
-        layer.params, layer.params, layer.macs, layer.macs, None,
+        layer.name,
+        layer.op,
+        layer.shape,
+        KEEP,
+        None,
+        reason,
+        layer.params,
+        layer.params,
+        layer.macs,
+        layer.macs,
+        None,
     )
 
 
 def use(layer: Layer, item: Candidate, reason: str) -> Decision:
     """The decision to replace a layer."""
     return Decision(
-        layer.name, layer.op, layer.shape, item.choice.graph_pass.name, item.choice.rank, reason,
-        layer.params, item.params, layer.macs, item.macs, item.error,
+        layer.name,
+        layer.op,
+        layer.shape,
+        item.choice.graph_pass.name,
+        item.choice.rank,
+        reason,
+        layer.params,
+        item.params,
+        layer.macs,
+        item.macs,
+        item.error,
     )
 
 
-def name_filter(
-    include: str | None, exclude: str | None
-) -> Callable[[Layer], str | None]:
+def name_filter(include: str | None, exclude: str | None) -> Callable[[Layer], str | None]:
     """A function that says why ``--include`` and ``--exclude`` leave a layer out; None if not.
 
     The expressions are searched in the layer's, its weight's and its users' names.

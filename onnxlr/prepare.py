@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxlr.batch_norm import fold_batch_norms
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import UsageError
 from onnxlr.inputs import (
@@ -17,8 +18,8 @@ from onnxlr.inputs import (
     synthetic_feeds,
 )
 from onnxlr.layers import Layer, Shape, find_layers
-from onnxlr.model import Source, fold_batch_norms, to_proto
-from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.model import Source, to_proto
+from onnxlr.runtime import ONE_CPU_THREAD, Feed, Machine, Session
 from onnxlr.shapes import infer_shapes, observe_shapes
 
 SYNTHETIC_SAMPLES = 8
@@ -113,7 +114,8 @@ def feed_model(
         raise UsageError("--shape and --data exclude each other: the samples have shapes")
     samples = load_samples(data, specs, labels)
     judged_samples = (
-        load_samples(validation, specs, labels) if validation is not None
+        load_samples(validation, specs, labels)
+        if validation is not None
         else samples.split(seed)[1]
     )
     size = samples.batch if samples.batch == 1 or _fixed(specs) else batch
@@ -130,7 +132,7 @@ def prepare(
     source: Source,
     *,
     feed: Feed | None,
-    machine: Machine = Machine(),  # noqa: B008 - frozen
+    machine: Machine = ONE_CPU_THREAD,
     shapes: Sequence[str] = (),
     batch: int = 1,
 ) -> Prepared:

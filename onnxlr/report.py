@@ -72,7 +72,9 @@ class Report:
             "verdict": self.verdict,
             "input": vars(self.input),
             "output": vars(self.output),
-            "metric": None if quality is None else {
+            "metric": None
+            if quality is None
+            else {
                 "name": quality.metric,
                 "original": quality.original,
                 "optimized": quality.optimized,

@@ -27,6 +27,9 @@ class Machine:
     threads: int = 1
 
 
+ONE_CPU_THREAD = Machine()
+
+
 class Session:
     """A model opened in ONNX Runtime, run by name.
 

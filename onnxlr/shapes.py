@@ -35,8 +35,8 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
             if value not in sketch.graph.inputs:
                 sketch.graph.inputs.append(value)
     for value in sketch.graph.inputs:
-        if value.name in inputs:
-            value.shape = ir.Shape(inputs[value.name])
+        if (shape := inputs.get(value.name or "")) is not None:
+            value.shape = ir.Shape(shape)
     # Shapes stored for the dynamic model would be merged with, and may contradict, the static.
     for node in sketch.graph:
         for output in node.outputs:

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxlr.api import Benchmark, LayerInspection, ModelComparison
+from onnxlr.api import Benchmark, ModelComparison
 from onnxlr.graph_pass import InstalledPass
+from onnxlr.inspection import LayerInspection
 from onnxlr.latency import Comparison
 from onnxlr.plan import KEEP
 from onnxlr.report import Report, Size
@@ -27,22 +28,34 @@ def show_report(console: Console, report: Report) -> None:
     for row in report.decisions:
         replaced = row.decision != KEEP
         table.add_row(
-            row.name, row.op, "×".join(map(str, row.shape)), row.decision,
+            row.name,
+            row.op,
+            "×".join(map(str, row.shape)),
+            row.decision,
             ",".join(map(str, row.rank)) if row.rank else "",
             _change(row.params_before, row.params_after) if replaced else f"{row.params_before:,}",
             _change(row.macs_before, row.macs_after) if replaced else _count(row.macs_before),
             f"{row.error:.3f}" if row.error is not None else "",
-            row.reason, style=None if replaced else "dim",
+            row.reason,
+            style=None if replaced else "dim",
         )
     console.print(table)
     console.print()
     _show_headline(
-        console, report.input, report.output, report.quality, report.speed,
-        report.theoretical_speedup, report.machine, report.batch,
+        console,
+        report.input,
+        report.output,
+        report.quality,
+        report.speed,
+        report.theoretical_speedup,
+        report.machine,
+        report.batch,
     )
     console.print()
-    console.print(f"[bold]{report.verdict}[/bold] in {report.seconds:.1f} s; "
-                  f"verified: {report.verified}", highlight=False)
+    console.print(
+        f"[bold]{report.verdict}[/bold] in {report.seconds:.1f} s; verified: {report.verified}",
+        highlight=False,
+    )
     for note in report.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
 
@@ -50,8 +63,14 @@ def show_report(console: Console, report: Report) -> None:
 def show_comparison(console: Console, result: ModelComparison) -> None:
     """Two models side by side."""
     _show_headline(
-        console, result.a, result.b, result.quality, result.speed,
-        result.theoretical_speedup, result.machine, result.batch,
+        console,
+        result.a,
+        result.b,
+        result.quality,
+        result.speed,
+        result.theoretical_speedup,
+        result.machine,
+        result.batch,
     )
     console.print(f"\non {result.fed}", highlight=False)
 
@@ -74,8 +93,14 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
         for fit in row.fits:
             full = fit.values.shape[1]
             table.add_row(
-                *head, fit.method, str(full), str(fit.break_even), str(fit.evbmf),
-                str(fit.energy[0.9]), str(fit.energy[0.99]), sparkline(fit.values.max(axis=0)),
+                *head,
+                fit.method,
+                str(full),
+                str(fit.break_even),
+                str(fit.evbmf),
+                str(fit.energy[0.9]),
+                str(fit.energy[0.99]),
+                sparkline(fit.values.max(axis=0)),
                 "" if fit.break_even else "no rank saves anything",
             )
     console.print(table)
@@ -83,7 +108,8 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
     fitting = sum(any(f.break_even for f in r.fits) for r in rows)
     console.print(
         f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} parameters; "
-        f"{fitting} can be factorized with a saving", highlight=False,
+        f"{fitting} can be factorized with a saving",
+        highlight=False,
     )
 
 
@@ -116,7 +142,10 @@ def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
     for name, entry in passes.items():
         graph_pass = entry.graph_pass
         table.add_row(
-            name, ", ".join(graph_pass.ops), graph_pass.summary, graph_pass.paper,
+            name,
+            ", ".join(graph_pass.ops),
+            graph_pass.summary,
+            graph_pass.paper,
             entry.distribution,
         )
     console.print(table)
@@ -128,8 +157,11 @@ def sparkline(values: Any, width: int = 24) -> str:
     top = float(values[0]) if len(values) else 0.0
     if top == 0.0:
         return blocks[0] * min(width, len(values))
-    picks = [values[i * len(values) // width] for i in range(width)] if len(values) > width \
+    picks = (
+        [values[i * len(values) // width] for i in range(width)]
+        if len(values) > width
         else list(values)
+    )
     return "".join(blocks[math.ceil(8 * float(v) / top)] for v in picks)
 
 
@@ -209,8 +241,14 @@ def finite(content: Any) -> Any:
 
 
 def _show_headline(
-    console: Console, before: Size, after: Size, quality: Quality | None,
-    speed: Comparison | None, theoretical: float, machine: Machine, batch: int,
+    console: Console,
+    before: Size,
+    after: Size,
+    quality: Quality | None,
+    speed: Comparison | None,
+    theoretical: float,
+    machine: Machine,
+    batch: int,
 ) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
@@ -219,7 +257,9 @@ def _show_headline(
     table.add_column("")
     if quality is not None:
         table.add_row(
-            quality.metric, f"{quality.original:.4f}", f"{quality.optimized:.4f}",
+            quality.metric,
+            f"{quality.original:.4f}",
+            f"{quality.optimized:.4f}",
             _fidelity_words(quality.fidelity),
         )
     for name, a, b in (
@@ -231,7 +271,9 @@ def _show_headline(
     if speed is not None:
         where = f"{machine.provider}, {machine.threads} thread(s), batch {batch}"
         table.add_row(
-            "median ms", f"{speed.a.median_ms:.4f}", f"{speed.b.median_ms:.4f}",
+            "median ms",
+            f"{speed.a.median_ms:.4f}",
+            f"{speed.b.median_ms:.4f}",
             f"{_speed_words(speed)}; {theoretical:.2f}× by MACs; {where}",
         )
     console.print(table)

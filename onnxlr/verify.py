@@ -98,8 +98,19 @@ class Judge:
         """Number of samples judged on."""
         if isinstance(self._samples, Samples):
             return len(self._samples)
-        return sum(next(iter(f.values())).shape[0] if f and next(iter(f.values())).ndim else 1
-                   for f in self._samples)
+        return sum(
+            next(iter(f.values())).shape[0] if f and next(iter(f.values())).ndim else 1
+            for f in self._samples
+        )
+
+    @property
+    def agreement_is_blind(self) -> bool:
+        """Whether arg-max agreement says little here.
+
+        On synthetic inputs, and where the original gives every sample the same class, even a
+        ruined model may agree.
+        """
+        return not isinstance(self._samples, Samples) or len(self._seen) < 2
 
     def judge(self, candidate: Session) -> Quality:
         """Run a candidate on every sample."""
@@ -135,14 +146,6 @@ class Judge:
         }
         return Quality(self.metric, *values[self.metric], fidelity)
 
-    def first_feed(self, batch: int) -> Feed | None:
-        """A feed of this many of the user's samples, if they can be batched so."""
-        if not isinstance(self._samples, Samples):
-            return None
-        fixed = any(s.fixed_batch is not None for s in self._samples.specs)
-        size = self._samples.batch if fixed or self._samples.batch == 1 else batch
-        return next(iter(self._samples.batches(size)))[0]
-
     def _default_metric(self) -> str:
         if self.labels is not None:
             return "top1"
@@ -165,6 +168,7 @@ class Judge:
         held = 0
         self._classes: str | None = None
         self._one_vector = False
+        self._seen: set[int] = set()
         for feed, index in self._feeds():
             outputs = _cut(self._original.run(feed), feed, index)
             if not self._spreads:
@@ -173,6 +177,8 @@ class Judge:
                 classes = [n for n in names if outputs[n].ndim >= 2 and outputs[n].shape[-1] > 1]
                 self._classes = classes[0] if classes else None
                 self._one_vector = bool(classes) and outputs[classes[0]].ndim == 2
+            if self._classes is not None and len(self._seen) < 2:
+                self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
             for name, spread in self._spreads.items():
                 spread.add(outputs[name])
             if self._kept is not None:
@@ -218,9 +224,7 @@ def _cut(outputs: Outputs, feed: Feed, index: NDArray[np.intp] | None) -> Output
     rows = next((a.shape[0] for a in feed.values() if a.ndim), 0)
     if index is None or rows == len(index):
         return outputs
-    return {
-        n: y[: len(index)] if y.ndim and y.shape[0] == rows else y for n, y in outputs.items()
-    }
+    return {n: y[: len(index)] if y.ndim and y.shape[0] == rows else y for n, y in outputs.items()}
 
 
 def _is_float(array: NDArray[Any]) -> bool:

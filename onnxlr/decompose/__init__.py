@@ -1,10 +1,11 @@
 """The mathematics: pure functions on arrays, no ONNX here."""
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
-from onnxlr.decompose.ranks import RankRule, parse_rank, tail_error
+from onnxlr.decompose.ranks import AUTO, RankRule, parse_rank, tail_error
 from onnxlr.decompose.svd import spectrum, truncated_svd
 
 __all__ = [
+    "AUTO",
     "Evbmf",
     "RankRule",
     "evbmf",

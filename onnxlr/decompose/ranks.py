@@ -69,6 +69,9 @@ class RankRule:
         raise ValueError("auto is decided over the whole model, not layer by layer")
 
 
+AUTO = RankRule("auto")
+
+
 def parse_rank(text: str) -> RankRule:
     """Parse the value of ``--rank``.
 
@@ -145,6 +148,6 @@ def storage_precision(dtype: np.dtype[np.generic]) -> float:
     Weights are stored in ``dtype`` and were, as a rule, computed in float32 at best (a product of
     factors in a training framework): half an ulp of storage and a few of arithmetic.
     """
-    stored = float(ml_dtypes.finfo(dtype).eps)
+    stored = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
     arithmetic = min(stored, float(np.finfo(np.float32).eps))
     return stored + 16 * arithmetic

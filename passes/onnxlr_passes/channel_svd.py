@@ -56,9 +56,7 @@ class ChannelSvd(GraphPass):
     ) -> ir.Value:
         """The original's strides, pads and dilations on the first conv, its bias on the second."""
         sliding, pointwise = factors
-        hidden = writer.op(
-            "Conv", [use.x, sliding], sliding_attributes(layer, use, layer.group)
-        )
+        hidden = writer.op("Conv", [use.x, sliding], sliding_attributes(layer, use, layer.group))
         bias = list(use.node.inputs[2:])
         return writer.op(
             "Conv", [hidden, pointwise, *bias], pointwise_attributes(layer, layer.group)

@@ -1,0 +1,106 @@
+"""Following a value back to the constant it shows, and a constant forward to all it feeds."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxlr.model import constant, int_attr, ints_attr, is_standard
+
+_VIEWS = ("Identity", "Transpose", "Cast")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A constant as one node sees it.
+
+    Attributes
+    ----------
+    root : onnx_ir.Value
+        The stored constant.
+    perm : tuple of int
+        Axes of the constant in the order the node sees them.
+    dtype : onnx_ir.DataType or None
+        The type the node sees, after any Cast; None where a reason is given.
+    reason : str or None
+        Why what lies between is more than a view.
+    """
+
+    root: ir.Value
+    perm: tuple[int, ...]
+    dtype: ir.DataType | None
+    reason: str | None
+
+
+def trace(
+    value: ir.Value | None,
+) -> Trace | None:
+    """Follow a value back to the constant it shows; None if it isn't a constant's view."""
+    perms: list[tuple[int, ...]] = []
+    dtype: ir.DataType | None = None
+    while value is not None:
+        tensor = constant(value)
+        if tensor is not None:
+            perm = tuple(range(len(tensor.shape)))
+            for step in reversed(perms):
+                order = step or tuple(reversed(range(len(perm))))
+                perm = tuple(perm[i] for i in order)
+            return Trace(value, perm, dtype or tensor.dtype, None)
+        node = value.producer()
+        if node is None:
+            return None
+        if is_standard(node, *_VIEWS):
+            if node.op_type == "Transpose":
+                perms.append(ints_attr(node, "perm", ()))
+            if node.op_type == "Cast" and dtype is None:
+                dtype = ir.DataType(int_attr(node, "to", 1))
+            value = node.inputs[0]
+            continue
+        root = _computed_from(node)
+        if root is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            reason = "the weight is quantized (DequantizeLinear): left alone"
+            return Trace(root, (), None, reason)
+        reason = (
+            f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
+            "constants: fold constants first"
+        )
+        return Trace(root, (), None, reason)
+    return None
+
+
+def _computed_from(node: ir.Node, depth: int = 16) -> ir.Value | None:
+    """The largest constant that feeds a node, if only constants do."""
+    if node.op_type.startswith("Random") or depth == 0:
+        return None
+    roots: list[ir.Value] = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        if constant(value) is not None:
+            roots.append(value)
+            continue
+        producer = value.producer()
+        root = _computed_from(producer, depth - 1) if producer is not None else None
+        if root is None:
+            return None
+        roots.append(root)
+    return max(roots, key=_elements, default=None)
+
+
+def _elements(value: ir.Value) -> int:
+    tensor = constant(value)
+    return int(tensor.size) if tensor is not None else 0
+
+
+def foreign_user(value: ir.Value, known: set[ir.Node]) -> str | None:
+    """A reason if anything but the known nodes, or views that lead to them, reads the value."""
+    for node, _ in value.uses():
+        if node in known:
+            continue
+        output = node.outputs[0]
+        if not is_standard(node, *_VIEWS) or output.is_graph_output():
+            return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
+        if (reason := foreign_user(output, known)) is not None:
+            return reason
+    return None
