@@ -23,6 +23,7 @@ from rich.progress import Progress as Bars
 from onnxlr import __version__, api, tables
 from onnxlr.errors import OnnxlrError, OutputError
 from onnxlr.graph_pass import installed_passes
+from onnxlr.model import one_line
 from onnxlr.optimizer import Target
 from onnxlr.output import check_destination, write_failure
 
@@ -43,6 +44,21 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("onnxlr: interrupted; nothing was written", err=True)
             ctx.exit(INTERRUPTED)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except MemoryError:
+            click.echo("onnxlr: out of memory; nothing was written", err=True)
+            ctx.exit(1)
+        except Exception as error:
+            # A defect of ours, not of the input. A pipeline still gets one line and no half file.
+            if os.environ.get("ONNXLR_TRACEBACK"):
+                raise
+            click.echo(
+                f"onnxlr: internal error ({type(error).__name__}: {one_line(error)}): please "
+                "report it; ONNXLR_TRACEBACK=1 shows where",
+                err=True,
+            )
+            ctx.exit(1)
 
 
 class _Bars:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
 from onnxlr.model import constant, int_attr, is_standard
-from onnxlr.tracing import foreign_user, trace
+from onnxlr.tracing import Trace, foreign_user, trace
 
 Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
 Shape = tuple[int, ...]
@@ -219,9 +219,7 @@ class _Sighting:
 
     use: Use
     kind: Kind
-    root: ir.Value
-    perm: Shape
-    reason: str | None
+    seen: Trace
 
 
 def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
@@ -239,9 +237,9 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     places: dict[ir.Value, str] = {}
     for place, node in _nodes(model):
         for sighting in _sightings(node, shapes):
-            found.setdefault(sighting.root, []).append(sighting)
+            found.setdefault(sighting.seen.root, []).append(sighting)
             if place:
-                places.setdefault(sighting.root, place)
+                places.setdefault(sighting.seen.root, place)
     node_names = [s[0].use.node.name for s in found.values()]
     layers = []
     for root, sightings in found.items():
@@ -284,13 +282,15 @@ def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
     weights = [(s, t) for s, t in traced if t is not None]
     if kind == "matrix" and len(weights) > 1:
         return  # constant times constant: nothing runs through it
-    for slot, (root, perm, dtype, reason) in weights:
-        if kind == "gather" and (dtype is None or not dtype.is_floating_point() or len(perm) < 2):
+    for slot, seen in weights:
+        embeds = seen.dtype is not None and seen.dtype.is_floating_point() and len(seen.perm) > 1
+        if kind == "gather" and not embeds:
             continue  # shapes and indices, not an embedding
-        use = Use(node, slot, False, dtype or ir.DataType.UNDEFINED, None, None)
+        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None)
         x = shapes.get(use.x.name or "") if node.inputs and node.inputs[0] is not None else None
         y = shapes.get(node.outputs[0].name or "")
-        yield _Sighting(replace(use, x_shape=x, y_shape=y), kind, root, perm, reason)
+        use = replace(use, x_shape=x, y_shape=y)
+        yield _Sighting(use, kind, seen)
 
 
 def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Layer:
@@ -298,12 +298,12 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
     tensor = constant(root)
     assert tensor is not None
     stored = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-    perm = first.perm
+    perm = first.seen.perm
     uses = []
-    reason = next((s.reason for s in sightings if s.reason), None)
+    reason = next((s.seen.reason for s in sightings if s.seen.reason), None)
     for s in sightings:
-        swapped = s.perm != perm
-        if swapped and s.perm != _swap_last(perm):
+        swapped = s.seen.perm != perm
+        if swapped and s.seen.perm != _swap_last(perm):
             reason = reason or "its users see it in layouts that no one factorization serves"
         uses.append(replace(s.use, swapped=swapped))
     shape = tuple(stored[i] for i in perm) if perm else stored
