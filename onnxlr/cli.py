@@ -65,6 +65,7 @@ class _Bars:
     """Progress of every stage on standard error."""
 
     def __init__(self) -> None:
+        console = Console(stderr=True)
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -72,8 +73,9 @@ class _Bars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[item]}"),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
 
     @contextmanager

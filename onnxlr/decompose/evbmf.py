@@ -101,6 +101,18 @@ def threshold_tau(alpha: float) -> float:
     return float(scipy.optimize.brentq(f, 0.5 * np.sqrt(alpha), 4.0, xtol=1e-300, rtol=1e-14))
 
 
+def threshold_x(alpha: float) -> float:
+    """x̲ = (1+τ̲)(1+α/τ̲): a component stays when its γ² exceeds M·σ²·x̲.
+
+    Examples
+    --------
+    >>> round(threshold_x(1.0), 3)
+    4.911
+    """
+    tau = threshold_tau(alpha)
+    return (1 + tau) * (1 + alpha / tau)
+
+
 class _FreeEnergy:
     """Ω as a function of u = log σ², less the constant −Σ log γ², with γ₁ = 1 and H = L.
 
@@ -116,8 +128,7 @@ class _FreeEnergy:
     def __init__(self, gamma2: Array, L: int, M: int) -> None:
         self.gamma2, self.L, self.M = gamma2, L, M
         self.alpha = L / M
-        tau = threshold_tau(self.alpha)
-        self.x_bar = (1 + tau) * (1 + self.alpha / tau)
+        self.x_bar = threshold_x(self.alpha)
         self.tail = np.append(np.cumsum(gamma2[::-1])[::-1], 0.0)  # tail[k] = Σ_{h≥k} γ²
         h = min(int(np.ceil(L / (1 + self.alpha))) - 1, L)
         lower = max(gamma2[h] / (M * self.x_bar), self.tail[h] / (M * (L - h)))

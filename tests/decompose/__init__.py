@@ -1,0 +1,1 @@
+"""Tests of the mathematics, against theory and slow oracles."""

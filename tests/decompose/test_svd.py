@@ -1,0 +1,61 @@
+"""Truncated SVD: Eckart-Young, planted spectra, scale, nesting."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxlr.decompose import spectrum, tail_error, truncated_svd
+
+
+def planted(values: list[float], m: int, n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    u = np.linalg.qr(rng.standard_normal((m, len(values))))[0]
+    v = np.linalg.qr(rng.standard_normal((n, len(values))))[0]
+    return np.asarray(u @ np.diag(values) @ v.T)
+
+
+def test_planted_spectrum_is_recovered() -> None:
+    matrix = planted([3.142, 2.718, 1.0], 40, 25, seed=3)
+    values = spectrum(matrix[None])[0]
+    np.testing.assert_allclose(values[:3], [3.142, 2.718, 1.0], rtol=1e-14)
+    assert values[3:].max() < 1e-14
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    g=st.integers(1, 3), m=st.integers(1, 20), n=st.integers(1, 20),
+    seed=st.integers(0, 10**6), data=st.data(),
+)
+def test_truncation_error_is_the_tail(g: int, m: int, n: int, seed: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, min(m, n)))
+    stack = np.random.default_rng(seed).standard_normal((g, m, n))
+    u, v = truncated_svd(stack, rank)
+    assert u.shape == (g, m, rank)
+    assert v.shape == (g, rank, n)
+    error = np.linalg.norm(stack - u @ v) / np.linalg.norm(stack)
+    assert error == pytest.approx(tail_error(spectrum(stack))[rank], rel=1e-9, abs=1e-13)
+    np.testing.assert_allclose(u.transpose(0, 2, 1) @ u, np.tile(np.eye(rank), (g, 1, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e12])
+def test_scale_goes_into_the_second_factor(scale: float) -> None:
+    matrix = np.random.default_rng(0).standard_normal((1, 12, 30))
+    u, v = truncated_svd(matrix, 5)
+    scaled_u, scaled_v = truncated_svd(scale * matrix, 5)
+    np.testing.assert_allclose(scaled_u, u, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scaled_v, scale * v, rtol=1e-9, atol=1e-12 * scale)
+
+
+def test_factors_nest() -> None:
+    matrix = np.random.default_rng(1).standard_normal((2, 9, 14))
+    u, v = truncated_svd(matrix, 7)
+    small_u, small_v = truncated_svd(matrix, 3)
+    np.testing.assert_array_equal(u[:, :, :3], small_u)
+    np.testing.assert_array_equal(v[:, :3], small_v)
+
+
+@pytest.mark.parametrize("rank", [0, 6, -1])
+def test_a_rank_outside_the_matrix_is_refused(rank: int) -> None:
+    with pytest.raises(ValueError, match=f"rank {rank} is outside 1 to 5"):
+        truncated_svd(np.ones((1, 5, 8)), rank)
