@@ -193,7 +193,7 @@ def main() -> None:
 )
 @click.option("--plan-out", metavar="FILE", help="Write the plan, for `onnxlr apply`.")
 @click.option("--json", "json_out", metavar="FILE", help="Write the report as JSON (- to print).")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of splits and synthetic inputs.")
 @click.option("--quiet", is_flag=True, help="No progress and no tables.")
 def optimize(
     source: str,
@@ -290,7 +290,7 @@ def apply(plan: str, source: str, out: str, quiet: bool) -> None:
     "--metric", metavar="NAME", help="top1, agreement, rel-error, cosine or module:function."
 )
 @_machine_options
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of splits and synthetic inputs.")
 @click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
 def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
     """Set B beside A: fidelity, accuracy, size, MACs and speed.
@@ -312,7 +312,7 @@ def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
 @click.option("--data", metavar="FILE", help="Samples to time on; default: synthetic inputs.")
 @_machine_options
 @click.option("--seconds", default=5.0, show_default=True, help="Rough length of the run.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of splits and synthetic inputs.")
 @click.option("--json", "json_out", metavar="FILE", help="Write it as JSON (- to print).")
 def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
     """Time A on ONNX Runtime, or A and B in turn in one run.

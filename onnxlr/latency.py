@@ -13,6 +13,7 @@ from onnxlr.runtime import Feed, Session
 
 Verdict = Literal["faster", "slower", "within noise"]
 
+SECONDS = 3.0  # a whole comparison, unless told otherwise
 _BLOCK_S = 2e-3  # one timed block lasts at least this long, far above the clock's resolution
 _MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
 
@@ -55,16 +56,18 @@ class Comparison:
         return "slower" if self.high < 1 - _MARGIN else "within noise"
 
 
-def compare_sessions(a: Session, b: Session, feed: Feed, seconds: float = 2.0) -> Comparison:
+def compare_sessions(
+    a: Session, b: Session, feed: Feed, seconds: float | None = None
+) -> Comparison:
     """Time two sessions on the same feed, in turn, for about this long."""
-    return interleave(a.bound(feed), b.bound(feed), seconds)
+    return interleave(a.bound(feed), b.bound(feed), seconds or SECONDS)
 
 
-def time_session(session: Session, feed: Feed, seconds: float = 2.0) -> Timing:
+def time_session(session: Session, feed: Feed, seconds: float | None = None) -> Timing:
     """Time one session on a feed for about this long."""
     run = session.bound(feed)
     count, cost = _block(run)
-    return _timing(np.array([_time(run, count) for _ in range(_rounds(cost, seconds))]))
+    return _timing(np.array([_time(run, count) for _ in range(_rounds(cost, seconds or SECONDS))]))
 
 
 def interleave(

@@ -42,8 +42,6 @@ from onnxlr.verify import Judge, Quality
 
 Target = Literal["latency", "macs", "params", "bytes"]
 
-_BENCH_S = 3.0
-
 
 @dataclass(frozen=True)
 class Options:
@@ -229,7 +227,7 @@ class _Run:
                 path, _ = self.factory.build({n: c.choice for n, c in chosen.items()})
                 candidate = Session(path, self.options.machine, "the optimized model")
                 quality = self.judge.judge(candidate)
-                speed = compare_sessions(self.session, candidate, self.feeding.timed, _BENCH_S)
+                speed = compare_sessions(self.session, candidate, self.feeding.timed)
             why = self._over(quality)
             if why is None and self.options.latency_vetoes and speed.verdict != "faster":
                 why = (
@@ -244,7 +242,7 @@ class _Run:
             chosen = {n: chosen[n] for n in ranked[: len(ranked) // 2]}
         with self.progress.stage("verify", None):
             quality = self.judge.judge(self.session)
-            speed = compare_sessions(self.session, self.session, self.feeding.timed, 1.0)
+            speed = compare_sessions(self.session, self.session, self.feeding.timed)
         return {}, quality, speed
 
     def finish(self, chosen: Chosen) -> tuple[Path, int]:

@@ -16,8 +16,12 @@ from onnxlr.rewrite import Choice, rewrite
 from onnxlr.shapes import infer_shapes
 
 Array = NDArray[Any]
-_TYPES = {"float32": onnx.TensorProto.FLOAT, "float64": onnx.TensorProto.DOUBLE,
-          "float16": onnx.TensorProto.FLOAT16, "int64": onnx.TensorProto.INT64}
+_TYPES = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float64": onnx.TensorProto.DOUBLE,
+    "float16": onnx.TensorProto.FLOAT16,
+    "int64": onnx.TensorProto.INT64,
+}
 
 
 def make_model(
@@ -43,6 +47,11 @@ def make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", opset)], functions=list(functions)
     )
     model.ir_version = ir_version
+    if ir_version < 4:  # then every initializer is an input too
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(n, _TYPES[w.dtype.name], w.shape)
+            for n, w in weights.items()
+        )
     inferred = onnx.shape_inference.infer_shapes(model)
     del model.graph.output[:]
     model.graph.output.extend(inferred.graph.output)
@@ -59,8 +68,11 @@ def linear(
 ) -> onnx.ModelProto:
     """``y = x @ weight``."""
     return make_model(
-        [node("MatMul", ["x", "w"], "y", name)], {"x": [rows, weight.shape[0]]}, ["y"],
-        {"w": weight}, dtype=dtype,
+        [node("MatMul", ["x", "w"], "y", name)],
+        {"x": [rows, weight.shape[0]]},
+        ["y"],
+        {"w": weight},
+        dtype=dtype,
     )
 
 
@@ -110,7 +122,8 @@ def replaced(
         layer.name: Choice(graph_pass, rank)
         for layer in layers
         if (names is None or layer.name in names)
-        and layer.refusal is None and graph_pass.refuse(layer) is None
+        and layer.refusal is None
+        and graph_pass.refuse(layer) is None
     }
     assert chosen, "nothing to replace"
     result = ir.to_proto(rewrite(source, shapes, chosen, _factorize))

@@ -41,8 +41,14 @@ def matmul(x: tuple[int, ...], w: tuple[int, ...], *, left: bool = False) -> onn
 
 
 def gemm(
-    *, left: bool = False, flip_w: int = 0, flip_x: int = 0, bias: bool = True, alpha: float = 1.0,
-    beta: float = 1.0, opset: int = 17,
+    *,
+    left: bool = False,
+    flip_w: int = 0,
+    flip_x: int = 0,
+    bias: bool = True,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    opset: int = 17,
 ) -> onnx.ModelProto:
     k, out, rows = 7, 5, 4
     w = rand(*((k, out) if left == bool(flip_w) else (out, k)))
@@ -75,7 +81,9 @@ def viewed(op: str, **attributes: Any) -> onnx.ModelProto:
     shape = (5, 7) if op == "Transpose" else (7, 5)
     return make_model(
         [node(op, ["w"], "v", **attributes), node("MatMul", ["x", "v"], "y")],
-        {"x": (4, 7)}, ["y"], {"w": rand(*shape)},
+        {"x": (4, 7)},
+        ["y"],
+        {"w": rand(*shape)},
     )
 
 
@@ -93,7 +101,9 @@ def shared() -> onnx.ModelProto:
             node("MatMul", ["w", "f"], "g"),
             node("MatMul", ["d", "g"], "y"),
         ],
-        {"x": (4, 7), "z": (5, 3)}, ["y"], {"w": rand(7, 5)},
+        {"x": (4, 7), "z": (5, 3)},
+        ["y"],
+        {"w": rand(7, 5)},
     )
 
 
@@ -118,7 +128,9 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
             ),
             ("svd",),
         )
-        for left in (False, True) for flip_w in (0, 1) for flip_x in (0, 1)
+        for left in (False, True)
+        for flip_w in (0, 1)
+        for flip_x in (0, 1)
         for bias, opset in ((True, 7), (True, 17), (False, 11))
     },
     "conv": (lambda: conv((2, 6, 9, 8), (8, 6, 3, 3), pads=[1, 1, 1, 1]), CONV),
@@ -126,16 +138,21 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "conv-stride": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), strides=[2, 3]), CONV),
     "conv-dilation": (lambda: conv((1, 6, 9, 12), (8, 6, 3, 3), dilations=[2, 3]), CONV),
     "conv-asymmetric": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 2), pads=[0, 2, 1, 0]), CONV),
-    "conv-same-upper": (lambda: conv((1, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_UPPER",
-                                     strides=[2, 2]), CONV),
-    "conv-same-lower": (lambda: conv((1, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_LOWER",
-                                     strides=[2, 1]), CONV),
+    "conv-same-upper": (
+        lambda: conv((1, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_UPPER", strides=[2, 2]),
+        CONV,
+    ),
+    "conv-same-lower": (
+        lambda: conv((1, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_LOWER", strides=[2, 1]),
+        CONV,
+    ),
     "conv-valid": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), auto_pad="VALID"), CONV),
     "conv-grouped": (lambda: conv((2, 6, 9, 8), (9, 2, 3, 3), group=3, strides=[2, 1]), CONV),
     "conv-depthwise": (lambda: conv((1, 6, 9, 8), (12, 1, 3, 3), group=6), CONV),
     "conv-pointwise": (lambda: conv((1, 6, 9, 8), (8, 6, 1, 1)), CONV),
     "conv-pointwise-stride-pad": (
-        lambda: conv((1, 6, 9, 8), (8, 6, 1, 1), strides=[2, 2], pads=[1, 0, 2, 1]), CONV,
+        lambda: conv((1, 6, 9, 8), (8, 6, 1, 1), strides=[2, 2], pads=[1, 0, 2, 1]),
+        CONV,
     ),
     "conv-1d": (lambda: conv((2, 6, 20), (8, 6, 5), strides=[2], pads=[2, 1]), CONV),
     "conv-1d-long": (lambda: conv((2, 1, 300), (8, 1, 64), strides=[4]), CONV),
@@ -187,7 +204,8 @@ def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
     assert tuple(tuple(t.dims) for t in stored) == graph_pass.factor_shapes(layer, rank)
     other = sum(
         int(np.prod(shapes[n.output[0]])) * shapes[n.input[0]][-1]
-        for n in model.graph.node if case == "matmul-shared" and n.output[0] == "y"
+        for n in model.graph.node
+        if case == "matmul-shared" and n.output[0] == "y"
     )
     assert count_macs(load(written).model, shapes) == (graph_pass.macs(layer, rank) or 0) + other
     _, shapes, _ = layers_of(model)
@@ -216,13 +234,19 @@ def _top(stack: Array, rank: int) -> Array:
 @pytest.mark.parametrize("method", CONV)
 @pytest.mark.parametrize("group", [1, 2])
 def test_truncated_conv_is_the_conv_with_the_truncated_kernel(method: str, group: int) -> None:
-    model = conv((2, 8, 9, 8), (6, 8 // group, 3, 3), group=group, strides=[2, 1], pads=[1, 0, 1, 1])
+    model = conv(
+        (2, 8, 9, 8), (6, 8 // group, 3, 3), group=group, strides=[2, 1], pads=[1, 0, 1, 1]
+    )
     layer, graph_pass = the_layer(model, method)
     (stack,) = graph_pass.unfoldings(layer)
     u, s, vt = np.linalg.svd(stack.astype(np.float64), full_matrices=False)
     cut = (u[..., :2] * s[:, None, :2]) @ vt[:, :2]
-    kernel = cut.reshape(6, 8 // group, 3, 3) if method == "channel-svd" else (
-        cut.reshape(group, 8 // group, 6 // group, 9).transpose(0, 2, 1, 3).reshape(layer.shape)
+    kernel = (
+        cut.reshape(6, 8 // group, 3, 3)
+        if method == "channel-svd"
+        else (
+            cut.reshape(group, 8 // group, 6 // group, 9).transpose(0, 2, 1, 3).reshape(layer.shape)
+        )
     )
     expected = onnx.ModelProto()
     expected.CopyFrom(model)
@@ -275,12 +299,16 @@ def test_any_conv_at_full_rank(data: st.DataObject) -> None:
         attributes["dilations"] = dilations
     if data.draw(st.booleans(), "kernel_shape"):
         attributes["kernel_shape"] = kernel
-    spatial = [data.draw(st.integers((k - 1) * d + 1, 9), "size")
-               for k, d in zip(kernel, dilations, strict=True)]
+    spatial = [
+        data.draw(st.integers((k - 1) * d + 1, 9), "size")
+        for k, d in zip(kernel, dilations, strict=True)
+    ]
     shape = (outputs, inputs // group, *kernel)
     model = conv(
-        (data.draw(st.integers(1, 2), "batch"), inputs, *spatial), shape,
-        bias=data.draw(st.booleans(), "bias"), opset=data.draw(st.sampled_from([7, 11, 17, 21])),
+        (data.draw(st.integers(1, 2), "batch"), inputs, *spatial),
+        shape,
+        bias=data.draw(st.booleans(), "bias"),
+        opset=data.draw(st.sampled_from([7, 11, 17, 21])),
         **attributes,
     )
     feed = feed_for(model)
@@ -309,8 +337,12 @@ def test_any_product_at_full_rank(data: st.DataObject) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    left=st.booleans(), flip_w=st.integers(0, 1), flip_x=st.integers(0, 1), bias=st.booleans(),
-    alpha=st.floats(-3, 3, width=32), beta=st.floats(-3, 3, width=32),
+    left=st.booleans(),
+    flip_w=st.integers(0, 1),
+    flip_x=st.integers(0, 1),
+    bias=st.booleans(),
+    alpha=st.floats(-3, 3, width=32),
+    beta=st.floats(-3, 3, width=32),
 )
 def test_any_gemm_at_full_rank(
     left: bool, flip_w: int, flip_x: int, bias: bool, alpha: float, beta: float
@@ -335,7 +367,9 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
     weight = low_rank(np.random.default_rng(0), 24, 16, 3).astype(np.float16)
     model = make_model(
         [node("Cast", ["w"], "v", to=onnx.TensorProto.FLOAT), node("MatMul", ["x", "v"], "y")],
-        {"x": (4, 24)}, ["y"], {"w": weight},
+        {"x": (4, 24)},
+        ["y"],
+        {"w": weight},
     )
     written = replaced(model, "svd", (3,))
     assert {t.data_type for t in written.graph.initializer} == {onnx.TensorProto.FLOAT16}
@@ -347,7 +381,11 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
     ("model", "method", "reason"),
     [
         (matmul((4, 7), (7, 5)), "channel-svd", "channel-svd replaces Conv, not MatMul"),
-        (matmul((4, 7), (7, 5)), "input-channel-svd", "input-channel-svd replaces Conv, not MatMul"),
+        (
+            matmul((4, 7), (7, 5)),
+            "input-channel-svd",
+            "input-channel-svd replaces Conv, not MatMul",
+        ),
         (conv((1, 6, 9, 8), (8, 6, 3, 3)), "svd", "svd replaces MatMul and Gemm, not Conv"),
         (matmul((4, 7), (7,)), "svd", "the weight is a vector of 7, which has rank 1 already"),
     ],

@@ -13,8 +13,18 @@ VALUES = np.array([[4.0, 2.0, 1.0, 0.5]])
 
 @pytest.mark.parametrize(
     ("text", "rank"),
-    [("3", 3), ("99", 4), ("0.5", 2), ("1.0", 4), ("0.01", 1), ("energy:0.75", 1),
-     ("energy:0.76", 2), ("energy:1.0", 4), ("energy:0.98", 3), ("exact", 4)],
+    [
+        ("3", 3),
+        ("99", 4),
+        ("0.5", 2),
+        ("1.0", 4),
+        ("0.01", 1),
+        ("energy:0.75", 1),
+        ("energy:0.76", 2),
+        ("energy:1.0", 4),
+        ("energy:0.98", 3),
+        ("exact", 4),
+    ],
 )
 def test_rules(text: str, rank: int) -> None:
     assert parse_rank(text).select(VALUES, 4, 9, 1e-6) == rank
@@ -22,8 +32,23 @@ def test_rules(text: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-3", "1.5", "energy:2", "energy:0", "abc", "8,4", "", "nan", "energy:", "5:3",
-             "inf", ".", "energy"]
+    "text",
+    [
+        "0",
+        "-3",
+        "1.5",
+        "energy:2",
+        "energy:0",
+        "abc",
+        "8,4",
+        "",
+        "nan",
+        "energy:",
+        "5:3",
+        "inf",
+        ".",
+        "energy",
+    ],
 )
 def test_what_is_no_rank(text: str) -> None:
     with pytest.raises(UsageError, match="is not a rank: give auto"):

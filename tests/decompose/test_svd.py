@@ -24,10 +24,15 @@ def test_planted_spectrum_is_recovered() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    g=st.integers(1, 3), m=st.integers(1, 20), n=st.integers(1, 20),
-    seed=st.integers(0, 10**6), data=st.data(),
+    g=st.integers(1, 3),
+    m=st.integers(1, 20),
+    n=st.integers(1, 20),
+    seed=st.integers(0, 10**6),
+    data=st.data(),
 )
-def test_truncation_error_is_the_tail(g: int, m: int, n: int, seed: int, data: st.DataObject) -> None:
+def test_truncation_error_is_the_tail(
+    g: int, m: int, n: int, seed: int, data: st.DataObject
+) -> None:
     rank = data.draw(st.integers(1, min(m, n)))
     stack = np.random.default_rng(seed).standard_normal((g, m, n))
     u, v = truncated_svd(stack, rank)
@@ -35,7 +40,9 @@ def test_truncation_error_is_the_tail(g: int, m: int, n: int, seed: int, data: s
     assert v.shape == (g, rank, n)
     error = np.linalg.norm(stack - u @ v) / np.linalg.norm(stack)
     assert error == pytest.approx(tail_error(spectrum(stack))[rank], rel=1e-9, abs=1e-13)
-    np.testing.assert_allclose(u.transpose(0, 2, 1) @ u, np.tile(np.eye(rank), (g, 1, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        u.transpose(0, 2, 1) @ u, np.tile(np.eye(rank), (g, 1, 1)), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e12])

@@ -1,0 +1,130 @@
+"""The house: which way imports point, what imports cost, what is exported and documented."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import onnxlr
+from onnxlr.cli import main
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "onnxlr"
+
+# From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
+FLOORS = (
+    ("errors", "progress"),
+    ("decompose.svd", "decompose.evbmf", "decompose.ranks", "decompose"),
+    ("model", "batch_norm", "output", "tracing", "runtime", "latency"),
+    ("layers", "shapes", "inputs", "data"),
+    ("graph_pass", "convolution", "rewrite", "layer_timing"),
+    ("prepare", "plan", "search", "verify", "inspection", "report"),
+    ("optimizer",),
+    ("api",),
+    ("",),  # the package itself: the public names
+    ("tables", "cli"),
+)
+ORDER = {name: i for i, name in enumerate(n for floor in FLOORS for n in floor)}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module of onnxlr that a file imports at its top level."""
+    names = set()
+    for item in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(item, ast.ImportFrom) and (item.module or "").startswith("onnxlr"):
+            base = (item.module or "").removeprefix("onnxlr").lstrip(".")
+            for alias in item.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                names.add(inner if inner in ORDER else base)
+    return names
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    name = module_name(path)
+    assert name in ORDER, f"{name} has no floor: say where it belongs"
+    for other in imported(path):
+        assert ORDER[other] < ORDER[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_the_engine_never_imports_passes(path: Path) -> None:
+    assert "onnxlr_passes" not in path.read_text(encoding="utf-8")
+
+
+def test_the_floors_name_no_ghosts() -> None:
+    assert set(ORDER) == {module_name(path) for path in SOURCES}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for d in ("onnxlr", "passes", "tests", "models") for p in (ROOT / d).rglob("*.py")],
+    ids=str,
+)
+def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert doc
+    assert doc.splitlines()[0].endswith(".")
+
+
+def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
+    code = (
+        "import sys\n"
+        "import onnxlr, onnxlr.cli, onnxlr_passes.svd\n"
+        "print([m for m in ('torch', 'matplotlib', 'onnxruntime', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_exports() -> None:
+    assert sorted(onnxlr.__all__) == [
+        "DataError",
+        "ModelError",
+        "OnnxlrError",
+        "OutputError",
+        "Result",
+        "RuntimeMissingError",
+        "UsageError",
+        "__version__",
+        "apply",
+        "bench",
+        "compare",
+        "inspect",
+        "optimize",
+    ]
+    assert all(hasattr(onnxlr, name) for name in onnxlr.__all__)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    made = main.commands[command]
+    text = made.help or ""
+    assert re.search(rf"Examples?:\s+(onnxlr optimize .*\n\s+)?onnxlr {command}", text)
+    options = [p for p in made.params if isinstance(p, click.Option)]
+    assert all(p.help for p in options), [p.name for p in options if not p.help]
+
+
+def test_the_readme_names_every_command_and_flag_of_optimize() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in main.commands:
+        assert f"onnxlr {command}" in readme
+    for parameter in main.commands["optimize"].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.opts[0] in readme, parameter.opts[0]
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {onnxlr.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

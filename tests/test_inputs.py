@@ -1,0 +1,135 @@
+"""What models are fed: synthetic inputs that fit, and the user's samples in batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxlr.data import load_samples
+from onnxlr.errors import DataError
+from onnxlr.inputs import (
+    candidate_shapes,
+    find_runnable_shapes,
+    input_specs,
+    parse_shapes,
+    synthetic_feed,
+)
+from onnxlr.model import load
+from onnxlr.runtime import ONE_CPU_THREAD, Session
+from tests.builders import make_model, node
+
+I64 = onnx.TensorProto.INT64
+
+
+def embedding_model() -> onnx.ModelProto:
+    """Token ids through a reshape into a table of 11 rows, times a mask."""
+    model = make_model(
+        [
+            node("Cast", ["ids"], "c", to=I64),
+            node("Unsqueeze", ["c", "axes"], "u"),
+            node("Gather", ["table", "u"], "e"),
+            node("Cast", ["attention_mask"], "m", to=1),
+            node("ReduceSum", ["m"], "t"),
+            node("Mul", ["e", "t"], "y"),
+        ],
+        {"ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")},
+        ["y"],
+        {"table": np.ones((11, 3), np.float32), "axes": np.array([2])},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    return model
+
+
+def test_indices_stay_in_the_table_and_masks_are_ones() -> None:
+    model = load(embedding_model()).model
+    shapes = next(iter(candidate_shapes(input_specs(model), {}, 2)))
+    assert shapes == {"ids": (2, 128), "attention_mask": (2, 128)}
+    feed = synthetic_feed(model, shapes, np.random.default_rng(0))
+    assert feed["ids"].min() == 0
+    assert feed["ids"].max() == 10
+    assert feed["ids"].dtype == np.int64
+    assert (feed["attention_mask"] == 1).all()
+
+
+def test_sizes_are_tried_until_one_runs() -> None:
+    # Only a height of 48 survives the reshape, as in text recognisers.
+    model = make_model(
+        [node("Reshape", ["x", "shape"], "y")],
+        {"x": ("n", 3, "h", "w")},
+        ["y"],
+        {"shape": np.array([0, 3, 48, 320])},
+    )
+    source = load(model)
+    session = Session(model.SerializeToString(), ONE_CPU_THREAD)
+    shapes, level = find_runnable_shapes(source.model, session, {}, 1, 0)
+    assert (shapes, level) == ({"x": (1, 3, 48, 320)}, 0)
+
+
+def test_images_lie_in_the_unit_interval() -> None:
+    model = load(make_model([node("Relu", ["x"], "y")], {"x": (1, 3, 8, 8)}, ["y"], {})).model
+    feed = synthetic_feed(model, {"x": (1, 3, 8, 8)}, np.random.default_rng(0))
+    assert 0 <= feed["x"].min() < feed["x"].max() < 1
+
+
+def test_the_same_symbol_has_the_same_size() -> None:
+    model = load(embedding_model()).model
+    specs = input_specs(model)
+    given = parse_shapes(["ids:3,17"], specs)
+    assert next(iter(candidate_shapes(specs, given, 1)))["attention_mask"] == (3, 17)
+
+
+def specs_of(dims: tuple[Any, ...], dtype: str = "float32") -> Any:
+    return input_specs(
+        load(make_model([node("Relu", ["x"], "y")], {"x": dims}, ["y"], {}, dtype=dtype)).model
+    )
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy", "folder"])
+def test_samples_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "npz":
+        np.savez(path, x=x, label=np.arange(20))
+    elif suffix == "npy":
+        np.save(path, x)
+    else:
+        path.mkdir()
+        np.savez(path / "b.npz", x=x[7:])
+        np.savez(path / "a.npz", x=x[:7])
+    samples = load_samples(path, specs_of(("n", 3)), None)
+    assert len(samples) == 20
+    rows = np.concatenate([feed["x"] for feed, _ in samples.batches(6)])
+    np.testing.assert_array_equal(rows, x)
+
+
+def test_halves_are_disjoint_seeded_and_complete(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((21, 3), np.float32), label=np.arange(21))
+    samples = load_samples(tmp_path / "d.npz", specs_of(("n", 3)), "label")
+    first, second = samples.split(3)
+    assert sorted([*first.index, *second.index]) == list(range(21))
+    assert {len(first), len(second)} == {10, 11}
+    np.testing.assert_array_equal(samples.split(3)[1].index, second.index)
+    assert list(samples.split(4)[1].index) != list(second.index)
+
+
+def test_a_fixed_batch_is_padded_and_an_unbatched_input_goes_alone(tmp_path: Path) -> None:
+    x = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "d.npz", x=x)
+    samples = load_samples(tmp_path / "d.npz", specs_of((4, 3)), None)
+    feeds = list(samples.batches())
+    assert [len(f["x"]) for f, _ in feeds] == [4, 4, 4]
+    assert [len(i) for _, i in feeds] == [4, 4, 2]
+    np.testing.assert_array_equal(feeds[2][0]["x"], x[[8, 9, 9, 9]])
+    np.savez(tmp_path / "e.npz", x=x.reshape(5, 2, 3))
+    alone = load_samples(tmp_path / "e.npz", specs_of((2, 3)), None)
+    assert alone.batch == 1
+    assert [f["x"].shape for f, _ in alone.batches()] == [(2, 3)] * 5
+
+
+def test_a_wrong_shape_names_the_axis(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((5, 4), np.float32))
+    with pytest.raises(DataError, match="axis 1 is 4, not 3"):
+        load_samples(tmp_path / "d.npz", specs_of(("n", 3)), None)

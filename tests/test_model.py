@@ -1,0 +1,246 @@
+"""Loading, preparing and writing: nothing a model carries is lost."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxlr.batch_norm import fold_batch_norms
+from onnxlr.errors import ModelError, OutputError
+from onnxlr.model import Names, count_params, load, to_proto
+from onnxlr.output import place, save, workspace
+from tests.builders import linear, make_model, node, relative, replaced, run
+
+RNG = np.random.default_rng(0)
+
+
+def bn_model(
+    *, outputs: int, inputs: int, group: int, bias: bool, opset: int, epsilon: float, seed: int
+) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    weights = {
+        "k": rng.standard_normal((outputs, inputs // group, 3, 3)),
+        "scale": rng.uniform(0.2, 3, outputs),
+        "shift": rng.standard_normal(outputs),
+        "mean": rng.standard_normal(outputs),
+        "var": rng.uniform(0.01, 4, outputs),
+    } | ({"b": rng.standard_normal(outputs)} if bias else {})
+    return make_model(
+        [
+            node(
+                "Conv",
+                ["x", "k", "b"] if bias else ["x", "k"],
+                "c",
+                "conv",
+                group=group,
+                pads=[1, 0, 1, 2],
+                strides=[2, 1],
+            ),
+            node(
+                "BatchNormalization", ["c", "scale", "shift", "mean", "var"], "n", epsilon=epsilon
+            ),
+            node("Relu", ["n"], "y"),
+        ],
+        {"x": (2, inputs, 7, 8)},
+        ["y"],
+        {n: w.astype(np.float32) for n, w in weights.items()},
+        opset=opset,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    group=st.integers(1, 2),
+    per=st.integers(1, 3),
+    bias=st.booleans(),
+    opset=st.sampled_from([7, 9, 13, 17, 21]),
+    epsilon=st.sampled_from([1e-5, 1e-3, 0.1]),
+    seed=st.integers(0, 99),
+)
+def test_batch_norm_folds_without_a_trace(
+    group: int, per: int, bias: bool, opset: int, epsilon: float, seed: int
+) -> None:
+    model = bn_model(
+        outputs=group * per,
+        inputs=group * 2,
+        group=group,
+        bias=bias,
+        opset=opset,
+        epsilon=epsilon,
+        seed=seed,
+    )
+    graph = load(model).model
+    assert fold_batch_norms(graph) == 1
+    folded = to_proto(graph)
+    onnx.checker.check_model(folded, full_check=True)
+    assert [n.op_type for n in folded.graph.node] == ["Conv", "Relu"]
+    assert len(folded.graph.initializer) == 2
+    x = np.random.default_rng(1).standard_normal((2, group * 2, 7, 8)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(folded, {"x": x})[0]) < 1e-5
+
+
+@pytest.mark.parametrize("reader", ["Relu", "output"])
+def test_batch_norm_stays_where_the_conv_is_read_elsewhere(reader: str) -> None:
+    model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
+    if reader == "output":
+        model.graph.output.append(onnx.helper.make_tensor_value_info("c", 1, [2, 4, 4, 8]))
+    else:
+        model.graph.node.append(node("Relu", ["c"], "other"))
+    graph = load(model).model
+    assert fold_batch_norms(graph) == 0
+
+
+def test_shared_kernels_are_not_folded() -> None:
+    model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
+    model.graph.node.append(node("Conv", ["x", "k"], "other"))
+    graph = load(model).model
+    assert fold_batch_norms(graph) == 0
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "proto"])
+def test_every_way_in(tmp_path: Path, kind: str) -> None:
+    model = linear(RNG.standard_normal((7, 5)).astype(np.float32))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    given_as = {"path": path, "bytes": path.read_bytes(), "proto": model}[kind]
+    source = load(given_as)
+    assert source.nbytes == path.stat().st_size
+    assert source.digest == load(path).digest
+    assert count_params(source.model) == 35
+
+
+def test_the_output_keeps_what_the_model_carries() -> None:
+    model = linear(RNG.standard_normal((40, 30)).astype(np.float32), name="fc")
+    model.metadata_props.add(key="character", value="abc\ndef")
+    model.producer_name, model.domain, model.model_version = "trainer", "org.example", 7
+    model.doc_string, model.graph.doc_string = "what it is", "a graph"
+    model.graph.name = "classifier"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 3))
+    written = replaced(model, "svd", (4,))
+    assert {p.key: p.value for p in written.metadata_props}["character"] == "abc\ndef"
+    for name in ("producer_name", "domain", "model_version", "doc_string", "ir_version"):
+        assert getattr(written, name) == getattr(model, name)
+    assert written.graph.name == "classifier"
+    assert written.graph.doc_string == "a graph"
+    assert list(written.graph.input) == list(model.graph.input)
+    assert list(written.graph.output) == list(model.graph.output)
+    assert {(o.domain, o.version) for o in written.opset_import} == {
+        (o.domain, o.version) for o in model.opset_import
+    }
+
+
+def test_names_derive_from_the_original_s_and_stay_unique() -> None:
+    weight = RNG.standard_normal((40, 30)).astype(np.float32)
+    model = make_model(
+        [node("MatMul", ["x", "w"], "fc/svd_0", "fc"), node("Relu", ["fc/svd_0"], "w/svd_0")],
+        {"x": (4, 40)},
+        ["w/svd_0"],
+        {"w": weight},
+    )
+    written = replaced(model, "svd", (4,))
+    assert [n.name for n in written.graph.node][:2] == ["fc/svd_0_1", "fc/svd_1"]
+    assert written.graph.node[1].output[0] == "fc/svd_0"
+    names = [t.name for t in written.graph.initializer] + [
+        o for n in written.graph.node for o in n.output
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_initializers_before_ir_4_stay_usable() -> None:
+    weight = RNG.standard_normal((40, 30)).astype(np.float32)
+    model = make_model(
+        [node("MatMul", ["x", "w"], "y", "fc")],
+        {"x": (4, 40)},
+        ["y"],
+        {"w": weight},
+        opset=7,
+        ir_version=3,
+    )
+    written = replaced(model, "svd", (30,))
+    assert [i.name for i in written.graph.input] == ["x"]
+    x = RNG.standard_normal((4, 40)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) < 1e-5
+
+
+@pytest.mark.parametrize("reader", ["another node", "an output"])
+def test_nothing_that_is_still_read_is_removed(reader: str) -> None:
+    weight = RNG.standard_normal((8, 8)).astype(np.float32)
+    model = make_model(
+        [
+            node("Identity", ["w"], "v"),
+            node("MatMul", ["x", "w"], "a"),
+            node("MatMul", ["a", "u"], "y"),
+        ],
+        {"x": (4, 8)},
+        ["y"],
+        {"w": weight, "u": weight},
+    )
+    if reader == "an output":
+        model.graph.output.append(onnx.helper.make_tensor_value_info("v", 1, [8, 8]))
+    else:
+        model.graph.node.append(node("Relu", ["v"], "z"))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, [8, 8]))
+    written = replaced(model, "svd", (8,))
+    assert "w" in {t.name for t in written.graph.initializer}
+    assert "u" not in {t.name for t in written.graph.initializer}
+    x = RNG.standard_normal((4, 8)).astype(np.float32)
+    for before, after in zip(run(model, {"x": x}), run(written, {"x": x}), strict=True):
+        assert relative(before, after) < 1e-5
+
+
+def external(folder: Path) -> Path:
+    path = folder / "big.onnx"
+    model = linear(RNG.standard_normal((64, 64)).astype(np.float32))
+    onnx.save(model, path, save_as_external_data=True, location="big.data", size_threshold=0)
+    return path
+
+
+def test_external_data_is_read_and_counted(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    source = load(path)
+    assert source.external == ("big.data",)
+    assert source.nbytes == path.stat().st_size + (tmp_path / "big.data").stat().st_size
+    assert count_params(source.model) == 64 * 64
+    np.testing.assert_array_equal(
+        source.model.graph.initializers["w"].const_value.numpy(),  # type: ignore[union-attr]
+        onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]),
+    )
+
+
+def test_past_the_limit_weights_go_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxlr.output.PROTOBUF_LIMIT", 64 << 20)
+    model = linear(RNG.standard_normal((64, 64)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    with workspace(out) as folder:
+        size = save(load(model).model, folder / out.name)
+        assert size == sum(p.stat().st_size for p in folder.iterdir())
+        place(folder / out.name, out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
+    x = RNG.standard_normal((4, 64)).astype(np.float32)
+    np.testing.assert_array_equal(run(onnx.load(out), {"x": x})[0], run(model, {"x": x})[0])
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    model = load(linear(RNG.standard_normal((8, 8)).astype(np.float32))).model
+    with pytest.raises(OutputError, match="can't write"):
+        save(model, tmp_path / "missing" / "out.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_versions_outside_the_range_are_refused() -> None:
+    model = linear(RNG.standard_normal((8, 8)).astype(np.float32))
+    model.opset_import[0].version = 6
+    with pytest.raises(ModelError, match="uses opset 6, the oldest supported is 7"):
+        load(model)
+
+
+def test_names_are_handed_out_once() -> None:
+    names = Names(ir.from_proto(linear(np.ones((3, 3), np.float32), name="fc")))
+    assert [names.unused(n) for n in ("fc", "w", "new", "new")] == ["fc_1", "w_1", "new", "new_1"]

@@ -1,0 +1,330 @@
+"""The main job, whole: exact ranks come back, limits hold on the saved file, plans replay."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxlr
+from onnxlr.errors import UsageError
+from onnxlr.latency import Comparison, Timing
+from onnxlr.plan import KEEP, Plan
+from tests.builders import Array, linear, low_rank, make_model, node, relative, run
+
+RNG = np.random.default_rng(0)  # for what differs from test to test
+RANKS = {"conv_a": 5, "conv_b": 3, "gemm": 6, "product": 2}
+NO_LIMIT = 1.0
+
+
+def hidden_ranks() -> onnx.ModelProto:
+    """Convs and products whose weights have the ranks above, in different unfoldings."""
+    rng = np.random.default_rng(5)
+    a = low_rank(rng, 24, 8 * 9, 5).reshape(24, 8, 3, 3)
+    b = low_rank(rng, 24, 20 * 9, 3).reshape(24, 20, 3, 3).transpose(1, 0, 2, 3).copy()
+    return make_model(
+        [
+            node("Conv", ["x", "a", "ab"], "h1", "conv_a", pads=[1, 1, 1, 1]),
+            node("Relu", ["h1"], "h2"),
+            node("Conv", ["h2", "b"], "h3", "conv_b", strides=[2, 2]),
+            node("GlobalAveragePool", ["h3"], "h4"),
+            node("Flatten", ["h4"], "h5"),
+            node("Gemm", ["h5", "g", "gb"], "h6", "gemm", transB=1),
+            node("MatMul", ["h6", "p"], "y", "product"),
+        ],
+        {"x": ("n", 8, 12, 12)},
+        ["y"],
+        {
+            "a": a,
+            "ab": rng.standard_normal(24).astype(np.float32),
+            "b": b,
+            "g": low_rank(rng, 32, 20, 6),
+            "gb": rng.standard_normal(32).astype(np.float32),
+            "p": low_rank(rng, 32, 10, 2),
+        },
+    )
+
+
+def samples(tmp_path: Path, n: int = 40, **arrays: Array) -> Path:
+    path = tmp_path / "data.npz"
+    x = np.random.default_rng(1).standard_normal((n, 8, 12, 12)).astype(np.float32)
+    np.savez(path, **({"x": x} | arrays))
+    return path
+
+
+def test_exact_finds_the_ranks_that_are_there(tmp_path: Path) -> None:
+    model, out = hidden_ranks(), tmp_path / "out.onnx"
+    result = onnxlr.optimize(model, out, rank="exact", max_drop=1e-5, metric="rel-error")
+    ranks = {d.name: d.rank for d in result.plan.decisions}
+    assert ranks == {name: (rank,) for name, rank in RANKS.items()}
+    written = onnx.load(out)
+    onnx.checker.check_model(written, full_check=True)
+    assert written == result.model
+    x = RNG.standard_normal((3, 8, 12, 12)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) <= 1e-5
+    methods = {d.name: d.decision for d in result.plan.decisions}
+    assert methods["conv_a"] == "channel-svd"
+    assert methods["conv_b"] == "input-channel-svd"
+    assert methods["gemm"] == methods["product"] == "svd"
+
+
+def test_the_report_is_the_contract_and_counts_the_written_graph(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = onnxlr.optimize(hidden_ranks(), out, rank="exact", data=samples(tmp_path))
+    row = json.loads(json.dumps(result.report.to_dict()))
+    assert row["onnxlr_version"] == onnxlr.__version__
+    assert row["output"]["bytes"] == out.stat().st_size
+    assert row["output"]["params"] == sum(
+        int(np.prod(t.dims)) for t in onnx.load(out).graph.initializer
+    )
+    assert row["input"]["params"] > row["output"]["params"]
+    again = onnxlr.compare(hidden_ranks(), out, data=samples(tmp_path))
+    assert row["output"]["macs"] == again.b.macs
+    assert row["input"]["macs"] == again.a.macs
+    assert row["speed"]["theoretical_speedup"] == pytest.approx(again.theoretical_speedup)
+    assert set(row["speed"]) >= {
+        "provider",
+        "threads",
+        "batch",
+        "original_ms",
+        "optimized_ms",
+        "speedup",
+        "theoretical_speedup",
+    }
+    assert row["metric"] == {"name": "agreement", "original": 1.0, "optimized": 1.0}
+    assert row["fidelity"]["rel_error"] < 1e-5
+    for layer in row["layers"]:
+        assert layer["reason"]
+        assert layer["rank"] == RANKS[layer["name"]]
+        assert layer["params_after"] < layer["params_before"]
+        assert layer["macs_after"] < layer["macs_before"]
+        assert layer["error"] < 1e-5
+
+
+def test_a_plan_replays_to_the_byte(tmp_path: Path) -> None:
+    model, out, again = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "again.onnx"
+    onnx.save(hidden_ranks(), model)
+    result = onnxlr.optimize(model, out, rank="exact", max_drop=NO_LIMIT)
+    (tmp_path / "plan.json").write_text(result.plan.to_json())
+    onnxlr.apply(tmp_path / "plan.json", model, again)
+    assert again.read_bytes() == out.read_bytes()
+    assert Plan.from_json(result.plan.to_json()) == result.plan
+    metadata = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert metadata["onnxlr_plan"] == result.plan.digest
+    assert metadata["onnxlr_version"] == onnxlr.__version__
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for file in files:
+        onnxlr.optimize(hidden_ranks(), file, rank="energy:0.9", max_drop=NO_LIMIT, seed=3)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_no_gain_is_the_input_byte_for_byte(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(linear(RNG.standard_normal((32, 32)).astype(np.float32), name="fc"), path)
+    result = onnxlr.optimize(path, out, rank="1.0")
+    assert out.read_bytes() == path.read_bytes()
+    assert result.report.verdict.startswith("no gain")
+    (decision,) = result.plan.decisions
+    assert decision.decision == KEEP
+    assert decision.reason == "svd: 1.0 needs full rank 32, only up to 15 saves anything"
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1, 0.4])
+def test_the_limit_holds_and_only_what_breaks_it_is_put_back(tmp_path: Path, limit: float) -> None:
+    out, data = tmp_path / "out.onnx", samples(tmp_path)
+    result = onnxlr.optimize(
+        hidden_ranks(), out, rank="2", data=data, metric="rel-error", max_drop=limit
+    )
+    quality = result.report.quality
+    assert quality is not None
+    assert quality.optimized <= limit
+    check = onnxlr.compare(hidden_ranks(), out, data=data, metric="rel-error")
+    assert check.quality.optimized <= 1.5 * limit  # on all of the data, not the half judged on
+    # "product" has rank 2: replacing it costs nothing, so that no limit may put it back.
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["product"].decision == "svd"
+    for decision in rows.values():
+        if decision.decision == KEEP:
+            assert "put back: rel-error would rise to" in decision.reason
+
+
+def test_named_methods_limit_the_choice(tmp_path: Path) -> None:
+    result = onnxlr.optimize(
+        hidden_ranks(), tmp_path / "o.onnx", method="input-channel-svd", rank=2, max_drop=NO_LIMIT
+    )
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["conv_a"].decision == rows["conv_b"].decision == "input-channel-svd"
+    assert rows["gemm"].reason == "input-channel-svd replaces Conv, not Gemm"
+
+
+def test_include_and_exclude(tmp_path: Path) -> None:
+    result = onnxlr.optimize(
+        hidden_ranks(),
+        tmp_path / "o.onnx",
+        rank=2,
+        max_drop=NO_LIMIT,
+        include="conv",
+        exclude="_b$",
+    )
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["conv_a"].decision != KEEP
+    assert rows["conv_b"].reason == "named by --exclude _b$"
+    assert rows["gemm"].reason == "not named by --include conv"
+
+
+def speed(ratio: float) -> Comparison:
+    return Comparison(
+        Timing(1, 1, 1),
+        Timing(1 / ratio, 1 / ratio, 1 / ratio),
+        9,
+        ratio,
+        ratio * 0.99,
+        ratio * 1.01,
+    )
+
+
+@pytest.mark.parametrize(("target", "kept"), [("latency", 4), ("params", 0), (None, 0)])
+def test_latency_vetoes_only_when_it_is_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, kept: int
+) -> None:
+    monkeypatch.setattr("onnxlr.optimizer.compare_sessions", lambda *_: speed(0.9))
+    monkeypatch.setattr("onnxlr.layer_timing.interleave", lambda *_, **__: speed(2.0))
+    out = tmp_path / "out.onnx"
+    result = onnxlr.optimize(hidden_ranks(), out, rank="exact", target=target)
+    assert sum(d.decision == KEEP for d in result.plan.decisions) == kept
+    if kept:
+        assert "not measurably faster" in result.plan.decisions[0].reason
+        assert out.read_bytes() == hidden_ranks_bytes(out)
+    else:
+        assert result.report.notes[0].startswith("slower than the original (0.90×)")
+
+
+def hidden_ranks_bytes(out: Path) -> bytes:
+    """No gain on a model in memory: the same graph, serialized."""
+    assert not {p.key for p in onnx.load(out).metadata_props}
+    return out.read_bytes()
+
+
+def test_layers_that_are_slower_alone_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxlr.layer_timing.interleave", lambda *_, **__: speed(0.8))
+    result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
+    for decision in result.plan.decisions:
+        assert decision.decision == KEEP
+        assert "1.250 ms, the original 1.000 ms: not faster" in decision.reason
+
+
+def test_half_of_what_does_not_pay_is_tried_before_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([speed(0.9), speed(1.5)])
+    monkeypatch.setattr("onnxlr.optimizer.compare_sessions", lambda *_: next(verdicts))
+    monkeypatch.setattr("onnxlr.layer_timing.interleave", lambda *_, **__: speed(2.0))
+    result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
+    assert len(result.plan.replaced) == 2
+
+
+def test_a_larger_file_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    # Two 9-element factors save 7 of 25 weights, and cost far more in names and metadata.
+    tiny = linear(low_rank(RNG, 5, 5, 1), name="fc")
+    result = onnxlr.optimize(tiny, out, rank="exact", max_drop=NO_LIMIT)
+    assert "the file would grow from" in result.plan.decisions[0].reason
+    assert out.stat().st_size == result.report.input.bytes
+
+
+def test_verify_none_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("onnxlr.runtime.Session.__init__", refuse)
+    out = tmp_path / "out.onnx"
+    result = onnxlr.optimize(hidden_ranks(), out, rank="exact", verify="none")
+    assert len(result.plan.replaced) == 4
+    row = result.report.to_dict()
+    assert row["metric"] is None
+    assert row["speed"]["speedup"] is None
+    assert row["verified"].startswith("not run")
+
+
+def test_auto_trades_error_for_size_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxlr.layer_timing.interleave", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.optimizer.compare_sessions", lambda *_: speed(2.0))
+    weight = (np.diag(0.8 ** np.arange(64)) @ RNG.standard_normal((64, 96))).astype(np.float32)
+    model = linear(weight, rows="n", name="fc")
+    path = tmp_path / "d.npz"
+    np.savez(path, x=RNG.standard_normal((200, 64)).astype(np.float32))
+    before = []
+    for limit in (0.02, 0.1, 0.3):
+        result = onnxlr.optimize(
+            model, tmp_path / "o.onnx", data=path, metric="rel-error", max_drop=limit
+        )
+        (decision,) = result.plan.replaced
+        assert decision.error is not None
+        assert decision.error <= 1.5 * limit
+        assert result.report.quality is not None
+        assert result.report.quality.optimized <= limit
+        before.append(decision.params_after)
+    assert before == sorted(before, reverse=True)
+    assert before[0] > before[-1]
+
+
+def test_synthetic_inputs_hold_the_outputs_themselves(tmp_path: Path) -> None:
+    result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank=1, max_drop=0.05)
+    quality = result.report.quality
+    assert quality is not None
+    assert quality.metric == "agreement"
+    assert quality.fidelity.rel_error <= 0.05
+    assert any("rel-error was held to --max-drop too" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "0" * 64}, "the plan is for a model with digest 000000000000"),
+        ({"layers.0.name": "nobody"}, "replaces 'nobody', but there is no such layer"),
+        ({"layers.0.decision": "tt"}, "'tt' is not installed"),
+        ({"layers.0.decision": "svd"}, "but svd replaces MatMul and Gemm, not Conv"),
+        ({"layers.0.rank": [999]}, "rank [999] is not within 1 to 24"),
+        ({"layers.0.rank": [0]}, "no usable method and rank"),
+        ({"layers": 3}, "is no onnxlr plan"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Mapping[str, Any], message: str
+) -> None:
+    model = tmp_path / "in.onnx"
+    onnx.save(hidden_ranks(), model)
+    plan = json.loads(onnxlr.optimize(model, rank="exact", verify="none").plan.to_json())
+    for key, value in change.items():
+        target: Any = plan
+        *path, last = key.split(".")
+        for part in path:
+            target = target[int(part) if part.isdigit() else part]
+        target[last] = value
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UsageError) as caught:
+        onnxlr.apply(tmp_path / "plan.json", model, tmp_path / "out.onnx")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_fixed_names_of_unnamed_nodes(tmp_path: Path) -> None:
+    weight = low_rank(RNG, 64, 48, 3)
+    constant = onnx.helper.make_node(
+        "Constant", [], ["w"], value=onnx.numpy_helper.from_array(weight)
+    )
+    model = make_model([constant, node("MatMul", ["x", "w"], "y")], {"x": (4, 64)}, ["y"], {})
+    result = onnxlr.optimize(model, tmp_path / "o.onnx", rank="exact")
+    assert [(d.name, d.rank) for d in result.plan.decisions] == [("w", (3,))]
+    assert [n.op_type for n in result.model.graph.node] == ["MatMul", "MatMul"]
+    assert result.model.graph.node[0].name == "y/svd_0"

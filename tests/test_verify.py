@@ -1,0 +1,141 @@
+"""Metrics and fidelity against the same numbers computed by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxlr.data import Samples, load_samples
+from onnxlr.errors import DataError, UsageError
+from onnxlr.inputs import input_specs
+from onnxlr.model import load
+from onnxlr.runtime import ONE_CPU_THREAD, Session
+from onnxlr.verify import Judge
+from tests.builders import linear
+
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((6, 4)).astype(np.float32)
+V = (W + 0.3 * RNG.standard_normal((6, 4))).astype(np.float32)
+X = (RNG.standard_normal((37, 6)) + 2).astype(np.float32)
+
+
+def session(weight: np.ndarray, rows: int | str = "n") -> Session:
+    return Session(linear(weight, rows=rows).SerializeToString(), ONE_CPU_THREAD)
+
+
+@pytest.fixture(params=["n", 5])
+def samples(tmp_path: Path, request: pytest.FixtureRequest) -> Samples:
+    np.savez(tmp_path / "d.npz", x=X, label=(X @ W).argmax(1) // 2 * 2)
+    specs = input_specs(load(linear(W, rows=request.param)).model)
+    return load_samples(tmp_path / "d.npz", specs, "label")
+
+
+def rows_of(samples: Samples) -> int | str:
+    return samples.specs[0].fixed_batch or "n"
+
+
+def test_all_numbers_by_hand(samples: Samples) -> None:
+    judge = Judge(session(W, rows_of(samples)), samples, None)
+    quality = judge.judge(session(V, rows_of(samples)))
+    y, z = (X.astype(np.float64) @ w.astype(np.float64) for w in (W, V))
+    label = samples.labels
+    assert quality.metric == "top1"
+    assert quality.original == np.mean(y.argmax(1) == label)
+    assert quality.optimized == np.mean(z.argmax(1) == label)
+    assert quality.drop == pytest.approx(quality.original - quality.optimized)
+    error = np.linalg.norm(y - z) / np.linalg.norm(y - y.mean(0))
+    assert quality.fidelity.rel_error == pytest.approx(error, rel=1e-5)
+    cosine = np.vdot(y, z) / np.linalg.norm(y) / np.linalg.norm(z)
+    assert quality.fidelity.cosine == pytest.approx(cosine, rel=1e-6)
+    assert quality.fidelity.agreement == np.mean(y.argmax(1) == z.argmax(1))
+    assert not judge.agreement_is_blind
+
+
+@pytest.mark.parametrize(
+    ("metric", "original", "value"),
+    [
+        ("agreement", 1.0, lambda q: q.fidelity.agreement),
+        ("rel-error", 0.0, lambda q: q.fidelity.rel_error),
+        ("cosine", 1.0, lambda q: q.fidelity.cosine),
+    ],
+)
+def test_named_metrics(
+    samples: Samples, metric: str, original: float, value: Callable[[Any], float]
+) -> None:
+    quality = Judge(session(W, rows_of(samples)), samples, metric).judge(
+        session(V, rows_of(samples))
+    )
+    assert quality.original == original
+    assert quality.optimized == value(quality)
+    assert quality.drop == pytest.approx(abs(original - value(quality)))
+    assert quality.drop > 0
+
+
+def test_the_original_is_perfect(samples: Samples) -> None:
+    original = session(W, rows_of(samples))
+    quality = Judge(original, samples, None).judge(original)
+    assert quality.drop == 0.0
+    assert quality.fidelity.rel_error == 0.0
+    assert quality.fidelity.cosine == pytest.approx(1.0, abs=1e-15)
+    assert quality.fidelity.agreement == 1.0
+
+
+def test_nan_is_an_infinite_loss(samples: Samples) -> None:
+    broken = W.copy()
+    broken[0, 0] = np.inf
+    quality = Judge(session(W, rows_of(samples)), samples, "rel-error").judge(
+        session(broken, rows_of(samples))
+    )
+    assert quality.drop == float("inf")
+
+
+def test_past_the_memory_budget_the_original_runs_again(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    monkeypatch.setattr("onnxlr.verify._REFERENCE_BUDGET", 0)
+    again = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    assert again == kept
+
+
+def test_synthetic_inputs_make_agreement_blind() -> None:
+    assert Judge(session(W), [{"x": X}], "agreement").agreement_is_blind
+
+
+def test_a_single_constant_sample_is_measured_against_its_own_size() -> None:
+    x = np.ones((1, 6), np.float32)
+    quality = Judge(session(W), [{"x": x}], "rel-error").judge(
+        session((W * 1.1).astype(np.float32))
+    )
+    y = x @ W
+    expected = 0.1 * np.linalg.norm(y) / np.linalg.norm(y - y.mean())
+    assert quality.fidelity.rel_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_function_of_the_user_s(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "my_metric.py").write_text(
+        "import numpy as np\n"
+        "def first(session):\n"
+        "    n = session.get_inputs()[0].shape[0]\n"
+        "    x = np.ones((n if isinstance(n, int) else 1, 6), np.float32)\n"
+        "    return session.run(None, {'x': x})[0][0, 0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    quality = Judge(session(W, rows_of(samples)), samples, "my_metric:first").judge(
+        session(V, rows_of(samples))
+    )
+    assert quality.original == pytest.approx(W[:, 0].sum(), rel=1e-5)
+    assert quality.drop == pytest.approx(float(W[:, 0].sum() - V[:, 0].sum()), rel=1e-4)
+
+
+def test_what_a_metric_needs_is_said() -> None:
+    with pytest.raises(DataError, match="top1 needs labels"):
+        Judge(session(W), [{"x": X}], "top1")
+    with pytest.raises(UsageError, match="'psnr' is unknown"):
+        Judge(session(W), [{"x": X}], "psnr")
+    with pytest.raises(UsageError, match="can't be imported"):
+        Judge(session(W), [{"x": X}], "no_such_module:f")
