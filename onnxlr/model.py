@@ -17,6 +17,7 @@ from onnxlr.errors import ModelError
 OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 2**31 - 1
 ONNX_DOMAINS = ("", "ai.onnx")
+_TRAINING = "onnxlr_training_info"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,8 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         built = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises whatever the malformed part trips over
         raise ModelError(f"{label} is malformed: {one_line(error)}") from None
+    # The graph library has no room for it; `to_proto` puts it back.
+    built.graph.meta[_TRAINING] = list(proto.training_info)
     if path is not None:
         for graph in all_graphs(built):
             ir.external_data.set_base_dir(graph, path.parent)
@@ -233,8 +236,13 @@ def to_float64(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """Serialize, without the descriptions of initializers that the graph library adds."""
+    """Serialize, with what the graph library can't hold and without what it adds.
+
+    It adds descriptions of initializers to ``value_info``, and has no place for training
+    information.
+    """
     proto = ir.to_proto(model)
+    proto.training_info.extend(model.graph.meta.get(_TRAINING, ()))
     stored = {t.name for t in proto.graph.initializer}
     kept = [v for v in proto.graph.value_info if v.name not in stored]
     if len(kept) != len(proto.graph.value_info):
@@ -291,6 +299,11 @@ def _check_versions(proto: onnx.ModelProto, label: str) -> None:
                 f"{label} uses opset {entry.version}, the oldest supported is {OLDEST_OPSET}: "
                 "convert it with onnx.version_converter"
             )
+    if proto.graph.sparse_initializer:
+        raise ModelError(
+            f"{label} stores {proto.graph.sparse_initializer[0].values.name!r} as a sparse "
+            "initializer: not supported, store it dense"
+        )
     if proto.ir_version > onnx.IR_VERSION:
         raise ModelError(
             f"{label} has IR version {proto.ir_version}, onnx {onnx.__version__} knows up to "

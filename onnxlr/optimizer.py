@@ -25,6 +25,8 @@ from onnxlr.plan import (
     Fit,
     Plan,
     auto_candidates,
+    cost_in_macs,
+    cost_in_params,
     fit_methods,
     keep,
     name_filter,
@@ -322,15 +324,17 @@ class _Run:
 
     def _level(self, error: float) -> Chosen:
         """The set of replacements at a weight error (`auto`), or at the named ranks."""
+        stored = self.options.target in ("params", "bytes")
+        cost = cost_in_params if stored else cost_in_macs
         chosen: Chosen = {}
         for layer in self.prepared.layers:
             fits = self.fits[layer.name]
             if not fits:
                 continue
             found = (
-                auto_candidates(layer, fits, error)
+                auto_candidates(layer, fits, error, cost)
                 if self.options.rank.kind == "auto"
-                else named_candidates(layer, fits, self.options.rank)
+                else named_candidates(layer, fits, self.options.rank, cost)
             )
             if isinstance(found, list) and self.options.latency_vetoes:
                 found = self._fastest(layer, found)

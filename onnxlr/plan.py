@@ -55,6 +55,9 @@ class Candidate:
     error: float
 
 
+Cost = Callable[[Candidate], tuple[float, ...]]
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens to a layer, and why. One row of the report."""
@@ -200,7 +203,9 @@ def candidate(layer: Layer, fit: Fit, rank: int) -> Candidate:
     )
 
 
-def named_candidates(layer: Layer, fits: Sequence[Fit], rule: RankRule) -> list[Candidate] | str:
+def named_candidates(
+    layer: Layer, fits: Sequence[Fit], rule: RankRule, cost: Cost
+) -> list[Candidate] | str:
     """Every method at the rank that a rule gives it, cheapest first, or why there is none."""
     found, reasons = [], []
     precision = storage_precision(layer.dtype.numpy())
@@ -213,10 +218,12 @@ def named_candidates(layer: Layer, fits: Sequence[Fit], rule: RankRule) -> list[
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         else:
             found.append(candidate(layer, fit, rank))
-    return sorted(found, key=_cost) if found else "; ".join(dict.fromkeys(reasons))
+    return sorted(found, key=cost) if found else "; ".join(dict.fromkeys(reasons))
 
 
-def auto_candidates(layer: Layer, fits: Sequence[Fit], error: float) -> list[Candidate] | str:
+def auto_candidates(
+    layer: Layer, fits: Sequence[Fit], error: float, cost: Cost
+) -> list[Candidate] | str:
     """Every method at its smallest rank on the hardware's grid within a weight error."""
     found, reasons = [], []
     for fit in fits:
@@ -226,7 +233,7 @@ def auto_candidates(layer: Layer, fits: Sequence[Fit], error: float) -> list[Can
             reasons.append(_no_gain(layer, fit, max(needed, 1), f"a weight error of {error:g}"))
         else:
             found.append(candidate(layer, fit, rank))
-    return sorted(found, key=_cost) if found else "; ".join(dict.fromkeys(reasons))
+    return sorted(found, key=cost) if found else "; ".join(dict.fromkeys(reasons))
 
 
 def round_up(rank: int, limit: int) -> int:
@@ -240,8 +247,14 @@ def round_up(rank: int, limit: int) -> int:
     return rounded if rounded <= limit else rank
 
 
-def _cost(item: Candidate) -> tuple[int, int, float]:
+def cost_in_macs(item: Candidate) -> tuple[float, ...]:
+    """Sort key: fewest MACs, then fewest parameters, then least error."""
     return (item.macs if item.macs is not None else item.params, item.params, item.error)
+
+
+def cost_in_params(item: Candidate) -> tuple[float, ...]:
+    """Sort key: fewest parameters, then fewest MACs, then least error."""
+    return (item.params, item.macs or 0, item.error)
 
 
 def _zero_rank(rule: RankRule, fit: Fit) -> str:

@@ -71,11 +71,19 @@ def replace_layer(
         )
         output = graph_pass.write(layer, use, cast, writer)
         node = use.node
+        carry_over(node.outputs[0], output)
         stale = [v for v in node.inputs if v is not None]
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
+
+
+def carry_over(old: ir.Value, new: ir.Value) -> None:
+    """Keep what a value carries besides its name, type and shape."""
+    new.meta.update(old.meta)
+    new.metadata_props.update(old.metadata_props)
+    new.doc_string = old.doc_string
 
 
 class _GraphWriter:

@@ -1,11 +1,8 @@
 """The benchmark's arithmetic, on clocks made for it."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from onnxlr import latency
 from onnxlr.latency import interleave
 
 
@@ -25,9 +22,9 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock(noise=0.2)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr("onnxlr.latency.time.perf_counter", lambda: made.now)
     return made
 
 

@@ -131,7 +131,7 @@ def quantized() -> onnx.ModelProto:
         [node("DequantizeLinear", ["q", "scale"], "w"), node("MatMul", ["x", "w"], "y")],
         X,
         ["y"],
-        {"q": np.ones((7, 5), np.int8), "scale": np.float32(0.1)},
+        {"q": np.ones((7, 5), np.int8), "scale": np.array(0.1, np.float32)},
     )
 
 

@@ -1,6 +1,5 @@
 """Loading, preparing and writing: nothing a model carries is lost."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +106,12 @@ def test_every_way_in(tmp_path: Path, kind: str) -> None:
     model = linear(RNG.standard_normal((7, 5)).astype(np.float32))
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString(deterministic=True))
-    given_as = {"path": path, "bytes": path.read_bytes(), "proto": model}[kind]
-    source = load(given_as)
+    ways: dict[str, Path | bytes | onnx.ModelProto] = {
+        "path": path,
+        "bytes": path.read_bytes(),
+        "proto": model,
+    }
+    source = load(ways[kind])
     assert source.nbytes == path.stat().st_size
     assert source.digest == load(path).digest
     assert count_params(source.model) == 35
@@ -132,6 +135,25 @@ def test_the_output_keeps_what_the_model_carries() -> None:
     assert {(o.domain, o.version) for o in written.opset_import} == {
         (o.domain, o.version) for o in model.opset_import
     }
+
+
+def test_what_the_graph_library_has_no_room_for_is_carried() -> None:
+    model = linear(RNG.standard_normal((40, 30)).astype(np.float32), name="fc")
+    model.training_info.add().algorithm.name = "sgd"
+    annotation = model.graph.quantization_annotation.add(tensor_name="y")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="s")
+    written = replaced(model, "svd", (4,), check=False)
+    assert list(written.graph.quantization_annotation) == [annotation]
+    assert [t.algorithm.name for t in written.training_info] == ["sgd"]
+
+
+def test_sparse_initializers_are_refused_by_name() -> None:
+    model = linear(np.ones((3, 3), np.float32))
+    values = onnx.numpy_helper.from_array(np.array([1.0, 2.0], np.float32), "sparse")
+    indices = onnx.numpy_helper.from_array(np.array([0, 4], np.int64), "sparse_i")
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [3, 3]))
+    with pytest.raises(ModelError, match="stores 'sparse' as a sparse initializer"):
+        load(model)
 
 
 def test_names_derive_from_the_original_s_and_stay_unique() -> None:
@@ -231,7 +253,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     model = load(linear(RNG.standard_normal((8, 8)).astype(np.float32))).model
     with pytest.raises(OutputError, match="can't write"):
         save(model, tmp_path / "missing" / "out.onnx")
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_versions_outside_the_range_are_refused() -> None:

@@ -13,7 +13,7 @@ import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.latency import Comparison, Timing
 from onnxlr.plan import KEEP, Plan
-from tests.builders import Array, linear, low_rank, make_model, node, relative, run
+from tests.builders import linear, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)  # for what differs from test to test
 RANKS = {"conv_a": 5, "conv_b": 3, "gemm": 6, "product": 2}
@@ -48,10 +48,10 @@ def hidden_ranks() -> onnx.ModelProto:
     )
 
 
-def samples(tmp_path: Path, n: int = 40, **arrays: Array) -> Path:
+def samples(tmp_path: Path, n: int = 40) -> Path:
     path = tmp_path / "data.npz"
     x = np.random.default_rng(1).standard_normal((n, 8, 12, 12)).astype(np.float32)
-    np.savez(path, **({"x": x} | arrays))
+    np.savez(path, x=x)
     return path
 
 

@@ -1,6 +1,7 @@
-"""Every pass on every kind of layer: identity at full rank, planted ranks, theory, honest counts."""
+"""Every pass on every kind of layer: full-rank identity, planted ranks, theory, counts."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def gemm(
     w = rand(*((k, out) if left == bool(flip_w) else (out, k)))
     if left:  # y = w' x: (out, k)(k, rows)
         w, x = rand(*((k, out) if flip_w else (out, k))), (rows, k) if flip_x else (k, rows)
-        flags = {"transA": flip_w, "transB": flip_x}
+        flags: dict[str, Any] = {"transA": flip_w, "transB": flip_x}
         inputs, c = ["w", "x"], rand(out, rows, seed=1)
     else:
         w, x = rand(*((out, k) if flip_w else (k, out))), (k, rows) if flip_x else (rows, k)
@@ -123,8 +124,15 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "matmul-shared": (shared, ("svd",)),
     **{
         f"gemm-{'left-' if left else ''}{flip_w}{flip_x}{'-bias' if bias else ''}-opset{opset}": (
-            lambda a=(left, flip_w, flip_x, bias, opset): gemm(
-                left=a[0], flip_w=a[1], flip_x=a[2], bias=a[3], opset=a[4], alpha=0.7, beta=1.3
+            partial(
+                gemm,
+                left=left,
+                flip_w=flip_w,
+                flip_x=flip_x,
+                bias=bias,
+                opset=opset,
+                alpha=0.7,
+                beta=1.3,
             ),
             ("svd",),
         )
