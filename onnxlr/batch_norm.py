@@ -7,6 +7,7 @@ from onnxlr.model import (
     Names,
     add_initializer,
     all_graphs,
+    carry_over,
     constant,
     float_attr,
     int_attr,
@@ -71,6 +72,7 @@ def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int)
     replacement = ir.Node(
         "", "Conv", [conv.inputs[0], *weights], conv.attributes.values(), name=conv.name
     )
+    carry_over(norm.outputs[0], replacement.outputs[0])
     stale = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
     ir.convenience.replace_nodes_and_values(
         graph, norm, [conv, norm], [replacement], [norm.outputs[0]], [replacement.outputs[0]]

@@ -212,6 +212,13 @@ def add_initializer(
     return value
 
 
+def carry_over(old: ir.Value, new: ir.Value) -> None:
+    """Keep what a value carries besides its name, type and shape."""
+    new.meta.update(old.meta)
+    new.metadata_props.update(old.metadata_props)
+    new.doc_string = old.doc_string
+
+
 def remove_unused(values: list[ir.Value]) -> None:
     """Drop the initializers and nodes among these values' sources that nothing uses any more."""
     for value in values:

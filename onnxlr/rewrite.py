@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxlr.graph_pass import AttributeValue, GraphPass, Rank
 from onnxlr.layers import Layer, Shapes, Use, find_layers
-from onnxlr.model import Names, add_initializer, opset, remove_unused
+from onnxlr.model import Names, add_initializer, carry_over, opset, remove_unused
 
 Factors = tuple[NDArray[np.generic], ...]
 Factorize = Callable[[Layer, GraphPass, Rank], Factors]
@@ -77,13 +77,6 @@ def replace_layer(
             model.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
-
-
-def carry_over(old: ir.Value, new: ir.Value) -> None:
-    """Keep what a value carries besides its name, type and shape."""
-    new.meta.update(old.meta)
-    new.metadata_props.update(old.metadata_props)
-    new.doc_string = old.doc_string
 
 
 class _GraphWriter:
