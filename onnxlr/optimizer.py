@@ -359,7 +359,7 @@ class _Run:
             else:
                 slow.append(
                     f"{item.choice.graph_pass.name} at rank {item.choice.rank[0]} takes "
-                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not faster"
+                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not measurably faster"
                 )
         paying.sort(key=lambda pair: pair[0])
         return [item for _, item in paying] or "; ".join(slow)

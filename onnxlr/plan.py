@@ -20,7 +20,7 @@ from onnxlr.rewrite import Choice
 KEEP = "keep"
 
 # Relative weight errors among which the rank rule `auto` searches for what the metric allows.
-AUTO_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+AUTO_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 UNVERIFIED_AUTO_ERROR = 0.1
 
 
