@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxlr.latency import interleave
+from onnxlr.latency import interleave, median_interval
 
 
 class Clock:
@@ -57,3 +57,11 @@ def test_fast_functions_are_timed_in_blocks(clock: Clock) -> None:
     result = interleave(lambda: clock.work("a", 0.01), lambda: clock.work("b", 0.02), 0.2)
     assert len(clock.calls) > 100 * result.rounds
     assert result.a.median_ms == pytest.approx(0.01 * 1.1, rel=0.6)
+
+
+@pytest.mark.parametrize("rounds", [9, 20, 101, 400])
+def test_the_interval_covers_the_median_as_often_as_it_says(rounds: int) -> None:
+    rng = np.random.default_rng(rounds)
+    runs = rng.lognormal(sigma=0.5, size=(2000, rounds))  # median 1
+    covered = [low <= 1.0 <= high for low, high in map(median_interval, runs)]
+    assert 0.93 <= np.mean(covered) <= 0.985

@@ -328,3 +328,15 @@ def test_fixed_names_of_unnamed_nodes(tmp_path: Path) -> None:
     assert [(d.name, d.rank) for d in result.plan.decisions] == [("w", (3,))]
     assert [n.op_type for n in result.model.graph.node] == ["MatMul", "MatMul"]
     assert result.model.graph.node[0].name == "y/svd_0"
+
+
+@pytest.mark.parametrize(("share", "replaced"), [(0.97, 0), (1.03, 1)])
+def test_the_limit_is_what_was_asked_for(tmp_path: Path, share: float, replaced: int) -> None:
+    model = linear(RNG.standard_normal((64, 48)).astype(np.float32), rows="n", name="fc")
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.random.default_rng(2).standard_normal((50, 64)).astype(np.float32))
+    options: dict[str, Any] = {"data": path, "metric": "rel-error", "rank": 20}
+    quality = onnxlr.optimize(model, max_drop=NO_LIMIT, **options).report.quality
+    assert quality is not None
+    result = onnxlr.optimize(model, max_drop=share * quality.optimized, **options)
+    assert len(result.plan.replaced) == replaced
