@@ -14,6 +14,7 @@ from onnxlr.runtime import Feed, Session
 Verdict = Literal["faster", "slower", "within noise"]
 
 SECONDS = 3.0  # a whole comparison, unless told otherwise
+FEWEST = 21  # rounds, however slow the models are
 _BLOCK_S = 2e-3  # one timed block lasts at least this long, far above the clock's resolution
 _MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
 
@@ -79,7 +80,7 @@ def interleave(
     ----------
     a, b : callable
     seconds : float
-        Rough length of the whole run; at least 9 rounds are always made.
+        Rough length of the whole run; at least ``FEWEST`` rounds are made however long they take.
     most_rounds : int
     """
     count_a, cost_a = _block(a)
@@ -126,7 +127,7 @@ def _block(run: Callable[[], None]) -> tuple[int, float]:
 
 
 def _rounds(cost: float, seconds: float) -> int:
-    return max(9, min(2000, round(seconds / max(cost, 1e-9))))
+    return max(FEWEST, min(2000, round(seconds / max(cost, 1e-9))))
 
 
 def _time(run: Callable[[], None], count: int) -> float:

@@ -185,6 +185,13 @@ def _use_macs(use: Use, shape: Shape) -> int | None:
     return None
 
 
+def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the main graph whose multiply-accumulates count."""
+    for node in model.graph:
+        if is_standard(node, "MatMul", "Gemm", "Conv", "ConvTranspose"):
+            yield node
+
+
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
     """Multiply-accumulates of every MatMul, Gemm, Conv and ConvTranspose in the main graph.
 
@@ -198,9 +205,7 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
         return shapes.get(value.name or "") if value is not None else None
 
     total = 0
-    for node in model.graph:
-        if not is_standard(node, "MatMul", "Gemm", "Conv", "ConvTranspose"):
-            continue
+    for node in heavy_nodes(model):
         x, w, y = (shape_of(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
         if x is None or w is None or y is None:
             continue
@@ -301,6 +306,8 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
     perm = first.seen.perm
     uses = []
     reason = next((s.seen.reason for s in sightings if s.seen.reason), None)
+    if first.kind == "recurrent":
+        reason = f"no method replaces the weights of {first.use.node.op_type}"
     for s in sightings:
         swapped = s.seen.perm != perm
         if swapped and s.seen.perm != _swap_last(perm):

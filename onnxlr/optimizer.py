@@ -3,12 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
 
+from onnxlr import latency
 from onnxlr.decompose import AUTO, RankRule
 from onnxlr.errors import ModelError
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
@@ -23,10 +25,9 @@ from onnxlr.plan import (
     Candidate,
     Decision,
     Fit,
+    Goal,
     Plan,
     auto_candidates,
-    cost_in_macs,
-    cost_in_params,
     fit_methods,
     keep,
     name_filter,
@@ -191,7 +192,7 @@ class _Run:
     feeding: Feeding | None
     progress: Progress
     times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
-    trials: int = 0
+    reasons: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.timer = LayerTimer(self.options.machine)
@@ -214,11 +215,13 @@ class _Run:
                 return self._verdict(chosen)
 
             trials = Trials(verdict)
-            levels = [lambda error=e: self._level(error) for e in errors]
-            chosen, refused = boldest(levels, trials)
-            self.trials = trials.made
-        self.kept |= refused
-        return chosen
+            levels = [partial(self._level, i, error) for i, error in enumerate(errors)]
+            found = boldest(levels, trials)
+        # What the boldest level that was looked at says of a layer is the reason that counts.
+        for i in range(found.highest + 1):
+            self.kept |= self.reasons.get(i, {})
+        self.kept |= found.refused
+        return found.chosen
 
     def settle(self, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:
         """Measure the saved file once more; put back layers until it pays, or all of them."""
@@ -230,6 +233,12 @@ class _Run:
                 candidate = Session(path, self.options.machine, "the optimized model")
                 quality = self.judge.judge(candidate)
                 speed = compare_sessions(self.session, candidate, self.feeding.timed)
+            if speed.verdict == "within noise" and speed.speedup > 1:
+                # Undecided, and promising: one look more, longer and by itself.
+                with self.progress.stage("time it once more", None):
+                    speed = compare_sessions(
+                        self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
+                    )
             why = self._over(quality)
             if why is None and self.options.latency_vetoes and speed.verdict != "faster":
                 why = (
@@ -322,24 +331,23 @@ class _Run:
             tuple(notes),
         )
 
-    def _level(self, error: float) -> Chosen:
+    def _level(self, number: int, error: float) -> Chosen:
         """The set of replacements at a weight error (`auto`), or at the named ranks."""
-        stored = self.options.target in ("params", "bytes")
-        cost = cost_in_params if stored else cost_in_macs
+        goal: Goal = "params" if self.options.target in ("params", "bytes") else "macs"
         chosen: Chosen = {}
         for layer in self.prepared.layers:
             fits = self.fits[layer.name]
             if not fits:
                 continue
             found = (
-                auto_candidates(layer, fits, error, cost)
+                auto_candidates(layer, fits, error, goal)
                 if self.options.rank.kind == "auto"
-                else named_candidates(layer, fits, self.options.rank, cost)
+                else named_candidates(layer, fits, self.options.rank, goal)
             )
             if isinstance(found, list) and self.options.latency_vetoes:
                 found = self._fastest(layer, found)
             if isinstance(found, str):
-                self.kept[layer.name] = found
+                self.reasons.setdefault(number, {})[layer.name] = found
             else:
                 chosen[layer.name] = found[0]
         return chosen
@@ -359,7 +367,8 @@ class _Run:
             else:
                 slow.append(
                     f"{item.choice.graph_pass.name} at rank {item.choice.rank[0]} takes "
-                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not measurably faster"
+                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: "
+                    "not measurably faster"
                 )
         paying.sort(key=lambda pair: pair[0])
         return [item for _, item in paying] or "; ".join(slow)
@@ -407,8 +416,7 @@ class _Run:
         timed = self.times.get((name, item))
         if timed is not None:
             return timed.saved_ms
-        layer = next(ly for ly in self.prepared.layers if ly.name == name)
-        return (layer.macs or layer.params) - (item.macs or item.params)
+        return item.saved
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         words = []

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,15 +47,19 @@ class Fit:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method at a rank, with what it costs and what it does to the weight."""
+    """A method at a rank, with what it costs, what it saves and what it does to the weight.
+
+    ``saved`` is in parameters where the target is stored size, else in MACs where those are known.
+    """
 
     choice: Choice
     params: int
     macs: int | None
     error: float
+    saved: int
 
 
-Cost = Callable[[Candidate], tuple[float, ...]]
+Goal = Literal["params", "macs"]
 
 
 @dataclass(frozen=True)
@@ -192,21 +196,20 @@ def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
     return graph_pass.params(layer, rank) < layer.params and fewer
 
 
-def candidate(layer: Layer, fit: Fit, rank: int) -> Candidate:
+def candidate(layer: Layer, fit: Fit, rank: int, goal: Goal) -> Candidate:
     """Cost and error of a fit at a rank."""
     graph_pass = fit.graph_pass
-    return Candidate(
-        Choice(graph_pass, (rank,)),
-        graph_pass.params(layer, (rank,)),
-        graph_pass.macs(layer, (rank,)),
-        float(fit.errors[rank]),
-    )
+    params, macs = graph_pass.params(layer, (rank,)), graph_pass.macs(layer, (rank,))
+    saved = layer.params - params
+    if goal == "macs" and macs is not None and layer.macs is not None:
+        saved = layer.macs - macs
+    return Candidate(Choice(graph_pass, (rank,)), params, macs, float(fit.errors[rank]), saved)
 
 
 def named_candidates(
-    layer: Layer, fits: Sequence[Fit], rule: RankRule, cost: Cost
+    layer: Layer, fits: Sequence[Fit], rule: RankRule, goal: Goal
 ) -> list[Candidate] | str:
-    """Every method at the rank that a rule gives it, cheapest first, or why there is none."""
+    """Every method at the rank a rule gives it, the most saving first, or why there is none."""
     found, reasons = [], []
     precision = storage_precision(layer.dtype.numpy())
     for fit in fits:
@@ -217,12 +220,12 @@ def named_candidates(
         elif rank > fit.limit:
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         else:
-            found.append(candidate(layer, fit, rank))
-    return sorted(found, key=cost) if found else "; ".join(dict.fromkeys(reasons))
+            found.append(candidate(layer, fit, rank, goal))
+    return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
 
 
 def auto_candidates(
-    layer: Layer, fits: Sequence[Fit], error: float, cost: Cost
+    layer: Layer, fits: Sequence[Fit], error: float, goal: Goal
 ) -> list[Candidate] | str:
     """Every method at its smallest rank on the hardware's grid within a weight error."""
     found, reasons = [], []
@@ -232,8 +235,8 @@ def auto_candidates(
         if rank > fit.limit:
             reasons.append(_no_gain(layer, fit, max(needed, 1), f"a weight error of {error:g}"))
         else:
-            found.append(candidate(layer, fit, rank))
-    return sorted(found, key=cost) if found else "; ".join(dict.fromkeys(reasons))
+            found.append(candidate(layer, fit, rank, goal))
+    return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
 
 
 def round_up(rank: int, limit: int) -> int:
@@ -247,14 +250,8 @@ def round_up(rank: int, limit: int) -> int:
     return rounded if rounded <= limit else rank
 
 
-def cost_in_macs(item: Candidate) -> tuple[float, ...]:
-    """Sort key: fewest MACs, then fewest parameters, then least error."""
-    return (item.macs if item.macs is not None else item.params, item.params, item.error)
-
-
-def cost_in_params(item: Candidate) -> tuple[float, ...]:
-    """Sort key: fewest parameters, then fewest MACs, then least error."""
-    return (item.params, item.macs or 0, item.error)
+def _most_saved(found: list[Candidate]) -> list[Candidate]:
+    return sorted(found, key=lambda item: (-item.saved, item.params, item.error))
 
 
 def _zero_rank(rule: RankRule, fit: Fit) -> str:

@@ -17,8 +17,8 @@ from onnxlr.inputs import (
     parse_shapes,
     synthetic_feeds,
 )
-from onnxlr.layers import Layer, Shape, find_layers
-from onnxlr.model import Source, to_proto
+from onnxlr.layers import Layer, Shape, find_layers, heavy_nodes
+from onnxlr.model import Source, constant, to_proto
 from onnxlr.runtime import ONE_CPU_THREAD, Feed, Machine, Session
 from onnxlr.shapes import infer_shapes, observe_shapes
 
@@ -155,12 +155,18 @@ def prepare(
         input_shapes = next(iter(candidate_shapes(specs, given, batch)))
     known = infer_shapes(model, input_shapes)
     layers = find_layers(model, known)
-    unknown = [
-        name
+    values = [v for node in heavy_nodes(model) for v in (*node.inputs[:2], node.outputs[0])]
+    values += [
+        v
         for layer in layers
         for use in layer.uses
-        for name in (use.x.name or "", use.node.outputs[0].name or "")
-        if name not in known and use.node.graph is model.graph
+        if use.node.graph is model.graph
+        for v in (use.x, use.node.outputs[0])
+    ]
+    unknown = [
+        v.name or ""
+        for v in values
+        if v is not None and v.name not in known and constant(v) is None
     ]
     if unknown and feed is not None:
         known |= observe_shapes(model, unknown, feed, machine)

@@ -41,25 +41,37 @@ class Trials:
         return self._known[key]
 
 
-def boldest(
-    levels: Sequence[Callable[[], Chosen]], trials: Trials
-) -> tuple[Chosen, dict[str, str]]:
-    """The boldest acceptable set among levels of rising damage, mixed at the edge.
+@dataclass(frozen=True)
+class Found:
+    """The boldest acceptable set.
 
-    Bisects for the highest level that is accepted as a whole, then adds what the next level would
-    replace more boldly, layer group by layer group, as far as the verdict allows.
+    Attributes
+    ----------
+    chosen : dict of str to Candidate
+    refused : dict of str to str
+        For each layer that a level would have replaced, and that isn't replaced: why.
+    highest : int
+        The highest level that was looked at.
+    """
+
+    chosen: Chosen
+    refused: dict[str, str]
+    highest: int
+
+
+def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Found:
+    """The boldest acceptable set among levels of rising damage, each layer at a level of its own.
+
+    Bisects for the highest level that is accepted as a whole. From there it climbs on: what the
+    next level would replace more boldly is added group by group, halving what is refused. A layer
+    that is refused alone stays where it is; the others climb on without it, as far as there are
+    levels and trials.
 
     Parameters
     ----------
     levels : sequence of callables
         Each gives the set of replacements of its level.
     trials : Trials
-
-    Returns
-    -------
-    chosen : dict of str to Candidate
-    refused : dict of str to str
-        For each layer that a bolder level would have replaced: why it isn't.
     """
     sets: dict[int, Chosen] = {}
 
@@ -76,31 +88,38 @@ def boldest(
         else:
             high = middle
     chosen = dict(level(low)) if low >= 0 else {}
-    refused: dict[str, str] = {}
-    if high < len(levels):
-        bolder = [(n, c) for n, c in level(high).items() if chosen.get(n) != c]
-        bolder.sort(key=lambda item: item[1].error)
-        _add(chosen, bolder, trials, refused)
-    return chosen, {n: why for n, why in refused.items() if n not in chosen}
+    stuck: dict[str, str] = {}
+    for i in range(low + 1, len(levels)):
+        if trials.exhausted and i > low + 1:
+            break
+        bolder = [(n, c) for n, c in level(i).items() if n not in stuck and _cheaper(c, chosen, n)]
+        # The largest savings first: they are the first to draw on what may be lost.
+        bolder.sort(key=lambda item: -item[1].saved)
+        _add(chosen, bolder, trials, stuck)
+    refused = {n: why for n, why in stuck.items() if n not in chosen}
+    return Found(chosen, refused, max(sets, default=-1))
+
+
+def _cheaper(item: Candidate, chosen: Chosen, name: str) -> bool:
+    return name not in chosen or item.saved > chosen[name].saved
 
 
 def _add(
-    chosen: Chosen, more: list[tuple[str, Candidate]], trials: Trials, refused: dict[str, str]
+    chosen: Chosen, more: list[tuple[str, Candidate]], trials: Trials, stuck: dict[str, str]
 ) -> None:
     """Add as much of ``more`` to ``chosen`` as is accepted, halving what isn't."""
     if not more:
         return
     if trials.exhausted:
         for name, _ in more:
-            refused.setdefault(name, f"put back: not verified within {trials.most} trials")
+            stuck.setdefault(name, f"put back: not verified within {trials.most} trials")
         return
-    attempt = chosen | dict(more)
-    reason = trials.ask(attempt)
+    reason = trials.ask(chosen | dict(more))
     if reason is None:
         chosen.update(more)
     elif len(more) == 1:
-        refused[more[0][0]] = f"put back: {reason}"
+        stuck[more[0][0]] = f"put back: {reason}"
     else:
         half = len(more) // 2
-        _add(chosen, more[:half], trials, refused)
-        _add(chosen, more[half:], trials, refused)
+        _add(chosen, more[:half], trials, stuck)
+        _add(chosen, more[half:], trials, stuck)

@@ -180,7 +180,8 @@ class Judge:
             if self._classes is not None and len(self._seen) < 2:
                 self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
             for name, spread in self._spreads.items():
-                spread.add(outputs[name])
+                rows = _rows(feed) if index is None else len(index)
+                spread.add(outputs[name], rows)
             if self._kept is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._kept.append(outputs)
@@ -221,10 +222,15 @@ def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int 
 
 def _cut(outputs: Outputs, feed: Feed, index: NDArray[np.intp] | None) -> Outputs:
     """Drop the rows that only pad a last batch."""
-    rows = next((a.shape[0] for a in feed.values() if a.ndim), 0)
+    rows = _rows(feed)
     if index is None or rows == len(index):
         return outputs
     return {n: y[: len(index)] if y.ndim and y.shape[0] == rows else y for n, y in outputs.items()}
+
+
+def _rows(feed: Feed) -> int:
+    """Samples in a feed."""
+    return next((a.shape[0] for a in feed.values() if a.ndim), 1)
 
 
 def _is_float(array: NDArray[Any]) -> bool:
@@ -257,8 +263,10 @@ class _Spread:
         self._shift = self._all_sum = self._all_squares = self._plain = 0.0
         self._all_count = 0
 
-    def add(self, output: NDArray[Any]) -> None:
-        y = np.atleast_1d(np.nan_to_num(output.astype(np.float64), posinf=0.0, neginf=0.0))
+    def add(self, output: NDArray[Any], samples: int) -> None:
+        y = np.nan_to_num(output.astype(np.float64), posinf=0.0, neginf=0.0)
+        if y.ndim == 0 or len(y) != samples:
+            y = y[None]  # one sample's output: its first axis, if any, counts something else
         if self._first is None and y.size:
             self._first = y[0].copy()
             self._shift = float(y.mean())

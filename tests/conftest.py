@@ -6,4 +6,5 @@ import pytest
 @pytest.fixture(autouse=True)
 def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxlr.latency.SECONDS", 0.05)
+    monkeypatch.setattr("onnxlr.latency.FEWEST", 9)
     monkeypatch.setattr("onnxlr.layer_timing._SECONDS", 0.02)
