@@ -59,18 +59,17 @@ class Samples:
         fixed = [s.fixed_batch for s in self.specs if s.fixed_batch is not None]
         return fixed[0] if fixed else _DYNAMIC_BATCH
 
-    def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp]]]:
-        """Feeds with the indices of their samples.
+    def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp], int]]:
+        """Feeds with the indices of their samples, and how many samples they were padded to.
 
-        A model with a fixed batch gets its last batch padded with repeats of the last sample, so
-        there may be more rows in a feed than indices.
+        A model with a fixed batch gets its last batch padded with repeats of the last sample.
         """
         size = batch or self.batch
         padded = any(s.fixed_batch is not None for s in self.specs)
         for start in range(0, len(self.index), size):
             index = self.index[start : start + size]
             rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
-            yield self._feed(rows), index
+            yield self._feed(rows), index, len(rows)
 
     def _feed(self, rows: NDArray[np.intp]) -> Feed:
         starts = np.cumsum([0, *(_count(part) for part in self.parts)])

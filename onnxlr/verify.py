@@ -94,16 +94,6 @@ class Judge:
         self._baseline: float | None = None
 
     @property
-    def count(self) -> int:
-        """Number of samples judged on."""
-        if isinstance(self._samples, Samples):
-            return len(self._samples)
-        return sum(
-            next(iter(f.values())).shape[0] if f and next(iter(f.values())).ndim else 1
-            for f in self._samples
-        )
-
-    @property
     def agreement_is_blind(self) -> bool:
         """Whether arg-max agreement says little here.
 
@@ -116,9 +106,9 @@ class Judge:
         """Run a candidate on every sample."""
         totals = {name: _Totals() for name in self._spreads}
         agree = right = right_before = count = 0
-        for i, (feed, index) in enumerate(self._feeds()):
-            before = self._reference(i, feed, index)
-            after = _cut(candidate.run(feed), feed, index)
+        for i, batch in enumerate(self._batches()):
+            before = self._reference(i, batch)
+            after = _cut(candidate.run(batch.feed), batch)
             for name, total in totals.items():
                 total.add(before[name], after.get(name))
             if self._classes is not None:
@@ -126,8 +116,8 @@ class Judge:
                 count += guess.size
                 agree += int(np.count_nonzero(guess == original))
                 if self.metric == "top1" and self.labels is not None:
-                    right += int(np.count_nonzero(guess == self.labels[index]))
-                    right_before += int(np.count_nonzero(original == self.labels[index]))
+                    right += int(np.count_nonzero(guess == self.labels[batch.index]))
+                    right_before += int(np.count_nonzero(original == self.labels[batch.index]))
         shown = self._one_vector or self.metric == "agreement"
         fidelity = Fidelity(
             max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
@@ -169,8 +159,8 @@ class Judge:
         self._classes: str | None = None
         self._one_vector = False
         self._seen: set[int] = set()
-        for feed, index in self._feeds():
-            outputs = _cut(self._original.run(feed), feed, index)
+        for batch in self._batches():
+            outputs = _cut(self._original.run(batch.feed), batch)
             if not self._spreads:
                 names = [n for n, y in outputs.items() if _is_float(y)] or list(outputs)
                 self._spreads = {name: _Spread() for name in names}
@@ -180,24 +170,26 @@ class Judge:
             if self._classes is not None and len(self._seen) < 2:
                 self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
             for name, spread in self._spreads.items():
-                rows = _rows(feed) if index is None else len(index)
-                spread.add(outputs[name], rows)
+                spread.add(outputs[name], batch.samples)
             if self._kept is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._kept.append(outputs)
                 if held > _REFERENCE_BUDGET:
                     self._kept = None  # from now on the original runs beside each candidate
 
-    def _reference(self, i: int, feed: Feed, index: NDArray[np.intp] | None) -> Outputs:
+    def _reference(self, i: int, batch: "_Batch") -> Outputs:
         if self._kept is not None:
             return self._kept[i]
-        return _cut(self._original.run(feed), feed, index)
+        return _cut(self._original.run(batch.feed), batch)
 
-    def _feeds(self) -> Iterator[tuple[Feed, NDArray[np.intp] | None]]:
+    def _batches(self) -> "Iterator[_Batch]":
         if isinstance(self._samples, Samples):
-            yield from self._samples.batches(self._batch)
+            for feed, index, padded in self._samples.batches(self._batch):
+                yield _Batch(feed, len(index), padded, index)
         else:
-            yield from ((feed, None) for feed in self._samples)
+            for feed in self._samples:
+                rows = next((a.shape[0] for a in feed.values() if a.ndim), 1)
+                yield _Batch(feed, rows, rows, None)
 
     def _call_user(self, session: Session) -> float:
         assert self._user is not None
@@ -205,6 +197,16 @@ class Judge:
             return float(self._user(session.raw))
         except Exception as error:
             raise DataError(f"the metric {self.metric} failed: {error!r}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One run: what is fed, how many samples count, and how many rows it was padded to."""
+
+    feed: Feed
+    samples: int
+    padded: int
+    index: NDArray[np.intp] | None
 
 
 def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int | None:
@@ -220,17 +222,14 @@ def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int 
     return samples.batch
 
 
-def _cut(outputs: Outputs, feed: Feed, index: NDArray[np.intp] | None) -> Outputs:
+def _cut(outputs: Outputs, batch: _Batch) -> Outputs:
     """Drop the rows that only pad a last batch."""
-    rows = _rows(feed)
-    if index is None or rows == len(index):
+    if batch.padded == batch.samples:
         return outputs
-    return {n: y[: len(index)] if y.ndim and y.shape[0] == rows else y for n, y in outputs.items()}
-
-
-def _rows(feed: Feed) -> int:
-    """Samples in a feed."""
-    return next((a.shape[0] for a in feed.values() if a.ndim), 1)
+    return {
+        n: y[: batch.samples] if y.ndim and y.shape[0] == batch.padded else y
+        for n, y in outputs.items()
+    }
 
 
 def _is_float(array: NDArray[Any]) -> bool:

@@ -101,7 +101,7 @@ def test_samples_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
         np.savez(path / "a.npz", x=x[:7])
     samples = load_samples(path, specs_of(("n", 3)), None)
     assert len(samples) == 20
-    rows = np.concatenate([feed["x"] for feed, _ in samples.batches(6)])
+    rows = np.concatenate([feed["x"] for feed, *_ in samples.batches(6)])
     np.testing.assert_array_equal(rows, x)
 
 
@@ -120,13 +120,13 @@ def test_a_fixed_batch_is_padded_and_an_unbatched_input_goes_alone(tmp_path: Pat
     np.savez(tmp_path / "d.npz", x=x)
     samples = load_samples(tmp_path / "d.npz", specs_of((4, 3)), None)
     feeds = list(samples.batches())
-    assert [len(f["x"]) for f, _ in feeds] == [4, 4, 4]
-    assert [len(i) for _, i in feeds] == [4, 4, 2]
+    assert [len(f["x"]) for f, *_ in feeds] == [4, 4, 4]
+    assert [(len(i), rows) for _, i, rows in feeds] == [(4, 4), (4, 4), (2, 4)]
     np.testing.assert_array_equal(feeds[2][0]["x"], x[[8, 9, 9, 9]])
     np.savez(tmp_path / "e.npz", x=x.reshape(5, 2, 3))
     alone = load_samples(tmp_path / "e.npz", specs_of((2, 3)), None)
     assert alone.batch == 1
-    assert [f["x"].shape for f, _ in alone.batches()] == [(2, 3)] * 5
+    assert [f["x"].shape for f, *_ in alone.batches()] == [(2, 3)] * 5
 
 
 def test_a_wrong_shape_names_the_axis(tmp_path: Path) -> None:

@@ -340,3 +340,26 @@ def test_the_limit_is_what_was_asked_for(tmp_path: Path, share: float, replaced:
     assert quality is not None
     result = onnxlr.optimize(model, max_drop=share * quality.optimized, **options)
     assert len(result.plan.replaced) == replaced
+
+
+def test_products_behind_shapes_that_only_a_run_shows_are_counted() -> None:
+    """Inference can't see through a Reshape to sizes that the graph computes."""
+    nodes = [
+        node("MatMul", ["x", "w"], "h", "fc"),
+        node("ReduceMax", ["x"], "top", keepdims=0),
+        node("Mul", ["top", "zero"], "none"),
+        node("Cast", ["none"], "cast", to=onnx.TensorProto.INT64),
+        node("Add", ["cast", "sizes"], "shape"),
+        node("Reshape", ["h", "shape"], "r"),
+        node("Transpose", ["r"], "t", perm=[1, 0]),
+        node("MatMul", ["r", "t"], "y", "scores"),
+    ]
+    weights = {
+        "w": low_rank(RNG, 40, 30, 2),
+        "zero": np.zeros(1, np.float32),
+        "sizes": np.array([6, 20]),
+    }
+    model = make_model(nodes, {"x": (4, 40)}, ["y"], weights)
+    report = onnxlr.optimize(model, rank="exact", max_drop=NO_LIMIT).report
+    assert report.input.macs == 4 * 40 * 30 + 6 * 6 * 20
+    assert report.output.macs == 4 * (40 + 30) * 2 + 6 * 6 * 20

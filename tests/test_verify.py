@@ -139,3 +139,15 @@ def test_what_a_metric_needs_is_said() -> None:
         Judge(session(W), [{"x": X}], "psnr")
     with pytest.raises(UsageError, match="can't be imported"):
         Judge(session(W), [{"x": X}], "no_such_module:f")
+
+
+def test_an_axis_that_is_not_samples_is_not_averaged_over(tmp_path: Path) -> None:
+    # A recurrent state: two layers first, one sample a run. Their difference is no spread.
+    x = np.random.default_rng(3).standard_normal((9, 2, 6)).astype(np.float32)
+    x[:, 1] += 50
+    np.savez(tmp_path / "d.npz", x=x)
+    whole = load_samples(tmp_path / "d.npz", input_specs(load(linear(W, rows=2)).model), None)
+    quality = Judge(session(W, 2), whole, "rel-error").judge(session(V, 2))
+    y, z = (x.astype(np.float64) @ w.astype(np.float64) for w in (W, V))
+    expected = np.linalg.norm(y - z) / np.linalg.norm(y - y.mean(0))
+    assert quality.fidelity.rel_error == pytest.approx(expected, rel=1e-5)
