@@ -13,7 +13,7 @@ from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import count_macs
-from onnxlr.model import count_params, load
+from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import (
     Factory,
     Options,
@@ -106,8 +106,17 @@ def optimize(
         raise UsageError(f"--verify {verify!r} is unknown: full or none")
     if not max_drop >= 0:
         raise UsageError(f"--max-drop {max_drop} is not a loss: give 0 or more, 1 = no limit")
-    if verify == "none" and (data is not None or metric is not None or target == "latency"):
-        raise UsageError("--verify none runs nothing: --data, --metric and --target latency do")
+    if verify == "none":
+        named = {
+            "--data": data,
+            "--validation": validation,
+            "--labels": labels,
+            "--metric": metric,
+            "--target latency": target if target == "latency" else None,
+        }
+        for flag, value in named.items():
+            if value is not None:
+                raise UsageError(f"--verify none runs nothing, {flag} needs a run: leave one out")
     options = Options(
         methods=(method,) if isinstance(method, str) else tuple(method),
         rank=parse_rank(str(rank)),
@@ -117,7 +126,7 @@ def optimize(
         max_drop=float("inf") if max_drop >= 1 else float(max_drop),
         include=include,
         exclude=exclude,
-        machine=_machine(provider, threads, batch),
+        machine=_machine(provider, threads, batch, seed),
         batch=batch,
         shapes=tuple(shape),
         data=data,
@@ -127,8 +136,9 @@ def optimize(
         seed=seed,
     )
     choose_passes(options.methods)
-    path = _destination(out, model)
+    path = _destination(out, model, data, validation)
     source = load(model)
+    _check_external(path, source)
     return run_optimizer(source, path, options, progress or Silent())
 
 
@@ -153,6 +163,7 @@ def inspect(
     ['svd']
     """
     methods = (method,) if isinstance(method, str) else tuple(method)
+    _machine("cpu", 1, batch, 0)
     return inspect_source(
         load(model), methods, include, exclude, shape, batch, progress or Silent()
     )
@@ -170,14 +181,16 @@ def apply(
     UsageError
         If the plan isn't one, is for another model, or needs a method that isn't installed.
     """
+    origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
         try:
             text = Path(plan).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {plan}: {error}") from None
         plan = Plan.from_json(text, str(plan))
-    path = _destination(out, model)
+    path = _destination(out, model, origin)
     source = load(model)
+    _check_external(path, source)
     if plan.model != source.digest:
         raise UsageError(
             f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
@@ -201,10 +214,11 @@ def apply(
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
     with workspace(path) as folder:
         factory = Factory(prepared, folder, path.name if path is not None else "model.onnx")
-        if choices:
-            built, _ = factory.build(choices)
-        else:
-            built, _ = copy_source(source, folder, factory.file_name)
+        built = (
+            factory.build(choices).path
+            if choices
+            else copy_source(source, folder, factory.file_name)[0]
+        )
         if path is not None:
             place(built, path)
         return onnx.load(built if path is None else path)
@@ -250,7 +264,7 @@ def compare(
     OnnxlrError
         If one of them can't be read or run, or their inputs and outputs differ.
     """
-    machine = _machine(provider, threads, batch)
+    machine = _machine(provider, threads, batch, seed)
     sources = load(a), load(b)
     sessions = [open_source(source, machine) for source in sources]
     feeding = feed_model(
@@ -269,7 +283,13 @@ def compare(
             f"{sources[1].label} has no output {sorted(missing)[0]!r} as {sources[0].label} has: "
             "compare models with the same outputs"
         )
-    sessions[1].run(feeding.timed)
+    first, second = (session.run(feeding.timed) for session in sessions)
+    for name, output in first.items():
+        if output.shape != second[name].shape:
+            raise UsageError(
+                f"the output {name!r} has shape {list(output.shape)} in {sources[0].label} and "
+                f"{list(second[name].shape)} in {sources[1].label}: compare models that do the same"
+            )
     quality = Judge(sessions[0], feeding.judged, metric).judge(sessions[1])
     speed = compare_sessions(sessions[0], sessions[1], feeding.timed)
     sizes = []
@@ -305,9 +325,9 @@ def bench(
     seed: int = 0,
 ) -> Benchmark:
     """Latency on ONNX Runtime: of one model, or of two interleaved in one run."""
-    machine = _machine(provider, threads, batch)
-    if seconds <= 0:
-        raise UsageError(f"--seconds {seconds} is no time: give more than 0")
+    machine = _machine(provider, threads, batch, seed)
+    if not 0 < seconds <= 86_400:
+        raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
     source = load(a)
     first = open_source(source, machine)
     feeding = feed_model(source, first, data=data, shapes=shape, batch=batch, seed=seed)
@@ -320,20 +340,33 @@ def bench(
     return Benchmark(result.a, result, machine, size)
 
 
-def _machine(provider: Provider, threads: int, batch: int) -> Machine:
+def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:
     if provider not in ("cpu", "cuda"):
         raise UsageError(f"--provider {provider!r} is unknown: cpu or cuda")
-    if threads < 1 or batch < 1:
-        raise UsageError(f"--threads {threads} and --batch {batch} must be at least 1")
+    for flag, number, least, most in (
+        ("--threads", threads, 1, 1024),
+        ("--batch", batch, 1, 1 << 20),
+        ("--seed", seed, 0, 2**63),
+    ):
+        if not least <= number <= most:
+            raise UsageError(f"{flag} {number} must be at least {least} and at most {most}")
     return Machine(provider, threads)
 
 
-def _destination(out: str | os.PathLike[str] | None, model: Model) -> Path | None:
+def _destination(
+    out: str | os.PathLike[str] | None, model: Model, *others: str | os.PathLike[str] | None
+) -> Path | None:
     if out is None:
         return None
-    source = Path(model) if isinstance(model, (str, os.PathLike)) else None
-    check_destination(Path(out), source)
+    source = model if isinstance(model, (str, os.PathLike)) else None
+    check_destination(Path(out), source, *others)
     return Path(out)
+
+
+def _check_external(out: Path | None, source: Source) -> None:
+    """Refuse to write over the weights that a model keeps in other files."""
+    if out is not None and source.path is not None:
+        check_destination(out, *(source.path.parent / name for name in source.external))
 
 
 def _first_size(feeding: Feeding) -> int:

@@ -54,7 +54,10 @@ def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int)
     if None in parameters or (old_bias is not None and bias_tensor is None):
         return False
     scale, shift, mean, variance = (to_float64(t) for t in parameters if t is not None)
-    factor = scale / np.sqrt(variance + float_attr(norm, "epsilon", 1e-5))
+    spread = variance + float_attr(norm, "epsilon", 1e-5)
+    if not (spread > 0).all():
+        return False
+    factor = scale / np.sqrt(spread)
     bias = to_float64(bias_tensor) if bias_tensor is not None else np.zeros_like(mean)
     kernel = to_float64(stored)
     dtype = stored.dtype.numpy()

@@ -1,9 +1,12 @@
 """The ``onnxlr`` command."""
 
+import errno
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +24,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from onnxlr import __version__, api, tables
-from onnxlr.errors import OnnxlrError, OutputError
+from onnxlr.errors import OnnxlrError, OutputError, one_line
 from onnxlr.graph_pass import installed_passes
-from onnxlr.model import one_line
 from onnxlr.optimizer import Target
 from onnxlr.output import check_destination, write_failure
 
@@ -36,6 +38,9 @@ class _Group(click.Group):
     """Turns what onnxlr refuses into one line and the exit code of its kind."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            # A stop asked for by a scheduler cleans up just as Ctrl-C does.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except OnnxlrError as error:
@@ -46,6 +51,10 @@ class _Group(click.Group):
             ctx.exit(INTERRUPTED)
         except (click.exceptions.Exit, click.ClickException):
             raise
+        except OSError as error:  # a closed pipe, a full device: what is printed can't be
+            if error.errno != errno.EPIPE:
+                click.echo(f"onnxlr: {error.strerror or error}", err=True)
+            ctx.exit(1)
         except MemoryError:
             click.echo("onnxlr: out of memory; nothing was written", err=True)
             ctx.exit(1)
@@ -68,11 +77,11 @@ class _Bars:
         console = Console(stderr=True)
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[item]}"),
+            TextColumn("{task.fields[item]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -215,11 +224,7 @@ def optimize(
       onnxlr optimize net.onnx small.onnx --rank energy:0.95 --max-drop 0.02
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
-    extras = [Path(p) for p in (plan_out, json_out) if p and p != "-"]
-    for path in extras:
-        check_destination(path, Path(source))
-        if path.absolute() == Path(out).absolute() or extras.count(path) > 1:
-            raise click.UsageError(f"{path} is named for two outputs: name another")
+    _check_outputs((out, plan_out, json_out), source, options["data"], options["validation"])
     result = api.optimize(
         source, out, method=_split(method), progress=None if quiet else _Bars(), **options
     )
@@ -254,6 +259,7 @@ def inspect(
     Example:
       onnxlr inspect net.onnx --include 'conv'
     """
+    _check_outputs((json_out,), source)
     rows = api.inspect(
         source, method=_split(method), progress=None if quiet else _Bars(), **options
     )
@@ -299,6 +305,7 @@ def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr compare net.onnx small.onnx --data samples.npz --labels label
     """
+    _check_outputs((json_out,), a, b, options["data"])
     result = api.compare(a, b, **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
@@ -323,6 +330,7 @@ def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr bench net.onnx small.onnx --batch 16 --threads 2
     """
+    _check_outputs((json_out,), a, b, options["data"])
     result = api.bench(a, b, **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
@@ -341,13 +349,24 @@ def passes() -> None:
     tables.show_passes(_console(), installed_passes())
 
 
+def _check_outputs(outputs: Sequence[str | None], *sources: str | None) -> None:
+    """Refuse outputs that can't be written, are files that are read, or are named twice."""
+    paths = [Path(p) for p in outputs if p is not None and p != "-"]
+    for path in paths:
+        check_destination(path, *sources)
+    places = [path.resolve() for path in paths]
+    for path, where in zip(paths, places, strict=True):
+        if places.count(where) > 1:
+            raise click.UsageError(f"{path} is named for two outputs: name another")
+
+
 def _split(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
 
 
 def _console() -> Console:
     # Piped output keeps whole rows: a report that is cut at 80 columns can't be searched.
-    return Console(width=None if sys.stdout.isatty() else 200)
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
 
 
 def _write_json(target: str, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import DataError
+from onnxlr.errors import DataError, one_line
 from onnxlr.inputs import InputSpec
 from onnxlr.runtime import Feed
 
@@ -102,6 +102,8 @@ def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | Non
         If it can't be read, or a name, shape or type doesn't fit the model.
     """
     path = Path(path)
+    if not specs:
+        raise DataError(f"the model has no inputs that {path} could feed: leave out --data")
     files = _files(path)
     parts, targets = [], []
     for file in files:
@@ -135,18 +137,21 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    if file.suffix == ".npy" and len(specs) != 1:
+        raise DataError(
+            f"{file} is one array, the model has {len(specs)} inputs: save a .npz with "
+            f"{', '.join(s.name for s in specs)}"
+        )
     try:
         if file.suffix == ".npy":
-            if len(specs) != 1:
-                raise DataError(
-                    f"{file} is one array, the model has {len(specs)} inputs: save a .npz with "
-                    f"{', '.join(s.name for s in specs)}"
-                )
-            return {specs[0].name: np.load(file, mmap_mode="r", allow_pickle=False)}
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"can't read {file}: {error}; save it again with numpy.savez") from None
+            return {specs[0].name: np.lib.format.open_memmap(file, mode="r")}
+        with file.open("rb") as opened, zipfile.ZipFile(opened):
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
+        reason = one_line(error)
+    raise DataError(f"can't read {file}: {reason}; save it again with numpy.savez")
 
 
 def _checked(

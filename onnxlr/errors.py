@@ -41,3 +41,10 @@ class UsageError(OnnxlrError):
     """The request itself makes no sense."""
 
     exit_code = 2
+
+
+def one_line(error: object) -> str:
+    """The first informative line of an error, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

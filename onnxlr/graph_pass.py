@@ -128,15 +128,26 @@ def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
     UsageError
         For a name that no installed pass has.
     """
-    known = installed_passes()
-    for name in names:
-        if name != "auto" and name not in known:
-            raise UsageError(
-                f"--method {name!r} is not installed: choose from auto, {', '.join(known)}"
-            )
+    chosen = {name: find_pass(name) for name in names if name != "auto"}
     if not names or "auto" in names:
-        return tuple(entry.graph_pass for entry in known.values())
-    return tuple(known[name].graph_pass for name in dict.fromkeys(names))
+        return tuple(entry.graph_pass for entry in installed_passes().values())
+    return tuple(chosen.values())
+
+
+def find_pass(name: str) -> GraphPass:
+    """The pass of this very name.
+
+    Raises
+    ------
+    UsageError
+        If none is installed.
+    """
+    known = installed_passes()
+    if name not in known:
+        raise UsageError(
+            f"the method {name!r} is not installed: choose from auto, {', '.join(known)}"
+        )
+    return known[name].graph_pass
 
 
 def _order(entry: EntryPoint) -> tuple[bool, str, str]:

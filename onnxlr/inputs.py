@@ -91,11 +91,15 @@ def parse_shapes(texts: Sequence[str], specs: Sequence[InputSpec]) -> dict[str, 
     known = {spec.name: spec for spec in specs}
     for text in texts:
         name, _, sizes = text.rpartition(":")
-        if not re.fullmatch(r"\d+(,\d+)*", sizes) or "0" in sizes.split(","):
+        # Ten digits are more than any axis has, and fewer than int() refuses.
+        numbers = [int(s) if re.fullmatch(r"\d{1,10}", s) else 0 for s in sizes.split(",")]
+        if not name or not all(0 < number < 2**31 for number in numbers):
             raise UsageError(f"--shape {text!r}: write NAME:1,3,224,224")
         if name not in known:
-            raise UsageError(f"--shape {name!r} is no input: the model has {_listing(specs)}")
-        shape = tuple(int(s) for s in sizes.split(","))
+            raise UsageError(
+                f"--shape {text!r}: {name!r} is no input, the model has {_listing(specs)}"
+            )
+        shape = tuple(numbers)
         dims = known[name].dims
         clash = len(shape) != len(dims) or any(
             isinstance(d, int) and d != s for d, s in zip(dims, shape, strict=True)

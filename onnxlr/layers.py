@@ -1,7 +1,8 @@
 """Finding the layers of a model: every constant weight of a heavy operator, with all its users."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -245,14 +246,24 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
             found.setdefault(sighting.seen.root, []).append(sighting)
             if place:
                 places.setdefault(sighting.seen.root, place)
-    node_names = [s[0].use.node.name for s in found.values()]
-    layers = []
-    for root, sightings in found.items():
-        layer = _layer(root, sightings, places.get(root))
-        if not layer.name or node_names.count(layer.name) > 1:
-            layer = replace(layer, name=root.name or layer.name)
-        layers.append(layer)
-    return tuple(layers)
+    layers = [_layer(root, s, places.get(root)) for root, s in found.items()]
+    return tuple(
+        replace(layer, name=name) for layer, name in zip(layers, _unique_names(layers), strict=True)
+    )
+
+
+def _unique_names(layers: Sequence[Layer]) -> list[str]:
+    """The first user's name; the weight's where that has none or shares it; then numbered."""
+    users = Counter(layer.name for layer in layers)
+    names: list[str] = []
+    for layer in layers:
+        own = bool(layer.name) and users[layer.name] == 1
+        stem = layer.name if own else layer.weight.name or "weight"
+        name, i = stem, 1
+        while name in names or (not own and users[name] == 1):
+            name, i = f"{stem}_{i}", i + 1
+        names.append(name)
+    return names
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:

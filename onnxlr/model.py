@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,11 +12,17 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError
+from onnxlr.errors import ModelError, one_line
+from onnxlr.sanity import (
+    OLDEST_OPSET,
+    ONNX_DOMAINS,
+    check_tensors,
+    check_versions,
+    check_wiring,
+    external_files,
+)
 
-OLDEST_OPSET = 7
 PROTOBUF_LIMIT = 2**31 - 1
-ONNX_DOMAINS = ("", "ai.onnx")
 _TRAINING = "onnxlr_training_info"
 
 
@@ -78,8 +84,9 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
                 f"{label} ({len(data):,} bytes) is not an ONNX model, or is cut short: "
                 "export or copy it again"
             ) from None
-    _check_versions(proto, label)
-    external = _external_files(proto, path, label)
+    check_versions(proto, label)
+    check_tensors(proto, label)
+    external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
     nbytes = len(data)
     del data
@@ -89,7 +96,11 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     try:
         built = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises whatever the malformed part trips over
-        raise ModelError(f"{label} is malformed: {one_line(error)}") from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # it wraps the reason in where it happened
+            cause = cause.__cause__
+        raise ModelError(f"{label} is malformed: {one_line(cause)}") from None
+    check_wiring(built, label)
     # The graph library has no room for it; `to_proto` puts it back.
     built.graph.meta[_TRAINING] = list(proto.training_info)
     if path is not None:
@@ -219,9 +230,11 @@ def carry_over(old: ir.Value, new: ir.Value) -> None:
     new.doc_string = old.doc_string
 
 
-def remove_unused(values: list[ir.Value]) -> None:
+def remove_unused(values: Sequence[ir.Value]) -> None:
     """Drop the initializers and nodes among these values' sources that nothing uses any more."""
-    for value in values:
+    queue = list(values)
+    while queue:
+        value = queue.pop()
         if value.uses() or value.is_graph_output():
             continue
         node = value.producer()
@@ -232,9 +245,8 @@ def remove_unused(values: list[ir.Value]) -> None:
                 if value in graph.inputs:  # an initializer declared as an input as well
                     graph.inputs.remove(value)
         elif node.graph is not None and not any(v.uses() for v in node.outputs):
-            inputs = [v for v in node.inputs if v is not None]
+            queue += [v for v in node.inputs if v is not None]
             node.graph.remove(node, safe=True)
-            remove_unused(inputs)
 
 
 def to_float64(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
@@ -268,17 +280,12 @@ def serialize(proto: onnx.ModelProto, label: str) -> bytes:
         ) from None
 
 
-def one_line(error: object) -> str:
-    """The first informative line of an error, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
 def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder: name the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is not a regular file: name the .onnx file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
@@ -287,68 +294,3 @@ def _read(path: Path) -> bytes:
     if not data:
         raise ModelError(f"{path} is empty (0 bytes): export or copy the model again")
     return data
-
-
-def _check_versions(proto: onnx.ModelProto, label: str) -> None:
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise ModelError(f"{label} is not an ONNX model: it holds no graph or no opset")
-    for entry in proto.opset_import:
-        if entry.domain not in ONNX_DOMAINS:
-            continue
-        newest = onnx.defs.onnx_opset_version()
-        if entry.version > newest:
-            raise ModelError(
-                f"{label} uses opset {entry.version}, onnx {onnx.__version__} knows up to "
-                f"{newest}: upgrade onnx and onnxruntime, or export at an older opset"
-            )
-        if entry.version < OLDEST_OPSET:
-            raise ModelError(
-                f"{label} uses opset {entry.version}, the oldest supported is {OLDEST_OPSET}: "
-                "convert it with onnx.version_converter"
-            )
-    if proto.graph.sparse_initializer:
-        raise ModelError(
-            f"{label} stores {proto.graph.sparse_initializer[0].values.name!r} as a sparse "
-            "initializer: not supported, store it dense"
-        )
-    if proto.ir_version > onnx.IR_VERSION:
-        raise ModelError(
-            f"{label} has IR version {proto.ir_version}, onnx {onnx.__version__} knows up to "
-            f"{onnx.IR_VERSION}: upgrade onnx"
-        )
-
-
-def _external_files(proto: onnx.ModelProto, path: Path | None, label: str) -> dict[str, int]:
-    """Location and size of every external data file, each checked to be there in full."""
-    files: dict[str, int] = {}
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {e.key: e.value for e in tensor.external_data}
-        location = entries.get("location", "")
-        if path is None:
-            raise ModelError(
-                f"the weight {tensor.name!r} is in external data ({location!r}), which a model "
-                "in memory doesn't have: give the path of the model"
-            )
-        parts = PurePosixPath(location.replace("\\", "/"))
-        if not location or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
-            raise ModelError(
-                f"{label}: the external data of {tensor.name!r} is at {location!r}, outside the "
-                "model's folder; refused"
-            )
-        file = path.parent / location
-        if not file.is_file():
-            raise ModelError(
-                f"{label}: the external data of {tensor.name!r} is missing: {file}; "
-                "copy it beside the model"
-            )
-        size = file.stat().st_size
-        end = int(entries.get("offset", 0) or 0) + int(entries.get("length", 0) or 0)
-        if end > size:
-            raise ModelError(
-                f"{label}: {file} holds {size:,} bytes, {tensor.name!r} ends at {end:,}: "
-                "it is cut short, copy it again"
-            )
-        files[location] = size
-    return files

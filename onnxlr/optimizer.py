@@ -1,5 +1,6 @@
 """The main job: candidates, search, rewrite, verification of the saved file, report."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ import onnx
 
 from onnxlr import latency
 from onnxlr.decompose import AUTO, RankRule
-from onnxlr.errors import ModelError
+from onnxlr.errors import ModelError, one_line
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.latency import Comparison, compare_sessions
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
-from onnxlr.model import Source, count_params
+from onnxlr.model import Source, count_params, to_proto
 from onnxlr.output import copy_source, place, save, workspace
 from onnxlr.plan import (
     AUTO_ERRORS,
@@ -87,6 +88,15 @@ class Result:
     report: Report
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model that was written: where, its bytes, and its weight elements."""
+
+    path: Path
+    nbytes: int
+    params: int
+
+
 @dataclass
 class Factory:
     """Builds and saves models for sets of choices; each factorization is made once."""
@@ -96,8 +106,8 @@ class Factory:
     file_name: str
     _factors: dict[tuple[str, str, Rank], Factors] = field(default_factory=dict)
 
-    def build(self, choices: Mapping[str, Choice]) -> tuple[Path, int]:
-        """Write the model for these choices; gives the file and its size in bytes.
+    def build(self, choices: Mapping[str, Choice]) -> Built:
+        """Write the model for these choices.
 
         The file carries onnxlr's version and the plan's digest in its ``metadata_props``.
         """
@@ -109,15 +119,20 @@ class Factory:
         model.metadata_props["onnxlr_version"] = __version__
         model.metadata_props["onnxlr_plan"] = plan_digest(prepared.source.digest, chosen)
         path = self.folder / self.file_name
-        return path, save(model, path)
+        return Built(path, save(model, path), count_params(model))
 
     def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factors:
         key = (layer.name, graph_pass.name, rank)
         if key not in self._factors:
             dtype = layer.dtype.numpy()
-            self._factors[key] = tuple(
-                np.asarray(f).astype(dtype) for f in graph_pass.factorize(layer, rank)
-            )
+            with np.errstate(over="ignore"):
+                factors = tuple(f.astype(dtype) for f in graph_pass.factorize(layer, rank))
+            if not all(np.isfinite(f).all() for f in factors):
+                raise ModelError(
+                    f"the factors of {layer.name!r} at rank {list(rank)} are beyond what "
+                    f"{layer.dtype.name} holds"
+                )
+            self._factors[key] = factors
         return self._factors[key]
 
 
@@ -133,7 +148,9 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
     passes = choose_passes(options.methods)
     excluded = name_filter(options.include, options.exclude)
     session = feeding = None
-    if options.verify == "full":
+    if options.verify == "none":
+        check_graph(source)
+    else:
         with progress.stage("open the model", None):
             session = open_source(source, options.machine)
             feeding = feed_model(
@@ -170,13 +187,37 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
         chosen = run.choose()
         chosen, quality, speed = run.settle(chosen)
         plan = Plan(source.digest, run.decisions(chosen), options.seed)
-        path, size = run.finish(chosen)
+        built = run.finish(chosen)
         if out is not None:
-            place(path, out)
-        model = onnx.load(path if out is None else out)
+            place(built.path, out)
+        model = onnx.load(built.path if out is None else out)
         label = None if out is None else str(out)
-        report = run.report(plan, quality, speed, size, label, time.perf_counter() - started)
+        report = run.report(plan, quality, speed, built, label, time.perf_counter() - started)
     return Result(model, plan, report)
+
+
+def check_graph(source: Source) -> None:
+    """Hold a model against the ONNX checker; all that is done where nothing is run.
+
+    Raises
+    ------
+    ModelError
+        With what the checker says.
+    """
+    try:
+        if source.external:
+            onnx.checker.check_model(source.path or "")
+            return
+        proto = to_proto(source.model)
+        for output in proto.graph.output:
+            # Runtimes find out the shapes of outputs themselves; the checker insists on some.
+            if output.type.WhichOneof("value") in (None, "tensor_type"):
+                tensor = output.type.tensor_type
+                tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
+                tensor.shape.SetInParent()
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{source.label} fails the ONNX checker: {one_line(error)}") from None
 
 
 @dataclass
@@ -229,8 +270,8 @@ class _Run:
             return chosen, None, None
         while chosen:
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
-                path, _ = self.factory.build({n: c.choice for n, c in chosen.items()})
-                candidate = Session(path, self.options.machine, "the optimized model")
+                built = self.factory.build({n: c.choice for n, c in chosen.items()})
+                candidate = Session(built.path, self.options.machine, "the optimized model")
                 quality = self.judge.judge(candidate)
                 speed = compare_sessions(self.session, candidate, self.feeding.timed)
             if speed.verdict == "within noise" and speed.speedup > 1:
@@ -256,10 +297,12 @@ class _Run:
             speed = compare_sessions(self.session, self.session, self.feeding.timed)
         return {}, quality, speed
 
-    def finish(self, chosen: Chosen) -> tuple[Path, int]:
+    def finish(self, chosen: Chosen) -> Built:
         """The file to hand over: built anew, or the original where nothing is replaced."""
         if not chosen:
-            return copy_source(self.prepared.source, self.factory.folder, self.factory.file_name)
+            source = self.prepared.source
+            path, nbytes = copy_source(source, self.factory.folder, self.factory.file_name)
+            return Built(path, nbytes, count_params(source.model))
         return self.factory.build({n: c.choice for n, c in chosen.items()})
 
     def decisions(self, chosen: Mapping[str, Candidate]) -> tuple[Decision, ...]:
@@ -278,7 +321,7 @@ class _Run:
         plan: Plan,
         quality: Quality | None,
         speed: Comparison | None,
-        size: int,
+        built: Built,
         out: str | None,
         seconds: float,
     ) -> Report:
@@ -292,9 +335,8 @@ class _Run:
             count_params(source.model),
             count_macs(self.prepared.model, self.prepared.shapes),
         )
-        params = before.params - sum(d.params_before - d.params_after for d in plan.replaced)
         macs = before.macs - sum((d.macs_before or 0) - (d.macs_after or 0) for d in plan.replaced)
-        after = Size(out, size, params, macs)
+        after = Size(out, built.nbytes, built.params, macs)
         words = "not run (--verify none): only the graph was checked"
         if self.feeding is not None:
             words = f"the saved file, in full, on {self.feeding.words}"
@@ -303,6 +345,17 @@ class _Run:
             notes.append(
                 f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
                 "named, so that latency vetoed nothing; --target latency puts such layers back"
+            )
+        replaced_names = {d.name for d in plan.replaced}
+        overridable = sum(
+            layer.weight.is_graph_input() and source.model.ir_version > 3
+            for layer in self.prepared.layers
+            if layer.name in replaced_names
+        )
+        if overridable:
+            notes.append(
+                f"{overridable} replaced weights were inputs of the graph as well, with the weight "
+                "as their default: they are inputs no more"
             )
         if self.guarded:
             notes.append(
@@ -374,15 +427,14 @@ class _Run:
         return [item for _, item in paying] or "; ".join(slow)
 
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
-        path, size = self.factory.build({n: c.choice for n, c in chosen.items()})
         limit = self.prepared.source.nbytes
-        if size > limit:
-            return f"the file would grow from {limit:,} to {size:,} bytes"
-        if self.judge is None:
-            onnx.checker.check_model(path)
-            return None
         try:
-            candidate = Session(path, self.options.machine, "the optimized model")
+            built = self.factory.build({n: c.choice for n, c in chosen.items()})
+            if built.nbytes > limit:
+                return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
+            if self.judge is None:
+                return None
+            candidate = Session(built.path, self.options.machine, "the optimized model")
             quality = self.judge.judge(candidate)
         except ModelError as error:
             return str(error)
@@ -390,6 +442,8 @@ class _Run:
 
     def _over(self, quality: Quality) -> str | None:
         limit = self.options.max_drop
+        if not math.isfinite(quality.fidelity.rel_error):
+            return "an output would differ in shape or in where it is finite"
         # The tolerance is for the last bit of a difference of two shares, no more.
         if quality.drop > limit + 1e-12:
             direction = "rise to" if quality.metric == "rel-error" else "drop by"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import filecmp
 import os
 import shutil
 import tempfile
@@ -31,16 +32,14 @@ def save(model: ir.Model, path: Path) -> int:
 
 
 def _save(model: ir.Model, path: Path) -> int:
-    weights = sum(
-        v.const_value.nbytes
-        for g in all_graphs(model)
-        for v in g.initializers.values()
-        if v.const_value is not None
-    )
-    if weights > PROTOBUF_LIMIT - (64 << 20):
+    held = [v for g in all_graphs(model) for v in g.initializers.values()]
+    tensors = [v.const_value for v in held if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT - (64 << 20):
         data = f"{path.name}.data"
         ir.save(model, path, external_data=data)
         return path.stat().st_size + (path.parent / data).stat().st_size
+    # What IN keeps in files of its own goes into OUT, which is then whole by itself.
+    ir.external_data.load_to_model(model)
     blob = serialize(to_proto(model), str(path))
     with path.open("wb") as file:
         file.write(blob)
@@ -56,25 +55,31 @@ def write_failure(path: Path, error: OSError) -> str:
     return f"can't write {path}: {error.strerror or error}; choose another place"
 
 
-def check_destination(out: Path, source: Path | None) -> None:
+def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> None:
     """Refuse an output path that can't work, before the long work begins.
 
     Raises
     ------
     UsageError
-        If it is the input itself.
+        If it is one of the files that are read.
     OutputError
         If its folder is missing or not writable, or it is something other than a file.
     """
-    if out.is_dir():
-        raise OutputError(f"OUT {out} is a folder: name a file in it")
-    if source is not None and out.exists() and source.exists() and out.samefile(source):
-        raise UsageError(f"IN and OUT are the same file ({out}): name another OUT")
-    if out.exists() and not out.is_file():
-        raise OutputError(f"OUT {out} is not a regular file: name another")
-    if not out.parent.is_dir():
-        raise OutputError(f"OUT's folder {out.parent} doesn't exist: create it first")
     try:
+        if out.is_dir():
+            raise OutputError(f"OUT {out} is a folder: name a file in it")
+        given = [Path(source) for source in sources if source is not None]
+        for source in given if out.exists() else ():
+            if source.exists() and out.samefile(source):
+                raise UsageError(
+                    f"{out} is the same file as the input {source}: name another output"
+                )
+        if out.exists() and not out.is_file():
+            raise OutputError(f"OUT {out} is not a regular file: name another")
+        if not out.parent.is_dir():
+            raise OutputError(
+                f"can't write {out}: its folder {out.parent} doesn't exist, create it first"
+            )
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
@@ -100,13 +105,29 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 
 def place(path: Path, out: Path) -> None:
-    """Move a finished model, its external data first, to where it belongs."""
+    """Move a finished model, its external data first, to where it belongs.
+
+    Raises
+    ------
+    OutputError
+        If it can't be moved, or a data file of the same name and other content is in the way.
+    """
     try:
+        moves = []
         for extra in sorted(path.parent.rglob("*")):
             if extra != path and extra.is_file():
                 target = out.parent / extra.relative_to(path.parent)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                extra.replace(target)
+                if target.exists() and filecmp.cmp(extra, target, shallow=False):
+                    continue  # the very weights are there already: IN's own, as a rule
+                if target.exists() and target.name != f"{out.name}.data":
+                    raise OutputError(
+                        f"can't write {target}, the model's external data: another file of that "
+                        "name is there; choose another folder for OUT"
+                    )
+                moves.append((extra, target))
+        for extra, target in moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            extra.replace(target)
         path.replace(out)
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None

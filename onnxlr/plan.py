@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxlr.decompose import RankRule, spectrum, tail_error
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import UsageError
-from onnxlr.graph_pass import GraphPass, Rank, choose_passes
+from onnxlr.graph_pass import GraphPass, Rank, find_pass
 from onnxlr.layers import Layer
 from onnxlr.rewrite import Choice
 
@@ -105,9 +105,7 @@ class Plan:
         UsageError
             If a method isn't installed.
         """
-        return {
-            d.name: Choice(choose_passes((d.decision,))[0], d.rank or ()) for d in self.replaced
-        }
+        return {d.name: Choice(find_pass(d.decision), d.rank or ()) for d in self.replaced}
 
     def to_json(self) -> str:
         """Readable, diffable JSON with a row a layer."""
@@ -129,8 +127,18 @@ class Plan:
         try:
             data = json.loads(text)
             decisions = tuple(_decision(row) for row in data["layers"])
+            names = [d.name for d in decisions]
+            if twice := next((n for n in names if names.count(n) > 1), None):
+                raise ValueError(f"it decides twice on {twice!r}")
             return cls(str(data["model"]), decisions, int(data.get("seed", 0)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UsageError(
                 f"{label} is no onnxlr plan ({type(error).__name__}: {error}): write one with "
                 "onnxlr optimize --plan-out"
@@ -143,7 +151,7 @@ def _decision(row: Mapping[str, Any]) -> Decision:
     decision = Decision(**fields)
     named = all(isinstance(s, str) for s in (decision.name, decision.decision))
     ranked = decision.decision == KEEP or (
-        decision.rank and all(isinstance(r, int) and r > 0 for r in decision.rank)
+        decision.rank and all(type(r) is int and r > 0 for r in decision.rank)
     )
     if not named or not ranked:
         raise ValueError(f"the row of {decision.name!r} has no usable method and rank")
@@ -320,7 +328,7 @@ def name_filter(include: str | None, exclude: str | None) -> Callable[[Layer], s
     try:
         wanted = re.compile(include) if include else None
         unwanted = re.compile(exclude) if exclude else None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--include/--exclude: not a regular expression: {error}") from None
 
     def excluded(layer: Layer) -> str | None:

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError, RuntimeMissingError
-from onnxlr.model import one_line
+from onnxlr.errors import ModelError, RuntimeMissingError, one_line
 
 Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
@@ -72,10 +71,14 @@ class Session:
                 f"ONNX Runtime fell back from {wanted} to {self.raw.get_providers()[0]}: "
                 "check the CUDA and cuDNN libraries, or use --provider cpu"
             )
-        self.output_names: tuple[str, ...] = tuple(o.name for o in self.raw.get_outputs())
+        outputs = self.raw.get_outputs()
+        # Sequences and maps can be run and timed, not compared.
+        self._tensors = {i: o.name for i, o in enumerate(outputs) if o.type.startswith("tensor(")}
+        self._all_tensors = len(self._tensors) == len(outputs)
+        self.output_names = tuple(self._tensors.values())
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
-        """All outputs by name.
+        """All tensor outputs by name.
 
         Raises
         ------
@@ -87,10 +90,12 @@ class Session:
         except Exception as error:
             shapes = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feed.items())
             raise ModelError(f"{self.label} fails on inputs {shapes}: {_reason(error)}") from None
-        return {n: np.asarray(v) for n, v in zip(self.output_names, values, strict=True)}
+        return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
 
     def bound(self, feed: Feed) -> Any:
         """A function that runs the model on this feed with everything bound on the device."""
+        if not self._all_tensors:
+            return lambda: self.raw.run(None, dict(feed))
         runtime = _onnxruntime()
         device = "cuda" if self.machine.provider == "cuda" else "cpu"
         binding = self.raw.io_binding()

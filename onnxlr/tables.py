@@ -53,11 +53,10 @@ def show_report(console: Console, report: Report) -> None:
     )
     console.print()
     console.print(
-        f"[bold]{report.verdict}[/bold] in {report.seconds:.1f} s; verified: {report.verified}",
-        highlight=False,
+        f"{report.verdict} in {report.seconds:.1f} s; verified: {report.verified}", style="bold"
     )
     for note in report.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False)
+        console.print(f"note: {note}", style="yellow")
 
 
 def show_comparison(console: Console, result: ModelComparison) -> None:
@@ -72,7 +71,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         result.machine,
         result.batch,
     )
-    console.print(f"\non {result.fed}", highlight=False)
+    console.print(f"\non {result.fed}")
 
 
 def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
@@ -109,7 +108,6 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
     console.print(
         f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} parameters; "
         f"{fitting} can be factorized with a saving",
-        highlight=False,
     )
 
 
@@ -129,9 +127,9 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
     console.print(table)
     where = f"{result.machine.provider}, {result.machine.threads} thread(s), batch {result.batch}"
     if result.comparison is None:
-        console.print(where, highlight=False)
+        console.print(where)
         return
-    console.print(f"{_speed_words(result.comparison)}; {where}", highlight=False)
+    console.print(f"{_speed_words(result.comparison)}; {where}")
 
 
 def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:

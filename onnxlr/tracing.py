@@ -1,6 +1,7 @@
 """Following a value back to the constant it shows, and a constant forward to all it feeds."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -36,7 +37,7 @@ def trace(
 ) -> Trace | None:
     """Follow a value back to the constant it shows; None if it isn't a constant's view."""
     perms: list[tuple[int, ...]] = []
-    dtype: ir.DataType | None = None
+    casts: list[ir.DataType] = []  # from the node back to the constant
     while value is not None:
         tensor = constant(value)
         if tensor is not None:
@@ -44,15 +45,16 @@ def trace(
             for step in reversed(perms):
                 order = step or tuple(reversed(range(len(perm))))
                 perm = tuple(perm[i] for i in order)
-            return Trace(value, perm, dtype or tensor.dtype, None)
+            reason = _lossy(tensor.dtype, casts[::-1])
+            return Trace(value, perm, casts[0] if casts else tensor.dtype, reason)
         node = value.producer()
         if node is None:
             return None
         if is_standard(node, *_VIEWS):
             if node.op_type == "Transpose":
                 perms.append(ints_attr(node, "perm", ()))
-            if node.op_type == "Cast" and dtype is None:
-                dtype = ir.DataType(int_attr(node, "to", 1))
+            if node.op_type == "Cast":
+                casts.append(ir.DataType(int_attr(node, "to", 1)))
             value = node.inputs[0]
             continue
         root = _computed_from(node)
@@ -66,6 +68,15 @@ def trace(
             "constants: fold constants first"
         )
         return Trace(root, (), None, reason)
+    return None
+
+
+def _lossy(stored: ir.DataType, casts: list[ir.DataType]) -> str | None:
+    """Why a row of casts is more than a change of type: it rounds the weight on the way."""
+    for before, after in pairwise((stored, *casts)):
+        narrows = after.bitwidth < before.bitwidth and after is not casts[-1]
+        if not after.is_floating_point() or narrows:
+            return f"a Cast to {after.name.lower()} on the way rounds the weight: fold it first"
     return None
 
 
@@ -95,12 +106,13 @@ def _elements(value: ir.Value) -> int:
 
 def foreign_user(value: ir.Value, known: set[ir.Node]) -> str | None:
     """A reason if anything but the known nodes, or views that lead to them, reads the value."""
-    for node, _ in value.uses():
-        if node in known:
-            continue
-        output = node.outputs[0]
-        if not is_standard(node, *_VIEWS) or output.is_graph_output():
-            return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
-        if (reason := foreign_user(output, known)) is not None:
-            return reason
+    values = [value]
+    while values:
+        for node, _ in values.pop().uses():
+            if node in known:
+                continue
+            output = node.outputs[0]
+            if not is_standard(node, *_VIEWS) or output.is_graph_output():
+                return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
+            values.append(output)
     return None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.data import Samples
-from onnxlr.errors import DataError, ModelError, UsageError
+from onnxlr.errors import DataError, ModelError, UsageError, one_line
 from onnxlr.runtime import Feed, Session
 
 Outputs = dict[str, NDArray[Any]]
@@ -161,6 +161,11 @@ class Judge:
         self._seen: set[int] = set()
         for batch in self._batches():
             outputs = _cut(self._original.run(batch.feed), batch)
+            if not outputs:
+                raise ModelError(
+                    f"{self._original.label} has no output that is a tensor, and so nothing to "
+                    "judge: use --verify none"
+                )
             if not self._spreads:
                 names = [n for n, y in outputs.items() if _is_float(y)] or list(outputs)
                 self._spreads = {name: _Spread() for name in names}
@@ -194,9 +199,12 @@ class Judge:
     def _call_user(self, session: Session) -> float:
         assert self._user is not None
         try:
-            return float(self._user(session.raw))
-        except Exception as error:
+            value = float(self._user(session.raw))
+        except (Exception, SystemExit) as error:
             raise DataError(f"the metric {self.metric} failed: {error!r}") from None
+        if math.isnan(value):
+            raise DataError(f"the metric {self.metric} gave nan: it must give a number")
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +251,8 @@ def _user_metric(text: str) -> Callable[[Any], float]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--metric {text!r} can't be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # a module of the user's may do anything
+        raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
     if not callable(function):
         raise UsageError(f"--metric {text!r} is not a function")
     return function  # type: ignore[no-any-return]
@@ -263,6 +271,10 @@ class _Spread:
         self._all_count = 0
 
     def add(self, output: NDArray[Any], samples: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add(output, samples)
+
+    def _add(self, output: NDArray[Any], samples: int) -> None:
         y = np.nan_to_num(output.astype(np.float64), posinf=0.0, neginf=0.0)
         if y.ndim == 0 or len(y) != samples:
             y = y[None]  # one sample's output: its first axis, if any, counts something else
@@ -309,10 +321,11 @@ class _Totals:
             self._error = math.inf
             return
         y, z = np.nan_to_num(y, posinf=0.0, neginf=0.0), np.nan_to_num(z, posinf=0.0, neginf=0.0)
-        self._error += float(np.square(y - z).sum())
-        self._dot += float((y * z).sum())
-        self._before += float(np.square(y).sum())
-        self._after += float(np.square(z).sum())
+        with np.errstate(over="ignore"):
+            self._error += float(np.square(y - z).sum())
+            self._dot += float((y * z).sum())
+            self._before += float(np.square(y).sum())
+            self._after += float(np.square(z).sum())
 
     def rel_error(self, norm2: float) -> float:
         if self._error == 0.0:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "onnxlr"
 FLOORS = (
     ("errors", "progress"),
     ("decompose.svd", "decompose.evbmf", "decompose.ranks", "decompose"),
-    ("model", "batch_norm", "output", "tracing", "runtime", "latency"),
+    ("sanity", "model", "batch_norm", "output", "tracing", "runtime", "latency"),
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "convolution", "rewrite", "layer_timing"),
     ("prepare", "plan", "search", "verify", "inspection", "report"),

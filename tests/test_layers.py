@@ -1,5 +1,6 @@
 """Finding layers: where weights hide, who shares them, and the reason where none can help."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import onnx
 import pytest
 
 from onnxlr.layers import Layer
-from tests.builders import Array, layers_of, make_model, node
+from tests.builders import Array, layers_of, make_model, node, replaced
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((7, 5)).astype(np.float32)
@@ -218,3 +219,37 @@ def test_equal_node_names_fall_back_to_the_weight_s() -> None:
         {"w": W, "v": W.T.copy()},
     )
     assert [layer.name for layer in found(model)] == ["w", "v"]
+
+
+def test_a_name_that_is_taken_is_numbered() -> None:
+    nodes = [node("MatMul", ["x", "v"], "a", "w"), node("MatMul", ["a", "w"], "y")]
+    layers = found(make_model(nodes, X, ["y"], {"w": W.T.copy(), "v": W}))
+    assert [layer.name for layer in layers] == ["w", "w_1"]
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        ([onnx.TensorProto.INT64, onnx.TensorProto.FLOAT], "a Cast to int64 on the way"),
+        ([onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT], "a Cast to float16 on the way"),
+        ([onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT], None),
+    ],
+)
+def test_casts_that_round_are_no_views(to: list[int], reason: str | None) -> None:
+    nodes = [
+        node("Cast", ["w"], "a", to=to[0]),
+        node("Cast", ["a"], "b", to=to[1]),
+        node("MatMul", ["x", "b"], "y"),
+    ]
+    (layer,) = found(make_model(nodes, X, ["y"], {"w": W}))
+    assert (layer.refusal or "").startswith(reason or "")
+    assert (layer.refusal is None) == (reason is None)
+
+
+def test_long_chains_of_views_need_no_recursion() -> None:
+    names = ["w", *(f"v{i}" for i in range(3000))]
+    nodes = [node("Identity", [a], b) for a, b in pairwise(names)]
+    nodes.append(node("MatMul", ["x", names[-1]], "y"))
+    model = make_model(nodes, X, ["y"], {"w": W})
+    assert found(model)[0].refusal is None
+    assert len(replaced(model, "svd", (2,)).graph.node) == 2

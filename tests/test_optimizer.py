@@ -363,3 +363,70 @@ def test_products_behind_shapes_that_only_a_run_shows_are_counted() -> None:
     report = onnxlr.optimize(model, rank="exact", max_drop=NO_LIMIT).report
     assert report.input.macs == 4 * 40 * 30 + 6 * 6 * 20
     assert report.output.macs == 4 * (40 + 30) * 2 + 6 * 6 * 20
+
+
+def test_factors_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
+    weight = np.full((256, 256), 30000, np.float16)
+    nodes = [node("Cast", ["w"], "v", to=1), node("MatMul", ["x", "v"], "y", "fc")]
+    model = make_model(nodes, {"x": (4, 256)}, ["y"], {"w": weight})
+    for verify in ("none", "full"):
+        result = onnxlr.optimize(model, tmp_path / "o.onnx", rank="exact", verify=verify)
+        (decision,) = result.plan.decisions
+        assert "at rank [1] are beyond what FLOAT16 holds" in decision.reason
+
+
+def test_no_limit_still_refuses_what_is_not_finite(tmp_path: Path) -> None:
+    # Rank 1 of this weight sends one of the two outputs past float32.
+    weight = np.array([[3e38, 3e38], [3e38, -3e38]] * 8, np.float32).repeat(8, axis=1)
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.tile(np.array([[1, -1]], np.float32) / 16, (4, 8)))
+    model = linear(weight, rows="n", name="fc")
+    result = onnxlr.optimize(model, data=path, metric="rel-error", rank=1, max_drop=NO_LIMIT)
+    quality = result.report.quality
+    assert quality is not None
+    assert np.isfinite(quality.fidelity.rel_error)
+
+
+def test_params_are_those_of_the_written_file(tmp_path: Path) -> None:
+    """Folding a BatchNormalization and the zero bias of an old Gemm count too."""
+    rng = np.random.default_rng(4)
+    weights = {
+        "k": low_rank(rng, 24, 8 * 9, 2).reshape(24, 8, 3, 3),
+        "scale": np.ones(24, np.float32),
+        "shift": np.ones(24, np.float32),
+        "mean": np.ones(24, np.float32),
+        "var": np.ones(24, np.float32),
+        "g": low_rank(rng, 24, 20, 2),
+        "c": np.ones(20, np.float32),
+    }
+    nodes = [
+        node("Conv", ["x", "k"], "h", "conv"),
+        node("BatchNormalization", ["h", "scale", "shift", "mean", "var"], "n"),
+        node("GlobalAveragePool", ["n"], "p"),
+        node("Flatten", ["p"], "f"),
+        node("Gemm", ["f", "g", "c"], "y", "gemm"),
+    ]
+    model = make_model(nodes, {"x": (1, 8, 6, 6)}, ["y"], weights, opset=9)
+    result = onnxlr.optimize(model, tmp_path / "o.onnx", rank="exact", max_drop=NO_LIMIT)
+    assert len(result.plan.replaced) == 2
+    stored = sum(int(np.prod(t.dims)) for t in onnx.load(tmp_path / "o.onnx").graph.initializer)
+    assert result.report.output.params == stored
+
+
+def test_weights_that_were_inputs_are_told_of() -> None:
+    model = linear(low_rank(RNG, 64, 48, 3), name="fc")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [64, 48]))
+    report = onnxlr.optimize(model, rank="exact").report
+    assert any("1 replaced weights were inputs of the graph as well" in n for n in report.notes)
+
+
+def test_outputs_that_are_no_tensors_are_not_judged(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], "y", "fc"), node("SplitToSequence", ["y"], "parts")]
+    model = make_model(nodes, {"x": (4, 64)}, ["y"], {"w": low_rank(RNG, 64, 48, 3)})
+    parts = onnx.helper.make_tensor_sequence_value_info("parts", 1, None)
+    model.graph.output.append(parts)
+    result = onnxlr.optimize(model, tmp_path / "o.onnx", rank="exact")
+    assert len(result.plan.replaced) == 1
+    del model.graph.output[0]
+    with pytest.raises(onnxlr.ModelError, match="no output that is a tensor"):
+        onnxlr.optimize(model, rank="exact")

@@ -396,6 +396,16 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
         ),
         (conv((1, 6, 9, 8), (8, 6, 3, 3)), "svd", "svd replaces MatMul and Gemm, not Conv"),
         (matmul((4, 7), (7,)), "svd", "the weight is a vector of 7, which has rank 1 already"),
+        (
+            matmul((7,), (3, 7, 5)),
+            "svd",
+            "a stack of matrices meets a vector, or an operand of unknown rank",
+        ),
+        (
+            matmul((5,), (3, 7, 5), left=True),
+            "svd",
+            "a stack of matrices meets a vector, or an operand of unknown rank",
+        ),
     ],
 )
 def test_refusals_carry_a_reason(model: onnx.ModelProto, method: str, reason: str) -> None:

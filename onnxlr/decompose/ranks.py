@@ -90,7 +90,7 @@ def parse_rank(text: str) -> RankRule:
     text = text.strip()
     if text in ("auto", "evbmf", "exact"):
         return RankRule(text)  # type: ignore[arg-type]
-    if re.fullmatch(r"\d+", text) and int(text) >= 1:
+    if re.fullmatch(r"\d{1,9}", text) and int(text) >= 1:
         return RankRule("number", float(text))
     head, _, tail = text.rpartition(":")
     try:

@@ -27,6 +27,9 @@ class Svd(GraphPass):
             return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
         if len(layer.shape) < 2:
             return f"the weight is a vector of {layer.params}, which has rank 1 already"
+        if len(layer.shape) > 2 and any(len(use.x_shape or ()) < 2 for use in layer.uses):
+            # A vector times a stack is a matrix, which the second factor would take for its rows.
+            return "a stack of matrices meets a vector, or an operand of unknown rank"
         return None
 
     def unfolding_shapes(self, layer: Layer) -> tuple[tuple[int, int, int], ...]:
