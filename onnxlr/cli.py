@@ -366,7 +366,9 @@ def _split(names: Sequence[str]) -> tuple[str, ...]:
 
 def _console() -> Console:
     # Piped output keeps whole rows: a report that is cut at 80 columns can't be searched.
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    return Console(
+        width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False
+    )
 
 
 def _write_json(target: str, content: dict[str, Any]) -> None:

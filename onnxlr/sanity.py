@@ -158,7 +158,7 @@ def _nbytes(tensor: onnx.TensorProto) -> int | None:
         bits = int(kind.bitwidth)
     except (ValueError, TypeError):
         return None
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return -(-math.prod(int(d) for d in tensor.dims) * bits // 8)
 
 
 def _all_tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
