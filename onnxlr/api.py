@@ -254,6 +254,7 @@ def compare(
     batch: int = 1,
     shape: Sequence[str] = (),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> ModelComparison:
     """Fidelity of B against A, the metric of both, size, MACs and interleaved speed.
 
@@ -290,8 +291,11 @@ def compare(
                 f"the output {name!r} has shape {list(output.shape)} in {sources[0].label} and "
                 f"{list(second[name].shape)} in {sources[1].label}: compare models that do the same"
             )
-    quality = Judge(sessions[0], feeding.judged, metric).judge(sessions[1])
-    speed = compare_sessions(sessions[0], sessions[1], feeding.timed)
+    told = progress or Silent()
+    with told.stage("run both on all samples", None):
+        quality = Judge(sessions[0], feeding.judged, metric).judge(sessions[1])
+    with told.stage("time both in turn", None):
+        speed = compare_sessions(sessions[0], sessions[1], feeding.timed)
     sizes = []
     for source in sources:
         ready = prepare(source, feed=feeding.timed, machine=machine)
@@ -323,6 +327,7 @@ def bench(
     shape: Sequence[str] = (),
     seconds: float = 5.0,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Benchmark:
     """Latency on ONNX Runtime: of one model, or of two interleaved in one run."""
     machine = _machine(provider, threads, batch, seed)
@@ -332,11 +337,14 @@ def bench(
     first = open_source(source, machine)
     feeding = feed_model(source, first, data=data, shapes=shape, batch=batch, seed=seed)
     size = _first_size(feeding)
+    told = progress or Silent()
     if b is None:
-        return Benchmark(time_session(first, feeding.timed, seconds), None, machine, size)
+        with told.stage("time it", None):
+            return Benchmark(time_session(first, feeding.timed, seconds), None, machine, size)
     second = open_source(load(b), machine)
     second.run(feeding.timed)
-    result = compare_sessions(first, second, feeding.timed, seconds)
+    with told.stage("time both in turn", None):
+        result = compare_sessions(first, second, feeding.timed, seconds)
     return Benchmark(result.a, result, machine, size)
 
 

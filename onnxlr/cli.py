@@ -306,7 +306,7 @@ def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
       onnxlr compare net.onnx small.onnx --data samples.npz --labels label
     """
     _check_outputs((json_out,), a, b, options["data"])
-    result = api.compare(a, b, **options)
+    result = api.compare(a, b, progress=_Bars(), **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
     if json_out != "-":
@@ -331,7 +331,7 @@ def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
       onnxlr bench net.onnx small.onnx --batch 16 --threads 2
     """
     _check_outputs((json_out,), a, b, options["data"])
-    result = api.bench(a, b, **options)
+    result = api.bench(a, b, progress=_Bars(), **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
     if json_out != "-":

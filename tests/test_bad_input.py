@@ -793,6 +793,23 @@ def test_a_provider_that_is_not_there(
     _check_refusal(*result, 1, ("CUDAExecutionProvider", "pip install 'onnxlr[cuda]'"))
 
 
+def test_a_provider_that_falls_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that promises CUDA and then runs on the CPU, as one without cuDNN does."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    opened = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, **_: opened(model, options, providers=["CPUExecutionProvider"]),
+    )
+    before = _tree(place)
+    result = _run([*OPTIMIZE.split(" "), "--provider", "cuda"])
+    assert _tree(place) == before
+    words = ("fell back from CUDAExecutionProvider to CPUExecutionProvider", "--provider cpu")
+    _check_refusal(*result, 1, words)
+
+
 @pytest.mark.parametrize(
     "command",
     [OPTIMIZE, "bench in.onnx", "compare in.onnx in.onnx"],
