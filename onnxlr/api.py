@@ -22,7 +22,7 @@ from onnxlr.optimizer import (
 )
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.output import check_destination, copy_source, place, workspace
-from onnxlr.plan import Plan
+from onnxlr.plan import Plan, rank_words
 from onnxlr.prepare import Feeding, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
@@ -207,9 +207,11 @@ def apply(
             else (layer.refusal or choice.graph_pass.refuse(layer))
         )
         if layer is not None and refusal is None:
-            _, m, n = choice.graph_pass.unfolding_shapes(layer)[0]
-            if len(choice.rank) != 1 or choice.rank[0] > min(m, n):
-                refusal = f"rank {list(choice.rank)} is not within 1 to {min(m, n)}"
+            full = choice.graph_pass.full_rank(layer)
+            if len(choice.rank) != len(full) or any(
+                r > f for r, f in zip(choice.rank, full, strict=True)
+            ):
+                refusal = f"rank {rank_words(choice.rank)} is not within {rank_words(full)}"
         if refusal is not None:
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
     with workspace(path) as folder:

@@ -1,52 +1,133 @@
-"""What every convolution pass needs: the kernel's axes and the attributes of the written convs."""
+"""What every convolution pass needs: Conv and ConvTranspose seen alike, whole or axis by axis."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from onnxlr.graph_pass import AttributeValue
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.graph_pass import AttributeValue, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 
-
-def kernel_axes(layer: Layer) -> tuple[int, int, int, tuple[int, ...]]:
-    """Groups, outputs per group, inputs per group and the spatial shape of a Conv's kernel."""
-    group = layer.group
-    return group, layer.shape[0] // group, layer.shape[1], layer.shape[2:]
+Shape = tuple[int, ...]
 
 
-def sliding_attributes(layer: Layer, use: Use, group: int) -> dict[str, AttributeValue]:
-    """Attributes of the conv that slides as the original does: same strides, pads, dilations."""
-    node, spatial = use.node, layer.shape[2:]
-    ones = (1,) * len(spatial)
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution's kernel as ``(group, outputs, inputs, *spatial)``, whichever way it is stored.
+
+    ``outputs`` and ``inputs`` count the channels of one group. Conv stores the kernel as
+    ``(group·outputs, inputs, *spatial)``, ConvTranspose as ``(group·inputs, outputs, *spatial)``.
+    """
+
+    group: int
+    outputs: int
+    inputs: int
+    spatial: Shape
+    transposed: bool = False
+
+    @property
+    def stored(self) -> Shape:
+        """The shape that the operator stores."""
+        first, second = (
+            (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        )
+        return (self.group * first, second, *self.spatial)
+
+    @property
+    def positions(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.spatial)
+
+    def load(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+        """From the stored shape to (group, outputs, inputs, positions)."""
+        first, second = (
+            (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        )
+        array = stored.reshape(self.group, first, second, self.positions)
+        return array.transpose(0, 2, 1, 3) if self.transposed else array
+
+    def store(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From (group, outputs, inputs, …) to the stored shape."""
+        array = array.reshape(self.group, self.outputs, self.inputs, self.positions)
+        if self.transposed:
+            array = array.transpose(0, 2, 1, 3)
+        return array.reshape(self.stored)
+
+
+def kernel_of(layer: Layer) -> Kernel:
+    """The kernel of a Conv or ConvTranspose layer."""
+    group, (first, second, *spatial) = layer.group, layer.shape
+    if layer.kind == "conv-transpose":
+        return Kernel(group, second, first // group, tuple(spatial), transposed=True)
+    return Kernel(group, first // group, second, tuple(spatial))
+
+
+def refuse_other_ops(layer: Layer, name: str) -> str | None:
+    """A reason for every layer that is no convolution."""
+    if layer.kind in ("conv", "conv-transpose"):
+        return None
+    return f"{name} replaces Conv and ConvTranspose, not {layer.op}"
+
+
+def slide(
+    writer: Writer,
+    use: Use,
+    x: ir.Value,
+    weight: ir.Value,
+    kernel: Kernel,
+    axes: Sequence[int] | None = None,
+    bias: Sequence[ir.Value | None] = (),
+) -> ir.Value:
+    """Write a conv that slides as the original does along some spatial axes, all by default.
+
+    Along the others it has stride 1, no dilation and no padding. The operator is the original's.
+    """
+    node, count = use.node, len(kernel.spatial)
+    sliding = set(range(count) if axes is None else axes)
+
+    def along(values: Shape, still: int) -> Shape:
+        return tuple(v if i % count in sliding else still for i, v in enumerate(values))
+
+    ones = (1,) * count
     attributes: dict[str, AttributeValue] = {
-        "kernel_shape": spatial,
-        "strides": ints_attr(node, "strides", ones),
-        "dilations": ints_attr(node, "dilations", ones),
-        "group": group,
+        "kernel_shape": kernel.spatial,
+        "strides": along(ints_attr(node, "strides", ones), 1),
+        "dilations": along(ints_attr(node, "dilations", ones), 1),
+        "group": kernel.group,
     }
     auto_pad = str_attr(node, "auto_pad", "NOTSET")
     if auto_pad == "NOTSET":
-        attributes["pads"] = ints_attr(node, "pads", (0,) * (2 * len(spatial)))
+        attributes["pads"] = along(ints_attr(node, "pads", (0,) * (2 * count)), 0)
     else:
         attributes["auto_pad"] = auto_pad
-    return attributes
+    if kernel.transposed:
+        if extra := ints_attr(node, "output_padding", ()):
+            attributes["output_padding"] = along(extra, 0)
+        if size := ints_attr(node, "output_shape", ()):
+            attributes["output_shape"] = size
+    op = "ConvTranspose" if kernel.transposed else "Conv"
+    return writer.op(op, [x, weight, *bias], attributes)
 
 
-def pointwise_attributes(layer: Layer, group: int) -> Mapping[str, AttributeValue]:
-    """Attributes of a 1×…×1 conv that touches every position once."""
-    return {"kernel_shape": (1,) * (len(layer.shape) - 2), "group": group}
+def pointwise(
+    writer: Writer,
+    x: ir.Value,
+    weight: ir.Value,
+    kernel: Kernel,
+    bias: Sequence[ir.Value | None] = (),
+) -> ir.Value:
+    """Write a 1×…×1 Conv that touches every position once."""
+    attributes: dict[str, AttributeValue] = {
+        "kernel_shape": kernel.spatial,
+        "group": kernel.group,
+    }
+    return writer.op("Conv", [x, weight, *bias], attributes)
 
 
-def sum_macs(layer: Layer, per_use: Callable[[int, int], int]) -> int | None:
-    """Sum ``per_use(input positions, output positions)`` over the users; None if one is unknown.
-
-    Positions count the batch and all spatial places, not the channels.
-    """
-    total = 0
-    for use in layer.uses:
-        if use.x_shape is None or use.y_shape is None:
-            return None
-        before = use.x_shape[0] * math.prod(use.x_shape[2:])
-        after = use.y_shape[0] * math.prod(use.y_shape[2:])
-        total += per_use(before, after)
-    return total
+def bias_of(use: Use) -> list[ir.Value | None]:
+    """The original's bias input, if it has one, for the last node of a chain."""
+    return list(use.node.inputs[2:])

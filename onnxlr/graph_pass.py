@@ -52,20 +52,16 @@ class GraphPass(ABC):
         """Why the method doesn't exist for this layer; None if it does."""
 
     @abstractmethod
+    def full_rank(self, layer: Layer) -> Rank:
+        """The rank at which the chain is exact, without touching the weight."""
+
+    @abstractmethod
     def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
         """A stack of matrices (g, m, n) for each component of the rank, whose spectra decide it."""
 
     @abstractmethod
-    def unfolding_shapes(self, layer: Layer) -> tuple[tuple[int, int, int], ...]:
-        """The shapes (g, m, n) of the unfoldings, without touching the weight."""
-
-    @abstractmethod
     def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """Shapes of the factors that will be stored."""
-
-    @abstractmethod
-    def macs(self, layer: Layer, rank: Rank) -> int | None:
-        """Multiply-accumulates of the chain over all users; None if a shape is unknown."""
 
     @abstractmethod
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
@@ -76,10 +72,6 @@ class GraphPass(ABC):
         self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Write the chain that replaces one user, and return the value of its output."""
-
-    def params(self, layer: Layer, rank: Rank) -> int:
-        """Number of elements that the factors store."""
-        return sum(int(np.prod(shape)) for shape in self.factor_shapes(layer, rank))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose import evbmf
-from onnxlr.graph_pass import choose_passes
+from onnxlr.graph_pass import Rank, choose_passes
 from onnxlr.layers import Layer
 from onnxlr.model import Source
 from onnxlr.plan import Fit, fit_methods, name_filter
@@ -19,24 +19,30 @@ from onnxlr.progress import Progress
 class MethodFit:
     """A method that fits a layer.
 
+    A rank has one component for most methods, two for ``tucker2``.
+
     Attributes
     ----------
     method : str
-    break_even : int
-        The largest rank that saves parameters and MACs; 0 if none.
-    evbmf : int
-        EVBMF rank of its unfolding; the largest over the groups.
-    energy : dict of float to int
+    full_rank : tuple of int
+        The rank at which it is exact.
+    break_even : tuple of int
+        The largest rank, in proportion to the full one, that saves parameters and MACs; zeros if
+        none.
+    evbmf : tuple of int
+        EVBMF rank of each unfolding; the largest over the groups.
+    energy : dict of float to tuple of int
         Smallest rank that keeps this share of the squared singular values.
-    values : ndarray of shape (g, L)
-        The spectrum.
+    values : tuple of ndarray of shape (g, L)
+        The spectrum of each unfolding.
     """
 
     method: str
-    break_even: int
-    evbmf: int
-    energy: dict[float, int]
-    values: NDArray[np.float64]
+    full_rank: Rank
+    break_even: Rank
+    evbmf: Rank
+    energy: dict[float, Rank]
+    values: tuple[NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +72,21 @@ def inspect_source(
         for layer in prepared.layers:
             if excluded(layer) is None:
                 fits, reasons = fit_methods(layer, passes)
-                found = tuple(_describe(layer, fit) for fit in fits)
+                found = tuple(_describe(fit) for fit in fits)
                 rows.append(LayerInspection(layer, found, reasons))
             step(layer.name)
     return tuple(rows)
 
 
-def _describe(layer: Layer, fit: Fit) -> MethodFit:
-    _, m, n = fit.graph_pass.unfolding_shapes(layer)[0]
+def _describe(fit: Fit) -> MethodFit:
     return MethodFit(
         fit.graph_pass.name,
+        fit.full,
         fit.limit,
-        max(evbmf(row, m, n).rank for row in fit.values),
-        {p: int(np.argmax(fit.errors <= np.sqrt(1 - p))) for p in (0.9, 0.99)},
-        fit.values,
+        tuple(max(evbmf(row, s.m, s.n).rank for row in s.values) for s in fit.spectra),
+        {
+            p: tuple(int(np.argmax(s.errors <= np.sqrt(1 - p))) for s in fit.spectra)
+            for p in (0.9, 0.99)
+        },
+        tuple(s.values for s in fit.spectra),
     )

@@ -76,7 +76,10 @@ class LayerTimer:
             for shape in choice.graph_pass.factor_shapes(target, choice.rank)
         )
         replace_layer(replaced, target, choice.graph_pass, factors, Names(replaced))
-        feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
+        if layer.kind == "gather":
+            feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
+        else:
+            feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
         try:
             a, b = (
                 Session(to_proto(m).SerializeToString(), self.machine, layer.name).bound(feed)
@@ -107,7 +110,8 @@ def signature(layer: Layer, use: Use) -> Hashable:
 def layer_model(layer: Layer, use: Use, version: int) -> ir.Model:
     """A model of one node: input ``x`` of the known shape, random weight, output ``y``."""
     rng = np.random.default_rng(0)
-    x = ir.Value(name="x", shape=ir.Shape(use.x_shape or ()), type=ir.TensorType(use.dtype))
+    given = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
+    x = ir.Value(name="x", shape=ir.Shape(use.x_shape or ()), type=ir.TensorType(given))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
     shape = layer.shape
     if use.swapped:
@@ -118,7 +122,7 @@ def layer_model(layer: Layer, use: Use, version: int) -> ir.Model:
         add_initializer(graph, "weight", rng.standard_normal(shape) * 0.1, use.dtype),
     )
     if len(use.node.inputs) > 2 and use.node.inputs[2] is not None and use.y_shape is not None:
-        size = use.y_shape[1] if use.node.op_type == "Conv" else use.y_shape[-1]
+        size = use.y_shape[1] if layer.kind != "matrix" else use.y_shape[-1]
         inputs.append(add_initializer(graph, "bias", np.zeros(size), use.dtype))
     attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
     node = ir.Node("", use.node.op_type, inputs, attributes, name="layer")

@@ -81,7 +81,8 @@ class Use:
     @property
     def x(self) -> ir.Value:
         """The operand that isn't the weight."""
-        index = (1 if self.slot == 0 else 0) if self.node.op_type in ("MatMul", "Gemm") else 0
+        other = self.node.op_type in ("MatMul", "Gemm", "Gather") and self.slot == 0
+        index = 1 if other else 0
         value = self.node.inputs[index]
         assert value is not None
         return value
@@ -146,7 +147,8 @@ class Layer:
     @property
     def group(self) -> int:
         """Groups of a convolution; 1 for everything else."""
-        return int_attr(self.uses[0].node, "group", 1) if self.kind == "conv" else 1
+        convolves = self.kind in ("conv", "conv-transpose")
+        return int_attr(self.uses[0].node, "group", 1) if convolves else 1
 
     def array(self) -> NDArray[np.generic]:
         """The weight as the first user sees it, in its stored type.
@@ -361,7 +363,7 @@ def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str
         return f"shared by {ops}, which no one factorization serves"
     if layer.weight.is_graph_output():
         return "the weight is also an output of the graph"
-    if layer.kind == "conv":
+    if layer.kind in ("conv", "conv-transpose"):
         if len({int_attr(s.use.node, "group", 1) for s in sightings}) > 1:
             return "its users have different groups"
         if any(use.swapped for use in layer.uses):

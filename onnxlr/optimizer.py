@@ -34,6 +34,7 @@ from onnxlr.plan import (
     name_filter,
     named_candidates,
     plan_digest,
+    rank_words,
     use,
 )
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
@@ -45,6 +46,10 @@ from onnxlr.search import Chosen, Trials, boldest
 from onnxlr.verify import Judge, Quality
 
 Target = Literal["latency", "macs", "params", "bytes"]
+
+
+# Of the methods that fit a layer at a level, how many of the most saving are timed.
+_TIMED_METHODS = 3
 
 
 @dataclass(frozen=True)
@@ -409,7 +414,7 @@ class _Run:
         """The candidates that are measurably faster than the layer alone, fastest first."""
         paying: list[tuple[float, Candidate]] = []
         slow = []
-        for item in found:
+        for item in found[:_TIMED_METHODS]:
             timed = self.timer.time(self.prepared.model, layer, item.choice)
             if timed is None:
                 paying.append((0.0, item))  # the whole model's timing will tell
@@ -419,7 +424,7 @@ class _Run:
                 paying.append((-timed.saved_ms, item))
             else:
                 slow.append(
-                    f"{item.choice.graph_pass.name} at rank {item.choice.rank[0]} takes "
+                    f"{item.choice.graph_pass.name} at rank {rank_words(item.choice.rank)} takes "
                     f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: "
                     "not measurably faster"
                 )

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxlr.cost import chain_macs, chain_params
 from onnxlr.decompose import RankRule, spectrum, tail_error
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import UsageError
@@ -25,24 +26,54 @@ UNVERIFIED_AUTO_ERROR = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of an unfolding, which decide one component of a rank.
+
+    Attributes
+    ----------
+    values : ndarray of shape (g, L)
+    m, n : int
+        Shape of each of the g matrices.
+    errors : ndarray of shape (L + 1,)
+        Relative error of truncation at every rank.
+    """
+
+    values: NDArray[np.float64]
+    m: int
+    n: int
+    errors: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Fit:
-    """A method that exists for a layer, with the spectrum that decides its rank.
+    """A method that exists for a layer, with the spectra that decide its rank.
 
     Attributes
     ----------
     graph_pass : GraphPass
-    values : ndarray of shape (g, L)
-        Singular values of the method's unfolding.
-    errors : ndarray of shape (L + 1,)
-        Relative weight error at every rank.
-    limit : int
-        The largest rank that saves both parameters and MACs; 0 if none does.
+    full : tuple of int
+        The rank at which it is exact.
+    limit : tuple of int
+        The largest rank in proportion to the full one that saves both parameters and MACs; all
+        zeros if none does.
+    spectra : tuple of Spectrum
+        One for each component of the rank.
     """
 
     graph_pass: GraphPass
-    values: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    limit: int
+    full: Rank
+    limit: Rank
+    spectra: tuple[Spectrum, ...]
+
+    def error(self, rank: Rank) -> float:
+        """Relative weight error: exact for one component, an upper bound for several.
+
+        The bound is that of the truncated higher-order SVD (De Lathauwer et al. 2000).
+        """
+        parts = [
+            s.errors[min(r, len(s.errors) - 1)] for s, r in zip(self.spectra, rank, strict=True)
+        ]
+        return min(1.0, float(np.sqrt(np.square(parts).sum())))
 
 
 @dataclass(frozen=True)
@@ -176,42 +207,56 @@ def fit_methods(
         if reason is not None:
             reasons.append(reason)
             continue
-        values = spectrum(graph_pass.unfoldings(layer)[0])
-        fits.append(Fit(graph_pass, values, tail_error(values), break_even(layer, graph_pass)))
+        spectra = tuple(_spectrum(stack) for stack in graph_pass.unfoldings(layer))
+        full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
+        fits.append(Fit(graph_pass, full, limit, spectra))
     return tuple(fits), tuple(reasons)
 
 
-def break_even(layer: Layer, graph_pass: GraphPass) -> int:
-    """The largest rank at which a method stores less and computes less than the layer; 0 if none.
+def _spectrum(stack: NDArray[np.generic]) -> Spectrum:
+    values = spectrum(stack)
+    return Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
 
-    Exact arithmetic on the method's own counts, for the weight stored once and all of its users.
+
+def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
+    """The largest rank, in proportion to the full one, that saves parameters and MACs.
+
+    Exact arithmetic on the chain's own nodes, for the weight stored once and all of its users.
+    All zeros if no rank saves anything.
     """
-    _, m, n = graph_pass.unfolding_shapes(layer)[0]
-    low, high = 0, min(m, n)
+    full = graph_pass.full_rank(layer)
+    top = max(full)
+
+    def at(step: int) -> Rank:
+        return tuple(-(-r * step // top) for r in full)
+
+    low, high = 0, top
     while low < high:  # both counts rise with the rank
         middle = (low + high + 1) // 2
-        if saves(layer, graph_pass, (middle,)):
+        if saves(layer, graph_pass, at(middle)):
             low = middle
         else:
             high = middle - 1
-    return low
+    return at(low)
 
 
 def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
     """Whether the chain has fewer parameters and, where shapes are known, fewer MACs."""
-    before, after = layer.macs, graph_pass.macs(layer, rank)
-    fewer = before is None or after is None or after < before
-    return graph_pass.params(layer, rank) < layer.params and fewer
+    if chain_params(layer, graph_pass, rank) >= layer.params:
+        return False
+    before, after = layer.macs, chain_macs(layer, graph_pass, rank)
+    # A lookup has no MACs that its product could save: there only what is stored counts.
+    return not before or after is None or after < before
 
 
-def candidate(layer: Layer, fit: Fit, rank: int, goal: Goal) -> Candidate:
+def candidate(layer: Layer, fit: Fit, rank: Rank, goal: Goal) -> Candidate:
     """Cost and error of a fit at a rank."""
-    graph_pass = fit.graph_pass
-    params, macs = graph_pass.params(layer, (rank,)), graph_pass.macs(layer, (rank,))
+    params = chain_params(layer, fit.graph_pass, rank)
+    macs = chain_macs(layer, fit.graph_pass, rank)
     saved = layer.params - params
-    if goal == "macs" and macs is not None and layer.macs is not None:
+    if goal == "macs" and macs is not None and layer.macs:
         saved = layer.macs - macs
-    return Candidate(Choice(graph_pass, (rank,)), params, macs, float(fit.errors[rank]), saved)
+    return Candidate(Choice(fit.graph_pass, rank), params, macs, fit.error(rank), saved)
 
 
 def named_candidates(
@@ -221,11 +266,18 @@ def named_candidates(
     found, reasons = [], []
     precision = storage_precision(layer.dtype.numpy())
     for fit in fits:
-        _, m, n = fit.graph_pass.unfolding_shapes(layer)[0]
-        rank = rule.select(fit.values, m, n, precision)
-        if rank == 0:
+        if len(rule.numbers) > 1 and len(rule.numbers) != len(fit.full):
+            reasons.append(
+                f"{fit.graph_pass.name} takes {len(fit.full)} rank, --rank {rule} names "
+                f"{len(rule.numbers)}"
+            )
+            continue
+        rank = tuple(
+            rule.select(s.values, s.m, s.n, precision, i) for i, s in enumerate(fit.spectra)
+        )
+        if 0 in rank:
             reasons.append(_zero_rank(rule, fit))
-        elif rank > fit.limit:
+        elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         else:
             found.append(candidate(layer, fit, rank, goal))
@@ -235,16 +287,31 @@ def named_candidates(
 def auto_candidates(
     layer: Layer, fits: Sequence[Fit], error: float, goal: Goal
 ) -> list[Candidate] | str:
-    """Every method at its smallest rank on the hardware's grid within a weight error."""
+    """Every method at its most saving rank on the hardware's grid within a weight error."""
     found, reasons = [], []
     for fit in fits:
-        needed = int(np.argmax(fit.errors <= error))
-        rank = round_up(max(needed, 1), fit.limit)
-        if rank > fit.limit:
-            reasons.append(_no_gain(layer, fit, max(needed, 1), f"a weight error of {error:g}"))
+        ranks = list(dict.fromkeys(_ranks_within(fit, error)))
+        saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
+        if saving:
+            found.append(_most_saved([candidate(layer, fit, r, goal) for r in saving])[0])
         else:
-            found.append(candidate(layer, fit, rank, goal))
+            reasons.append(_no_gain(layer, fit, ranks[0], f"a weight error of {error:g}"))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
+
+
+def _ranks_within(fit: Fit, error: float) -> Iterator[Rank]:
+    """Ranks whose error is within a limit, the error shared out among the components."""
+    shares: tuple[tuple[float, ...], ...] = ((1.0,),)
+    if len(fit.spectra) == 2:
+        shares = tuple((w, 1 - w) for w in (0.5, 0.3, 0.7, 0.1, 0.9, 0.02, 0.98))
+    # One rank must stay below break-even; of two, one may be high while the other is low.
+    caps = fit.limit if len(fit.spectra) == 1 else fit.full
+    for share in shares:
+        rank = []
+        for part, spec, cap in zip(share, fit.spectra, caps, strict=True):
+            needed = max(1, int(np.argmax(spec.errors <= error * np.sqrt(part))))
+            rank.append(round_up(needed, cap))
+        yield tuple(rank)
 
 
 def round_up(rank: int, limit: int) -> int:
@@ -263,22 +330,29 @@ def _most_saved(found: list[Candidate]) -> list[Candidate]:
 
 
 def _zero_rank(rule: RankRule, fit: Fit) -> str:
-    if not fit.values.any():
+    if not fit.spectra[0].values.any():
         return "the weight is all zeros"
     return f"{fit.graph_pass.name}: {rule} finds no component above the noise (rank 0)"
 
 
-def _no_gain(layer: Layer, fit: Fit, rank: int, wanted: str) -> str:
+def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
     name = fit.graph_pass.name
-    if fit.limit == 0:
-        one = fit.graph_pass.params(layer, (1,))
+    if 0 in fit.limit:
+        one = chain_params(layer, fit.graph_pass, tuple(1 for _ in fit.full))
         return (
             f"{name}: no rank saves anything (rank 1 takes {one:,} parameters, "
             f"{layer.params:,} are stored)"
         )
-    full = fit.values.shape[1]
-    words = "full rank " if rank == full else "rank "
-    return f"{name}: {wanted} needs {words}{rank}, only up to {fit.limit} saves anything"
+    words = "full rank" if rank == fit.full else "rank"
+    return (
+        f"{name}: {wanted} needs {words} {rank_words(rank)}, only up to "
+        f"{rank_words(fit.limit)} saves anything"
+    )
+
+
+def rank_words(rank: Rank) -> str:
+    """A rank as it is read and written: a number, or numbers with commas."""
+    return ",".join(map(str, rank))
 
 
 def keep(layer: Layer, reason: str) -> Decision:

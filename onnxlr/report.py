@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from onnxlr.graph_pass import Rank
 from onnxlr.latency import Comparison
 from onnxlr.plan import KEEP, Decision
 from onnxlr.runtime import Machine
@@ -99,9 +100,13 @@ class Report:
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
-    """A decision as a row of the contract; a rank of one number is a number."""
+    """A decision as a row of the contract."""
     row = dict(vars(decision))
-    rank = decision.rank
-    row["rank"] = rank if rank is None else rank[0] if len(rank) == 1 else list(rank)
+    row["rank"] = None if decision.rank is None else rank_value(decision.rank)
     row["shape"] = list(decision.shape)
     return row
+
+
+def rank_value(rank: Rank) -> int | list[int]:
+    """A rank in JSON: a number where it is one, else a list."""
+    return rank[0] if len(rank) == 1 else list(rank)

@@ -11,8 +11,8 @@ from onnxlr.api import Benchmark, ModelComparison
 from onnxlr.graph_pass import InstalledPass
 from onnxlr.inspection import LayerInspection
 from onnxlr.latency import Comparison
-from onnxlr.plan import KEEP
-from onnxlr.report import Report, Size
+from onnxlr.plan import KEEP, rank_words
+from onnxlr.report import Report, Size, rank_value
 from onnxlr.runtime import Machine
 from onnxlr.verify import Fidelity, Quality
 
@@ -32,7 +32,7 @@ def show_report(console: Console, report: Report) -> None:
             row.op,
             "×".join(map(str, row.shape)),
             row.decision,
-            ",".join(map(str, row.rank)) if row.rank else "",
+            rank_words(row.rank) if row.rank else "",
             _change(row.params_before, row.params_after) if replaced else f"{row.params_before:,}",
             _change(row.macs_before, row.macs_after) if replaced else _count(row.macs_before),
             f"{row.error:.3f}" if row.error is not None else "",
@@ -90,21 +90,20 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
             reason = "; ".join(dict.fromkeys(row.reasons))
             table.add_row(*head, "", "", "", "", "", "", "", reason, style="dim")
         for fit in row.fits:
-            full = fit.values.shape[1]
             table.add_row(
                 *head,
                 fit.method,
-                str(full),
-                str(fit.break_even),
-                str(fit.evbmf),
-                str(fit.energy[0.9]),
-                str(fit.energy[0.99]),
-                sparkline(fit.values.max(axis=0)),
-                "" if fit.break_even else "no rank saves anything",
+                rank_words(fit.full_rank),
+                rank_words(fit.break_even),
+                rank_words(fit.evbmf),
+                rank_words(fit.energy[0.9]),
+                rank_words(fit.energy[0.99]),
+                " ".join(sparkline(v.max(axis=0), 24 // len(fit.values)) for v in fit.values),
+                "no rank saves anything" if 0 in fit.break_even else "",
             )
     console.print(table)
     users = sum(len(r.layer.uses) for r in rows)
-    fitting = sum(any(f.break_even for f in r.fits) for r in rows)
+    fitting = sum(any(0 not in f.break_even for f in r.fits) for r in rows)
     console.print(
         f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} parameters; "
         f"{fitting} can be factorized with a saving",
@@ -132,20 +131,30 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
     console.print(f"{_speed_words(result.comparison)}; {where}")
 
 
+PASS_COLUMNS = ("method", "replaces", "by", "paper", "from")
+
+
+def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
+    """What there is to say of every pass: a row of ``PASS_COLUMNS`` each."""
+    return [
+        (
+            name,
+            ", ".join(e.graph_pass.ops),
+            e.graph_pass.summary,
+            e.graph_pass.paper,
+            e.distribution,
+        )
+        for name, e in passes.items()
+    ]
+
+
 def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
     """A row a pass."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("method", "replaces", "by", "paper", "from"):
+    for column in PASS_COLUMNS:
         table.add_column(column, overflow="fold")
-    for name, entry in passes.items():
-        graph_pass = entry.graph_pass
-        table.add_row(
-            name,
-            ", ".join(graph_pass.ops),
-            graph_pass.summary,
-            graph_pass.paper,
-            entry.distribution,
-        )
+    for row in pass_rows(passes):
+        table.add_row(*row)
     console.print(table)
 
 
@@ -178,11 +187,11 @@ def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
                 "methods": [
                     {
                         "name": f.method,
-                        "full_rank": f.values.shape[1],
-                        "break_even": f.break_even,
-                        "evbmf": f.evbmf,
-                        "energy": {str(p): rank for p, rank in f.energy.items()},
-                        "spectrum": [round(float(v), 9) for v in f.values.max(axis=0)],
+                        "full_rank": rank_value(f.full_rank),
+                        "break_even": rank_value(f.break_even),
+                        "evbmf": rank_value(f.evbmf),
+                        "energy": {str(p): rank_value(r) for p, r in f.energy.items()},
+                        "spectra": [v.max(axis=0).tolist() for v in f.values],
                     }
                     for f in r.fits
                 ],

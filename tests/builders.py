@@ -137,10 +137,5 @@ def replaced(
     return result
 
 
-def full_rank(layer: Layer, graph_pass: GraphPass) -> Rank:
-    """The rank at which a method is exact."""
-    return tuple(min(m, n) for _, m, n in graph_pass.unfolding_shapes(layer))
-
-
 def _factorize(layer: Layer, graph_pass: GraphPass, rank: Rank) -> tuple[Array, ...]:
     return graph_pass.factorize(layer, rank)

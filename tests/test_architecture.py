@@ -10,6 +10,7 @@ import click
 import pytest
 
 import onnxlr
+from models.readme_tables import BEGIN, END, README, passes_table
 from onnxlr.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -18,10 +19,10 @@ PACKAGE = ROOT / "onnxlr"
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
     ("errors", "progress"),
-    ("decompose.svd", "decompose.evbmf", "decompose.ranks", "decompose"),
+    ("decompose.svd", "decompose.evbmf", "decompose.ranks", "decompose.tucker", "decompose"),
     ("sanity", "model", "batch_norm", "output", "tracing", "runtime", "latency"),
     ("layers", "shapes", "inputs", "data"),
-    ("graph_pass", "convolution", "rewrite", "layer_timing"),
+    ("graph_pass", "cost", "convolution", "rewrite", "layer_timing"),
     ("prepare", "plan", "search", "verify", "inspection", "report"),
     ("optimizer",),
     ("api",),
@@ -124,6 +125,11 @@ def test_the_readme_names_every_command_and_flag_of_optimize() -> None:
     for parameter in main.commands["optimize"].params:
         if isinstance(parameter, click.Option):
             assert parameter.opts[0] in readme, parameter.opts[0]
+
+
+def test_the_readme_s_table_of_methods_is_that_of_the_passes() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert f"{BEGIN}{passes_table()}{END}" in readme, "run python -m models.readme_tables"
 
 
 def test_the_changelog_knows_the_version() -> None:

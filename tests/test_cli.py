@@ -46,7 +46,7 @@ def test_every_command_shows_names_as_they_are(model: Path) -> None:
     assert "2 of 2 layers replaced" in text
     assert "fc[/b]:smile:" in run("inspect", model.name)
     assert out in run("bench", model.name, out, "--seconds", "0.05")
-    assert "rel-error" in run("compare", model.name, out)
+    assert "agreement" in run("compare", model.name, out)
     assert "net[v2].onnx: wrote again.onnx" in run("apply", "plan.json", model.name, "again.onnx")
     assert Path("again.onnx").read_bytes() == Path(out).read_bytes()
 
@@ -57,7 +57,7 @@ def test_json_on_standard_output_is_json_alone(model: Path) -> None:
     rows = json.loads(run("inspect", model.name, "--json", "-"))["layers"]
     assert [row["methods"][0]["full_rank"] for row in rows] == [48, 32]
     assert [row["methods"][0]["break_even"] for row in rows] == [27, 19]
-    assert len(rows[0]["methods"][0]["spectrum"]) == 48
+    assert len(rows[0]["methods"][0]["spectra"][0]) == 48
     assert json.loads(run("bench", model.name, "--seconds", "0.05", "--json", "-"))["batch"] == 1
     pair = json.loads(run("compare", model.name, "o.onnx", "--json", "-"))
     assert pair["fidelity"]["rel_error"] < 1e-5

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tensorly.decomposition
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from onnxlr.decompose import spectrum, tail_error
+from onnxlr.cost import chain_macs, chain_params
+from onnxlr.decompose import parse_rank, tucker2
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
-from onnxlr.plan import break_even
+from onnxlr.plan import break_even, fit_methods, named_candidates
 from tests.builders import (
     Array,
-    full_rank,
     layers_of,
     linear,
     low_rank,
@@ -29,7 +30,8 @@ from tests.builders import (
 )
 
 TOLERANCE = 1e-5
-CONV = ("channel-svd", "input-channel-svd")
+CONV_1D = ("channel-svd", "input-channel-svd", "tucker2")
+CONV = (*CONV_1D, "spatial-svd")
 
 
 def rand(*shape: int, seed: int = 0) -> Array:
@@ -75,6 +77,20 @@ def conv(
     return make_model(
         [node("Conv", inputs, "y", "conv", **attributes)], {"x": x}, ["y"], weights, opset=opset
     )
+
+
+def transposed(x: tuple[int, ...], w: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
+    weights = {"w": rand(*w), "b": rand(w[1] * attributes.get("group", 1), seed=1)}
+    nodes = [node("ConvTranspose", ["x", "w", "b"], "y", "conv", **attributes)]
+    return make_model(nodes, {"x": x}, ["y"], weights)
+
+
+def gather(indices: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
+    nodes = [
+        node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
+        node("Gather", ["w", "i"], "y", "embedding", **attributes),
+    ]
+    return make_model(nodes, {"x": indices}, ["y"], {"w": rand(11, 6)})
 
 
 def viewed(op: str, **attributes: Any) -> onnx.ModelProto:
@@ -157,15 +173,38 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "conv-valid": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), auto_pad="VALID"), CONV),
     "conv-grouped": (lambda: conv((2, 6, 9, 8), (9, 2, 3, 3), group=3, strides=[2, 1]), CONV),
     "conv-depthwise": (lambda: conv((1, 6, 9, 8), (12, 1, 3, 3), group=6), CONV),
-    "conv-pointwise": (lambda: conv((1, 6, 9, 8), (8, 6, 1, 1)), CONV),
+    "conv-pointwise": (lambda: conv((1, 6, 9, 8), (8, 6, 1, 1)), CONV_1D),
     "conv-pointwise-stride-pad": (
         lambda: conv((1, 6, 9, 8), (8, 6, 1, 1), strides=[2, 2], pads=[1, 0, 2, 1]),
-        CONV,
+        CONV_1D,
     ),
-    "conv-1d": (lambda: conv((2, 6, 20), (8, 6, 5), strides=[2], pads=[2, 1]), CONV),
-    "conv-1d-long": (lambda: conv((2, 1, 300), (8, 1, 64), strides=[4]), CONV),
+    "conv-1d": (lambda: conv((2, 6, 20), (8, 6, 5), strides=[2], pads=[2, 1]), CONV_1D),
+    "conv-1d-long": (lambda: conv((2, 1, 300), (8, 1, 64), strides=[4]), CONV_1D),
     "conv-3d": (lambda: conv((1, 4, 5, 6, 7), (6, 4, 3, 2, 3), strides=[1, 2, 1]), CONV),
     "conv-opset7": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), opset=7), CONV),
+    "deconv": (lambda: transposed((2, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2]), CONV),
+    "deconv-padded": (
+        lambda: transposed(
+            (1, 6, 5, 4), (6, 8, 4, 3), strides=[2, 3], pads=[1, 0, 2, 1], output_padding=[1, 2]
+        ),
+        CONV,
+    ),
+    "deconv-grouped": (
+        lambda: transposed((1, 6, 5, 4), (6, 4, 3, 2), group=3, dilations=[2, 1]),
+        CONV,
+    ),
+    "deconv-same": (
+        lambda: transposed((1, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
+        CONV,
+    ),
+    "deconv-sized": (
+        lambda: transposed((1, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2], output_shape=[10, 9]),
+        CONV_1D,
+    ),
+    "deconv-1d": (lambda: transposed((2, 6, 9), (6, 8, 5), strides=[3]), CONV_1D),
+    "deconv-3d": (lambda: transposed((1, 4, 3, 4, 3), (4, 5, 2, 3, 2), strides=[1, 2, 1]), CONV),
+    "gather": (lambda: gather((3, 4)), ("embedding-svd",)),
+    "gather-negative-axis": (lambda: gather((5,), axis=-2), ("embedding-svd",)),
 }
 ROWS = [(case, method) for case, (_, methods) in CASES.items() for method in methods]
 
@@ -196,50 +235,91 @@ def assert_same_outputs(model: onnx.ModelProto, other: onnx.ModelProto, limit: f
 def test_full_rank_is_the_identity(case: str, method: str) -> None:
     model = CASES[case][0]()
     layer, graph_pass = the_layer(model, method)
-    assert_same_outputs(model, replaced(model, method, full_rank(layer, graph_pass)), TOLERANCE)
+    assert_same_outputs(model, replaced(model, method, graph_pass.full_rank(layer)), TOLERANCE)
 
 
 @pytest.mark.parametrize(("case", "method"), ROWS)
 def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
     model = CASES[case][0]()
     layer, graph_pass = the_layer(model, method)
-    rank: Rank = tuple(max(1, r - 1) for r in full_rank(layer, graph_pass))
+    rank: Rank = tuple(max(1, r - 1) for r in graph_pass.full_rank(layer))
     written = replaced(model, method, rank)
     _, shapes, _ = layers_of(written)
     factors = [t for t in written.graph.initializer if method.replace("-", "_") in t.name]
     stored = [t for t in factors if not t.name.endswith("_constant")]
-    assert sum(int(np.prod(t.dims)) for t in stored) == graph_pass.params(layer, rank)
+    assert sum(int(np.prod(t.dims)) for t in stored) == chain_params(layer, graph_pass, rank)
     assert tuple(tuple(t.dims) for t in stored) == graph_pass.factor_shapes(layer, rank)
     other = sum(
         int(np.prod(shapes[n.output[0]])) * shapes[n.input[0]][-1]
         for n in model.graph.node
         if case == "matmul-shared" and n.output[0] == "y"
     )
-    assert count_macs(load(written).model, shapes) == (graph_pass.macs(layer, rank) or 0) + other
+    assert (
+        count_macs(load(written).model, shapes)
+        == (chain_macs(layer, graph_pass, rank) or 0) + other
+    )
     _, shapes, _ = layers_of(model)
     assert count_macs(load(model).model, shapes) == (layer.macs or 0) + other
 
 
 @pytest.mark.parametrize(("case", "method"), ROWS)
-def test_the_weight_error_is_the_spectrum_s_tail(case: str, method: str) -> None:
+def test_the_chain_is_as_far_from_the_weight_as_the_report_says(case: str, method: str) -> None:
+    """Measured on the weight that the written factors multiply to, in the original's place."""
     layer, graph_pass = the_layer(CASES[case][0](), method)
-    rank: Rank = tuple(max(1, r // 2) for r in full_rank(layer, graph_pass))
-    (unfolding,) = graph_pass.unfoldings(layer)
-    assert unfolding.shape == graph_pass.unfolding_shapes(layer)[0]
-    predicted = tail_error(spectrum(unfolding))[rank[0]]
-    # The weight that the chain stands for, seen through impulses: rows of the identity.
-    left, right = np.linalg.svd(unfolding.astype(np.float64), full_matrices=False)[::2]
-    best = (left[..., : rank[0]] * _top(unfolding, rank[0])) @ right[:, : rank[0]]
-    error = np.linalg.norm(unfolding - best) / np.linalg.norm(unfolding)
-    assert predicted == pytest.approx(error, rel=1e-6, abs=1e-12)
+    rank: Rank = tuple(max(1, r // 2) for r in graph_pass.full_rank(layer))
+    (fit,), _ = fit_methods(layer, (graph_pass,))
+    factors = graph_pass.factorize(layer, rank)
+    error = relative(layer.array(), multiplied(layer, method, factors))
+    if len(rank) == 1:
+        assert fit.error(rank) == pytest.approx(error, rel=1e-6, abs=1e-7)
+    else:  # a bound, that holds and isn't idle
+        assert 0.5 * fit.error(rank) <= error <= fit.error(rank) + 1e-7
 
 
-def _top(stack: Array, rank: int) -> Array:
-    values = np.linalg.svd(stack.astype(np.float64), compute_uv=False)[:, :rank]
-    return np.asarray(values[:, None, :])
+def multiplied(layer: Layer, method: str, factors: tuple[Array, ...]) -> Array:
+    """The weight that a chain stands for, by einsum from the stored factors; group by group."""
+    if layer.kind in ("matrix", "gather"):
+        return np.asarray(factors[0] @ factors[1])
+    conv_like = layer.kind == "conv"
+    parts = [
+        # Every factor as (g, out, in, *spatial), the 1×1 ones too, which are always plain convs.
+        _by_group(f, layer.group, conv_like or _is_mixing(method, i))
+        for i, f in enumerate(factors)
+    ]
+    if method == "spatial-svd":
+        vertical = parts[0].reshape(*parts[0].shape[:3], -1)
+        horizontal = parts[1].reshape(*parts[1].shape[:3], -1)
+        kernel = np.einsum("grsa,gtrb->gtsab", vertical, horizontal)
+        group, outputs, inputs, first, rest = kernel.shape
+        kernel = kernel.reshape(group, outputs, inputs, first * rest)
+    else:
+        flat = [p.reshape(*p.shape[:3], -1) for p in parts]
+        kernel = flat[0]
+        for nxt in flat[1:]:
+            kernel = (
+                np.einsum("grsp,gtr->gtsp", kernel, nxt[..., 0])
+                if nxt.shape[-1] == 1
+                else np.einsum("grs,gtrp->gtsp", kernel[..., 0], nxt)
+            )
+    if not conv_like:
+        kernel = kernel.transpose(0, 2, 1, 3)
+    return np.asarray(kernel.reshape(layer.shape))
 
 
-@pytest.mark.parametrize("method", CONV)
+def _is_mixing(method: str, index: int) -> bool:
+    """Whether a factor belongs to a 1×1 Conv, also in the chain of a ConvTranspose."""
+    return index in {"channel-svd": (1,), "input-channel-svd": (0,), "tucker2": (0, 2)}.get(
+        method, ()
+    )
+
+
+def _by_group(factor: Array, group: int, plain: bool) -> Array:
+    first, second, *spatial = factor.shape
+    array = factor.reshape(group, first // group, second, *spatial)
+    return array if plain else array.swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("method", ["channel-svd", "input-channel-svd", "spatial-svd"])
 @pytest.mark.parametrize("group", [1, 2])
 def test_truncated_conv_is_the_conv_with_the_truncated_kernel(method: str, group: int) -> None:
     model = conv(
@@ -249,13 +329,12 @@ def test_truncated_conv_is_the_conv_with_the_truncated_kernel(method: str, group
     (stack,) = graph_pass.unfoldings(layer)
     u, s, vt = np.linalg.svd(stack.astype(np.float64), full_matrices=False)
     cut = (u[..., :2] * s[:, None, :2]) @ vt[:, :2]
-    kernel = (
-        cut.reshape(6, 8 // group, 3, 3)
-        if method == "channel-svd"
-        else (
-            cut.reshape(group, 8 // group, 6 // group, 9).transpose(0, 2, 1, 3).reshape(layer.shape)
-        )
-    )
+    inputs, outputs = 8 // group, 6 // group
+    kernel = {
+        "channel-svd": lambda: cut,
+        "input-channel-svd": lambda: cut.reshape(group, inputs, outputs, 9).transpose(0, 2, 1, 3),
+        "spatial-svd": lambda: cut.reshape(group, inputs, 3, outputs, 3).transpose(0, 3, 1, 2, 4),
+    }[method]().reshape(layer.shape)
     expected = onnx.ModelProto()
     expected.CopyFrom(model)
     expected.graph.initializer[0].CopyFrom(
@@ -271,16 +350,83 @@ def test_truncated_matmul_is_the_matmul_with_the_truncated_weight() -> None:
     assert_same_outputs(linear(cut), replaced(linear(weight), "svd", (3,)), TOLERANCE)
 
 
-@pytest.mark.parametrize("method", CONV)
-def test_planted_conv_rank_is_exact(method: str) -> None:
-    kernel = low_rank(np.random.default_rng(3), 12, 10 * 9, 4).reshape(12, 10, 3, 3)
+def planted(method: str, rng: np.random.Generator) -> Array:
+    """A 12 × 10 × 3 × 3 kernel whose rank for a method is 4, or (4, 5)."""
+    if method == "channel-svd":
+        return low_rank(rng, 12, 10 * 9, 4).reshape(12, 10, 3, 3)
     if method == "input-channel-svd":
-        kernel = kernel.transpose(1, 0, 2, 3).copy()
-    model = conv((1, kernel.shape[1], 8, 8), kernel.shape, pads=[1, 1, 1, 1])
+        return low_rank(rng, 10, 12 * 9, 4).reshape(10, 12, 3, 3).transpose(1, 0, 2, 3).copy()
+    if method == "spatial-svd":
+        matrix = low_rank(rng, 10 * 3, 12 * 3, 4).reshape(10, 3, 12, 3)
+        return matrix.transpose(2, 0, 1, 3).copy()
+    core, u, v = (rng.standard_normal(s) for s in ((5, 4, 3, 3), (12, 5), (10, 4)))
+    return np.asarray(np.einsum("abij,ta,sb->tsij", core, u, v), dtype=np.float32)
+
+
+@pytest.mark.parametrize("method", CONV)
+def test_planted_ranks_are_found_and_exact(method: str) -> None:
+    kernel = planted(method, np.random.default_rng(3))
+    model = conv((1, 10, 8, 8), kernel.shape, pads=[1, 1, 1, 1])
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "w"))
-    assert_same_outputs(model, replaced(model, method, (4,)), TOLERANCE)
+    layer, graph_pass = the_layer(model, method)
+    fits, _ = fit_methods(layer, (graph_pass,))
+    found = named_candidates(layer, fits, parse_rank("exact"), "macs")
+    assert isinstance(found, list), found
+    rank = found[0].choice.rank
+    assert rank == ((4, 5) if method == "tucker2" else (4,))
+    assert_same_outputs(model, replaced(model, method, rank), TOLERANCE)
     with pytest.raises(AssertionError):
-        assert_same_outputs(model, replaced(model, method, (3,)), 100 * TOLERANCE)
+        assert_same_outputs(
+            model, replaced(model, method, tuple(r - 1 for r in rank)), 100 * TOLERANCE
+        )
+
+
+# The MACs of algorithms from the literature, per output position of a stride-1 convolution.
+FORMULAS: dict[str, Callable[[Rank], int]] = {
+    "channel-svd": lambda r: r[0] * (8 * 9 + 12),
+    "input-channel-svd": lambda r: r[0] * (8 + 12 * 9),
+    "spatial-svd": lambda r: r[0] * (8 * 3 + 12 * 3),
+    "tucker2": lambda r: 8 * r[0] + r[0] * r[1] * 9 + r[1] * 12,
+}
+
+
+@pytest.mark.parametrize("method", CONV)
+def test_counted_macs_are_the_published_formulas(method: str) -> None:
+    model = conv((2, 8, 7, 7), (12, 8, 3, 3), pads=[1, 1, 1, 1])
+    layer, graph_pass = the_layer(model, method)
+    rank = (3, 5)[: len(graph_pass.full_rank(layer))]
+    assert chain_macs(layer, graph_pass, rank) == 2 * 49 * FORMULAS[method](rank)
+    assert chain_params(layer, graph_pass, rank) == FORMULAS[method](rank)
+    svd_layer, svd = the_layer(matmul((2, 5, 9), (9, 6)), "svd")
+    assert chain_macs(svd_layer, svd, (4,)) == 10 * 4 * (9 + 6)
+    table, embedding = the_layer(gather((3, 4)), "embedding-svd")
+    assert chain_macs(table, embedding, (2,)) == 12 * 2 * 6
+
+
+def tucker_beside_tensorly(kernel: Array, ranks: tuple[int, int]) -> float:
+    """Our error over tensorly's, both by higher-order orthogonal iteration."""
+    v, core, u = tucker2(kernel, ranks)
+    np.testing.assert_allclose(u.T @ u, np.eye(ranks[1]), atol=1e-12)
+    ours = float(np.linalg.norm(kernel - np.einsum("ta,abp,sb->tsp", u, core, v)))
+    squares = np.linalg.norm(kernel) ** 2 - np.linalg.norm(core) ** 2
+    assert ours**2 == pytest.approx(squares, rel=1e-9, abs=1e-18)
+    (their_core, factors), _ = tensorly.decomposition.partial_tucker(
+        kernel, rank=[ranks[1], ranks[0]], modes=[0, 1], n_iter_max=500, tol=1e-12
+    )
+    theirs = np.linalg.norm(kernel - np.einsum("abp,ta,sb->tsp", their_core, *factors))
+    return ours / float(theirs)
+
+
+def test_tucker_is_no_worse_than_tensorly() -> None:
+    ratios = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((24, 16, 9))
+        decaying = np.einsum("tsp,t,s->tsp", noise, 0.8 ** np.arange(24), 0.85 ** np.arange(16))
+        assert tucker_beside_tensorly(decaying, (6, 8)) <= 1 + 1e-6
+        # On pure noise both end in some local minimum: neither may be worse on the average.
+        ratios.append(tucker_beside_tensorly(noise, (2, 5)))
+    assert np.mean(ratios) <= 1.001
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -323,7 +469,9 @@ def test_any_conv_at_full_rank(data: st.DataObject) -> None:
     assume(min(run(model, feed)[0].shape) > 0)
     for method in CONV:
         layer, graph_pass = the_layer(model, method)
-        written = replaced(model, method, full_rank(layer, graph_pass))
+        if graph_pass.refuse(layer) is not None:
+            continue
+        written = replaced(model, method, graph_pass.full_rank(layer))
         assert_same_outputs(model, written, TOLERANCE)
 
 
@@ -340,7 +488,7 @@ def test_any_product_at_full_rank(data: st.DataObject) -> None:
     else:
         model = matmul((*x_batch, rows, k), (*w_batch, k, n))
     layer, graph_pass = the_layer(model, "svd")
-    assert_same_outputs(model, replaced(model, "svd", full_rank(layer, graph_pass)), TOLERANCE)
+    assert_same_outputs(model, replaced(model, "svd", graph_pass.full_rank(layer)), TOLERANCE)
 
 
 @settings(max_examples=80, deadline=None)
@@ -357,7 +505,7 @@ def test_any_gemm_at_full_rank(
 ) -> None:
     model = gemm(left=left, flip_w=flip_w, flip_x=flip_x, bias=bias, alpha=alpha, beta=beta)
     layer, graph_pass = the_layer(model, "svd")
-    assert_same_outputs(model, replaced(model, "svd", full_rank(layer, graph_pass)), TOLERANCE)
+    assert_same_outputs(model, replaced(model, "svd", graph_pass.full_rank(layer)), TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -388,11 +536,15 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("model", "method", "reason"),
     [
-        (matmul((4, 7), (7, 5)), "channel-svd", "channel-svd replaces Conv, not MatMul"),
+        (
+            matmul((4, 7), (7, 5)),
+            "channel-svd",
+            "not MatMul",
+        ),
         (
             matmul((4, 7), (7, 5)),
             "input-channel-svd",
-            "input-channel-svd replaces Conv, not MatMul",
+            "not MatMul",
         ),
         (conv((1, 6, 9, 8), (8, 6, 3, 3)), "svd", "svd replaces MatMul and Gemm, not Conv"),
         (matmul((4, 7), (7,)), "svd", "the weight is a vector of 7, which has rank 1 already"),
@@ -410,24 +562,27 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
 )
 def test_refusals_carry_a_reason(model: onnx.ModelProto, method: str, reason: str) -> None:
     layer, graph_pass = the_layer(model, method)
-    assert graph_pass.refuse(layer) == reason
+    assert (graph_pass.refuse(layer) or "").endswith(reason)
 
 
 @pytest.mark.parametrize(("case", "method"), ROWS)
 def test_break_even_is_the_last_rank_that_saves(case: str, method: str) -> None:
     layer, graph_pass = the_layer(CASES[case][0](), method)
     limit = break_even(layer, graph_pass)
+    full = graph_pass.full_rank(layer)
 
-    def saves(rank: int) -> bool:
-        macs = graph_pass.macs(layer, (rank,))
+    def saves(rank: Rank) -> bool:
+        macs = chain_macs(layer, graph_pass, rank)
         assert macs is not None
         assert layer.macs is not None
-        return graph_pass.params(layer, (rank,)) < layer.params and macs < layer.macs
+        fewer = macs < layer.macs or layer.kind == "gather"
+        return chain_params(layer, graph_pass, rank) < layer.params and fewer
 
-    ranks = range(1, full_rank(layer, graph_pass)[0] + 1)
-    assert limit == max((r for r in ranks if saves(r)), default=0)
+    steps = range(1, max(full) + 1)
+    ranks = [tuple(-(-f * step // max(full)) for f in full) for step in steps]
+    assert limit == next((r for r in reversed(ranks) if saves(r)), tuple(0 for _ in full))
 
 
 def test_a_square_matrix_breaks_even_below_half() -> None:
     layer, graph_pass = the_layer(linear(rand(16, 16)), "svd")
-    assert break_even(layer, graph_pass) == 7
+    assert break_even(layer, graph_pass) == (7,)

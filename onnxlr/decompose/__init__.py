@@ -3,6 +3,7 @@
 from onnxlr.decompose.evbmf import Evbmf, evbmf
 from onnxlr.decompose.ranks import AUTO, RankRule, parse_rank, tail_error
 from onnxlr.decompose.svd import spectrum, truncated_svd
+from onnxlr.decompose.tucker import tucker2
 
 __all__ = [
     "AUTO",
@@ -13,4 +14,5 @@ __all__ = [
     "spectrum",
     "tail_error",
     "truncated_svd",
+    "tucker2",
 ]

@@ -14,27 +14,32 @@ from onnxlr.errors import UsageError
 Array = NDArray[np.float64]
 Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
 
-_GRAMMAR = "auto, evbmf, exact, a number (32), a fraction of the full rank (0.5) or energy:0.95"
+_GRAMMAR = (
+    "auto, evbmf, exact, a number (32), a pair (16,32), a fraction of the full rank (0.5) or "
+    "energy:0.95"
+)
 
 
 @dataclass(frozen=True)
 class RankRule:
     """A parsed ``--rank``: how each layer's rank is found.
 
-    ``value`` is the number, the fraction or the energy; 0 for the kinds that take none.
+    ``value`` is the fraction or the energy, ``numbers`` the rank or the pair of ranks; both are
+    empty for the kinds that take none.
     """
 
     kind: Kind
     value: float = 0.0
+    numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         if self.kind == "number":
-            return f"{int(self.value)}"
+            return ",".join(map(str, self.numbers))
         if self.kind == "fraction":
             return f"{self.value}"
         return f"energy:{self.value}" if self.kind == "energy" else self.kind
 
-    def select(self, values: Array, m: int, n: int, precision: float) -> int:
+    def select(self, values: Array, m: int, n: int, precision: float, component: int = 0) -> int:
         """The rank of a stack of g matrices of m × n that share one rank.
 
         Parameters
@@ -44,6 +49,8 @@ class RankRule:
         m, n : int
         precision : float
             Relative rounding error that the stored weights may carry, for ``exact``.
+        component : int
+            Which component of a method's rank this is, for a pair.
 
         Returns
         -------
@@ -57,7 +64,7 @@ class RankRule:
         """
         full = min(m, n)
         if self.kind == "number":
-            return min(int(self.value), full)
+            return min(self.numbers[component if len(self.numbers) > 1 else 0], full)
         if self.kind == "fraction":
             return max(1, round(self.value * full))
         if self.kind == "evbmf":
@@ -82,16 +89,16 @@ def parse_rank(text: str) -> RankRule:
 
     Examples
     --------
-    >>> parse_rank("energy:0.95")
-    RankRule(kind='energy', value=0.95)
+    >>> parse_rank("energy:0.95").value
+    0.95
     >>> parse_rank("64").select(np.ones((1, 32)), 32, 48, 0.0)
     32
     """
     text = text.strip()
     if text in ("auto", "evbmf", "exact"):
         return RankRule(text)  # type: ignore[arg-type]
-    if re.fullmatch(r"\d{1,9}", text) and int(text) >= 1:
-        return RankRule("number", float(text))
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})?", text) and all(map(int, text.split(","))):
+        return RankRule("number", numbers=tuple(map(int, text.split(","))))
     head, _, tail = text.rpartition(":")
     try:
         value = float(tail)

@@ -1,6 +1,5 @@
 """svd: a MatMul or Gemm becomes two, through a bottleneck of r features."""
 
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -32,29 +31,18 @@ class Svd(GraphPass):
             return "a stack of matrices meets a vector, or an operand of unknown rank"
         return None
 
-    def unfolding_shapes(self, layer: Layer) -> tuple[tuple[int, int, int], ...]:
-        """One stack: the leading axes of a batched MatMul, then the matrix."""
-        return ((math.prod(layer.shape[:-2]), *layer.shape[-2:]),)  # type: ignore[return-value]
+    def full_rank(self, layer: Layer) -> Rank:
+        """The smaller side of the matrix."""
+        return (min(layer.shape[-2:]),)
 
     def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
-        """The weight as a stack of matrices."""
-        return (layer.array().reshape(self.unfolding_shapes(layer)[0]),)
+        """The weight as one stack of matrices: the leading axes of a batched MatMul, flattened."""
+        return (layer.array().reshape(-1, *layer.shape[-2:]),)
 
     def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """(…, a, r) and (…, r, b)."""
         *lead, a, b = layer.shape
         return (*lead, a, rank[0]), (*lead, rank[0], b)
-
-    def macs(self, layer: Layer, rank: Rank) -> int | None:
-        """r·(a + b) for each row that passes through."""
-        a, b = layer.shape[-2:]
-        total = 0
-        for use in layer.uses:
-            if use.y_shape is None:
-                return None
-            rows = math.prod(use.y_shape) // (a if use.contracts_last else b)
-            total += rows * rank[0] * (a + b)
-        return total
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD of every matrix in the stack."""

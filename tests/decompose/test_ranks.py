@@ -40,7 +40,7 @@ def test_rules(text: str, rank: int) -> None:
         "energy:2",
         "energy:0",
         "abc",
-        "8,4",
+        "8,4,2",
         "",
         "nan",
         "energy:",
@@ -78,3 +78,10 @@ def test_zero_weights_have_rank_0() -> None:
 def test_extreme_scales_stay_in_range() -> None:
     np.testing.assert_allclose(tail_error(VALUES * 1e-200), tail_error(VALUES))
     np.testing.assert_allclose(tail_error(VALUES * 1e200), tail_error(VALUES))
+
+
+def test_a_pair_names_a_rank_for_each_component() -> None:
+    rule = parse_rank("3,2")
+    assert str(rule) == "3,2"
+    assert [rule.select(VALUES, 4, 9, 0.0, component) for component in (0, 1)] == [3, 2]
+    assert [parse_rank("3").select(VALUES, 4, 9, 0.0, c) for c in (0, 1)] == [3, 3]

@@ -1,0 +1,68 @@
+"""tucker2: a convolution becomes 1×1 to fewer inputs, a small core, and 1×1 to all outputs."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
+from onnxlr.decompose import tucker2
+from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.layers import Layer, Use
+
+
+class Tucker2(GraphPass):
+    """Tucker decomposition along the channels, ranks (r_s, r_t), each group on its own."""
+
+    name: ClassVar[str] = "tucker2"
+    summary: ClassVar[str] = "S→T as 1×1 conv S→r_s, k×k conv r_s→r_t, 1×1 conv r_t→T"
+    ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
+    paper: ClassVar[str] = "Kim et al. 2015, arXiv 1511.06530"
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Any convolution, in any number of dimensions and groups."""
+        return refuse_other_ops(layer, self.name)
+
+    def full_rank(self, layer: Layer) -> Rank:
+        """All input and all output channels of a group."""
+        kernel = kernel_of(layer)
+        return kernel.inputs, kernel.outputs
+
+    def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
+        """The mode-S and the mode-T unfolding of every group."""
+        kernel = kernel_of(layer)
+        array = kernel.load(layer.array())
+        inputs = array.transpose(0, 2, 1, 3).reshape(kernel.group, kernel.inputs, -1)
+        return inputs, array.reshape(kernel.group, kernel.outputs, -1)
+
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """1×1 to g·r_s channels, the core to g·r_t, 1×1 to T."""
+        return tuple(kernel.stored for kernel in _kernels(layer, rank))
+
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Higher-order orthogonal iteration from the truncated higher-order SVD."""
+        kernel, parts = kernel_of(layer), _kernels(layer, rank)
+        groups = [tucker2(k, (rank[0], rank[1])) for k in kernel.load(layer.array())]
+        v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
+        return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
+
+    def write(
+        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """The core slides as the original did; the bias is on the last node."""
+        first, core, last = _kernels(layer, (1, 1))
+        hidden = pointwise(writer, use.x, factors[0], first)
+        hidden = slide(writer, use, hidden, factors[1], core)
+        return pointwise(writer, hidden, factors[2], last, bias_of(use))
+
+
+def _kernels(layer: Layer, rank: Rank) -> tuple[Kernel, Kernel, Kernel]:
+    kernel = kernel_of(layer)
+    ones = (1,) * len(kernel.spatial)
+    r_s, r_t = rank
+    return (
+        Kernel(kernel.group, r_s, kernel.inputs, ones),
+        Kernel(kernel.group, r_t, r_s, kernel.spatial, kernel.transposed),
+        Kernel(kernel.group, kernel.outputs, r_t, ones),
+    )
