@@ -201,6 +201,8 @@ def _fill(
             shape.append(symbols[dim])
         elif axis == 0 or (isinstance(dim, str) and re.search("batch", dim, re.IGNORECASE)):
             shape.append(batch)
+        elif axis == 1 and len(spec.dims) == 3 and isinstance(spec.dims[0], int) and shape[0] > 1:
+            shape.append(batch)  # a recurrent state: (layers, batch, features)
         elif len(spec.dims) == 4:
             places = (None, *image, None) if channels_last else (None, None, *image)
             shape.append(places[axis] or 3)

@@ -269,21 +269,9 @@ def _unique_names(layers: Sequence[Layer]) -> list[str]:
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
-    """Every node with the words for where it is; empty words for the main graph."""
-    for node in model.graph:
+    """Every node, those of local functions with the words for where they are."""
+    for node in model.graph.all_nodes():
         yield "", node
-        for attribute in node.attributes.values():
-            bodies = (
-                [attribute.as_graph()]
-                if attribute.type == ir.AttributeType.GRAPH
-                else attribute.as_graphs()
-                if attribute.type == ir.AttributeType.GRAPHS
-                else []
-            )
-            for body in bodies:
-                words = f"in the {attribute.name} of {node.op_type} {node.name or '(unnamed)'!r}"
-                for inner in body.all_nodes():
-                    yield words, inner
     for function in model.functions.values():
         for inner in function.all_nodes():
             yield f"in the local function {function.name!r}", inner
@@ -356,7 +344,7 @@ def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
     if place is not None:
-        return f"{place}: bodies are not rewritten by this version"
+        return f"{place}: functions are not rewritten by this version"
     kinds = {s.kind for s in sightings}
     if len(kinds) > 1:
         ops = ", ".join(dict.fromkeys(s.use.node.op_type for s in sightings))

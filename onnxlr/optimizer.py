@@ -402,6 +402,9 @@ class _Run:
                 if self.options.rank.kind == "auto"
                 else named_candidates(layer, fits, self.options.rank, goal)
             )
+            if isinstance(found, list) and self.options.target == "macs":
+                fewer = [c for c in found if (c.macs or 0) <= (layer.macs or 0)]
+                found = fewer or "a lookup has no MACs, its replacement would add some"
             if isinstance(found, list) and self.options.latency_vetoes:
                 found = self._fastest(layer, found)
             if isinstance(found, str):

@@ -55,7 +55,8 @@ def replace_layer(
 ) -> None:
     """Replace every user of a layer by the chain of a pass, in place.
 
-    Each factor is stored once, as the weight was, and cast where the weight was cast.
+    Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
+    initializers of the main graph, which every body sees.
     """
     method = graph_pass.name.replace("-", "_")
     stem = layer.weight.name or layer.name
@@ -73,8 +74,9 @@ def replace_layer(
         node = use.node
         carry_over(node.outputs[0], output)
         stale = [v for v in node.inputs if v is not None]
+        # The node's own graph: the main one, or the body of an If, Loop or Scan.
         ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
+            writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
 
@@ -85,7 +87,7 @@ class _GraphWriter:
     def __init__(self, model: ir.Model, use: Use, method: str, names: Names) -> None:
         self.opset = opset(model)
         self.nodes: list[ir.Node] = []
-        self._graph = model.graph
+        self.graph = use.node.graph if isinstance(use.node.graph, ir.Graph) else model.graph
         self._names = names
         self._node_stem = f"{use.node.name or use.node.outputs[0].name}/{method}"
         self._value_stem = f"{use.node.outputs[0].name}/{method}"
@@ -105,4 +107,4 @@ class _GraphWriter:
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """Add a small constant that is no factor."""
         name = self._names.unused(f"{self._value_stem}_constant")
-        return add_initializer(self._graph, name, array, dtype)
+        return add_initializer(self.graph, name, array, dtype)

@@ -26,7 +26,7 @@ _TYPES = {
 
 def make_model(
     nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, Sequence[int | str]],
+    inputs: Mapping[str, Sequence[int | str | None]],
     outputs: Sequence[str],
     weights: Mapping[str, Array],
     *,
@@ -44,7 +44,10 @@ def make_model(
         [onnx.numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", opset)], functions=list(functions)
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", opset)]
+        + [onnx.helper.make_opsetid(f.domain, 1) for f in functions],
+        functions=list(functions),
     )
     model.ir_version = ir_version
     if ir_version < 4:  # then every initializer is an input too

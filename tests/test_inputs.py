@@ -81,6 +81,15 @@ def test_the_same_symbol_has_the_same_size() -> None:
     assert next(iter(candidate_shapes(specs, given, 1)))["attention_mask"] == (3, 17)
 
 
+def test_a_recurrent_state_has_its_batch_second() -> None:
+    dims = {"x": ("n", "t"), "state": (2, None, 128)}
+    model = make_model(
+        [node("Identity", ["x"], "y"), node("Identity", ["state"], "z")], dims, ["y", "z"], {}
+    )
+    specs = input_specs(load(model).model)
+    assert next(iter(candidate_shapes(specs, {}, 1))) == {"x": (1, 128), "state": (2, 1, 128)}
+
+
 def specs_of(dims: tuple[Any, ...], dtype: str = "float32") -> Any:
     return input_specs(
         load(make_model([node("Relu", ["x"], "y")], {"x": dims}, ["y"], {}, dtype=dtype)).model

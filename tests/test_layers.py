@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from onnxlr.layers import Layer
-from tests.builders import Array, layers_of, make_model, node, replaced
+from tests.builders import Array, layers_of, make_model, node, relative, replaced, run
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((7, 5)).astype(np.float32)
@@ -169,7 +169,6 @@ def transposed_conv() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (if_model(), "in the else_branch of If 'gate': bodies are not rewritten"),
         (foreign(), "ReduceSum 'sum' also needs the whole weight"),
         (quantized(), "the weight is quantized"),
         (computed(), "the weight is computed by Mul 'square' from constants"),
@@ -180,8 +179,67 @@ def test_reasons(model: onnx.ModelProto, reason: str) -> None:
     assert reason in (found(model)[0].refusal or "")
 
 
-def test_both_branches_are_listed() -> None:
-    assert [layer.weight.name for layer in found(if_model())] == ["w2", "w"]
+def test_layers_in_bodies_are_found_and_replaced() -> None:
+    model = if_model()
+    layers = found(model)
+    assert [(layer.weight.name, layer.refusal) for layer in layers] == [("w2", None), ("w", None)]
+    written = replaced(model, "svd", (5,))
+    assert [t.name for t in written.graph.initializer] == [
+        "w2/svd_0",
+        "w2/svd_1",
+        "w/svd_0",
+        "w/svd_1",
+    ]
+    for branch in written.graph.node[-1].attribute:
+        assert [n.op_type for n in branch.g.node] == ["MatMul", "MatMul"]
+    x = RNG.standard_normal((4, 7)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) < 1e-5
+
+
+def test_a_weight_of_a_body_s_own() -> None:
+    """A Loop that multiplies its state three times by a constant of its body."""
+    square = (RNG.standard_normal((7, 7)) / 3).astype(np.float32)
+    loop_body = onnx.helper.make_graph(
+        [
+            constant_node(square, "own"),
+            node("MatMul", ["state", "own"], "next", "inner"),
+            node("Identity", ["going"], "go_on"),
+        ],
+        "body",
+        [
+            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            onnx.helper.make_tensor_value_info("going", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("state", 1, [4, 7]),
+        ],
+        [
+            onnx.helper.make_tensor_value_info("go_on", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("next", 1, [4, 7]),
+        ],
+    )
+    loop = onnx.helper.make_node("Loop", ["count", "", "x"], ["y"], body=loop_body)
+    model = make_model([loop], X, ["y"], {"count": np.array(3)})
+    (layer,) = found(model)
+    assert (layer.name, layer.refusal, layer.macs) == ("inner", None, None)
+    written = replaced(model, "svd", (7,), check=False)  # the output has no shape, as before
+    assert [n.op_type for n in written.graph.node[0].attribute[0].g.node][:2] == ["MatMul"] * 2
+    x = RNG.standard_normal((4, 7)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) < 1e-5
+
+
+def test_layers_in_functions_are_listed() -> None:
+    function = onnx.helper.make_function(
+        "local",
+        "Dense",
+        ["a"],
+        ["b"],
+        [constant_node(W, "inside"), node("MatMul", ["a", "inside"], "b")],
+        [onnx.helper.make_opsetid("", 17)],
+    )
+    dense = onnx.helper.make_node("Dense", ["x"], ["y"], domain="local")
+    model = make_model([dense], X, ["y"], {}, functions=[function])
+    assert found(model)[0].refusal == (
+        "in the local function 'Dense': functions are not rewritten by this version"
+    )
 
 
 def test_conv_transpose_macs_count_its_inputs() -> None:
