@@ -42,6 +42,11 @@ class Kernel:
         """Number of kernel positions."""
         return math.prod(self.spatial)
 
+    @property
+    def extent(self) -> str:
+        """The spatial shape in words."""
+        return "×".join(map(str, self.spatial))
+
     def load(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """From the stored shape to (group, outputs, inputs, positions)."""
         first, second = (
@@ -126,6 +131,22 @@ def pointwise(
         "group": kernel.group,
     }
     return writer.op("Conv", [x, weight, *bias], attributes)
+
+
+def swap_groups(writer: Writer, x: ir.Value, group: int, outer: int, inner: int) -> ir.Value:
+    """Write a channel shuffle: from the order (group, outer, inner, …) to (group, inner, outer, …).
+
+    Batch and spatial sizes are taken from the tensor when it runs, so that they stay dynamic.
+    """
+
+    def integers(*numbers: int) -> ir.Value:
+        return writer.constant(np.array(numbers), ir.DataType.INT64)
+
+    whole = writer.op("Shape", [x], {})
+    apart = writer.op("Reshape", [x, integers(0, group, outer, inner, -1)], {})
+    swapped = writer.op("Transpose", [apart], {"perm": (0, 1, 3, 2, 4)})
+    # Back to the shape it came with: shuffled channels are as many as before.
+    return writer.op("Reshape", [swapped, whole], {})
 
 
 def bias_of(use: Use) -> list[ir.Value | None]:

@@ -48,6 +48,8 @@ class _PaperWriter:
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
     ) -> ir.Value:
         """Add a node and return its output, of known shape."""
+        if op_type == "Shape" and inputs[0] is not None:
+            return self.constant(np.array(self._shape(inputs[0])), ir.DataType.INT64)
         names = {v: f"i{i}" for i, v in enumerate(inputs) if v is not None}
         node = onnx.helper.make_node(
             op_type,

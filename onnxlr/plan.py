@@ -202,20 +202,26 @@ def fit_methods(
     if layer.refusal is not None:
         return (), (layer.refusal,)
     fits, reasons = [], []
+    known: dict[bytes, Spectrum] = {}
     for graph_pass in passes:
         reason = graph_pass.refuse(layer)
         if reason is not None:
             reasons.append(reason)
             continue
-        spectra = tuple(_spectrum(stack) for stack in graph_pass.unfoldings(layer))
+        spectra = tuple(_spectrum(stack, known) for stack in graph_pass.unfoldings(layer))
         full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
         fits.append(Fit(graph_pass, full, limit, spectra))
     return tuple(fits), tuple(reasons)
 
 
-def _spectrum(stack: NDArray[np.generic]) -> Spectrum:
-    values = spectrum(stack)
-    return Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
+def _spectrum(stack: NDArray[np.generic], known: dict[bytes, Spectrum]) -> Spectrum:
+    """The spectrum of an unfolding, computed once for all methods that look at the same one."""
+    key = hashlib.blake2b(np.ascontiguousarray(stack).view(np.uint8).data, digest_size=16)
+    key.update(str(stack.shape).encode())
+    if key.digest() not in known:
+        values = spectrum(stack)
+        known[key.digest()] = Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
+    return known[key.digest()]
 
 
 def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:

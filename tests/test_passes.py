@@ -17,6 +17,8 @@ from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
 from onnxlr.plan import break_even, fit_methods, named_candidates
+from onnxlr.runtime import ONE_CPU_THREAD
+from onnxlr.shapes import observe_shapes
 from tests.builders import (
     Array,
     layers_of,
@@ -31,7 +33,8 @@ from tests.builders import (
 
 TOLERANCE = 1e-5
 CONV_1D = ("channel-svd", "input-channel-svd", "tucker2")
-CONV = (*CONV_1D, "spatial-svd")
+BOTH = (*CONV_1D, "spatial-svd")
+CONV = (*BOTH, "slice-svd")
 
 
 def rand(*shape: int, seed: int = 0) -> Array:
@@ -182,27 +185,27 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "conv-1d-long": (lambda: conv((2, 1, 300), (8, 1, 64), strides=[4]), CONV_1D),
     "conv-3d": (lambda: conv((1, 4, 5, 6, 7), (6, 4, 3, 2, 3), strides=[1, 2, 1]), CONV),
     "conv-opset7": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), opset=7), CONV),
-    "deconv": (lambda: transposed((2, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2]), CONV),
+    "deconv": (lambda: transposed((2, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2]), BOTH),
     "deconv-padded": (
         lambda: transposed(
             (1, 6, 5, 4), (6, 8, 4, 3), strides=[2, 3], pads=[1, 0, 2, 1], output_padding=[1, 2]
         ),
-        CONV,
+        BOTH,
     ),
     "deconv-grouped": (
         lambda: transposed((1, 6, 5, 4), (6, 4, 3, 2), group=3, dilations=[2, 1]),
-        CONV,
+        BOTH,
     ),
     "deconv-same": (
         lambda: transposed((1, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
-        CONV,
+        BOTH,
     ),
     "deconv-sized": (
         lambda: transposed((1, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2], output_shape=[10, 9]),
         CONV_1D,
     ),
     "deconv-1d": (lambda: transposed((2, 6, 9), (6, 8, 5), strides=[3]), CONV_1D),
-    "deconv-3d": (lambda: transposed((1, 4, 3, 4, 3), (4, 5, 2, 3, 2), strides=[1, 2, 1]), CONV),
+    "deconv-3d": (lambda: transposed((1, 4, 3, 4, 3), (4, 5, 2, 3, 2), strides=[1, 2, 1]), BOTH),
     "gather": (lambda: gather((3, 4)), ("embedding-svd",)),
     "gather-negative-axis": (lambda: gather((5,), axis=-2), ("embedding-svd",)),
 }
@@ -244,7 +247,10 @@ def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
     layer, graph_pass = the_layer(model, method)
     rank: Rank = tuple(max(1, r - 1) for r in graph_pass.full_rank(layer))
     written = replaced(model, method, rank)
-    _, shapes, _ = layers_of(written)
+    graph, shapes, _ = layers_of(written)
+    # Inference doesn't see through the Shape of the oldest opsets; a run does.
+    names = [v for n in written.graph.node for v in n.output if v not in shapes]
+    shapes |= observe_shapes(graph, names, feed_for(written), ONE_CPU_THREAD) if names else {}
     factors = [t for t in written.graph.initializer if method.replace("-", "_") in t.name]
     stored = [t for t in factors if not t.name.endswith("_constant")]
     assert sum(int(np.prod(t.dims)) for t in stored) == chain_params(layer, graph_pass, rank)
@@ -286,6 +292,12 @@ def multiplied(layer: Layer, method: str, factors: tuple[Array, ...]) -> Array:
         _by_group(f, layer.group, conv_like or _is_mixing(method, i))
         for i, f in enumerate(factors)
     ]
+    if method == "slice-svd":
+        group, (outputs, inputs) = layer.group, (layer.shape[0] // layer.group, layer.shape[1])
+        columns = factors[0].reshape(group, inputs, outputs, -1, layer.shape[2])
+        rows = factors[1].reshape(group, outputs, inputs, columns.shape[3], -1)
+        slices = np.einsum("gstra,gtsrb->gtsab", columns, rows)
+        return np.asarray(slices.reshape(layer.shape))
     if method == "spatial-svd":
         vertical = parts[0].reshape(*parts[0].shape[:3], -1)
         horizontal = parts[1].reshape(*parts[1].shape[:3], -1)
@@ -359,6 +371,9 @@ def planted(method: str, rng: np.random.Generator) -> Array:
     if method == "spatial-svd":
         matrix = low_rank(rng, 10 * 3, 12 * 3, 4).reshape(10, 3, 12, 3)
         return matrix.transpose(2, 0, 1, 3).copy()
+    if method == "slice-svd":
+        columns, rows = (rng.standard_normal((12, 10, 3)) for _ in range(2))
+        return np.asarray(np.einsum("tsa,tsb->tsab", columns, rows), dtype=np.float32)
     core, u, v = (rng.standard_normal(s) for s in ((5, 4, 3, 3), (12, 5), (10, 4)))
     return np.asarray(np.einsum("abij,ta,sb->tsij", core, u, v), dtype=np.float32)
 
@@ -373,12 +388,12 @@ def test_planted_ranks_are_found_and_exact(method: str) -> None:
     found = named_candidates(layer, fits, parse_rank("exact"), "macs")
     assert isinstance(found, list), found
     rank = found[0].choice.rank
-    assert rank == ((4, 5) if method == "tucker2" else (4,))
+    assert rank == {"tucker2": (4, 5), "slice-svd": (1,)}.get(method, (4,))
     assert_same_outputs(model, replaced(model, method, rank), TOLERANCE)
-    with pytest.raises(AssertionError):
-        assert_same_outputs(
-            model, replaced(model, method, tuple(r - 1 for r in rank)), 100 * TOLERANCE
-        )
+    if min(rank) > 1:
+        lower = replaced(model, method, tuple(r - 1 for r in rank))
+        with pytest.raises(AssertionError):
+            assert_same_outputs(model, lower, 100 * TOLERANCE)
 
 
 # The MACs of algorithms from the literature, per output position of a stride-1 convolution.
@@ -386,6 +401,7 @@ FORMULAS: dict[str, Callable[[Rank], int]] = {
     "channel-svd": lambda r: r[0] * (8 * 9 + 12),
     "input-channel-svd": lambda r: r[0] * (8 + 12 * 9),
     "spatial-svd": lambda r: r[0] * (8 * 3 + 12 * 3),
+    "slice-svd": lambda r: r[0] * 8 * 12 * (3 + 3),
     "tucker2": lambda r: 8 * r[0] + r[0] * r[1] * 9 + r[1] * 12,
 }
 

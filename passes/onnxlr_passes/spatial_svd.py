@@ -30,8 +30,7 @@ class SpatialSvd(GraphPass):
         if len(kernel.spatial) < 2:
             return "spatial-svd needs two spatial axes, the kernel has one"
         if kernel.spatial[0] == 1 or math.prod(kernel.spatial[1:]) == 1:
-            shape = "×".join(map(str, kernel.spatial))
-            return f"spatial-svd has nothing to separate in a {shape} kernel"
+            return f"spatial-svd has nothing to separate in a {kernel.extent} kernel"
         if any(ints_attr(use.node, "output_shape", ()) for use in layer.uses):
             return "spatial-svd can't tell the height in between from an output_shape"
         return None
