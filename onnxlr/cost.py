@@ -28,7 +28,7 @@ def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
             return None
         writer = _PaperWriter(use)
         factors = tuple(_value(shape) for shape in graph_pass.factor_shapes(layer, rank))
-        graph_pass.write(layer, use, factors, writer)
+        graph_pass.write(layer, use, rank, factors, writer)
         total += writer.macs
     return total
 

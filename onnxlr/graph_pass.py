@@ -1,7 +1,7 @@
 """What a graph pass is, and how the installed ones are found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxlr.decompose import RankRule, Spectrum
+from onnxlr.decompose.ranks import round_up
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer, Use
 
@@ -46,6 +48,8 @@ class GraphPass(ABC):
     summary: ClassVar[str]
     ops: ClassVar[tuple[str, ...]]
     paper: ClassVar[str] = ""
+    # Whether `--method auto` tries it; the others are there when they are named.
+    automatic: ClassVar[bool] = True
 
     @abstractmethod
     def refuse(self, layer: Layer) -> str | None:
@@ -69,9 +73,47 @@ class GraphPass(ABC):
 
     @abstractmethod
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Write the chain that replaces one user, and return the value of its output."""
+
+    def select(
+        self,
+        layer: Layer,
+        rule: RankRule,
+        spectra: Sequence[Spectrum],
+        precision: float,
+        limit: Rank,
+    ) -> Rank:
+        """The rank that a rule other than ``auto`` gives; 0 where it finds nothing to keep.
+
+        ``limit`` is the rank at break-even, for methods whose ranks have no other measure.
+        """
+        return tuple(rule.select(s.values, s.m, s.n, precision, i) for i, s in enumerate(spectra))
+
+    def ranks_within(
+        self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
+    ) -> Iterable[Rank]:
+        """Ranks on the hardware's grid whose weight error is within a limit, at least one."""
+        shares: tuple[tuple[float, ...], ...] = ((1.0,),)
+        if len(spectra) == 2:  # the error may come from one side more than from the other
+            shares = tuple((w, 1 - w) for w in (0.5, 0.3, 0.7, 0.1, 0.9, 0.02, 0.98))
+        # One rank must stay below break-even; of two, one may be high while the other is low.
+        caps = limit if len(spectra) == 1 else self.full_rank(layer)
+        for share in shares:
+            rank = []
+            for part, spectrum, cap in zip(share, spectra, caps, strict=True):
+                needed = max(1, int(np.argmax(spectrum.errors <= error * np.sqrt(part))))
+                rank.append(round_up(needed, cap))
+            yield tuple(rank)
+
+    def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
+        """Relative weight error: exact for one component, an upper bound for several.
+
+        The bound is that of the truncated higher-order SVD (De Lathauwer et al. 2000).
+        """
+        tails = [s.errors[r] for s, r in zip(spectra, rank, strict=True)]
+        return min(1.0, float(np.linalg.norm(tails)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +155,7 @@ def installed_passes() -> dict[str, InstalledPass]:
 
 
 def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
-    """The passes of these names, every one for ``auto``.
+    """The passes of these names; for ``auto`` every one that is tried unasked.
 
     Raises
     ------
@@ -122,7 +164,8 @@ def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
     """
     chosen = {name: find_pass(name) for name in names if name != "auto"}
     if not names or "auto" in names:
-        return tuple(entry.graph_pass for entry in installed_passes().values())
+        known = [entry.graph_pass for entry in installed_passes().values()]
+        return tuple(p for p in known if p.automatic or p.name in chosen)
     return tuple(chosen.values())
 
 

@@ -75,7 +75,7 @@ class LayerTimer:
             rng.standard_normal(shape) * 0.1
             for shape in choice.graph_pass.factor_shapes(target, choice.rank)
         )
-        replace_layer(replaced, target, choice.graph_pass, factors, Names(replaced))
+        replace_layer(replaced, target, choice, factors, Names(replaced))
         if layer.kind == "gather":
             feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
         else:

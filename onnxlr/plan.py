@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.cost import chain_macs, chain_params
-from onnxlr.decompose import RankRule, spectrum, tail_error
+from onnxlr.decompose import RankRule, Spectrum, spectrum, tail_error
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import UsageError
 from onnxlr.graph_pass import GraphPass, Rank, find_pass
@@ -23,25 +23,6 @@ KEEP = "keep"
 # Relative weight errors among which the rank rule `auto` searches for what the metric allows.
 AUTO_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 UNVERIFIED_AUTO_ERROR = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Singular values of an unfolding, which decide one component of a rank.
-
-    Attributes
-    ----------
-    values : ndarray of shape (g, L)
-    m, n : int
-        Shape of each of the g matrices.
-    errors : ndarray of shape (L + 1,)
-        Relative error of truncation at every rank.
-    """
-
-    values: NDArray[np.float64]
-    m: int
-    n: int
-    errors: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +38,13 @@ class Fit:
         The largest rank in proportion to the full one that saves both parameters and MACs; all
         zeros if none does.
     spectra : tuple of Spectrum
-        One for each component of the rank.
+        One for each unfolding that the method looks at.
     """
 
     graph_pass: GraphPass
     full: Rank
     limit: Rank
     spectra: tuple[Spectrum, ...]
-
-    def error(self, rank: Rank) -> float:
-        """Relative weight error: exact for one component, an upper bound for several.
-
-        The bound is that of the truncated higher-order SVD (De Lathauwer et al. 2000).
-        """
-        parts = [
-            s.errors[min(r, len(s.errors) - 1)] for s, r in zip(self.spectra, rank, strict=True)
-        ]
-        return min(1.0, float(np.sqrt(np.square(parts).sum())))
 
 
 @dataclass(frozen=True)
@@ -262,7 +233,8 @@ def candidate(layer: Layer, fit: Fit, rank: Rank, goal: Goal) -> Candidate:
     saved = layer.params - params
     if goal == "macs" and macs is not None and layer.macs:
         saved = layer.macs - macs
-    return Candidate(Choice(fit.graph_pass, rank), params, macs, fit.error(rank), saved)
+    error = fit.graph_pass.error(layer, rank, fit.spectra)
+    return Candidate(Choice(fit.graph_pass, rank), params, macs, error, saved)
 
 
 def named_candidates(
@@ -278,9 +250,7 @@ def named_candidates(
                 f"{len(rule.numbers)}"
             )
             continue
-        rank = tuple(
-            rule.select(s.values, s.m, s.n, precision, i) for i, s in enumerate(fit.spectra)
-        )
+        rank = fit.graph_pass.select(layer, rule, fit.spectra, precision, fit.limit)
         if 0 in rank:
             reasons.append(_zero_rank(rule, fit))
         elif not saves(layer, fit.graph_pass, rank):
@@ -296,39 +266,15 @@ def auto_candidates(
     """Every method at its most saving rank on the hardware's grid within a weight error."""
     found, reasons = [], []
     for fit in fits:
-        ranks = list(dict.fromkeys(_ranks_within(fit, error)))
+        ranks = list(
+            dict.fromkeys(fit.graph_pass.ranks_within(layer, error, fit.spectra, fit.limit))
+        )
         saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
         if saving:
             found.append(_most_saved([candidate(layer, fit, r, goal) for r in saving])[0])
         else:
             reasons.append(_no_gain(layer, fit, ranks[0], f"a weight error of {error:g}"))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
-
-
-def _ranks_within(fit: Fit, error: float) -> Iterator[Rank]:
-    """Ranks whose error is within a limit, the error shared out among the components."""
-    shares: tuple[tuple[float, ...], ...] = ((1.0,),)
-    if len(fit.spectra) == 2:
-        shares = tuple((w, 1 - w) for w in (0.5, 0.3, 0.7, 0.1, 0.9, 0.02, 0.98))
-    # One rank must stay below break-even; of two, one may be high while the other is low.
-    caps = fit.limit if len(fit.spectra) == 1 else fit.full
-    for share in shares:
-        rank = []
-        for part, spec, cap in zip(share, fit.spectra, caps, strict=True):
-            needed = max(1, int(np.argmax(spec.errors <= error * np.sqrt(part))))
-            rank.append(round_up(needed, cap))
-        yield tuple(rank)
-
-
-def round_up(rank: int, limit: int) -> int:
-    """The rank on the hardware's grid at or above this one, as long as the limit allows it.
-
-    Kernels work in blocks of 16 channels (8 and 4 in narrow layers): the ranks up to the next
-    multiple are nearly free, and a rank just above one costs nearly the next.
-    """
-    step = 16 if limit >= 48 else 8 if limit >= 16 else 4 if limit >= 8 else 1
-    rounded = -(-rank // step) * step
-    return rounded if rounded <= limit else rank
 
 
 def _most_saved(found: list[Candidate]) -> list[Candidate]:

@@ -43,7 +43,7 @@ def rewrite(
         choice = choices.get(layer.name)
         if choice is not None:
             factors = factorize(layer, choice.graph_pass, choice.rank)
-            replace_layer(result, layer, choice.graph_pass, factors, names)
+            replace_layer(result, layer, choice, factors, names)
     if choices and result.ir_version < 4:
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
         result.ir_version = 4
@@ -51,14 +51,14 @@ def rewrite(
 
 
 def replace_layer(
-    model: ir.Model, layer: Layer, graph_pass: GraphPass, factors: Factors, names: Names
+    model: ir.Model, layer: Layer, choice: Choice, factors: Factors, names: Names
 ) -> None:
-    """Replace every user of a layer by the chain of a pass, in place.
+    """Replace every user of a layer by the chosen chain, in place.
 
     Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
     initializers of the main graph, which every body sees.
     """
-    method = graph_pass.name.replace("-", "_")
+    method = choice.graph_pass.name.replace("-", "_")
     stem = layer.weight.name or layer.name
     stored = [
         add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
@@ -70,7 +70,7 @@ def replace_layer(
             writer.op("Cast", [f], {"to": int(use.dtype)}) if use.dtype != layer.dtype else f
             for f in stored
         )
-        output = graph_pass.write(layer, use, cast, writer)
+        output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
         node = use.node
         carry_over(node.outputs[0], output)
         stale = [v for v in node.inputs if v is not None]

@@ -19,10 +19,17 @@ PACKAGE = ROOT / "onnxlr"
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
     ("errors", "progress"),
-    ("decompose.svd", "decompose.evbmf", "decompose.ranks", "decompose.tucker", "decompose"),
+    (
+        "decompose.svd",
+        "decompose.evbmf",
+        "decompose.ranks",
+        "decompose.tucker",
+        "decompose.cp",
+        "decompose",
+    ),
     ("sanity", "model", "batch_norm", "output", "tracing", "runtime", "latency"),
     ("layers", "shapes", "inputs", "data"),
-    ("graph_pass", "cost", "convolution", "rewrite", "layer_timing"),
+    ("graph_pass", "cost", "convolution", "cp_chain", "rewrite", "layer_timing"),
     ("prepare", "plan", "search", "verify", "inspection", "report"),
     ("optimizer",),
     ("api",),

@@ -137,6 +137,25 @@ def tail_error(values: Array) -> Array:
     return np.asarray(np.sqrt(tail / tail[0]))
 
 
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of an unfolding, which decide one component of a rank.
+
+    Attributes
+    ----------
+    values : ndarray of shape (g, L)
+    m, n : int
+        Shape of each of the g matrices.
+    errors : ndarray of shape (L + 1,)
+        Relative error of truncation at every rank.
+    """
+
+    values: Array
+    m: int
+    n: int
+    errors: Array
+
+
 def rank_for_error(values: Array, error: float) -> int:
     """The smallest rank whose truncation error is at most ``error``.
 
@@ -147,6 +166,17 @@ def rank_for_error(values: Array, error: float) -> int:
     """
     # The slack covers the rounding of the cumulative sums: 0.6 asked for is 0.6 met.
     return int(np.argmax(tail_error(values) <= error * (1 + 1e-12)))
+
+
+def round_up(rank: int, limit: int) -> int:
+    """The rank on the hardware's grid at or above this one, as long as the limit allows it.
+
+    Kernels work in blocks of 16 channels (8 and 4 in narrow layers): the ranks up to the next
+    multiple are nearly free, and a rank just above one costs nearly the next.
+    """
+    step = 16 if limit >= 48 else 8 if limit >= 16 else 4 if limit >= 8 else 1
+    rounded = -(-rank // step) * step
+    return rounded if rounded <= limit else rank
 
 
 def storage_precision(dtype: np.dtype[np.generic]) -> float:

@@ -46,10 +46,10 @@ class ChannelSvd(GraphPass):
         return sliding.store(v), mixing.store(u)
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The original's strides, pads and dilations on the first node, its bias on the second."""
-        sliding, mixing = _kernels(layer, 1)
+        sliding, mixing = _kernels(layer, rank[0])
         hidden = slide(writer, use, use.x, factors[0], sliding)
         return pointwise(writer, hidden, factors[1], mixing, bias_of(use))
 

@@ -48,7 +48,7 @@ class EmbeddingSvd(GraphPass):
         return u[0], v[0]
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The same lookup in the narrow table, then the product."""
         rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})

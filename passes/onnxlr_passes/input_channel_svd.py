@@ -50,7 +50,7 @@ class InputChannelSvd(GraphPass):
         )
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The original's strides, pads, dilations and bias on the second node.
 
@@ -58,7 +58,7 @@ class InputChannelSvd(GraphPass):
         with a 1×1 kernel strides and pads in the first node, which then computes no more than
         needed.
         """
-        mixing, sliding = _kernels(layer, 1)
+        mixing, sliding = _kernels(layer, rank[0])
         if sliding.positions == 1 and not sliding.transposed:
             hidden = slide(writer, use, use.x, factors[0], mixing)
             return pointwise(writer, hidden, factors[1], sliding, bias_of(use))

@@ -61,10 +61,10 @@ class SliceSvd(GraphPass):
         return columns.store(u), rows.store(v.reshape(*shape, r, -1))
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Columns per input channel, a shuffle to order by output channel, rows."""
-        columns, rows = _kernels(layer, 1)
+        columns, rows = _kernels(layer, rank[0])
         kernel = kernel_of(layer)
         hidden = slide(writer, use, use.x, factors[0], columns, axes=(0,))
         hidden = swap_groups(writer, hidden, kernel.group, kernel.inputs, kernel.outputs)

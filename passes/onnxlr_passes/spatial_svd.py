@@ -61,10 +61,10 @@ class SpatialSvd(GraphPass):
         return vertical.store(u.transpose(0, 2, 1)), horizontal.store(v.transpose(0, 2, 1, 3))
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Each node strides, pads and dilates along its own axes; the bias is on the second."""
-        vertical, horizontal = _kernels(layer, 1)
+        vertical, horizontal = _kernels(layer, rank[0])
         rest = range(1, len(horizontal.spatial))
         hidden = slide(writer, use, use.x, factors[0], vertical, axes=(0,))
         return slide(writer, use, hidden, factors[1], horizontal, axes=rest, bias=bias_of(use))

@@ -51,7 +51,7 @@ class Svd(GraphPass):
         return tuple(f.reshape(shape) for f, shape in zip(factors, shapes, strict=True))
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Two nodes of the original's operator, in the order in which the data meets them."""
         p, q = factors

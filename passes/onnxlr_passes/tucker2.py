@@ -48,10 +48,10 @@ class Tucker2(GraphPass):
         return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
 
     def write(
-        self, layer: Layer, use: Use, factors: tuple[ir.Value, ...], writer: Writer
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The core slides as the original did; the bias is on the last node."""
-        first, core, last = _kernels(layer, (1, 1))
+        first, core, last = _kernels(layer, rank)
         hidden = pointwise(writer, use.x, factors[0], first)
         hidden = slide(writer, use, hidden, factors[1], core)
         return pointwise(writer, hidden, factors[2], last, bias_of(use))

@@ -1,0 +1,131 @@
+"""What the two CP passes share: the decomposition of a layer, and ranks that it has to try."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.convolution import Kernel, kernel_of, refuse_other_ops
+from onnxlr.decompose import Cp, RankRule, Spectrum, cp, exact_rank
+from onnxlr.graph_pass import GraphPass, Rank
+from onnxlr.layers import Layer
+
+_GRID = 8  # the multiple that CP ranks are rounded up to
+_KEPT: OrderedDict[tuple[bytes, tuple[int, ...], int], Cp] = OrderedDict()
+_MOST_KEPT = 256
+
+
+class CpPass(GraphPass):
+    """A convolution as a sum of R outer products, one group only.
+
+    No spectrum tells the error of a CP rank: it takes the decomposition itself. So a CP is never
+    tried unasked, and where the error decides, ranks are bisected by decomposing.
+    """
+
+    ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
+    automatic: ClassVar[bool] = False
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Ungrouped convolutions with a kernel larger than 1×1."""
+        if (reason := refuse_other_ops(layer, self.name)) is not None:
+            return reason
+        kernel = kernel_of(layer)
+        if kernel.group > 1:
+            return f"{self.name} takes ungrouped convolutions, this one has {kernel.group} groups"
+        if kernel.positions == 1:
+            return f"{self.name} has nothing to separate in a {kernel.extent} kernel"
+        return None
+
+    def tensor_shape(self, kernel: Kernel) -> tuple[int, ...]:
+        """The modes that are separated: outputs, inputs, then positions as the pass wants them."""
+        raise NotImplementedError
+
+    def full_rank(self, layer: Layer) -> Rank:
+        """A rank at which any kernel of this shape has an exact decomposition."""
+        return (exact_rank(self.tensor_shape(kernel_of(layer))),)
+
+    def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
+        """The mode-S and the mode-T unfolding."""
+        kernel = kernel_of(layer)
+        array = kernel.load(layer.array())
+        inputs = array.transpose(0, 2, 1, 3).reshape(1, kernel.inputs, -1)
+        return inputs, array.reshape(1, kernel.outputs, -1)
+
+    def decompose(self, layer: Layer, rank: int) -> Cp:
+        """The CP of a layer's kernel, kept for the next who asks for the same."""
+        kernel = kernel_of(layer)
+        tensor = np.ascontiguousarray(kernel.load(layer.array()))
+        shape = self.tensor_shape(kernel)
+        digest = hashlib.blake2b(tensor.view(np.uint8).data, digest_size=16).digest()
+        key = (digest, shape, rank)
+        if key not in _KEPT:
+            _KEPT[key] = cp(tensor.reshape(shape), rank)
+            while len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
+        return _KEPT[key]
+
+    def select(
+        self,
+        layer: Layer,
+        rule: RankRule,
+        spectra: Sequence[Spectrum],
+        precision: float,
+        limit: Rank,
+    ) -> Rank:
+        """The rank of a rule: the unfoldings' largest for ``evbmf``, rounded up to 8.
+
+        A fraction is one of the rank at break-even. ``exact`` and ``energy`` search for the
+        smallest rank up to break-even whose decomposition is that close.
+        """
+        (full,) = self.full_rank(layer)
+        if rule.kind == "number":
+            return (min(rule.numbers[0], full),)
+        if rule.kind == "fraction":
+            return (max(1, round(rule.value * limit[0])),)
+        if rule.kind == "evbmf":
+            top = max(rule.select(s.values, s.m, s.n, precision) for s in spectra)
+            return (min(full, -(-top // _GRID) * _GRID),)
+        # A decomposition found by iteration is exact to its tolerance, not to the last bit.
+        error = max(precision, 1e-6) if rule.kind == "exact" else float(np.sqrt(1 - rule.value))
+        least = max(int(np.argmax(s.errors <= error)) for s in spectra)
+        return (self._search(layer, error, max(1, least), max(limit[0], 1), step=1) or full,)
+
+    def ranks_within(
+        self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
+    ) -> Iterator[Rank]:
+        """The smallest rank on a grid of 8 whose decomposition is within the error."""
+        # No CP has a smaller rank than each of its unfoldings has.
+        least = max(max(int(np.argmax(s.errors <= error)) for s in spectra), 1)
+        least = -(-least // _GRID) * _GRID
+        found = self._search(layer, error, least, max(limit[0], 1), _GRID)
+        yield (found or self.full_rank(layer)[0],)
+
+    def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
+        """Relative weight error of the decomposition itself; all of it if it degenerates."""
+        found = self.decompose(layer, rank[0])
+        return 1.0 if found.degenerate else min(1.0, found.error)
+
+    def _search(self, layer: Layer, error: float, least: int, most: int, step: int) -> int | None:
+        """Bisect the ranks least, least + step, … up to most; None if none is close enough."""
+        ranks = range(least, most + 1, step)
+
+        def close(rank: int) -> bool:
+            return self.error(layer, (rank,), ()) <= error
+
+        if not ranks or not close(ranks[-1]):
+            return None
+        return _first(ranks, close)
+
+
+def _first(ranks: range, close: Callable[[int], bool]) -> int:
+    low, high = 0, len(ranks) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if close(ranks[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return ranks[low]

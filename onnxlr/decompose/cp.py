@@ -1,0 +1,177 @@
+"""Canonical polyadic decomposition that stays stable: a tensor as a sum of R outer products.
+
+Plain alternating least squares on convolution kernels degenerates: components grow without bound
+and cancel each other (Phan et al. 2020, arXiv 2008.05441). Here a ridge that fades keeps them
+small, several starts are tried, and what still degenerates is said to.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from onnxlr.decompose.svd import truncated_svd
+
+Array = NDArray[np.float64]
+
+# Components whose norms add up, in squares, to this many times the tensor's cancel each other.
+_DEGENERATE = 100.0
+_MOST_SWEEPS = 50  # at each ridge but the last
+_LAST_SWEEPS = 2000  # without a ridge, as long as it pays
+_MOST_WORK = 5e10  # multiply-adds of the last stage of a start; large tensors get fewer sweeps
+_TOLERANCE = 1e-6  # relative change of the error at which a sweep counts as the last
+_RIDGES = (1e-2, 1e-4, 1e-7, 0.0)  # relative to the mean diagonal of the normal equations
+
+
+@dataclass(frozen=True)
+class Cp:
+    """A sum of outer products.
+
+    Attributes
+    ----------
+    factors : tuple of ndarray of shape (n_i, R)
+        One a mode; the components' norms are shared out equally among them.
+    error : float
+        Relative Frobenius error.
+    growth : float
+        Σ‖component‖² / ‖tensor‖², which a degenerate decomposition sends to infinity.
+    """
+
+    factors: tuple[Array, ...]
+    error: float
+    growth: float
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the components cancel each other, so that rounding takes over."""
+        return not self.growth < _DEGENERATE
+
+
+def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -> Cp:
+    """Best of several starts of ridge-regularized alternating least squares.
+
+    The first start is from the higher-order SVD, the others are random, all seeded. The best is
+    the least error among those that don't degenerate, else the least growth. From the rank at
+    which any tensor has an exact decomposition on, that one is given.
+
+    Parameters
+    ----------
+    tensor : ndarray of shape (n_1, …, n_k)
+        Three modes or more.
+    rank : int
+    starts : int
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If the rank is below 1 or the tensor has fewer than three modes.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> a, b, c = (rng.standard_normal((n, 2)) for n in (6, 5, 4))
+    >>> found = cp(np.einsum("ir,jr,kr->ijk", a, b, c), 2)
+    >>> found.error < 1e-6, found.degenerate
+    (True, False)
+    """
+    if rank < 1 or tensor.ndim < 3:
+        raise ValueError(f"no CP of rank {rank} of a tensor with shape {tensor.shape}")
+    x = np.asarray(tensor, dtype=np.float64)
+    scale = float(np.linalg.norm(x))
+    if scale == 0.0:
+        return Cp(tuple(np.zeros((n, rank)) for n in x.shape), 0.0, 0.0)
+    if rank >= exact_rank(x.shape):
+        return _exact(x, rank)
+    rng = np.random.default_rng(seed)
+    found = []
+    # Thousands of small products: handing each to a pool of threads costs far more than it saves.
+    with threadpool_limits(1):
+        for start in range(starts):
+            first = _from_hosvd(x / scale, rank, rng) if start == 0 else _random(x.shape, rank, rng)
+            found.append(_als(x / scale, first))
+            if found[-1].error < 1e-9:
+                break
+    best = min(found, key=lambda c: (c.degenerate, c.growth if c.degenerate else c.error))
+    share = scale ** (1 / x.ndim)
+    return Cp(tuple(f * share for f in best.factors), best.error, best.growth)
+
+
+def exact_rank(shape: tuple[int, ...]) -> int:
+    """A rank at which every tensor of a shape has an exact decomposition: all sides but one."""
+    return int(np.prod(shape)) // max(shape)
+
+
+def compose(factors: tuple[Array, ...]) -> Array:
+    """The tensor that factors stand for."""
+    sizes = tuple(len(f) for f in factors)
+    return np.asarray((factors[0] @ _khatri_rao(factors[1:]).T).reshape(sizes))
+
+
+def _als(x: Array, factors: list[Array]) -> Cp:
+    modes = range(x.ndim)
+    unfolded = [np.moveaxis(x, mode, 0).reshape(x.shape[mode], -1) for mode in modes]
+    error = np.inf
+    work = 2 * x.size * factors[0].shape[1] * x.ndim
+    last = int(min(_LAST_SWEEPS, max(_MOST_SWEEPS, _MOST_WORK / work)))
+    for ridge in _RIDGES:
+        for _ in range(_MOST_SWEEPS if ridge else last):
+            for mode in modes:
+                others = [factors[m] for m in modes if m != mode]
+                gram = reduce(np.multiply, (f.T @ f for f in others))
+                damping = (ridge + 1e-13) * max(float(np.trace(gram)) / len(gram), 1e-300)
+                right = unfolded[mode] @ _khatri_rao(others)
+                # The ridge pulls towards the last iterate, not to zero: it damps, and is exact
+                # in the end.
+                right = right + damping * factors[mode]
+                system = gram + damping * np.eye(len(gram))
+                factors[mode] = scipy.linalg.solve(system, right.T, assume_a="pos").T
+            factors = _balanced(factors)
+            before, error = error, float(np.linalg.norm(x - compose(tuple(factors))))
+            if before - error < _TOLERANCE * max(before, 1e-12) and np.isfinite(before):
+                break
+    growth = float(np.sum(reduce(np.multiply, (np.sum(f**2, axis=0) for f in factors))))
+    return Cp(tuple(factors), error, growth)
+
+
+def _balanced(factors: list[Array]) -> list[Array]:
+    """Each component's norm shared out equally among the modes."""
+    norms = [np.maximum(np.linalg.norm(f, axis=0), 1e-150) for f in factors]
+    each = reduce(np.multiply, norms) ** (1 / len(factors))
+    return [f * (each / n) for f, n in zip(factors, norms, strict=True)]
+
+
+def _khatri_rao(factors: list[Array] | tuple[Array, ...]) -> Array:
+    """Column-wise Kronecker product, the last factor's rows fastest."""
+    return reduce(lambda a, b: (a[:, None] * b[None]).reshape(-1, a.shape[1]), factors)
+
+
+def _from_hosvd(x: Array, rank: int, rng: np.random.Generator) -> list[Array]:
+    factors = []
+    for mode, size in enumerate(x.shape):
+        matrix = np.moveaxis(x, mode, 0).reshape(1, size, -1)
+        known = min(rank, size, matrix.shape[2])
+        vectors = truncated_svd(matrix, known)[0][0]
+        more = rng.standard_normal((size, rank - known)) / np.sqrt(size)
+        factors.append(np.hstack([vectors, more]))
+    return factors
+
+
+def _random(shape: tuple[int, ...], rank: int, rng: np.random.Generator) -> list[Array]:
+    return [rng.standard_normal((size, rank)) / np.sqrt(size) for size in shape]
+
+
+def _exact(x: Array, rank: int) -> Cp:
+    """Every fibre along the longest mode is a component of its own."""
+    longest = int(np.argmax(x.shape))
+    others = [m for m in range(x.ndim) if m != longest]
+    places = np.indices([x.shape[m] for m in others]).reshape(len(others), -1)
+    factors = [np.zeros((size, rank)) for size in x.shape]
+    count = places.shape[1]
+    for mode, index in zip(others, places, strict=True):
+        factors[mode][index, np.arange(count)] = 1.0
+    factors[longest][:, :count] = np.moveaxis(x, longest, 0).reshape(x.shape[longest], -1)
+    return Cp(tuple(factors), 0.0, 1.0)

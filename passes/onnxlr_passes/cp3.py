@@ -1,0 +1,51 @@
+"""cp3: a convolution becomes 1×1 to R channels, a k×k kernel a channel, 1×1 to all outputs."""
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide
+from onnxlr.cp_chain import CpPass
+from onnxlr.graph_pass import Array, Rank, Writer
+from onnxlr.layers import Layer, Use
+
+
+class Cp3(CpPass):
+    """CP of the kernel as outputs × inputs × positions."""
+
+    name: ClassVar[str] = "cp3"
+    summary: ClassVar[str] = "S→T as 1×1 conv S→R, k×k depthwise, 1×1 conv R→T"
+    paper: ClassVar[str] = "Phan et al. 2020, arXiv 2008.05441"
+
+    def tensor_shape(self, kernel: Kernel) -> tuple[int, ...]:
+        """(T, S, kh·kw)."""
+        return kernel.outputs, kernel.inputs, kernel.positions
+
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """1×1 to R channels, a kernel each, 1×1 to T."""
+        return tuple(kernel.stored for kernel in _kernels(layer, rank[0]))
+
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Stable CP."""
+        outputs, inputs, positions = self.decompose(layer, rank[0]).factors
+        first, middle, last = _kernels(layer, rank[0])
+        return first.store(inputs.T), middle.store(positions.T), last.store(outputs)
+
+    def write(
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """The middle conv slides as the original did; the bias is on the last node."""
+        first, middle, last = _kernels(layer, rank[0])
+        hidden = pointwise(writer, use.x, factors[0], first)
+        hidden = slide(writer, use, hidden, factors[1], middle)
+        return pointwise(writer, hidden, factors[2], last, bias_of(use))
+
+
+def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel, Kernel]:
+    kernel = kernel_of(layer)
+    ones = (1,) * len(kernel.spatial)
+    return (
+        Kernel(1, rank, kernel.inputs, ones),
+        Kernel(rank, 1, 1, kernel.spatial, kernel.transposed),
+        Kernel(1, kernel.outputs, rank, ones),
+    )
