@@ -103,6 +103,16 @@ class CpPass(GraphPass):
         found = self._search(layer, error, least, max(limit[0], 1), _GRID)
         yield (found or self.full_rank(layer)[0],)
 
+    def unusable(self, layer: Layer, rank: Rank) -> str | None:
+        """Degenerate decompositions, whose components cancel each other."""
+        found = self.decompose(layer, rank[0])
+        if not found.degenerate:
+            return None
+        return (
+            f"{self.name} of rank {rank[0]} degenerates (its components' squares sum to "
+            f"{found.growth:.3g} times the kernel's): tucker2 is the stable choice"
+        )
+
     def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
         """Relative weight error of the decomposition itself; all of it if it degenerates."""
         found = self.decompose(layer, rank[0])

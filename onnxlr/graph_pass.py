@@ -107,6 +107,10 @@ class GraphPass(ABC):
                 rank.append(round_up(needed, cap))
             yield tuple(rank)
 
+    def unusable(self, layer: Layer, rank: Rank) -> str | None:
+        """Why the factors of a rank must not be used, where only factorizing shows it."""
+        return None
+
     def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
         """Relative weight error: exact for one component, an upper bound for several.
 

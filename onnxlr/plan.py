@@ -255,6 +255,8 @@ def named_candidates(
             reasons.append(_zero_rank(rule, fit))
         elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
+        elif (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
+            reasons.append(unusable)
         else:
             found.append(candidate(layer, fit, rank, goal))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))

@@ -573,6 +573,23 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
     assert relative(run(model, feed)[0], run(written, feed)[0]) < 2e-3
 
 
+def test_a_degenerate_cp_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is the limit of rank-2 sums whose parts diverge (De Silva & Lim 2008)."""
+    a, b = np.linalg.qr(np.random.default_rng(3).standard_normal((9, 2)))[0].T
+    parts = ((a, a, b), (a, b, a), (b, a, a))
+    kernel = sum(np.einsum("i,j,k->ijk", *part) for part in parts)
+    model = conv((1, 9, 6, 6), (9, 9, 3, 3))
+    stored = np.asarray(kernel, dtype=np.float32).reshape(9, 9, 3, 3)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(stored, "w"))
+    layer, graph_pass = the_layer(model, "cp3")
+    fits, _ = fit_methods(layer, (graph_pass,))
+    assert isinstance(named_candidates(layer, fits, parse_rank("2"), "macs"), list)
+    monkeypatch.setattr("onnxlr.decompose.cp._DEGENERATE", 10.0)
+    found = named_candidates(layer, fits, parse_rank("2"), "macs")
+    assert "cp3 of rank 2 degenerates" in str(found)
+    assert "tucker2 is the stable choice" in str(found)
+
+
 @pytest.mark.parametrize(
     ("model", "method", "reason"),
     [

@@ -75,8 +75,9 @@ def border_tensor(n: int) -> np.ndarray:
 def test_degeneracy_is_bounded_where_plain_iteration_diverges() -> None:
     """De Silva & Lim's example: no best rank-2 approximation exists."""
     found = cp(border_tensor(6), 2)
-    assert found.degenerate == (found.growth >= 100)
-    assert np.isfinite(found.error)
+    assert not found.degenerate
+    assert found.growth < 100
+    assert found.error < 0.01
     assert all(np.isfinite(f).all() for f in found.factors)
     assert Cp((), 0.0, float("inf")).degenerate
     assert Cp((), 0.0, float("nan")).degenerate
