@@ -12,7 +12,7 @@ from onnxlr.errors import UsageError
 from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
-from onnxlr.layers import count_macs
+from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import (
     Factory,
@@ -26,6 +26,7 @@ from onnxlr.plan import Plan, rank_words
 from onnxlr.prepare import Feeding, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
+from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, Provider
 from onnxlr.verify import Judge, Quality
 
@@ -74,7 +75,8 @@ def optimize(
         Latency puts back whatever is not measurably faster.
     method : str or sequence of str
     rank : str or int
-        ``auto``, ``evbmf``, ``exact``, a number, a fraction of the full rank, ``energy:p``.
+        ``auto``, ``evbmf``, ``exact``, a number, a pair (``"16,32"``, for ``tucker2``), a fraction
+        of the full rank, ``energy:p``.
     include, exclude : str, optional
         Regular expressions searched in layer, weight and node names.
     provider : {"cpu", "cuda"}
@@ -200,18 +202,7 @@ def apply(
     choices = plan.choices()
     known = {layer.name: layer for layer in prepared.layers}
     for name, choice in choices.items():
-        layer = known.get(name)
-        refusal = (
-            "there is no such layer"
-            if layer is None
-            else (layer.refusal or choice.graph_pass.refuse(layer))
-        )
-        if layer is not None and refusal is None:
-            full = choice.graph_pass.full_rank(layer)
-            if len(choice.rank) != len(full) or any(
-                r > f for r, f in zip(choice.rank, full, strict=True)
-            ):
-                refusal = f"rank {rank_words(choice.rank)} is not within {rank_words(full)}"
+        refusal = _misfit(known.get(name), choice)
         if refusal is not None:
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
     with workspace(path) as folder:
@@ -348,6 +339,24 @@ def bench(
     with told.stage("time both in turn", None):
         result = compare_sessions(first, second, feeding.timed, seconds)
     return Benchmark(result.a, result, machine, size)
+
+
+def _misfit(layer: Layer | None, choice: Choice) -> str | None:
+    """Why a plan's choice can't be carried out on a layer."""
+    if layer is None:
+        return "there is no such layer"
+    graph_pass = choice.graph_pass
+    seen = all(use.x_shape is not None for use in layer.uses)
+    # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
+    refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
+    if (reason := layer.refusal or refuses) is not None:
+        return reason
+    full = graph_pass.full_rank(layer)
+    if len(choice.rank) == len(full) and all(
+        r <= f for r, f in zip(choice.rank, full, strict=True)
+    ):
+        return None
+    return f"rank {rank_words(choice.rank)} is not within {rank_words(full)}"
 
 
 def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:

@@ -29,11 +29,13 @@ def fold_batch_norms(model: ir.Model) -> int:
     for graph in all_graphs(model):
         for node in list(graph):
             if is_standard(node, "BatchNormalization"):
-                folded += _fold_batch_norm(graph, node, names, version)
+                folded += _fold_batch_norm(graph, node, names, version, model.ir_version > 3)
     return folded
 
 
-def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int) -> bool:
+def _fold_batch_norm(
+    graph: ir.Graph, norm: ir.Node, names: Names, version: int, overridable: bool
+) -> bool:
     inner = norm.inputs[0]
     conv = inner.producer() if inner is not None else None
     if inner is None or conv is None or not is_standard(conv, "Conv") or conv.graph is not graph:
@@ -46,6 +48,9 @@ def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int)
         return False
     weight = conv.inputs[1]
     old_bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+    folded = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
+    if overridable and any(v.is_graph_input() for v in folded):
+        return False  # a caller may feed another value in its place
     stored = constant(weight)
     parameters = [constant(v) for v in norm.inputs[1:]]
     bias_tensor = constant(old_bias)
@@ -76,9 +81,8 @@ def _fold_batch_norm(graph: ir.Graph, norm: ir.Node, names: Names, version: int)
         "", "Conv", [conv.inputs[0], *weights], conv.attributes.values(), name=conv.name
     )
     carry_over(norm.outputs[0], replacement.outputs[0])
-    stale = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
     ir.convenience.replace_nodes_and_values(
         graph, norm, [conv, norm], [replacement], [norm.outputs[0]], [replacement.outputs[0]]
     )
-    remove_unused(stale)
+    remove_unused(folded)
     return True

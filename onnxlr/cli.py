@@ -190,7 +190,8 @@ def main() -> None:
     default="auto",
     show_default=True,
     metavar="RANK",
-    help="auto, evbmf, exact, a number, a fraction of the full rank (0.5), or energy:0.95.",
+    help="auto, evbmf, exact, a number, a pair (16,32), a fraction of the full rank (0.5), or "
+    "energy:0.95.",
 )
 @_machine_options
 @click.option(

@@ -16,7 +16,7 @@ Verdict = Literal["faster", "slower", "within noise"]
 SECONDS = 3.0  # a whole comparison, unless told otherwise
 FEWEST = 21  # rounds, however slow the models are
 _BLOCK_S = 2e-3  # one timed block lasts at least this long, far above the clock's resolution
-_MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
+MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """What the interval, widened by a margin of 1%, allows to say about B."""
-        if self.low > 1 + _MARGIN:
+        if self.low > 1 + MARGIN:
             return "faster"
-        return "slower" if self.high < 1 - _MARGIN else "within noise"
+        return "slower" if self.high < 1 - MARGIN else "within noise"
 
 
 def compare_sessions(

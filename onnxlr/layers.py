@@ -358,5 +358,5 @@ def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str
             return "its users see it in layouts that no one factorization serves"
         if len(layer.shape) < 3 or layer.shape[0] % max(1, layer.group):
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
-    nodes = {s.use.node for s in sightings}
-    return foreign_user(layer.weight, nodes)
+    known = {(s.use.node, s.use.slot) for s in sightings}
+    return foreign_user(layer.weight, known)

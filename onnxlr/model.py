@@ -44,6 +44,8 @@ class Source:
         Size in bytes, external data included.
     external : tuple of str
         Locations of external data files, relative to the model's folder.
+    data : bytes or None
+        The serialized model, when it came from memory.
     """
 
     model: ir.Model
@@ -52,6 +54,7 @@ class Source:
     digest: str
     nbytes: int
     external: tuple[str, ...] = ()
+    data: bytes | None = None
 
 
 def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
@@ -67,28 +70,27 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     """
     path = None
     if isinstance(model, onnx.ModelProto):
-        label, proto = "<model>", model
-        data = serialize(proto, label)
+        label, data = "<model>", serialize(model, "<model>")
+    elif isinstance(model, bytes):
+        label, data = "<model>", model
     else:
-        if isinstance(model, bytes):
-            label, data = "<model>", model
-        else:
-            path = Path(model)
-            label = str(path)
-            data = _read(path)
-        proto = onnx.ModelProto()
-        try:
-            proto.ParseFromString(data)
-        except DecodeError:
-            raise ModelError(
-                f"{label} ({len(data):,} bytes) is not an ONNX model, or is cut short: "
-                "export or copy it again"
-            ) from None
+        path = Path(model)
+        label, data = str(path), _read(path)
+    # Also of a ModelProto a copy: the graph library wraps what it is given, and changes names.
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(
+            f"{label} ({len(data):,} bytes) is not an ONNX model, or is cut short: "
+            "export or copy it again"
+        ) from None
     check_versions(proto, label)
     check_tensors(proto, label)
     external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
     nbytes = len(data)
+    original = data if path is None else None
     del data
     for location, size in external.items():
         digest.update(f"{location}:{size}".encode())
@@ -106,7 +108,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     if path is not None:
         for graph in all_graphs(built):
             ir.external_data.set_base_dir(graph, path.parent)
-    return Source(built, label, path, digest.hexdigest(), nbytes, tuple(external))
+    return Source(built, label, path, digest.hexdigest(), nbytes, tuple(external), original)
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 
 from onnxlr import latency
+from onnxlr.cost import chain_macs
 from onnxlr.decompose import AUTO, RankRule
 from onnxlr.errors import ModelError, one_line
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.latency import Comparison, compare_sessions
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
-from onnxlr.model import Source, count_params, to_proto
+from onnxlr.model import Source, count_params, load, to_proto
 from onnxlr.output import copy_source, place, save, workspace
 from onnxlr.plan import (
     AUTO_ERRORS,
@@ -197,8 +198,17 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
             place(built.path, out)
         model = onnx.load(built.path if out is None else out)
         label = None if out is None else str(out)
-        report = run.report(plan, quality, speed, built, label, time.perf_counter() - started)
+        report = run.report(
+            chosen, plan, quality, speed, built, label, time.perf_counter() - started
+        )
     return Result(model, plan, report)
+
+
+def _known_saving(layer: Layer, choice: Choice) -> int:
+    """MACs that a replacement saves at the users whose shapes are known (not those in bodies)."""
+    seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
+    known = replace(layer, uses=seen)
+    return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)
 
 
 def check_graph(source: Source) -> None:
@@ -285,7 +295,7 @@ class _Run:
                     speed = compare_sessions(
                         self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
                     )
-            why = self._over(quality)
+            why = self._too_large(built) or self._over(quality)
             if why is None and self.options.latency_vetoes and speed.verdict != "faster":
                 why = (
                     f"the whole model is not measurably faster with it "
@@ -293,7 +303,7 @@ class _Run:
                 )
             if why is None:
                 return chosen, quality, speed
-            ranked = sorted(chosen, key=lambda n: -self._saved(n, chosen[n]))
+            ranked = sorted(chosen, key=lambda n: self._worth(n, chosen[n]))
             for name in ranked[len(ranked) // 2 :]:
                 self.kept[name] = f"put back: {why}"
             chosen = {n: chosen[n] for n in ranked[: len(ranked) // 2]}
@@ -308,6 +318,10 @@ class _Run:
             source = self.prepared.source
             path, nbytes = copy_source(source, self.factory.folder, self.factory.file_name)
             return Built(path, nbytes, count_params(source.model))
+        if self.judge is None:
+            built = self.factory.build({n: c.choice for n, c in chosen.items()})
+            check_graph(load(built.path))
+            return built
         return self.factory.build({n: c.choice for n, c in chosen.items()})
 
     def decisions(self, chosen: Mapping[str, Candidate]) -> tuple[Decision, ...]:
@@ -323,6 +337,7 @@ class _Run:
 
     def report(
         self,
+        chosen: Chosen,
         plan: Plan,
         quality: Quality | None,
         speed: Comparison | None,
@@ -340,7 +355,11 @@ class _Run:
             count_params(source.model),
             count_macs(self.prepared.model, self.prepared.shapes),
         )
-        macs = before.macs - sum((d.macs_before or 0) - (d.macs_after or 0) for d in plan.replaced)
+        macs = before.macs - sum(
+            _known_saving(layer, chosen[layer.name].choice)
+            for layer in self.prepared.layers
+            if layer.name in chosen
+        )
         after = Size(out, built.nbytes, built.params, macs)
         words = "not run (--verify none): only the graph was checked"
         if self.feeding is not None:
@@ -435,18 +454,21 @@ class _Run:
         return [item for _, item in paying] or "; ".join(slow)
 
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
-        limit = self.prepared.source.nbytes
         try:
             built = self.factory.build({n: c.choice for n, c in chosen.items()})
-            if built.nbytes > limit:
-                return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
-            if self.judge is None:
-                return None
+            if (too_large := self._too_large(built)) is not None or self.judge is None:
+                return too_large
             candidate = Session(built.path, self.options.machine, "the optimized model")
             quality = self.judge.judge(candidate)
         except ModelError as error:
             return str(error)
         return self._over(quality)
+
+    def _too_large(self, built: Built) -> str | None:
+        limit = self.prepared.source.nbytes
+        if built.nbytes <= limit:
+            return None
+        return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
 
     def _over(self, quality: Quality) -> str | None:
         limit = self.options.max_drop
@@ -474,11 +496,10 @@ class _Run:
             and judge.agreement_is_blind
         )
 
-    def _saved(self, name: str, item: Candidate) -> float:
+    def _worth(self, name: str, item: Candidate) -> tuple[bool, float]:
+        """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
         timed = self.times.get((name, item))
-        if timed is not None:
-            return timed.saved_ms
-        return item.saved
+        return (True, -item.saved) if timed is None else (False, -timed.saved_ms)
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         words = []

@@ -138,7 +138,7 @@ def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
     path = folder / name
     try:
         if source.path is None:
-            return path, save(source.model, path)
+            return path, path.write_bytes(source.data or b"")
         shutil.copyfile(source.path, path)
         for location in source.external:
             (folder / location).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -177,11 +177,14 @@ def fit_methods(
     for graph_pass in passes:
         reason = graph_pass.refuse(layer)
         if reason is not None:
-            reasons.append(reason)
+            if layer.op in graph_pass.ops:
+                reasons.append(reason)
             continue
         spectra = tuple(_spectrum(stack, known) for stack in graph_pass.unfoldings(layer))
         full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
         fits.append(Fit(graph_pass, full, limit, spectra))
+    if not fits and not reasons:  # all are for other operators
+        reasons.append(f"no method replaces {layer.op} among {', '.join(p.name for p in passes)}")
     return tuple(fits), tuple(reasons)
 
 
@@ -300,7 +303,7 @@ def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
     words = "full rank" if rank == fit.full else "rank"
     return (
         f"{name}: {wanted} needs {words} {rank_words(rank)}, only up to "
-        f"{rank_words(fit.limit)} saves anything"
+        f"{rank_words(fit.limit)} saves anything{' in proportion' if len(rank) > 1 else ''}"
     )
 
 
@@ -368,8 +371,3 @@ def name_filter(include: str | None, exclude: str | None) -> Callable[[Layer], s
         return None
 
     return excluded
-
-
-def with_reason(decision: Decision, reason: str) -> Decision:
-    """The same decision for another reason."""
-    return replace(decision, reason=reason)

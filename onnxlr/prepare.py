@@ -40,8 +40,6 @@ class Prepared:
     shapes : dict
         Static shapes of the main graph's tensors, as far as known.
     layers : tuple of Layer
-    folded : int
-        BatchNormalizations folded.
     """
 
     source: Source
@@ -50,7 +48,6 @@ class Prepared:
     input_shapes: dict[str, Shape]
     shapes: dict[str, Shape]
     layers: tuple[Layer, ...]
-    folded: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +143,7 @@ def prepare(
         worth trying are taken, and shapes that inference doesn't find stay unknown.
     """
     model = source.model.clone()
-    folded = fold_batch_norms(model)
+    fold_batch_norms(model)
     specs = input_specs(model)
     if feed is not None:
         input_shapes = {name: tuple(a.shape) for name, a in feed.items()}
@@ -171,4 +168,4 @@ def prepare(
     if unknown and feed is not None:
         known |= observe_shapes(model, unknown, feed, machine)
         layers = find_layers(model, known)
-    return Prepared(source, model, specs, input_shapes, known, layers, folded)
+    return Prepared(source, model, specs, input_shapes, known, layers)

@@ -111,11 +111,6 @@ class Session:
         return once
 
 
-def runtime_version() -> str:
-    """Version of the installed ONNX Runtime."""
-    return str(_onnxruntime().__version__)
-
-
 def _onnxruntime() -> Any:
     try:
         import onnxruntime

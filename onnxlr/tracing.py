@@ -104,12 +104,12 @@ def _elements(value: ir.Value) -> int:
     return int(tensor.size) if tensor is not None else 0
 
 
-def foreign_user(value: ir.Value, known: set[ir.Node]) -> str | None:
-    """A reason if anything but the known nodes, or views that lead to them, reads the value."""
+def foreign_user(value: ir.Value, known: set[tuple[ir.Node, int]]) -> str | None:
+    """A reason if any input of a node but the known, or of views that lead there, is the value."""
     values = [value]
     while values:
-        for node, _ in values.pop().uses():
-            if node in known:
+        for node, slot in values.pop().uses():
+            if (node, slot) in known:
                 continue
             output = node.outputs[0]
             if not is_standard(node, *_VIEWS) or output.is_graph_output():

@@ -24,7 +24,7 @@ FLOORS = (
         "decompose.evbmf",
         "decompose.ranks",
         "decompose.tucker",
-        "decompose.cp",
+        "decompose.polyadic",
         "decompose",
     ),
     ("sanity", "model", "batch_norm", "output", "tracing", "runtime", "latency"),

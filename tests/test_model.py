@@ -94,6 +94,12 @@ def test_batch_norm_stays_where_the_conv_is_read_elsewhere(reader: str) -> None:
     assert fold_batch_norms(graph) == 0
 
 
+def test_parameters_that_a_caller_may_feed_are_not_folded() -> None:
+    model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("scale", 1, [4]))
+    assert fold_batch_norms(load(model).model) == 0
+
+
 def test_shared_kernels_are_not_folded() -> None:
     model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
     model.graph.node.append(node("Conv", ["x", "k"], "other"))

@@ -160,7 +160,7 @@ def test_named_methods_limit_the_choice(tmp_path: Path) -> None:
     )
     rows = {d.name: d for d in result.plan.decisions}
     assert rows["conv_a"].decision == rows["conv_b"].decision == "input-channel-svd"
-    assert rows["gemm"].reason == "input-channel-svd replaces Conv and ConvTranspose, not Gemm"
+    assert rows["gemm"].reason == "no method replaces Gemm among input-channel-svd"
 
 
 def test_include_and_exclude(tmp_path: Path) -> None:
@@ -430,3 +430,69 @@ def test_outputs_that_are_no_tensors_are_not_judged(tmp_path: Path) -> None:
     del model.graph.output[0]
     with pytest.raises(onnxlr.ModelError, match="no output that is a tensor"):
         onnxlr.optimize(model, rank="exact")
+
+
+def test_a_weight_that_one_node_reads_twice_is_kept(tmp_path: Path) -> None:
+    weight = low_rank(RNG, 64, 64, 3)
+    nodes = [node("Gemm", ["x", "w", "w"], "h", "gemm"), node("MatMul", ["h", "v"], "y", "fc")]
+    weights = {"w": weight, "v": low_rank(RNG, 64, 64, 3)}
+    model = make_model(nodes, {"x": (64, 64)}, ["y"], weights)
+    result = onnxlr.optimize(model, tmp_path / "o.onnx", rank="exact")
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["gemm"].reason == "Gemm 'gemm' also needs the whole weight"
+    assert rows["fc"].rank == (3,)
+
+
+def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path) -> None:
+    value = onnx.numpy_helper.from_array(low_rank(RNG, 64, 48, 3), "another name")
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=value)
+    model = make_model([constant, node("MatMul", ["x", "w"], "y")], {"x": (4, 64)}, ["y"], {})
+    before = model.SerializeToString(deterministic=True)
+    result = onnxlr.optimize(model, rank="exact")
+    assert model.SerializeToString(deterministic=True) == before
+    again = onnxlr.apply(result.plan, model)
+    assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+    onnxlr.optimize(model, tmp_path / "same.onnx", exclude=".")
+    assert (tmp_path / "same.onnx").read_bytes() == before
+
+
+def test_a_plan_replays_where_only_a_run_shows_shapes() -> None:
+    """A stack of matrices behind a Reshape to computed sizes."""
+    stack = np.stack([low_rank(RNG, 32, 24, 2) for _ in range(4)])
+    nodes = [
+        node("ReduceMax", ["x"], "top", keepdims=0),
+        node("Mul", ["top", "zero"], "none"),
+        node("Cast", ["none"], "cast", to=onnx.TensorProto.INT64),
+        node("Add", ["cast", "sizes"], "shape"),
+        node("Reshape", ["x", "shape"], "r"),
+        node("MatMul", ["r", "w"], "y", "stack"),
+    ]
+    weights = {"w": stack, "zero": np.zeros(1, np.float32), "sizes": np.array([4, 5, 32])}
+    model = make_model(nodes, {"x": (20, 32)}, ["y"], weights)
+    result = onnxlr.optimize(model, rank="exact")
+    assert [d.rank for d in result.plan.replaced] == [(2,)]
+    assert onnxlr.apply(result.plan, model) == result.model
+
+
+def test_macs_of_a_weight_shared_with_a_body_are_those_of_the_main_graph() -> None:
+    weight = low_rank(RNG, 64, 64, 4)
+    branch = onnx.helper.make_graph(
+        [node("MatMul", ["x", "w"], "o")],
+        "b",
+        [],
+        [onnx.helper.make_tensor_value_info("o", 1, [4, 64])],
+    )
+    nodes = [
+        node("ReduceMax", ["x"], "top", keepdims=0),
+        node("Cast", ["top"], "c", to=onnx.TensorProto.BOOL),
+        onnx.helper.make_node("If", ["c"], ["i"], then_branch=branch, else_branch=branch),
+        node("MatMul", ["x", "w"], "m"),
+        node("Add", ["i", "m"], "y"),
+    ]
+    model = make_model(nodes, {"x": (4, 64)}, ["y"], {"w": weight})
+    result = onnxlr.optimize(model, rank="exact")
+    assert result.report.input.macs == 4 * 64 * 64
+    assert result.report.output.macs == 4 * 4 * (64 + 64)
+    assert onnxlr.compare(model, result.model).b.macs == result.report.output.macs

@@ -1,7 +1,7 @@
 """The mathematics: pure functions on arrays, no ONNX here."""
 
-from onnxlr.decompose.cp import Cp, compose, cp, exact_rank
 from onnxlr.decompose.evbmf import Evbmf, evbmf
+from onnxlr.decompose.polyadic import Cp, compose, cp, exact_rank
 from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, tail_error
 from onnxlr.decompose.svd import spectrum, truncated_svd
 from onnxlr.decompose.tucker import tucker2

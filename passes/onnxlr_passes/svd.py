@@ -26,9 +26,12 @@ class Svd(GraphPass):
             return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
         if len(layer.shape) < 2:
             return f"the weight is a vector of {layer.params}, which has rank 1 already"
-        if len(layer.shape) > 2 and any(len(use.x_shape or ()) < 2 for use in layer.uses):
-            # A vector times a stack is a matrix, which the second factor would take for its rows.
-            return "a stack of matrices meets a vector, or an operand of unknown rank"
+        operands = [use.x_shape for use in layer.uses] if len(layer.shape) > 2 else []
+        if None in operands:
+            return "the weight is a stack of matrices, the rank of what it meets is unknown"
+        if any(len(shape or ()) < 2 for shape in operands):
+            # Their product is a matrix, which the second factor would take for its rows.
+            return "the weight is a stack of matrices and meets a vector"
         return None
 
     def full_rank(self, layer: Layer) -> Rank:

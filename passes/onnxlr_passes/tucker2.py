@@ -25,9 +25,10 @@ class Tucker2(GraphPass):
         return refuse_other_ops(layer, self.name)
 
     def full_rank(self, layer: Layer) -> Rank:
-        """All input and all output channels of a group."""
+        """All input and all output channels of a group, or as many as the other side spans."""
         kernel = kernel_of(layer)
-        return kernel.inputs, kernel.outputs
+        inputs, outputs, positions = kernel.inputs, kernel.outputs, kernel.positions
+        return min(inputs, outputs * positions), min(outputs, inputs * positions)
 
     def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
         """The mode-S and the mode-T unfolding of every group."""

@@ -5,7 +5,7 @@ import pytest
 import tensorly.decomposition
 
 from onnxlr.decompose import compose, cp, exact_rank
-from onnxlr.decompose.cp import Cp
+from onnxlr.decompose.polyadic import Cp
 
 
 def planted(shape: tuple[int, ...], rank: int, seed: int) -> tuple[np.ndarray, ...]:
