@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.decompose import evbmf
+from onnxlr.decompose import RankRule
 from onnxlr.graph_pass import Rank, choose_passes
 from onnxlr.layers import Layer
 from onnxlr.model import Source
@@ -79,11 +79,12 @@ def inspect_source(
 
 
 def _describe(fit: Fit) -> MethodFit:
+    rule = RankRule("evbmf")
     return MethodFit(
         fit.graph_pass.name,
         fit.full,
         fit.limit,
-        tuple(max(evbmf(row, s.m, s.n).rank for row in s.values) for s in fit.spectra),
+        tuple(rule.select(s.values, s.m, s.n, 0.0) for s in fit.spectra),
         {
             p: tuple(int(np.argmax(s.errors <= np.sqrt(1 - p))) for s in fit.spectra)
             for p in (0.9, 0.99)

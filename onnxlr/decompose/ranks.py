@@ -14,6 +14,7 @@ from onnxlr.errors import UsageError
 Array = NDArray[np.float64]
 Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
 
+_MOST_EVBMF = 512  # matrices of a stack that EVBMF looks at
 _GRAMMAR = (
     "auto, evbmf, exact, a number (32), a pair (16,32), a fraction of the full rank (0.5) or "
     "energy:0.95"
@@ -68,7 +69,9 @@ class RankRule:
         if self.kind == "fraction":
             return max(1, round(self.value * full))
         if self.kind == "evbmf":
-            return max(evbmf(row, m, n).rank for row in values)
+            # Of many small matrices the largest decide: noise in the others is below theirs.
+            order = np.argsort(-np.square(values).sum(axis=1), kind="stable")
+            return max(evbmf(row, m, n).rank for row in values[order[:_MOST_EVBMF]])
         if self.kind == "energy":
             return rank_for_error(values, float(np.sqrt(max(0.0, 1.0 - self.value))))
         if self.kind == "exact":

@@ -23,6 +23,7 @@ class SliceSvd(GraphPass):
     name: ClassVar[str] = "slice-svd"
     summary: ClassVar[str] = "S→T as kh×1 grouped conv S→S·T·r, 1×kw grouped conv to T"
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
+    automatic: ClassVar[bool] = False
     paper: ClassVar[str] = "Rigamonti et al. 2013 (separable filters), slice by slice"
 
     def refuse(self, layer: Layer) -> str | None:
