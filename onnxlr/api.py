@@ -9,13 +9,13 @@ import onnx
 
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
+from onnxlr.factory import Factory
 from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import (
-    Factory,
     Options,
     Result,
     Target,

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 
 from onnxlr import latency
 from onnxlr.cost import chain_macs
 from onnxlr.decompose import AUTO, RankRule
-from onnxlr.errors import ModelError, one_line
-from onnxlr.graph_pass import GraphPass, Rank, choose_passes
+from onnxlr.errors import ModelError
+from onnxlr.factory import Built, Factory, check_graph
+from onnxlr.graph_pass import choose_passes
 from onnxlr.latency import Comparison, compare_sessions
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
-from onnxlr.model import Source, count_params, load, to_proto
-from onnxlr.output import copy_source, place, save, workspace
+from onnxlr.model import Source, count_params, load
+from onnxlr.output import copy_source, place, workspace
 from onnxlr.plan import (
     AUTO_ERRORS,
     UNVERIFIED_AUTO_ERROR,
@@ -34,14 +34,13 @@ from onnxlr.plan import (
     keep,
     name_filter,
     named_candidates,
-    plan_digest,
     rank_words,
     use,
 )
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress
 from onnxlr.report import Report, Size
-from onnxlr.rewrite import Choice, Factors, rewrite
+from onnxlr.rewrite import Choice
 from onnxlr.runtime import ONE_CPU_THREAD, Machine, Session
 from onnxlr.search import Chosen, Trials, boldest
 from onnxlr.verify import Judge, Quality
@@ -92,54 +91,6 @@ class Result:
     model: onnx.ModelProto
     plan: Plan
     report: Report
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model that was written: where, its bytes, and its weight elements."""
-
-    path: Path
-    nbytes: int
-    params: int
-
-
-@dataclass
-class Factory:
-    """Builds and saves models for sets of choices; each factorization is made once."""
-
-    prepared: Prepared
-    folder: Path
-    file_name: str
-    _factors: dict[tuple[str, str, Rank], Factors] = field(default_factory=dict)
-
-    def build(self, choices: Mapping[str, Choice]) -> Built:
-        """Write the model for these choices.
-
-        The file carries onnxlr's version and the plan's digest in its ``metadata_props``.
-        """
-        from onnxlr import __version__
-
-        prepared = self.prepared
-        model = rewrite(prepared.model, prepared.shapes, choices, self._factorize)
-        chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
-        model.metadata_props["onnxlr_version"] = __version__
-        model.metadata_props["onnxlr_plan"] = plan_digest(prepared.source.digest, chosen)
-        path = self.folder / self.file_name
-        return Built(path, save(model, path), count_params(model))
-
-    def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factors:
-        key = (layer.name, graph_pass.name, rank)
-        if key not in self._factors:
-            dtype = layer.dtype.numpy()
-            with np.errstate(over="ignore"):
-                factors = tuple(f.astype(dtype) for f in graph_pass.factorize(layer, rank))
-            if not all(np.isfinite(f).all() for f in factors):
-                raise ModelError(
-                    f"the factors of {layer.name!r} at rank {list(rank)} are beyond what "
-                    f"{layer.dtype.name} holds"
-                )
-            self._factors[key] = factors
-        return self._factors[key]
 
 
 def optimize(source: Source, out: Path | None, options: Options, progress: Progress) -> Result:
@@ -209,30 +160,6 @@ def _known_saving(layer: Layer, choice: Choice) -> int:
     seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
     known = replace(layer, uses=seen)
     return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)
-
-
-def check_graph(source: Source) -> None:
-    """Hold a model against the ONNX checker; all that is done where nothing is run.
-
-    Raises
-    ------
-    ModelError
-        With what the checker says.
-    """
-    try:
-        if source.external:
-            onnx.checker.check_model(source.path or "")
-            return
-        proto = to_proto(source.model)
-        for output in proto.graph.output:
-            # Runtimes find out the shapes of outputs themselves; the checker insists on some.
-            if output.type.WhichOneof("value") in (None, "tensor_type"):
-                tensor = output.type.tensor_type
-                tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
-                tensor.shape.SetInParent()
-        onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{source.label} fails the ONNX checker: {one_line(error)}") from None
 
 
 @dataclass

@@ -31,7 +31,7 @@ FLOORS = (
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "rewrite", "layer_timing"),
     ("prepare", "plan", "search", "verify", "inspection", "report"),
-    ("optimizer",),
+    ("factory", "optimizer"),
     ("api",),
     ("",),  # the package itself: the public names
     ("tables", "cli"),
