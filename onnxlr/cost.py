@@ -9,10 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.graph_pass import AttributeValue, GraphPass, Rank
-from onnxlr.layers import Layer, Shape, Use
+from onnxlr.layers import HEAVY, Layer, Shape, Use, operator_macs
 
 _OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
-_HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
 def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
@@ -77,13 +76,10 @@ class _PaperWriter:
             ir_version=8,
         )["o"]
         shape = tuple(d.dim_value for d in inferred.tensor_type.shape.dim)
-        x, w = (self._shape(v) if v is not None else () for v in (*inputs, None)[:2])
-        if op_type == "ConvTranspose":
-            self.macs += math.prod(x) * math.prod(w[1:])
-        elif op_type == "Conv":
-            self.macs += math.prod(shape) * math.prod(w[1:])
-        elif op_type in _HEAVY:
-            self.macs += math.prod(shape) * (x[0] if attributes.get("transA") else x[-1])
+        if op_type in HEAVY:
+            x, w = (self._shape(v) for v in inputs[:2] if v is not None)
+            flipped = bool(attributes.get("transA"))
+            self.macs += operator_macs(op_type, x, w, shape, trans_a=flipped)
         return _value(shape)
 
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:

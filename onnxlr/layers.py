@@ -188,11 +188,23 @@ def _use_macs(use: Use, shape: Shape) -> int | None:
     return None
 
 
+HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+
+
 def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the main graph whose multiply-accumulates count."""
     for node in model.graph:
-        if is_standard(node, "MatMul", "Gemm", "Conv", "ConvTranspose"):
+        if is_standard(node, *HEAVY):
             yield node
+
+
+def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) -> int:
+    """Multiply-accumulates of a ``HEAVY`` operator from the shapes of its inputs and its output."""
+    if op_type == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])
+    if op_type == "Conv":
+        return math.prod(y) * math.prod(w[1:])
+    return math.prod(y) * (x[0] if trans_a else x[-1])
 
 
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
@@ -204,7 +216,7 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
     def shape_of(value: ir.Value | None) -> Shape | None:
         tensor = constant(value)
         if tensor is not None:
-            return tuple(tensor.numpy().shape)
+            return tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
         return shapes.get(value.name or "") if value is not None else None
 
     total = 0
@@ -212,12 +224,8 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
         x, w, y = (shape_of(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
         if x is None or w is None or y is None:
             continue
-        if node.op_type == "ConvTranspose":
-            total += math.prod(x) * math.prod(w[1:])
-        elif node.op_type == "Conv":
-            total += math.prod(y) * math.prod(w[1:])
-        else:
-            total += math.prod(y) * (x[0] if int_attr(node, "transA", 0) else x[-1])
+        flipped = bool(int_attr(node, "transA", 0))
+        total += operator_macs(node.op_type, x, w, y, trans_a=flipped)
     return total
 
 

@@ -240,16 +240,15 @@ class _Run:
         return {}, quality, speed
 
     def finish(self, chosen: Chosen) -> Built:
-        """The file to hand over: built anew, or the original where nothing is replaced."""
+        """The file to hand over: the one that was verified, or the original."""
         if not chosen:
             source = self.prepared.source
             path, nbytes = copy_source(source, self.factory.folder, self.factory.file_name)
             return Built(path, nbytes, count_params(source.model))
+        built = self.factory.build({n: c.choice for n, c in chosen.items()})
         if self.judge is None:
-            built = self.factory.build({n: c.choice for n, c in chosen.items()})
             check_graph(load(built.path))
-            return built
-        return self.factory.build({n: c.choice for n, c in chosen.items()})
+        return built
 
     def decisions(self, chosen: Mapping[str, Candidate]) -> tuple[Decision, ...]:
         """A decision with its reason for every layer."""
