@@ -10,7 +10,7 @@ import onnx
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
 from onnxlr.factory import Factory
-from onnxlr.graph_pass import choose_passes
+from onnxlr.graph_pass import WeightPass, choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
@@ -22,7 +22,7 @@ from onnxlr.optimizer import (
 )
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.output import check_destination, copy_source, place, workspace
-from onnxlr.plan import Plan, rank_words
+from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
@@ -52,6 +52,7 @@ def optimize(
     batch: int = 1,
     shape: Sequence[str] = (),
     verify: str = "full",
+    expand_at_load: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
@@ -84,6 +85,9 @@ def optimize(
     shape : sequence of str
         ``NAME:1,3,224,224`` for inputs with dynamic axes.
     verify : {"full", "none"}
+    expand_at_load : bool
+        Also store weights, of any operator, as factors that are multiplied in the graph: the file
+        gets smaller, the run stays as it is.
     seed : int
 
     Returns
@@ -135,6 +139,7 @@ def optimize(
         validation=validation,
         labels=labels,
         verify="full" if verify == "full" else "none",
+        expand_at_load=expand_at_load,
         seed=seed,
     )
     choose_passes(options.methods)
@@ -349,14 +354,10 @@ def _misfit(layer: Layer | None, choice: Choice) -> str | None:
     seen = all(use.x_shape is not None for use in layer.uses)
     # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
     refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
-    if (reason := layer.refusal or refuses) is not None:
+    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
+    if (reason := barred or refuses) is not None:
         return reason
-    full = graph_pass.full_rank(layer)
-    if len(choice.rank) == len(full) and all(
-        r <= f for r, f in zip(choice.rank, full, strict=True)
-    ):
-        return None
-    return f"rank {rank_words(choice.rank)} is not within {rank_words(full)}"
+    return graph_pass.misfit(layer, choice.rank)
 
 
 def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:

@@ -190,8 +190,8 @@ def main() -> None:
     default="auto",
     show_default=True,
     metavar="RANK",
-    help="auto, evbmf, exact, a number, a pair (16,32), a fraction of the full rank (0.5), or "
-    "energy:0.95.",
+    help="auto, evbmf, exact, a number, a pair (16,32), a rank on p×q tiles (8,2,2), a fraction of "
+    "the full rank (0.5), or energy:0.95.",
 )
 @_machine_options
 @click.option(
@@ -200,6 +200,12 @@ def main() -> None:
     default="full",
     show_default=True,
     help="Run the saved model beside the original, or only check the graph.",
+)
+@click.option(
+    "--expand-at-load",
+    is_flag=True,
+    help="Also store weights, of any operator, as factors that are multiplied when the session "
+    "loads: a smaller file, the same run time.",
 )
 @click.option("--plan-out", metavar="FILE", help="Write the plan, for `onnxlr apply`.")
 @click.option("--json", "json_out", metavar="FILE", help="Write the report as JSON (- to print).")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 
 Shape = tuple[int, ...]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Kernel:
         """The spatial shape in words."""
         return "×".join(map(str, self.spatial))
 
-    def load(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    def load(self, stored: NDArray[T]) -> NDArray[T]:
         """From the stored shape to (group, outputs, inputs, positions)."""
         first, second = (
             (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
@@ -73,7 +75,7 @@ def kernel_of(layer: Layer) -> Kernel:
 
 def refuse_other_ops(layer: Layer, name: str) -> str | None:
     """A reason for every layer that is no convolution."""
-    if layer.kind in ("conv", "conv-transpose"):
+    if layer.convolves:
         return None
     return f"{name} replaces Conv and ConvTranspose, not {layer.op}"
 

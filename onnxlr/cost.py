@@ -1,4 +1,4 @@
-"""What a chain costs: its nodes are written onto paper, and their work is counted."""
+"""What a chain costs, counted on nodes written onto paper; and how far from the weight it is."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.graph_pass import AttributeValue, GraphPass, Rank
+from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank
 from onnxlr.layers import HEAVY, Layer, Shape, Use, operator_macs
 
 _OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
@@ -21,6 +21,8 @@ def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
 
 def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
     """Multiply-accumulates of the chains that replace all users; None if a shape is unknown."""
+    if not isinstance(graph_pass, ChainPass):
+        return layer.macs  # its users run on the whole weight
     total = 0
     for use in layer.uses:
         if use.x_shape is None or use.y_shape is None:
@@ -30,6 +32,23 @@ def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
         graph_pass.write(layer, use, rank, factors, writer)
         total += writer.macs
     return total
+
+
+def weight_error(
+    layer: Layer, graph_pass: GraphPass, rank: Rank, factors: tuple[NDArray[np.generic], ...]
+) -> float:
+    """‖W − Ŵ‖ / ‖W‖ in double precision, Ŵ the weight that the factors stand for.
+
+    Given the factors as they are stored, their rounding to half precision counts too.
+    """
+    weight = layer.array().astype(np.float64)
+    scale = float(np.abs(weight).max(initial=0.0))
+    if scale == 0.0:
+        return 0.0
+    doubles = tuple(f.astype(np.float64) for f in factors)
+    rest = graph_pass.compose(layer, rank, doubles) - weight
+    # Divided first, so that neither 1e-200 nor 1e200 leaves the range when squared.
+    return float(np.linalg.norm(rest / scale) / np.linalg.norm(weight / scale))
 
 
 class _PaperWriter:
@@ -49,6 +68,8 @@ class _PaperWriter:
         """Add a node and return its output, of known shape."""
         if op_type == "Shape" and inputs[0] is not None:
             return self.constant(np.array(self._shape(inputs[0])), ir.DataType.INT64)
+        if op_type in ("Slice", "Concat") and all(v in self._data for v in inputs):
+            return self._computed(op_type, inputs)
         names = {v: f"i{i}" for i, v in enumerate(inputs) if v is not None}
         node = onnx.helper.make_node(
             op_type,
@@ -80,13 +101,24 @@ class _PaperWriter:
             x, w = (self._shape(v) for v in inputs[:2] if v is not None)
             flipped = bool(attributes.get("transA"))
             self.macs += operator_macs(op_type, x, w, shape, trans_a=flipped)
-        return _value(shape)
+        output = _value(shape)
+        if inferred.tensor_type.elem_type == onnx.TensorProto.INT64:
+            self._indices.add(output)
+        return output
 
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """Add a small constant, whose data shapes may depend on."""
         value = _value(array.shape)
         self._data[value] = onnx.numpy_helper.from_array(array.astype(dtype.numpy()))
         return value
+
+    def _computed(self, op_type: str, inputs: list[ir.Value | None]) -> ir.Value:
+        """The result of an operator on known data: shapes that are put together as it runs."""
+        data = [onnx.numpy_helper.to_array(self._data[v]) for v in inputs if v is not None]
+        if op_type == "Concat":
+            return self.constant(np.concatenate(data), ir.DataType.INT64)
+        start, end = (int(bound[0]) for bound in data[1:3])
+        return self.constant(data[0][start:end], ir.DataType.INT64)
 
     def _shape(self, value: ir.Value) -> Shape:
         if value in self._shapes:

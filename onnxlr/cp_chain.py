@@ -1,24 +1,23 @@
 """What the two CP passes share: the decomposition of a layer, and ranks that it has to try."""
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, kernel_of, refuse_other_ops
-from onnxlr.decompose import Cp, RankRule, Spectrum, cp, exact_rank
-from onnxlr.graph_pass import GraphPass, Rank
+from onnxlr.decompose import Cp, RankRule, Spectrum, compose, cp, exact_rank
+from onnxlr.graph_pass import Array, ChainPass, Rank
+from onnxlr.kept import Kept
 from onnxlr.layers import Layer
 
 _GRID = 8  # the multiple that CP ranks are rounded up to
-_KEPT: OrderedDict[tuple[bytes, tuple[int, ...], int], Cp] = OrderedDict()
-_MOST_KEPT = 256
+_KEPT = Kept[Cp](256)
 
 
-class CpPass(GraphPass):
+class CpPass(ChainPass):
     """A convolution as a sum of R outer products, one group only.
 
     No spectrum tells the error of a CP rank: it takes the decomposition itself. So a CP is never
@@ -27,6 +26,7 @@ class CpPass(GraphPass):
 
     ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
     automatic: ClassVar[bool] = False
+    fallback: ClassVar[str] = "tucker2"
 
     def refuse(self, layer: Layer) -> str | None:
         """Ungrouped convolutions with a kernel larger than 1×1."""
@@ -59,13 +59,15 @@ class CpPass(GraphPass):
         kernel = kernel_of(layer)
         tensor = np.ascontiguousarray(kernel.load(layer.array()))
         shape = self.tensor_shape(kernel)
-        digest = hashlib.blake2b(tensor.view(np.uint8).data, digest_size=16).digest()
-        key = (digest, shape, rank)
-        if key not in _KEPT:
-            _KEPT[key] = cp(tensor.reshape(shape), rank)
-            while len(_KEPT) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
-        return _KEPT[key]
+        return _KEPT.get(tensor, (shape, rank), partial(cp, tensor.reshape(shape), rank))
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """Σ_r of the outer products, from the chain's own factors."""
+        kernel = kernel_of(layer)
+        first, *lines, last = factors
+        modes = (last.reshape(-1, rank[0]), first.reshape(rank[0], -1).T)
+        axes = (line.reshape(rank[0], -1).T for line in lines)
+        return kernel.store(compose((*modes, *axes))[None])
 
     def select(
         self,
@@ -74,7 +76,7 @@ class CpPass(GraphPass):
         spectra: Sequence[Spectrum],
         precision: float,
         limit: Rank,
-    ) -> Rank:
+    ) -> Rank | str:
         """The rank of a rule: the unfoldings' largest for ``evbmf``, rounded up to 8.
 
         A fraction is one of the rank at break-even. ``exact`` and ``energy`` search for the
@@ -82,7 +84,7 @@ class CpPass(GraphPass):
         """
         (full,) = self.full_rank(layer)
         if rule.kind == "number":
-            return (min(rule.numbers[0], full),)
+            return super().select(layer, rule, spectra, precision, limit)
         if rule.kind == "fraction":
             return (max(1, round(rule.value * limit[0])),)
         if rule.kind == "evbmf":
@@ -110,20 +112,16 @@ class CpPass(GraphPass):
             return None
         return (
             f"{self.name} of rank {rank[0]} degenerates (its components' squares sum to "
-            f"{found.growth:.3g} times the kernel's): tucker2 is the stable choice"
+            f"{found.growth:.3g} times the kernel's)"
         )
-
-    def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
-        """Relative weight error of the decomposition itself; all of it if it degenerates."""
-        found = self.decompose(layer, rank[0])
-        return 1.0 if found.degenerate else min(1.0, found.error)
 
     def _search(self, layer: Layer, error: float, least: int, most: int, step: int) -> int | None:
         """Bisect the ranks least, least + step, … up to most; None if none is close enough."""
         ranks = range(least, most + 1, step)
 
         def close(rank: int) -> bool:
-            return self.error(layer, (rank,), ()) <= error
+            found = self.decompose(layer, rank)
+            return not found.degenerate and found.error <= error
 
         if not ranks or not close(ranks[-1]):
             return None

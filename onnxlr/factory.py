@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError, one_line
 from onnxlr.graph_pass import GraphPass, Rank
 from onnxlr.layers import Layer
@@ -59,6 +60,11 @@ class Factory:
         built = Built(path, save(model, path), count_params(model))
         self._last = (dict(choices), built)
         return built
+
+    def error(self, layer: Layer, choice: Choice) -> float:
+        """Relative error of a layer's factors as they are stored."""
+        factors = self._factorize(layer, choice.graph_pass, choice.rank)
+        return weight_error(layer, choice.graph_pass, choice.rank, factors)
 
     def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factors:
         key = (layer.name, graph_pass.name, rank)

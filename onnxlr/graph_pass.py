@@ -37,11 +37,17 @@ class Writer(Protocol):
         """Add a small constant that is no factor."""
 
 
-class GraphPass(ABC):
-    """One way to replace a layer by a low-rank chain.
+def rank_words(rank: Rank) -> str:
+    """A rank as it is read and written: a number, or numbers with commas."""
+    return ",".join(map(str, rank))
 
-    A pass states what it supports (a refusal carries its reason), what its factors are, what they
-    cost, and the nodes it writes. It keeps no state: one instance serves every model.
+
+class GraphPass(ABC):
+    """One way to store a layer's weight as factors; see ``ChainPass`` and ``WeightPass``.
+
+    A pass states what it supports (a refusal carries its reason), what its factors are, and the
+    nodes it writes; what they cost is counted on those. It keeps no state: one instance serves
+    every model.
     """
 
     name: ClassVar[str]
@@ -50,6 +56,10 @@ class GraphPass(ABC):
     paper: ClassVar[str] = ""
     # Whether `--method auto` tries it; the others are there when they are named.
     automatic: ClassVar[bool] = True
+    # How many numbers a named rank may have.
+    numbers: ClassVar[tuple[int, ...]] = (1,)
+    # The pass that takes over where the factors of this one are unusable.
+    fallback: ClassVar[str] = ""
 
     @abstractmethod
     def refuse(self, layer: Layer) -> str | None:
@@ -72,10 +82,21 @@ class GraphPass(ABC):
         """The factors, in double precision and in the order of ``factor_shapes``."""
 
     @abstractmethod
-    def write(
-        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
-    ) -> ir.Value:
-        """Write the chain that replaces one user, and return the value of its output."""
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The weight that factors stand for, in the layer's shape."""
+
+    def ladder(self, layer: Layer) -> tuple[Rank, ...]:
+        """Ranks from the smallest to the full one, in proportion to it."""
+        full = self.full_rank(layer)
+        top = max(full)
+        return tuple(tuple(-(-r * step // top) for r in full) for step in range(1, top + 1))
+
+    def misfit(self, layer: Layer, rank: Rank) -> str | None:
+        """Why a rank is none of this method's for a layer it doesn't refuse; None if it is."""
+        full = self.full_rank(layer)
+        if len(rank) == len(full) and all(0 < r <= f for r, f in zip(rank, full, strict=True)):
+            return None
+        return f"rank {rank_words(rank)} is not within {rank_words(full)}"
 
     def select(
         self,
@@ -84,12 +105,28 @@ class GraphPass(ABC):
         spectra: Sequence[Spectrum],
         precision: float,
         limit: Rank,
-    ) -> Rank:
-        """The rank that a rule other than ``auto`` gives; 0 where it finds nothing to keep.
+    ) -> Rank | str:
+        """The rank that a rule other than ``auto`` gives, or why it gives none.
 
-        ``limit`` is the rank at break-even, for methods whose ranks have no other measure.
+        A component is 0 where the rule finds nothing to keep. ``limit`` is the rank at break-even,
+        for methods whose ranks have no other measure.
         """
-        return tuple(rule.select(s.values, s.m, s.n, precision, i) for i, s in enumerate(spectra))
+        if (reason := self.takes(rule)) is not None:
+            return reason
+        full = self.full_rank(layer)
+        if not rule.needs_spectrum:
+            return tuple(rule.of_full(r, i) for i, r in enumerate(full))
+        return tuple(rule.select(s.values, s.m, s.n, precision) for s in spectra)
+
+    def takes(self, rule: RankRule) -> str | None:
+        """Why a rule names too many or too few numbers for the method; None if it doesn't."""
+        if len(rule.numbers) in (0, *self.numbers):
+            return None
+        wanted = " or ".join(map(str, self.numbers))
+        return (
+            f"{self.name} takes {wanted} number{'s' if self.numbers != (1,) else ''}, --rank "
+            f"{rule} names {len(rule.numbers)}"
+        )
 
     def ranks_within(
         self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
@@ -111,13 +148,31 @@ class GraphPass(ABC):
         """Why the factors of a rank must not be used, where only factorizing shows it."""
         return None
 
-    def error(self, layer: Layer, rank: Rank, spectra: Sequence[Spectrum]) -> float:
-        """Relative weight error: exact for one component, an upper bound for several.
 
-        The bound is that of the truncated higher-order SVD (De Lathauwer et al. 2000).
-        """
-        tails = [s.errors[r] for s, r in zip(spectra, rank, strict=True)]
-        return min(1.0, float(np.linalg.norm(tails)))
+class ChainPass(GraphPass):
+    """A pass whose factors become nodes of their own: fewer parameters and fewer MACs."""
+
+    @abstractmethod
+    def write(
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """Write the chain that replaces one user, and return the value of its output."""
+
+
+class WeightPass(GraphPass):
+    """A pass that stores factors and leaves every user as it is: fewer parameters, the same MACs.
+
+    It exists for any weight, whatever reads it, and is given it as it is stored.
+    """
+
+    ops: ClassVar[tuple[str, ...]] = ()
+    automatic: ClassVar[bool] = False
+
+    @abstractmethod
+    def restore(
+        self, layer: Layer, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """Write the nodes that multiply the factors back to the stored weight."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from onnxlr.tracing import Trace, foreign_user, trace
 Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+T = TypeVar("T", bound=np.generic)
 
 # Operator → which inputs may hold its weight, and what kind of layer that makes.
 _STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {
@@ -120,7 +121,9 @@ class Layer:
         As stored.
     uses : tuple of Use
     refusal : str or None
-        Why no method at all can replace it.
+        Why no chain can replace it, whatever the method.
+    locked : str or None
+        Why its stored weight can't be replaced either; implies a refusal.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Layer:
     dtype: ir.DataType
     uses: tuple[Use, ...]
     refusal: str | None = None
+    locked: str | None = None
     _perm: Shape | None = field(default=None, repr=False)
 
     @property
@@ -147,11 +151,42 @@ class Layer:
     @property
     def group(self) -> int:
         """Groups of a convolution; 1 for everything else."""
-        convolves = self.kind in ("conv", "conv-transpose")
-        return int_attr(self.uses[0].node, "group", 1) if convolves else 1
+        return int_attr(self.uses[0].node, "group", 1) if self.convolves else 1
+
+    @property
+    def convolves(self) -> bool:
+        """Whether its users are convolutions, transposed or not."""
+        return self.kind in ("conv", "conv-transpose")
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Shape of the weight as it is stored."""
+        if self._perm is None:
+            return self.shape
+        return tuple(self.shape[self._perm.index(i)] for i in range(len(self._perm)))
+
+    def lookup_axis(self, use: Use) -> int:
+        """The axis of ``shape`` along which a Gather looks up."""
+        count = len(self.shape)
+        axis = int_attr(use.node, "axis", 0) % count
+        return 2 * count - 3 - axis if use.swapped and axis >= count - 2 else axis
 
     def array(self) -> NDArray[np.generic]:
         """The weight as the first user sees it, in its stored type.
+
+        Raises
+        ------
+        ModelError
+            If it holds NaN or infinity.
+        """
+        return self.seen(self.stored_array())
+
+    def seen(self, stored: NDArray[T]) -> NDArray[T]:
+        """From the stored layout to the one that the first user sees."""
+        return stored if self._perm is None else stored.transpose(self._perm)
+
+    def stored_array(self) -> NDArray[np.generic]:
+        """The weight as it is stored.
 
         Raises
         ------
@@ -167,7 +202,7 @@ class Layer:
                 f"the weight {self.weight.name!r} of {self.op} {self.name!r} holds {bad} NaN or "
                 f"infinite values out of {array.size}: repair or re-export the model"
             )
-        return array if self._perm is None else array.transpose(self._perm)
+        return array
 
 
 def _use_macs(use: Use, shape: Shape) -> int | None:
@@ -314,9 +349,10 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
     stored = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
     perm = first.seen.perm
     uses = []
-    reason = next((s.seen.reason for s in sightings if s.seen.reason), None)
+    locked = next((s.seen.reason for s in sightings if s.seen.reason), None)
+    reason = locked
     if first.kind == "recurrent":
-        reason = f"no method replaces the weights of {first.use.node.op_type}"
+        reason = reason or f"no method replaces the weights of {first.use.node.op_type}"
     for s in sightings:
         swapped = s.seen.perm != perm
         if swapped and s.seen.perm != _swap_last(perm):
@@ -332,17 +368,19 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         tensor.dtype,
         tuple(uses),
         None,
+        None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
-    return replace(layer, refusal=reason or _refusal(layer, sightings, place))
+    locked = locked or _lock(layer, sightings, place)
+    return replace(layer, locked=locked, refusal=locked or reason or _refusal(layer, sightings))
 
 
 def _swap_last(perm: Shape) -> Shape:
     return (*perm[:-2], perm[-1], perm[-2]) if len(perm) > 1 else perm
 
 
-def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | None:
-    """Why no method can replace the layer, whatever the method."""
+def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | None:
+    """Why the stored weight must stay as it is, whatever the method."""
     if layer.kind == "quantized":
         return f"{layer.op} is already quantized: left alone"
     if layer.dtype not in _FLOATS:
@@ -352,14 +390,19 @@ def _refusal(layer: Layer, sightings: list[_Sighting], place: str | None) -> str
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
     if place is not None:
-        return f"{place}: functions are not rewritten by this version"
+        return f"{place}, which can't be inlined"
+    if layer.weight.is_graph_output():
+        return "the weight is also an output of the graph"
+    return None
+
+
+def _refusal(layer: Layer, sightings: list[_Sighting]) -> str | None:
+    """Why no chain can replace the layer, whatever the method."""
     kinds = {s.kind for s in sightings}
     if len(kinds) > 1:
         ops = ", ".join(dict.fromkeys(s.use.node.op_type for s in sightings))
         return f"shared by {ops}, which no one factorization serves"
-    if layer.weight.is_graph_output():
-        return "the weight is also an output of the graph"
-    if layer.kind in ("conv", "conv-transpose"):
+    if layer.convolves:
         if len({int_attr(s.use.node, "group", 1) for s in sightings}) > 1:
             return "its users have different groups"
         if any(use.swapped for use in layer.uses):

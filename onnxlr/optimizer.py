@@ -13,9 +13,9 @@ import onnx
 from onnxlr import latency
 from onnxlr.cost import chain_macs
 from onnxlr.decompose import AUTO, RankRule
-from onnxlr.errors import ModelError
+from onnxlr.errors import ModelError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
-from onnxlr.graph_pass import choose_passes
+from onnxlr.graph_pass import WeightPass, choose_passes, find_pass, rank_words
 from onnxlr.latency import Comparison, compare_sessions
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
@@ -34,7 +34,6 @@ from onnxlr.plan import (
     keep,
     name_filter,
     named_candidates,
-    rank_words,
     use,
 )
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
@@ -47,6 +46,8 @@ from onnxlr.verify import Judge, Quality
 
 Target = Literal["latency", "macs", "params", "bytes"]
 
+
+EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
 _TIMED_METHODS = 3
@@ -74,6 +75,7 @@ class Options:
     validation: str | Path | None = None
     labels: str | None = None
     verify: Literal["full", "none"] = "full"
+    expand_at_load: bool = False
     seed: int = 0
 
     @property
@@ -103,6 +105,13 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
     """
     started = time.perf_counter()
     passes = choose_passes(options.methods)
+    if options.expand_at_load:
+        passes += tuple(p for p in (find_pass(EXPAND),) if p not in passes)
+    if all(p.takes(options.rank) is not None for p in passes):
+        raise UsageError(
+            f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
+            f"{', '.join(p.name for p in passes)} takes"
+        )
     excluded = name_filter(options.include, options.exclude)
     session = feeding = None
     if options.verify == "none":
@@ -137,6 +146,9 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
             fits[layer.name] = found
             if not found:
                 kept[layer.name] = "; ".join(dict.fromkeys(reasons))
+            if options.rank.needs_spectrum:  # now, where progress shows, not at the first look
+                for fit in found:
+                    len(fit.spectra)
             step(layer.name)
     with workspace(out) as folder:
         factory = Factory(prepared, folder, out.name if out is not None else "model.onnx")
@@ -223,9 +235,12 @@ class _Run:
                         self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
                     )
             why = self._too_large(built) or self._over(quality)
-            if why is None and self.options.latency_vetoes and speed.verdict != "faster":
+            # What only makes the file smaller has to be no slower, the rest has to be faster.
+            stored = any(isinstance(c.choice.graph_pass, WeightPass) for c in chosen.values())
+            wanted = ("faster", "within noise") if stored else ("faster",)
+            if why is None and self.options.latency_vetoes and speed.verdict not in wanted:
                 why = (
-                    f"the whole model is not measurably faster with it "
+                    f"the whole model is {'slower' if stored else 'not measurably faster'} with it "
                     f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
                 )
             if why is None:
@@ -258,7 +273,8 @@ class _Run:
             if item is None:
                 rows.append(keep(layer, self.kept.get(layer.name, "no method was chosen")))
                 continue
-            rows.append(use(layer, item, self._why(layer, item)))
+            error = self.factory.error(layer, item.choice)
+            rows.append(use(layer, item, self._why(layer, item), error))
         return tuple(rows)
 
     def report(
@@ -336,7 +352,8 @@ class _Run:
 
     def _level(self, number: int, error: float) -> Chosen:
         """The set of replacements at a weight error (`auto`), or at the named ranks."""
-        goal: Goal = "params" if self.options.target in ("params", "bytes") else "macs"
+        sized = self.options.target in ("params", "bytes") or self.options.expand_at_load
+        goal: Goal = "params" if sized else "macs"
         chosen: Chosen = {}
         for layer in self.prepared.layers:
             fits = self.fits[layer.name]
@@ -359,10 +376,14 @@ class _Run:
         return chosen
 
     def _fastest(self, layer: Layer, found: Sequence[Candidate]) -> list[Candidate] | str:
-        """The candidates that are measurably faster than the layer alone, fastest first."""
+        """The candidates that are measurably faster than the layer alone, fastest first.
+
+        Those that only store factors come after them: nothing about them is faster.
+        """
         paying: list[tuple[float, Candidate]] = []
         slow = []
-        for item in found[:_TIMED_METHODS]:
+        stored = [c for c in found if isinstance(c.choice.graph_pass, WeightPass)]
+        for item in [c for c in found if c not in stored][:_TIMED_METHODS]:
             timed = self.timer.time(self.prepared.model, layer, item.choice)
             if timed is None:
                 paying.append((0.0, item))  # the whole model's timing will tell
@@ -377,7 +398,7 @@ class _Run:
                     "not measurably faster"
                 )
         paying.sort(key=lambda pair: pair[0])
-        return [item for _, item in paying] or "; ".join(slow)
+        return [item for _, item in paying] + stored or "; ".join(slow)
 
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
         try:
@@ -428,7 +449,7 @@ class _Run:
         return (True, -item.saved) if timed is None else (False, -timed.saved_ms)
 
     def _why(self, layer: Layer, item: Candidate) -> str:
-        words = []
+        words = [item.note] if item.note else []
         timed = self.times.get((layer.name, item))
         if timed is not None:
             words.append(
@@ -436,6 +457,8 @@ class _Run:
                 f"({timed.before_ms / timed.after_ms:.2f}×)"
             )
         words.append(f"{item.params / layer.params:.0%} of the parameters")
-        if layer.macs and item.macs is not None:
+        if isinstance(item.choice.graph_pass, WeightPass):
+            words.append("multiplied back when the session loads")
+        elif layer.macs and item.macs is not None:
             words.append(f"{item.macs / layer.macs:.0%} of the MACs")
         return ", ".join(words)

@@ -5,16 +5,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import cached_property, partial
+from typing import Any, Literal, overload
 
 from onnxlr.cost import chain_macs, chain_params
-from onnxlr.decompose import RankRule, Spectrum, spectrum, tail_error
+from onnxlr.decompose import RankRule, Spectrum, spectrum_of
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import UsageError
-from onnxlr.graph_pass import GraphPass, Rank, find_pass
+from onnxlr.graph_pass import GraphPass, Rank, WeightPass, find_pass, rank_words
+from onnxlr.kept import Kept
 from onnxlr.layers import Layer
 from onnxlr.rewrite import Choice
 
@@ -37,28 +36,53 @@ class Fit:
     limit : tuple of int
         The largest rank in proportion to the full one that saves both parameters and MACs; all
         zeros if none does.
-    spectra : tuple of Spectrum
-        One for each unfolding that the method looks at.
+    spectra : sequence of Spectrum
+        One for each unfolding that the method looks at, computed when it is first looked at.
     """
 
     graph_pass: GraphPass
     full: Rank
     limit: Rank
-    spectra: tuple[Spectrum, ...]
+    spectra: Sequence[Spectrum]
+
+
+class Spectra(Sequence[Spectrum]):
+    """The spectra of a layer's unfoldings: a rank that was named by number never needs them."""
+
+    def __init__(self, layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> None:
+        self._layer, self._pass, self._known = layer, graph_pass, known
+
+    @cached_property
+    def _all(self) -> tuple[Spectrum, ...]:
+        return tuple(
+            self._known.get(stack, None, partial(spectrum_of, stack))
+            for stack in self._pass.unfoldings(self._layer)
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> Spectrum: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Spectrum, ...]: ...
+    def __getitem__(self, index: int | slice) -> Spectrum | tuple[Spectrum, ...]:
+        return self._all[index]
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method at a rank, with what it costs, what it saves and what it does to the weight.
+    """A method at a rank, with what it costs and what it saves.
 
     ``saved`` is in parameters where the target is stored size, else in MACs where those are known.
+    ``note`` says why it isn't the method that was asked for.
     """
 
     choice: Choice
     params: int
     macs: int | None
-    error: float
     saved: int
+    note: str = ""
 
 
 Goal = Literal["params", "macs"]
@@ -170,32 +194,27 @@ def fit_methods(
     layer: Layer, passes: Sequence[GraphPass]
 ) -> tuple[tuple[Fit, ...], tuple[str, ...]]:
     """The methods that exist for a layer, and the reasons of those that don't."""
-    if layer.refusal is not None:
-        return (), (layer.refusal,)
     fits, reasons = [], []
-    known: dict[bytes, Spectrum] = {}
+    known = Kept[Spectrum](len(passes) * 4)
     for graph_pass in passes:
-        reason = graph_pass.refuse(layer)
-        if reason is not None:
-            if layer.op in graph_pass.ops:
-                reasons.append(reason)
-            continue
-        spectra = tuple(_spectrum(stack, known) for stack in graph_pass.unfoldings(layer))
-        full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
-        fits.append(Fit(graph_pass, full, limit, spectra))
+        found = fit_method(layer, graph_pass, known)
+        if isinstance(found, Fit):
+            fits.append(found)
+        elif layer.refusal is not None or layer.op in graph_pass.ops:
+            reasons.append(found)
     if not fits and not reasons:  # all are for other operators
         reasons.append(f"no method replaces {layer.op} among {', '.join(p.name for p in passes)}")
     return tuple(fits), tuple(reasons)
 
 
-def _spectrum(stack: NDArray[np.generic], known: dict[bytes, Spectrum]) -> Spectrum:
-    """The spectrum of an unfolding, computed once for all methods that look at the same one."""
-    key = hashlib.blake2b(np.ascontiguousarray(stack).view(np.uint8).data, digest_size=16)
-    key.update(str(stack.shape).encode())
-    if key.digest() not in known:
-        values = spectrum(stack)
-        known[key.digest()] = Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
-    return known[key.digest()]
+def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fit | str:
+    """A method as it fits a layer, or why it doesn't exist there."""
+    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
+    reason = barred if barred is not None else graph_pass.refuse(layer)
+    if reason is not None:
+        return reason
+    full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
+    return Fit(graph_pass, full, limit, Spectra(layer, graph_pass, known))
 
 
 def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
@@ -204,65 +223,77 @@ def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
     Exact arithmetic on the chain's own nodes, for the weight stored once and all of its users.
     All zeros if no rank saves anything.
     """
-    full = graph_pass.full_rank(layer)
-    top = max(full)
-
-    def at(step: int) -> Rank:
-        return tuple(-(-r * step // top) for r in full)
-
-    low, high = 0, top
+    ladder = graph_pass.ladder(layer)
+    low, high = 0, len(ladder)
     while low < high:  # both counts rise with the rank
         middle = (low + high + 1) // 2
-        if saves(layer, graph_pass, at(middle)):
+        if saves(layer, graph_pass, ladder[middle - 1]):
             low = middle
         else:
             high = middle - 1
-    return at(low)
+    return ladder[low - 1] if low else tuple(0 for _ in ladder[0])
 
 
 def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
     """Whether the chain has fewer parameters and, where shapes are known, fewer MACs."""
     if chain_params(layer, graph_pass, rank) >= layer.params:
         return False
+    if isinstance(graph_pass, WeightPass):
+        return True
     before, after = layer.macs, chain_macs(layer, graph_pass, rank)
     # A lookup has no MACs that its product could save: there only what is stored counts.
     return not before or after is None or after < before
 
 
-def candidate(layer: Layer, fit: Fit, rank: Rank, goal: Goal) -> Candidate:
-    """Cost and error of a fit at a rank."""
+def candidate(layer: Layer, fit: Fit, rank: Rank, goal: Goal, note: str = "") -> Candidate:
+    """Cost of a fit at a rank."""
     params = chain_params(layer, fit.graph_pass, rank)
     macs = chain_macs(layer, fit.graph_pass, rank)
     saved = layer.params - params
     if goal == "macs" and macs is not None and layer.macs:
         saved = layer.macs - macs
-    error = fit.graph_pass.error(layer, rank, fit.spectra)
-    return Candidate(Choice(fit.graph_pass, rank), params, macs, error, saved)
+    return Candidate(Choice(fit.graph_pass, rank), params, macs, saved, note)
 
 
 def named_candidates(
     layer: Layer, fits: Sequence[Fit], rule: RankRule, goal: Goal
 ) -> list[Candidate] | str:
     """Every method at the rank a rule gives it, the most saving first, or why there is none."""
-    found, reasons = [], []
+    found: list[Candidate] = []
+    reasons: list[str] = []
     precision = storage_precision(layer.dtype.numpy())
     for fit in fits:
-        if len(rule.numbers) > 1 and len(rule.numbers) != len(fit.full):
-            reasons.append(
-                f"{fit.graph_pass.name} takes {len(fit.full)} rank, --rank {rule} names "
-                f"{len(rule.numbers)}"
-            )
-            continue
         rank = fit.graph_pass.select(layer, rule, fit.spectra, precision, fit.limit)
-        if 0 in rank:
+        if isinstance(rank, str):
+            reasons.append(rank)
+        elif 0 in rank:
             reasons.append(_zero_rank(rule, fit))
         elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         elif (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
-            reasons.append(unusable)
+            most = chain_params(layer, fit.graph_pass, rank)
+            instead = _fall_back(layer, fit, goal, unusable, most)
+            if isinstance(instead, str):
+                reasons.append(instead)
+            else:
+                found.append(instead)
         else:
             found.append(candidate(layer, fit, rank, goal))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
+
+
+def _fall_back(layer: Layer, fit: Fit, goal: Goal, why: str, params: int) -> Candidate | str:
+    """The method that takes over, at its largest proportional rank of no more parameters."""
+    if not fit.graph_pass.fallback:
+        return why
+    other = fit_method(layer, find_pass(fit.graph_pass.fallback), Kept[Spectrum](1))
+    if isinstance(other, str):
+        return why
+    for rank in reversed(other.graph_pass.ladder(layer)):
+        small = chain_params(layer, other.graph_pass, rank) <= params
+        if small and saves(layer, other.graph_pass, rank):
+            return candidate(layer, other, rank, goal, f"{why}: {other.graph_pass.name} instead")
+    return f"{why}, and {other.graph_pass.name} has no rank of that size"
 
 
 def auto_candidates(
@@ -283,7 +314,7 @@ def auto_candidates(
 
 
 def _most_saved(found: list[Candidate]) -> list[Candidate]:
-    return sorted(found, key=lambda item: (-item.saved, item.params, item.error))
+    return sorted(found, key=lambda item: (-item.saved, item.params))
 
 
 def _zero_rank(rule: RankRule, fit: Fit) -> str:
@@ -307,11 +338,6 @@ def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
     )
 
 
-def rank_words(rank: Rank) -> str:
-    """A rank as it is read and written: a number, or numbers with commas."""
-    return ",".join(map(str, rank))
-
-
 def keep(layer: Layer, reason: str) -> Decision:
     """The decision to leave a layer as it is."""
     return Decision(
@@ -329,8 +355,8 @@ def keep(layer: Layer, reason: str) -> Decision:
     )
 
 
-def use(layer: Layer, item: Candidate, reason: str) -> Decision:
-    """The decision to replace a layer."""
+def use(layer: Layer, item: Candidate, reason: str, error: float) -> Decision:
+    """The decision to replace a layer; the error is that of the factors as they are stored."""
     return Decision(
         layer.name,
         layer.op,
@@ -342,7 +368,7 @@ def use(layer: Layer, item: Candidate, reason: str) -> Decision:
         item.params,
         layer.macs,
         item.macs,
-        item.error,
+        error,
     )
 
 

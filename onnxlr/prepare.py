@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxlr.batch_norm import fold_batch_norms
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import UsageError
+from onnxlr.functions import inline_functions
 from onnxlr.inputs import (
     InputSpec,
     candidate_shapes,
@@ -142,7 +143,7 @@ def prepare(
         A feed that the model is known to run on. Without one, nothing is run: the first sizes
         worth trying are taken, and shapes that inference doesn't find stay unknown.
     """
-    model = source.model.clone()
+    model = inline_functions(source.model.clone())
     fold_batch_norms(model)
     specs = input_specs(model)
     if feed is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.graph_pass import AttributeValue, GraphPass, Rank
+from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer, Shapes, Use, find_layers
 from onnxlr.model import Names, add_initializer, carry_over, opset, remove_unused
 
@@ -64,8 +64,12 @@ def replace_layer(
         add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
         for i, factor in enumerate(factors)
     ]
+    if isinstance(choice.graph_pass, WeightPass):
+        _restore_weight(model, layer, choice.graph_pass, choice.rank, stored, names)
+        return
+    assert isinstance(choice.graph_pass, ChainPass)
     for use in layer.uses:
-        writer = _GraphWriter(model, use, method, names)
+        writer = _GraphWriter(model, _graph_of(use, model), use.node, method, names)
         cast = tuple(
             writer.op("Cast", [f], {"to": int(use.dtype)}) if use.dtype != layer.dtype else f
             for f in stored
@@ -74,23 +78,59 @@ def replace_layer(
         node = use.node
         carry_over(node.outputs[0], output)
         stale = [v for v in node.inputs if v is not None]
-        # The node's own graph: the main one, or the body of an If, Loop or Scan.
         ir.convenience.replace_nodes_and_values(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
 
 
+def _restore_weight(
+    model: ir.Model,
+    layer: Layer,
+    graph_pass: WeightPass,
+    rank: Rank,
+    stored: list[ir.Value],
+    names: Names,
+) -> None:
+    """Put what multiplies the factors at the head of the main graph, in the weight's place."""
+    weight, method = layer.weight, graph_pass.name.replace("-", "_")
+    writer = _GraphWriter(model, model.graph, weight, method, names)
+    # Half precision has no product on CPUs that a runtime could fold: float32 has everywhere.
+    narrow = layer.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    single = {"to": int(ir.DataType.FLOAT)}
+    factors = tuple(writer.op("Cast", [f], single) if narrow else f for f in stored)
+    whole = graph_pass.restore(layer, rank, factors, writer)
+    if narrow:
+        whole = writer.op("Cast", [whole], {"to": int(layer.dtype)})
+    whole.type, whole.shape = ir.TensorType(layer.dtype), ir.Shape(layer.stored_shape)
+    model.graph.insert_before(model.graph[0], writer.nodes)
+    weight.replace_all_uses_with(whole)
+    remove_unused([weight])
+
+
+def _graph_of(use: Use, model: ir.Model) -> ir.Graph:
+    """The node's own graph: the main one, or the body of an If, Loop or Scan."""
+    return use.node.graph if isinstance(use.node.graph, ir.Graph) else model.graph
+
+
 class _GraphWriter:
     """Names and collects the nodes of one chain (the ``Writer`` that a pass is given)."""
 
-    def __init__(self, model: ir.Model, use: Use, method: str, names: Names) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        graph: ir.Graph,
+        origin: ir.Node | ir.Value,
+        method: str,
+        names: Names,
+    ) -> None:
         self.opset = opset(model)
         self.nodes: list[ir.Node] = []
-        self.graph = use.node.graph if isinstance(use.node.graph, ir.Graph) else model.graph
+        self.graph = graph
         self._names = names
-        self._node_stem = f"{use.node.name or use.node.outputs[0].name}/{method}"
-        self._value_stem = f"{use.node.outputs[0].name}/{method}"
+        value = origin.outputs[0] if isinstance(origin, ir.Node) else origin
+        self._node_stem = f"{origin.name or value.name}/{method}"
+        self._value_stem = f"{value.name}/{method}"
 
     def op(
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]

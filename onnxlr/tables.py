@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxlr.api import Benchmark, ModelComparison
-from onnxlr.graph_pass import InstalledPass
+from onnxlr.graph_pass import InstalledPass, rank_words
 from onnxlr.inspection import LayerInspection
 from onnxlr.latency import Comparison
-from onnxlr.plan import KEEP, rank_words
+from onnxlr.plan import KEEP
 from onnxlr.report import Report, Size, rank_value
 from onnxlr.runtime import Machine
 from onnxlr.verify import Fidelity, Quality
@@ -139,7 +139,7 @@ def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            ", ".join(e.graph_pass.ops),
+            ", ".join(e.graph_pass.ops) or "any operator",
             e.graph_pass.summary,
             e.graph_pass.paper,
             e.distribution,

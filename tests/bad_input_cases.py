@@ -507,6 +507,7 @@ OUTPUTS = [
 ]
 
 _FEW = [
+    _case("rank-of-none", _nothing, f"{OPTIMIZE} --rank 8,4,2", 2, "8,4,2", "3 numbers", "tucker2"),
     *(
         _case(f"rank-{text or 'empty'}", _nothing, f"{OPTIMIZE} --rank={text}", 2, "--rank", "auto")
         for text in (
@@ -517,7 +518,7 @@ _FEW = [
             "energy:2",
             "energy:0",
             "abc",
-            "8,4,2",
+            "8,4,2,1",
             "8,",
             "8,0",
             "nan",

@@ -12,10 +12,12 @@ from onnxlr.layers import Layer
 from tests.builders import Array, layers_of, make_model, node, relative, run
 
 TOLERANCE = 1e-5
-CONV_1D = ("channel-svd", "input-channel-svd", "tucker2")
+CONV_1D = ("channel-svd", "input-channel-svd", "tiled-svd", "tucker2")
 BOTH = (*CONV_1D, "spatial-svd")
 CONV = (*BOTH, "slice-svd")
 CP = ("cp", "cp3")
+MATRIX = ("svd", "tiled-svd")
+TABLE = ("embedding-svd", "tiled-svd")
 
 
 def rand(*shape: int, seed: int = 0) -> Array:
@@ -37,7 +39,7 @@ def gemm(
     beta: float = 1.0,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    k, out, rows = 7, 5, 4
+    k, out, rows = 8, 6, 4
     w = rand(*((k, out) if left == bool(flip_w) else (out, k)))
     if left:  # y = w' x: (out, k)(k, rows)
         w, x = rand(*((k, out) if flip_w else (out, k))), (rows, k) if flip_x else (k, rows)
@@ -69,20 +71,34 @@ def transposed(x: tuple[int, ...], w: tuple[int, ...], **attributes: Any) -> onn
     return make_model(nodes, {"x": x}, ["y"], weights)
 
 
-def gather(indices: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
+def gather(
+    indices: tuple[int, ...], table: tuple[int, ...] = (11, 6), **attributes: Any
+) -> onnx.ModelProto:
     nodes = [
         node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
         node("Gather", ["w", "i"], "y", "embedding", **attributes),
     ]
-    return make_model(nodes, {"x": indices}, ["y"], {"w": rand(11, 6)})
+    return make_model(nodes, {"x": indices}, ["y"], {"w": rand(*table)})
+
+
+def gather_both(dims: int) -> onnx.ModelProto:
+    """One table as it is, and with its last two axes exchanged, indexed along the same one."""
+    perm = [*range(dims - 2), dims - 1, dims - 2]
+    nodes = [
+        node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
+        node("Transpose", ["w"], "v", perm=perm),
+        node("Gather", ["w", "i"], "y", "embedding", axis=dims - 2),
+        node("Gather", ["v", "i"], "z", "other", axis=-1),
+    ]
+    return make_model(nodes, {"x": (2, 3)}, ["y", "z"], {"w": rand(*(5,) * (dims - 2), 11, 6)})
 
 
 def viewed(op: str, **attributes: Any) -> onnx.ModelProto:
     """A weight behind a view."""
-    shape = (5, 7) if op == "Transpose" else (7, 5)
+    shape = (6, 8) if op == "Transpose" else (8, 6)
     return make_model(
         [node(op, ["w"], "v", **attributes), node("MatMul", ["x", "v"], "y")],
-        {"x": (4, 7)},
+        {"x": (4, 8)},
         ["y"],
         {"w": rand(*shape)},
     )
@@ -102,26 +118,26 @@ def shared() -> onnx.ModelProto:
             node("MatMul", ["w", "f"], "g"),
             node("MatMul", ["d", "g"], "y"),
         ],
-        {"x": (4, 7), "z": (5, 3)},
+        {"x": (4, 8), "z": (6, 3)},
         ["y"],
-        {"w": rand(7, 5)},
+        {"w": rand(8, 6)},
     )
 
 
 CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
-    "matmul": (lambda: matmul((4, 7), (7, 5)), ("svd",)),
-    "matmul-3d": (lambda: matmul((2, 4, 7), (7, 5)), ("svd",)),
-    "matmul-4d": (lambda: matmul((2, 3, 4, 7), (7, 5)), ("svd",)),
-    "matmul-vector": (lambda: matmul((7,), (7, 5)), ("svd",)),
-    "matmul-left": (lambda: matmul((5, 4), (7, 5), left=True), ("svd",)),
-    "matmul-left-3d": (lambda: matmul((2, 5, 4), (7, 5), left=True), ("svd",)),
-    "matmul-left-vector": (lambda: matmul((5,), (7, 5), left=True), ("svd",)),
+    "matmul": (lambda: matmul((4, 8), (8, 6)), MATRIX),
+    "matmul-3d": (lambda: matmul((2, 4, 8), (8, 6)), MATRIX),
+    "matmul-4d": (lambda: matmul((2, 3, 4, 8), (8, 6)), MATRIX),
+    "matmul-vector": (lambda: matmul((8,), (8, 6)), MATRIX),
+    "matmul-left": (lambda: matmul((6, 4), (8, 6), left=True), MATRIX),
+    "matmul-left-3d": (lambda: matmul((2, 6, 4), (8, 6), left=True), MATRIX),
+    "matmul-left-vector": (lambda: matmul((6,), (8, 6), left=True), ("svd",)),
     "matmul-batched": (lambda: matmul((3, 4, 7), (3, 7, 5)), ("svd",)),
     "matmul-batched-broadcast": (lambda: matmul((4, 7), (2, 3, 7, 5)), ("svd",)),
     "matmul-batched-left": (lambda: matmul((3, 5, 4), (3, 7, 5), left=True), ("svd",)),
-    "matmul-transposed": (lambda: viewed("Transpose"), ("svd",)),
-    "matmul-identity": (lambda: viewed("Identity"), ("svd",)),
-    "matmul-shared": (shared, ("svd",)),
+    "matmul-transposed": (lambda: viewed("Transpose"), MATRIX),
+    "matmul-identity": (lambda: viewed("Identity"), MATRIX),
+    "matmul-shared": (shared, MATRIX),
     **{
         f"gemm-{'left-' if left else ''}{flip_w}{flip_x}{'-bias' if bias else ''}-opset{opset}": (
             partial(
@@ -134,7 +150,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
                 alpha=0.7,
                 beta=1.3,
             ),
-            ("svd",),
+            MATRIX,
         )
         for left in (False, True)
         for flip_w in (0, 1)
@@ -190,8 +206,15 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
         lambda: transposed((1, 4, 3, 4, 3), (4, 5, 2, 3, 2), strides=[1, 2, 1]),
         (*BOTH, *CP),
     ),
-    "gather": (lambda: gather((3, 4)), ("embedding-svd",)),
-    "gather-negative-axis": (lambda: gather((5,), axis=-2), ("embedding-svd",)),
+    "gather": (lambda: gather((3, 4)), TABLE),
+    "gather-negative-axis": (lambda: gather((5,), axis=-2), TABLE),
+    "gather-one": (lambda: gather(()), TABLE),
+    "gather-columns": (lambda: gather((2, 3), axis=1), ("embedding-svd",)),
+    "gather-columns-one": (lambda: gather((), axis=1), ("embedding-svd",)),
+    "gather-middle": (lambda: gather((2, 3), (4, 11, 3), axis=1), ("embedding-svd",)),
+    "gather-planes": (lambda: gather((5,), (11, 4, 3)), ("embedding-svd",)),
+    "gather-transposed": (lambda: gather_both(2), ("embedding-svd",)),
+    "gather-transposed-3d": (lambda: gather_both(3), ("embedding-svd",)),
 }
 ROWS = [(case, method) for case, (_, methods) in CASES.items() for method in methods]
 

@@ -18,18 +18,19 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "progress", "kept"),
     (
         "decompose.svd",
         "decompose.evbmf",
         "decompose.ranks",
         "decompose.tucker",
         "decompose.polyadic",
+        "decompose.tiles",
         "decompose",
     ),
-    ("sanity", "model", "batch_norm", "output", "tracing", "runtime", "latency"),
+    ("sanity", "model", "batch_norm", "functions", "output", "tracing", "runtime", "latency"),
     ("layers", "shapes", "inputs", "data"),
-    ("graph_pass", "cost", "convolution", "cp_chain", "rewrite", "layer_timing"),
+    ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite", "layer_timing"),
     ("prepare", "plan", "search", "verify", "inspection", "report"),
     ("factory", "optimizer"),
     ("api",),

@@ -226,22 +226,6 @@ def test_a_weight_of_a_body_s_own() -> None:
     assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) < 1e-5
 
 
-def test_layers_in_functions_are_listed() -> None:
-    function = onnx.helper.make_function(
-        "local",
-        "Dense",
-        ["a"],
-        ["b"],
-        [constant_node(W, "inside"), node("MatMul", ["a", "inside"], "b")],
-        [onnx.helper.make_opsetid("", 17)],
-    )
-    dense = onnx.helper.make_node("Dense", ["x"], ["y"], domain="local")
-    model = make_model([dense], X, ["y"], {}, functions=[function])
-    assert found(model)[0].refusal == (
-        "in the local function 'Dense': functions are not rewritten by this version"
-    )
-
-
 def test_conv_transpose_macs_count_its_inputs() -> None:
     (layer,) = found(transposed_conv())
     assert layer.kind == "conv-transpose"

@@ -11,12 +11,13 @@ import tensorly.decomposition
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from onnxlr.cost import chain_macs, chain_params
+import onnxlr
+from onnxlr.cost import chain_macs, chain_params, weight_error
 from onnxlr.decompose import compose, parse_rank, tucker2
-from onnxlr.graph_pass import Rank
+from onnxlr.graph_pass import GraphPass, Rank
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
-from onnxlr.plan import break_even, fit_methods, named_candidates
+from onnxlr.plan import Candidate, break_even, fit_methods, named_candidates
 from onnxlr.runtime import ONE_CPU_THREAD
 from onnxlr.shapes import observe_shapes
 from tests.builders import (
@@ -58,14 +59,14 @@ def test_full_rank_is_the_identity(case: str, method: str) -> None:
 def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
     model = CASES[case][0]()
     layer, graph_pass = the_layer(model, method)
-    rank: Rank = tuple(max(1, r - 1) for r in graph_pass.full_rank(layer))
+    rank = below(layer, graph_pass, 1)
     written = replaced(model, method, rank)
     graph, shapes, _ = layers_of(written)
     # Inference doesn't see through the Shape of the oldest opsets; a run does.
     names = [v for n in written.graph.node for v in n.output if v not in shapes]
     shapes |= observe_shapes(graph, names, feed_for(written), ONE_CPU_THREAD) if names else {}
     factors = [t for t in written.graph.initializer if method.replace("-", "_") in t.name]
-    stored = [t for t in factors if not t.name.endswith("_constant")]
+    stored = [t for t in factors if "_constant" not in t.name]
     assert sum(int(np.prod(t.dims)) for t in stored) == chain_params(layer, graph_pass, rank)
     assert tuple(tuple(t.dims) for t in stored) == graph_pass.factor_shapes(layer, rank)
     other = sum(
@@ -85,25 +86,39 @@ def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
 def test_the_chain_is_as_far_from_the_weight_as_the_report_says(case: str, method: str) -> None:
     """Measured on the weight that the written factors multiply to, in the original's place."""
     layer, graph_pass = the_layer(CASES[case][0](), method)
-    rank: Rank = tuple(max(1, r // 2) for r in graph_pass.full_rank(layer))
-    (fit,), _ = fit_methods(layer, (graph_pass,))
+    rank = below(layer, graph_pass, len(graph_pass.ladder(layer)) // 2)
     factors = graph_pass.factorize(layer, rank)
-    error = relative(layer.array(), multiplied(layer, method, factors))
-    if len(rank) == 1:
-        assert graph_pass.error(layer, rank, fit.spectra) == pytest.approx(
-            error, rel=1e-6, abs=1e-7
-        )
-    else:  # a bound, that holds and isn't idle
-        assert (
-            0.5 * graph_pass.error(layer, rank, fit.spectra)
-            <= error
-            <= graph_pass.error(layer, rank, fit.spectra) + 1e-7
-        )
+    product = multiplied(layer, method, factors, rank)
+    np.testing.assert_allclose(graph_pass.compose(layer, rank, factors), product, atol=1e-12)
+    error = relative(layer.array(), product)
+    reported = weight_error(layer, graph_pass, rank, factors)
+    assert reported == pytest.approx(error, rel=1e-6, abs=1e-7)
+    if method in CP:
+        return  # no spectrum tells the error
+    (fit,), _ = fit_methods(layer, (graph_pass,))
+    tails = [s.errors[r] for s, r in zip(fit.spectra, rank, strict=False)]
+    if len(tails) == 1:  # Eckart and Young
+        assert error == pytest.approx(tails[0], rel=1e-6, abs=1e-7)
+    else:  # De Lathauwer's bound, that holds and isn't idle
+        assert 0.5 * float(np.linalg.norm(tails)) <= error <= float(np.linalg.norm(tails)) + 1e-7
 
 
-def multiplied(layer: Layer, method: str, factors: tuple[Array, ...]) -> Array:
+def below(layer: Layer, graph_pass: GraphPass, steps: int) -> Rank:
+    """A rank some steps below the full one, or the smallest."""
+    ladder = graph_pass.ladder(layer)
+    return ladder[max(0, len(ladder) - 1 - steps)]
+
+
+def multiplied(layer: Layer, method: str, factors: tuple[Array, ...], rank: Rank) -> Array:
     """The weight that a chain stands for, by einsum from the stored factors; group by group."""
-    if layer.kind in ("matrix", "gather"):
+    if method == "tiled-svd":
+        return multiplied_tiles(layer, factors, rank)
+    if layer.kind == "gather":
+        axis = layer.lookup_axis(layer.uses[0])
+        lead, trail = layer.shape[:axis], layer.shape[axis + 1 :]
+        q = factors[1].reshape(-1, int(np.prod(lead)), int(np.prod(trail)))
+        return np.asarray(np.einsum("vr,rab->avb", factors[0], q).reshape(layer.shape))
+    if layer.kind == "matrix":
         return np.asarray(factors[0] @ factors[1])
     conv_like = layer.kind == "conv"
     parts = [
@@ -143,6 +158,48 @@ def multiplied(layer: Layer, method: str, factors: tuple[Array, ...]) -> Array:
     if not conv_like:
         kernel = kernel.transpose(0, 2, 1, 3)
     return np.asarray(kernel.reshape(layer.shape))
+
+
+def multiplied_tiles(layer: Layer, factors: tuple[Array, ...], rank: Rank) -> Array:
+    """Tile by tile, in loops."""
+    r, p, q = rank
+    inner, outer = factors
+    result = np.zeros(layer.shape)
+    if layer.kind == "gather":
+        width = layer.shape[1] // q
+        for j in range(q):
+            result[:, j * width : (j + 1) * width] = outer[:, j * r : (j + 1) * r] @ inner[j]
+        return result
+    if layer.kind == "matrix":
+        use = layer.uses[0]
+        inner, outer = inner.reshape(q, *inner.shape[-2:]), outer.reshape(p, *outer.shape[-2:])
+        if use.weight_transposed:
+            inner, outer = inner.swapaxes(1, 2), outer.swapaxes(1, 2)
+        m, n = layer.shape[0] // p, layer.shape[1] // q
+        for i in range(p):
+            for j in range(q):
+                tile = outer[i][:, j * r : (j + 1) * r] @ inner[j][i * r : (i + 1) * r]
+                result[i * m : (i + 1) * m, j * n : (j + 1) * n] = tile
+        return result
+    group, conv_like = layer.group, layer.kind == "conv"
+    first = _by_group(inner, group * q, conv_like)
+    first = first.reshape(*first.shape[:3], -1)
+    last = _by_group(outer, group * p, True)
+    out, inputs = last.shape[1], first.shape[2]
+    for g in range(group):
+        for i in range(p):
+            for j in range(q):
+                u = last[g * p + i].reshape(out, q, r)[:, j]
+                v = first[g * q + j].reshape(p, r, inputs, -1)[i]
+                tile = np.einsum("tr,rsp->tsp", u, v).reshape(out, inputs, *layer.shape[2:])
+                t0, s0 = i * out, j * inputs
+                if conv_like:
+                    t0 += g * out * p
+                    result[t0 : t0 + out, s0 : s0 + inputs] = tile
+                else:
+                    s0 += g * inputs * q
+                    result[s0 : s0 + inputs, t0 : t0 + out] = tile.swapaxes(0, 1)
+    return result
 
 
 def _is_mixing(method: str, index: int) -> bool:
@@ -202,6 +259,9 @@ def planted(method: str, rng: np.random.Generator) -> Array:
         modes = (12, 10, 3, 3) if method == "cp" else (12, 10, 9)
         factors = tuple(rng.standard_normal((n, 4)) for n in modes)
         return compose(factors).reshape(12, 10, 3, 3).astype(np.float32)
+    if method == "tiled-svd":
+        tiles = [[low_rank(rng, 6, 5 * 9, 4) for _ in range(2)] for _ in range(2)]
+        return np.block(tiles).reshape(12, 10, 3, 3)
     if method == "slice-svd":
         columns, rows = (rng.standard_normal((12, 10, 3)) for _ in range(2))
         return np.asarray(np.einsum("tsa,tsb->tsab", columns, rows), dtype=np.float32)
@@ -219,10 +279,12 @@ def test_planted_ranks_are_found_and_exact(method: str) -> None:
     found = named_candidates(layer, fits, parse_rank("exact"), "macs")
     assert isinstance(found, list), found
     rank = found[0].choice.rank
-    assert rank == {"tucker2": (4, 5), "slice-svd": (1,)}.get(method, (4,))
+    known = {"tucker2": (4, 5), "slice-svd": (1,), "tiled-svd": (4, 2, 2)}
+    assert rank == known.get(method, (4,))
     assert_same_outputs(model, replaced(model, method, rank), TOLERANCE)
     if min(rank) > 1:
-        lower = replaced(model, method, tuple(r - 1 for r in rank))
+        less = (rank[0] - 1, *(r - (method == "tucker2") for r in rank[1:]))
+        lower = replaced(model, method, less)
         with pytest.raises(AssertionError):
             assert_same_outputs(model, lower, 100 * TOLERANCE)
 
@@ -235,6 +297,7 @@ FORMULAS: dict[str, Callable[[Rank], int]] = {
     "slice-svd": lambda r: r[0] * 8 * 12 * (3 + 3),
     "cp": lambda r: r[0] * (8 + 3 + 3 + 12),
     "cp3": lambda r: r[0] * (8 + 9 + 12),
+    "tiled-svd": lambda r: r[0] * r[1] * r[2] * (12 // r[1] + 8 * 9 // r[2]),
     "tucker2": lambda r: 8 * r[0] + r[0] * r[1] * 9 + r[1] * 12,
 }
 
@@ -243,7 +306,7 @@ FORMULAS: dict[str, Callable[[Rank], int]] = {
 def test_counted_macs_are_the_published_formulas(method: str) -> None:
     model = conv((2, 8, 7, 7), (12, 8, 3, 3), pads=[1, 1, 1, 1])
     layer, graph_pass = the_layer(model, method)
-    rank = (3, 5)[: len(graph_pass.full_rank(layer))]
+    rank = {"tucker2": (3, 5), "tiled-svd": (3, 2, 4)}.get(method, (3,))
     assert chain_macs(layer, graph_pass, rank) == 2 * 49 * FORMULAS[method](rank)
     assert chain_params(layer, graph_pass, rank) == FORMULAS[method](rank)
     svd_layer, svd = the_layer(matmul((2, 5, 9), (9, 6)), "svd")
@@ -324,6 +387,37 @@ def test_any_conv_at_full_rank(data: st.DataObject) -> None:
         assert_same_outputs(model, written, TOLERANCE)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_tiles_at_full_rank(data: st.DataObject) -> None:
+    """Grids beyond the default one, on convolutions and products from either side."""
+    p, q = data.draw(st.integers(1, 3), "p"), data.draw(st.integers(1, 3), "q")
+    m, n = p * data.draw(st.integers(1, 3), "m"), q * data.draw(st.integers(1, 3), "n")
+    group = data.draw(st.integers(1, 2), "group")
+    lead = [data.draw(st.integers(1, 3)) for _ in range(data.draw(st.integers(0, 2), "lead"))]
+    kind = data.draw(st.sampled_from(["conv", "left", "right", "gemm"]))
+    if kind == "conv":
+        shape = (group * m, n, data.draw(st.integers(1, 3), "kh"), 2)
+        model = conv((2, group * n, 5, 4), shape, group=group)
+    elif kind == "left":
+        model = matmul((*lead, n, 3), (m, n), left=True)
+    elif kind == "right":
+        model, (m, n), (p, q) = matmul((*lead, 3, n), (n, m)), (n, m), (q, p)
+    else:
+        model = make_model(
+            [node("Gemm", ["x", "w", "c"], "y", transB=1, alpha=0.5, beta=2.0)],
+            {"x": (3, n)},
+            ["y"],
+            {"w": rand(m, n), "c": rand(m, seed=1)},
+        )
+    layer, graph_pass = the_layer(model, "tiled-svd")
+    columns = n * int(np.prod(layer.shape[2:]))
+    rank = (min(m // p, columns // q), p, q)
+    assume(graph_pass.refuse(layer) is None)
+    assert graph_pass.misfit(layer, rank) is None
+    assert_same_outputs(model, replaced(model, "tiled-svd", rank), TOLERANCE)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_product_at_full_rank(data: st.DataObject) -> None:
@@ -382,7 +476,7 @@ def test_a_cast_weight_is_stored_as_it_was() -> None:
     assert relative(run(model, feed)[0], run(written, feed)[0]) < 2e-3
 
 
-def test_a_degenerate_cp_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is the limit of rank-2 sums whose parts diverge (De Silva & Lim 2008)."""
     a, b = np.linalg.qr(np.random.default_rng(3).standard_normal((9, 2)))[0].T
     parts = ((a, a, b), (a, b, a), (b, a, a))
@@ -392,11 +486,18 @@ def test_a_degenerate_cp_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(stored, "w"))
     layer, graph_pass = the_layer(model, "cp3")
     fits, _ = fit_methods(layer, (graph_pass,))
-    assert isinstance(named_candidates(layer, fits, parse_rank("2"), "macs"), list)
+    (stable,) = named_candidates(layer, fits, parse_rank("2"), "macs")
+    assert stable.choice.graph_pass is graph_pass  # type: ignore[union-attr]
     monkeypatch.setattr("onnxlr.decompose.polyadic._DEGENERATE", 10.0)
-    found = named_candidates(layer, fits, parse_rank("2"), "macs")
-    assert "cp3 of rank 2 degenerates" in str(found)
-    assert "tucker2 is the stable choice" in str(found)
+    (instead,) = named_candidates(layer, fits, parse_rank("2"), "macs")
+    assert isinstance(instead, Candidate)
+    assert instead.choice.graph_pass.name == "tucker2"
+    assert instead.params <= chain_params(layer, graph_pass, (2,))
+    assert "cp3 of rank 2 degenerates" in instead.note
+    assert instead.note.endswith("tucker2 instead")
+    decision = onnxlr.optimize(model, method="cp3", rank="2", max_drop=1).plan.decisions[0]
+    assert (decision.decision, decision.rank) == ("tucker2", instead.choice.rank)
+    assert decision.reason.startswith("cp3 of rank 2 degenerates")
 
 
 @pytest.mark.parametrize(
@@ -444,9 +545,8 @@ def test_break_even_is_the_last_rank_that_saves(case: str, method: str) -> None:
         fewer = macs < layer.macs or layer.kind == "gather"
         return chain_params(layer, graph_pass, rank) < layer.params and fewer
 
-    steps = range(1, max(full) + 1)
-    ranks = [tuple(-(-f * step // max(full)) for f in full) for step in steps]
-    assert limit == next((r for r in reversed(ranks) if saves(r)), tuple(0 for _ in full))
+    ladder = reversed(graph_pass.ladder(layer))
+    assert limit == next((r for r in ladder if saves(r)), tuple(0 for _ in full))
 
 
 def test_a_square_matrix_breaks_even_below_half() -> None:

@@ -13,9 +13,7 @@ SVD = choose_passes(("svd",))[0]
 
 
 def item(rank: int) -> Candidate:
-    return Candidate(
-        Choice(SVD, (rank,)), params=rank, macs=rank, error=1 / rank, saved=1000 - rank
-    )
+    return Candidate(Choice(SVD, (rank,)), params=rank, macs=rank, saved=1000 - rank)
 
 
 def level(rank: int, layers: int = 8) -> dict[str, Candidate]:

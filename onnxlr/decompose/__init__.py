@@ -2,8 +2,9 @@
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
 from onnxlr.decompose.polyadic import Cp, compose, cp, exact_rank
-from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, tail_error
+from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, spectrum_of, tail_error
 from onnxlr.decompose.svd import spectrum, truncated_svd
+from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2
 
 __all__ = [
@@ -14,11 +15,15 @@ __all__ = [
     "Spectrum",
     "compose",
     "cp",
+    "cut_tiles",
     "evbmf",
     "exact_rank",
+    "join_tiles",
     "parse_rank",
     "spectrum",
+    "spectrum_of",
     "tail_error",
+    "tiled_svd",
     "truncated_svd",
     "tucker2",
 ]

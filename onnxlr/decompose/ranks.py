@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose.evbmf import evbmf
+from onnxlr.decompose.svd import spectrum
 from onnxlr.errors import UsageError
 
 Array = NDArray[np.float64]
@@ -16,8 +17,8 @@ Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
 
 _MOST_EVBMF = 512  # matrices of a stack that EVBMF looks at
 _GRAMMAR = (
-    "auto, evbmf, exact, a number (32), a pair (16,32), a fraction of the full rank (0.5) or "
-    "energy:0.95"
+    "auto, evbmf, exact, a number (32), a pair (16,32), a rank on p × q tiles (8,2,2), a fraction "
+    "of the full rank (0.5) or energy:0.95"
 )
 
 
@@ -25,8 +26,8 @@ _GRAMMAR = (
 class RankRule:
     """A parsed ``--rank``: how each layer's rank is found.
 
-    ``value`` is the fraction or the energy, ``numbers`` the rank or the pair of ranks; both are
-    empty for the kinds that take none.
+    ``value`` is the fraction or the energy, ``numbers`` the rank, the pair of ranks, or the rank
+    and the numbers of tiles; both are empty for the kinds that take none.
     """
 
     kind: Kind
@@ -40,7 +41,18 @@ class RankRule:
             return f"{self.value}"
         return f"energy:{self.value}" if self.kind == "energy" else self.kind
 
-    def select(self, values: Array, m: int, n: int, precision: float, component: int = 0) -> int:
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether the rank depends on singular values, and not on shapes alone."""
+        return self.kind not in ("number", "fraction")
+
+    def of_full(self, full: int, component: int = 0) -> int:
+        """The rank of a number or a fraction; ``component`` says which number of several."""
+        if self.kind == "number":
+            return min(self.numbers[component if len(self.numbers) > 1 else 0], full)
+        return max(1, round(self.value * full))
+
+    def select(self, values: Array, m: int, n: int, precision: float) -> int:
         """The rank of a stack of g matrices of m × n that share one rank.
 
         Parameters
@@ -50,8 +62,6 @@ class RankRule:
         m, n : int
         precision : float
             Relative rounding error that the stored weights may carry, for ``exact``.
-        component : int
-            Which component of a method's rank this is, for a pair.
 
         Returns
         -------
@@ -63,11 +73,8 @@ class RankRule:
         ValueError
             For ``auto``, which a search over the whole model decides.
         """
-        full = min(m, n)
-        if self.kind == "number":
-            return min(self.numbers[component if len(self.numbers) > 1 else 0], full)
-        if self.kind == "fraction":
-            return max(1, round(self.value * full))
+        if not self.needs_spectrum:
+            return self.of_full(min(m, n))
         if self.kind == "evbmf":
             # Of many small matrices the largest decide: noise in the others is below theirs.
             order = np.argsort(-np.square(values).sum(axis=1), kind="stable")
@@ -100,7 +107,7 @@ def parse_rank(text: str) -> RankRule:
     text = text.strip()
     if text in ("auto", "evbmf", "exact"):
         return RankRule(text)  # type: ignore[arg-type]
-    if re.fullmatch(r"\d{1,9}(,\d{1,9})?", text) and all(map(int, text.split(","))):
+    if re.fullmatch(r"\d{1,9}(,\d{1,9}){0,2}", text) and all(map(int, text.split(","))):
         return RankRule("number", numbers=tuple(map(int, text.split(","))))
     head, _, tail = text.rpartition(":")
     try:
@@ -157,6 +164,12 @@ class Spectrum:
     m: int
     n: int
     errors: Array
+
+
+def spectrum_of(stack: NDArray[np.generic]) -> Spectrum:
+    """The spectrum of a stack of matrices of shape (g, m, n)."""
+    values = spectrum(stack)
+    return Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
 
 
 def rank_for_error(values: Array, error: float) -> int:

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class ChannelSvd(GraphPass):
+class ChannelSvd(ChainPass):
     """SVD of the lowered kernel T × (S·kh·kw), each group on its own."""
 
     name: ClassVar[str] = "channel-svd"
@@ -44,6 +44,12 @@ class ChannelSvd(GraphPass):
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
         sliding, mixing = _kernels(layer, rank[0])
         return sliding.store(v), mixing.store(u)
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """U·(Uᵀ·W) of every group."""
+        sliding, mixing = _kernels(layer, rank[0])
+        v = sliding.load(factors[0]).reshape(sliding.group, rank[0], -1)
+        return kernel_of(layer).store(mixing.load(factors[1])[..., 0] @ v)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -1,5 +1,6 @@
 """embedding-svd: a Gather from a V × d table becomes one from V × r, and a MatMul r → d."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -7,54 +8,95 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
-from onnxlr.model import int_attr
 
 
-class EmbeddingSvd(GraphPass):
-    """E ≈ P·Q with P (V, r) looked up and Q (r, d) multiplied."""
+class EmbeddingSvd(ChainPass):
+    """E ≈ P·Q with P (V, r) looked up and Q (r, d) multiplied.
+
+    V are the entries along the axis that is indexed, wherever it stands; d are all the others.
+    """
 
     name: ClassVar[str] = "embedding-svd"
-    summary: ClassVar[str] = "V×d table as V×r table, MatMul r→d"
+    summary: ClassVar[str] = "V×d table, indexed along any axis, as V×r table, MatMul r→d"
     ops: ClassVar[tuple[str, ...]] = ("Gather",)
     paper: ClassVar[str] = "Lan et al. 2019, arXiv 1909.11942 (factorized embedding)"
 
     def refuse(self, layer: Layer) -> str | None:
-        """Tables of rows, each looked up whole."""
+        """Tables of two axes or more, indexed along the same one by all users."""
         if layer.kind != "gather":
             return f"embedding-svd replaces Gather, not {layer.op}"
-        if len(layer.shape) != 2:
-            return f"embedding-svd needs a table of rows, the weight has shape {layer.shape}"
-        if any(_axis(use) != 0 or use.swapped for use in layer.uses):
-            return "embedding-svd needs lookups of whole rows, along axis 0"
+        if len({layer.lookup_axis(use) for use in layer.uses}) > 1:
+            return "embedding-svd: its users look up along different axes"
+        if 1 in (_sides(layer)):
+            return f"embedding-svd has nothing to factorize in a table of shape {layer.shape}"
         return None
 
     def full_rank(self, layer: Layer) -> Rank:
         """The smaller side of the table."""
-        return (min(layer.shape),)
+        return (min(_sides(layer)),)
 
     def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
-        """The table."""
-        return (layer.array()[None],)
+        """The table, the axis that is indexed first."""
+        table = np.moveaxis(layer.array(), layer.lookup_axis(layer.uses[0]), 0)
+        return (table.reshape(1, *_sides(layer)),)
 
     def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """(V, r) and (r, d)."""
-        return (layer.shape[0], rank[0]), (rank[0], layer.shape[1])
+        entries, width = _sides(layer)
+        return (entries, rank[0]), (rank[0], width)
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD of the table."""
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
         return u[0], v[0]
 
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """P·Q, the axis that is indexed put back."""
+        axis = layer.lookup_axis(layer.uses[0])
+        others = _without(layer.shape, axis)
+        return np.moveaxis((factors[0] @ factors[1]).reshape(-1, *others), 0, axis)
+
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The same lookup in the narrow table, then the product."""
-        rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})
-        return writer.op("MatMul", [rows, factors[1]], {})
+        axis = layer.lookup_axis(use)
+        if len(layer.shape) == 2 and axis == 0 and not use.swapped:
+            rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})
+            return writer.op("MatMul", [rows, factors[1]], {})
+
+        def integers(*numbers: int) -> ir.Value:
+            return writer.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
+
+        # One row an index, whatever the shape of the indices, then the axes in the user's order.
+        flat = writer.op("Reshape", [use.x, integers(-1)], {})
+        rows = writer.op("Gather", [factors[0], flat], {"axis": 0})
+        product = writer.op("MatMul", [rows, factors[1]], {})
+        axes = list(range(len(layer.shape)))
+        if use.swapped:
+            axes[-2:] = axes[:-3:-1]
+        place = axes.index(axis)  # where the user has the axis that is indexed
+        kept = [a for a in axes if a != axis]
+        order = [a for a in range(len(axes)) if a != axis]
+        apart = writer.op("Reshape", [product, integers(-1, *_without(layer.shape, axis))], {})
+        perm = [order.index(a) + 1 for a in kept]
+        perm.insert(place, 0)
+        moved = writer.op("Transpose", [apart], {"perm": tuple(perm)})
+        sizes = [layer.shape[a] for a in kept]
+        parts = [writer.op("Shape", [use.x], {})]
+        if sizes[:place]:
+            parts.insert(0, integers(*sizes[:place]))
+        if sizes[place:]:
+            parts.append(integers(*sizes[place:]))
+        return writer.op("Reshape", [moved, writer.op("Concat", [*parts], {"axis": 0})], {})
 
 
-def _axis(use: Use) -> int:
-    axis = int_attr(use.node, "axis", 0)
-    return axis + 2 if axis < 0 else axis
+def _sides(layer: Layer) -> tuple[int, int]:
+    entries = layer.shape[layer.lookup_axis(layer.uses[0])]
+    return entries, math.prod(layer.shape) // entries
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])

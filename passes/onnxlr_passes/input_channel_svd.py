@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class InputChannelSvd(GraphPass):
+class InputChannelSvd(ChainPass):
     """SVD of the kernel as S × (T·kh·kw), each group on its own."""
 
     name: ClassVar[str] = "input-channel-svd"
@@ -48,6 +48,13 @@ class InputChannelSvd(GraphPass):
         return mixing.store(u.transpose(0, 2, 1)), sliding.store(
             v.reshape(shape).transpose(0, 2, 1, 3)
         )
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The sliding conv's kernel, its inputs mixed, of every group."""
+        mixing, sliding = _kernels(layer, rank[0])
+        v = sliding.load(factors[1]).transpose(0, 1, 3, 2)  # (g, T, positions, r)
+        product = v @ mixing.load(factors[0])[:, None, :, :, 0]
+        return kernel_of(layer).store(product.transpose(0, 1, 3, 2))
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, refuse_other_ops, slide, swap_groups
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class SliceSvd(GraphPass):
+class SliceSvd(ChainPass):
     """K[t, s] ≈ Σ_r u·vᵀ for each output t and input s on its own.
 
     It shares nothing between slices, so that it saves only where kernels are large, and its two
@@ -60,6 +60,13 @@ class SliceSvd(GraphPass):
         # Columns belong to their input channel, rows to their output channel.
         u = u.reshape(*shape, -1, r).transpose(0, 2, 1, 4, 3)
         return columns.store(u), rows.store(v.reshape(*shape, r, -1))
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The sum of columns times rows, slice by slice."""
+        kernel, (r,) = kernel_of(layer), rank
+        columns = factors[0].reshape(kernel.group, kernel.inputs, kernel.outputs, r, -1)
+        rows = factors[1].reshape(kernel.group, kernel.outputs, kernel.inputs, r, -1)
+        return kernel.store(columns.transpose(0, 2, 1, 4, 3) @ rows)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

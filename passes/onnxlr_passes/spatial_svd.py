@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, refuse_other_ops, slide
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr
 
 
-class SpatialSvd(GraphPass):
+class SpatialSvd(ChainPass):
     """SVD of the kernel as (S·kh) × (T·kw), each group on its own."""
 
     name: ClassVar[str] = "spatial-svd"
@@ -59,6 +59,18 @@ class SpatialSvd(GraphPass):
         vertical, horizontal = _kernels(layer, rank[0])
         v = v.reshape(horizontal.group, rank[0], horizontal.outputs, horizontal.positions)
         return vertical.store(u.transpose(0, 2, 1)), horizontal.store(v.transpose(0, 2, 1, 3))
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """(S·kh × r)(r × T·kw) of every group, its axes put back in order."""
+        kernel, (vertical, horizontal) = kernel_of(layer), _kernels(layer, rank[0])
+        down = vertical.load(factors[0]).reshape(kernel.group, rank[0], -1)
+        across = (
+            horizontal.load(factors[1]).transpose(0, 2, 1, 3).reshape(kernel.group, rank[0], -1)
+        )
+        product = (down.transpose(0, 2, 1) @ across).reshape(
+            kernel.group, kernel.inputs, vertical.positions, kernel.outputs, horizontal.positions
+        )
+        return kernel.store(product.transpose(0, 3, 1, 2, 4))
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -7,12 +7,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, AttributeValue, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import float_attr, int_attr
 
 
-class Svd(GraphPass):
+class Svd(ChainPass):
     """W ≈ P·Q with P (…, a, r) and Q (…, r, b); the bias stays on the last node."""
 
     name: ClassVar[str] = "svd"
@@ -52,6 +52,10 @@ class Svd(GraphPass):
         factors = truncated_svd(self.unfoldings(layer)[0], rank[0])
         shapes = self.factor_shapes(layer, rank)
         return tuple(f.reshape(shape) for f, shape in zip(factors, shapes, strict=True))
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """P·Q."""
+        return np.asarray(factors[0] @ factors[1])
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

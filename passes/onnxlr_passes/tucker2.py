@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
 from onnxlr.decompose import tucker2
-from onnxlr.graph_pass import Array, GraphPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class Tucker2(GraphPass):
+class Tucker2(ChainPass):
     """Tucker decomposition along the channels, ranks (r_s, r_t), each group on its own."""
 
     name: ClassVar[str] = "tucker2"
     summary: ClassVar[str] = "S→T as 1×1 conv S→r_s, k×k conv r_s→r_t, 1×1 conv r_t→T"
     ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
+    numbers: ClassVar[tuple[int, ...]] = (1, 2)
     paper: ClassVar[str] = "Kim et al. 2015, arXiv 1511.06530"
 
     def refuse(self, layer: Layer) -> str | None:
@@ -47,6 +48,13 @@ class Tucker2(GraphPass):
         groups = [tucker2(k, (rank[0], rank[1])) for k in kernel.load(layer.array())]
         v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
         return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The core with its inputs and its outputs mixed, of every group."""
+        first, core, last = (k.load(f) for k, f in zip(_kernels(layer, rank), factors, strict=True))
+        inputs = core.transpose(0, 1, 3, 2) @ first[:, None, :, :, 0]  # (g, r_t, positions, S)
+        mixed = inputs.transpose(0, 1, 3, 2).reshape(layer.group, rank[1], -1)
+        return kernel_of(layer).store(last[..., 0] @ mixed)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -40,7 +40,7 @@ def test_rules(text: str, rank: int) -> None:
         "energy:2",
         "energy:0",
         "abc",
-        "8,4,2",
+        "8,4,2,1",
         "",
         "nan",
         "energy:",
@@ -83,5 +83,5 @@ def test_extreme_scales_stay_in_range() -> None:
 def test_a_pair_names_a_rank_for_each_component() -> None:
     rule = parse_rank("3,2")
     assert str(rule) == "3,2"
-    assert [rule.select(VALUES, 4, 9, 0.0, component) for component in (0, 1)] == [3, 2]
-    assert [parse_rank("3").select(VALUES, 4, 9, 0.0, c) for c in (0, 1)] == [3, 3]
+    assert [rule.of_full(4, component) for component in (0, 1)] == [3, 2]
+    assert [parse_rank("3").of_full(4, component) for component in (0, 1)] == [3, 3]

@@ -1,0 +1,279 @@
+"""tiled-svd: a weight is cut into tiles, each of low rank, and multiplied block by block."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide, swap_groups
+from onnxlr.decompose import join_tiles, tiled_svd
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.layers import Layer, Use
+from onnxlr.model import float_attr, int_attr
+from onnxlr.tiling import Grid, TiledPass
+
+_GRIDS = ((2, 2), (1, 2), (2, 1), (4, 4), (1, 4), (4, 1), (3, 3), (1, 3), (3, 1), (8, 8))
+
+
+class TiledSvd(TiledPass, ChainPass):
+    """W_ij ≈ P_ij·Q_ij for every tile: all Q in one batched product, all P in another.
+
+    For a convolution the columns of a tile are whole input channels, so that both products are
+    grouped convs; tiles across kernel positions have no chain.
+    """
+
+    name: ClassVar[str] = "tiled-svd"
+    summary: ClassVar[str] = "p×q tiles of rank r as two batched MatMuls, or two grouped convs"
+    ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
+    automatic: ClassVar[bool] = False
+    paper: ClassVar[str] = "Lee et al. 2019, arXiv 1905.10145"
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Matrices, convolutions and tables whose sides can be cut."""
+        if layer.kind == "matrix":
+            if len(layer.shape) != 2:
+                return f"tiled-svd needs one matrix, the weight has shape {layer.shape}"
+            if any(use.slot == 0 and len(use.x_shape or ()) < 2 for use in layer.uses):
+                return "tiled-svd can't tell whether the constant on the left meets a vector"
+        elif layer.kind == "gather":
+            if len(layer.shape) != 2 or any(layer.lookup_axis(u) or u.swapped for u in layer.uses):
+                return "tiled-svd needs lookups of whole rows of a table, along axis 0"
+        elif layer.kind not in ("conv", "conv-transpose"):
+            return f"tiled-svd replaces {', '.join(self.ops)}, not {layer.op}"
+        if not self.grids(layer):
+            _, m, n = self._blocks(layer)
+            return f"tiled-svd: neither {m} nor {n} can be cut into 2, 3, 4 or 8 equal parts"
+        return None
+
+    def grids(self, layer: Layer) -> tuple[Grid, ...]:
+        """Grids of up to 8 × 8 that cut both sides evenly."""
+        return tuple(g for g in _GRIDS if self.grid_misfit(layer, g) is None)
+
+    def grid_misfit(self, layer: Layer, grid: Grid) -> str | None:
+        """Tiles hold whole channels of a convolution, and whole columns of a table."""
+        p, q = grid
+        _, m, n = self._blocks(layer)
+        if layer.kind == "gather" and p > 1:
+            return "a lookup needs its rows in one piece (p = 1)"
+        if p < 1 or q < 1 or m % p or n % q:
+            channels = "channels" if layer.convolves else "weight"
+            return f"{p}×{q} tiles don't divide the {m}×{n} {channels}"
+        return None
+
+    def sides(self, layer: Layer) -> tuple[int, int, int]:
+        """(group, outputs, inputs · positions), or (1, rows, columns)."""
+        group, m, n = self._blocks(layer)
+        return group, m, n * (kernel_of(layer).positions if layer.convolves else 1)
+
+    def matrices(self, layer: Layer) -> NDArray[np.generic]:
+        """The lowered kernel of every group, or the weight itself."""
+        array = layer.array()
+        if layer.convolves:
+            array = kernel_of(layer).load(array)
+        return array.reshape(self.sides(layer))
+
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """All Q, then all P, as the operators want them."""
+        r, p, q = rank
+        _, m, n = self._blocks(layer)
+        if layer.convolves:
+            return tuple(kernel.stored for kernel in _kernels(layer, rank))
+        if layer.kind == "gather":
+            return (q, r, n // q), (m, q * r)
+        inner, outer = (p * r, n // q), (m // p, q * r)
+        if _flip(layer.uses[0]):
+            inner, outer = inner[::-1], outer[::-1]
+        return (q, *inner) if q > 1 else inner, (p, *outer) if p > 1 else outer
+
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Truncated SVD of every tile."""
+        u, v = tiled_svd(self.matrices(layer), *rank)
+        shapes = self.factor_shapes(layer, rank)
+        if layer.convolves:
+            first, last = _kernels(layer, rank)
+            # (g, i, j, r, n) → (g, j, i, r, n), and (g, i, j, m, r) → (g, i, m, j, r).
+            return first.store(v.transpose(0, 2, 1, 3, 4)), last.store(u.transpose(0, 1, 3, 2, 4))
+        if layer.kind == "gather":
+            return v[0, 0].reshape(shapes[0]), u[0, 0].transpose(1, 0, 2).reshape(shapes[1])
+        inner = v[0].transpose(1, 0, 2, 3).reshape(rank[2], -1, v.shape[4])
+        outer = u[0].transpose(0, 2, 1, 3).reshape(rank[1], u.shape[3], -1)
+        if _flip(layer.uses[0]):
+            inner, outer = inner.swapaxes(1, 2), outer.swapaxes(1, 2)
+        return inner.reshape(shapes[0]), outer.reshape(shapes[1])
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The product of every tile, and the tiles side by side."""
+        r, p, q = rank
+        group, m, _ = self._blocks(layer)
+        n = self.sides(layer)[2]
+        inner, outer = factors
+        if layer.convolves:
+            first, last = _kernels(layer, rank)
+            inner, outer = first.load(inner), last.load(outer)
+        elif layer.kind == "matrix" and _flip(layer.uses[0]):
+            inner, outer = inner.swapaxes(-1, -2), outer.swapaxes(-1, -2)
+        v = inner.reshape(group, q, p, r, n // q).transpose(0, 2, 1, 3, 4)
+        u = outer.reshape(group, p, m // p, q, r).transpose(0, 1, 3, 2, 4)
+        whole = join_tiles(u @ v)
+        return kernel_of(layer).store(whole) if layer.convolves else whole[0]
+
+    def write(
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """The inner product of every block, its results put in order of the outer, that product."""
+        if layer.convolves:
+            return _write_convs(layer, use, rank, factors, writer)
+        if layer.kind == "gather":
+            return _write_lookup(layer, use, rank, factors, writer)
+        if _flip(use) != _flip(layer.uses[0]):
+            factors = tuple(_swap_last(writer, f) for f in factors)
+        blocks = _Blocks(writer, *(factors if use.contracts_last else factors[::-1]))
+        m, n = layer.shape if use.contracts_last else layer.shape[::-1]
+        r, p, q = rank
+        outer, inner = (p, q) if use.contracts_last else (q, p)
+        product = blocks.left if use.slot == 0 else blocks.right
+        x = use.x
+        if use.node.op_type == "Gemm" and int_attr(use.node, _other_flag(use), 0):
+            x = writer.op("Transpose", [x], {"perm": (1, 0)})
+        y = product(x, r, outer, inner, m, n)
+        return _scale_and_shift(use, y, writer) if use.node.op_type == "Gemm" else y
+
+    def _blocks(self, layer: Layer) -> tuple[int, int, int]:
+        """Groups, and what is cut into p and into q: channels, or rows and columns."""
+        if layer.convolves:
+            kernel = kernel_of(layer)
+            return kernel.group, kernel.outputs, kernel.inputs
+        return 1, layer.shape[0], layer.shape[1]
+
+
+class _Blocks:
+    """The two batched products of one use, with the data on either side.
+
+    ``inner`` meets the data: (q, p·r, n/q) if it stands on the left, its last axes exchanged if it
+    stands on the right; ``outer`` likewise (p, m/p, q·r). The axis of blocks is missing where there
+    is only one.
+    """
+
+    def __init__(self, writer: Writer, inner: ir.Value, outer: ir.Value) -> None:
+        self._writer, self._inner, self._outer = writer, inner, outer
+
+    def left(self, x: ir.Value, r: int, p: int, q: int, m: int, n: int) -> ir.Value:
+        """W·x for x of shape (…, n, c)."""
+        op = self._writer.op
+        lead, columns = self._dims(x, None, -2), self._dims(x, -1, None)
+        h = self._shaped(x, (-1, q, n // q), columns)
+        h = op("MatMul", [self._inner, h], {})
+        h = self._shaped(h, (0, q, p, r, -1))
+        h = op("Transpose", [h], {"perm": (0, 2, 1, 3, 4)})
+        h = self._shaped(h, (0, p, q * r), columns)
+        return self._shaped(op("MatMul", [self._outer, h], {}), lead, (m,), columns)
+
+    def right(self, x: ir.Value, r: int, p: int, q: int, m: int, n: int) -> ir.Value:
+        """x·Wᵀ for x of shape (…, n)."""
+        op, swap = self._writer.op, {"perm": (1, 0, 2)}
+        h = x
+        if q > 1:
+            h = op("Transpose", [self._shaped(h, (-1, q, n // q))], swap)
+        else:
+            h = self._shaped(h, (-1, n))
+        h = op("MatMul", [h, self._inner], {})  # (q, rows, p·r)
+        if q > 1 and p > 1:
+            h = op("Transpose", [self._shaped(h, (q, -1, p, r))], {"perm": (2, 1, 0, 3)})
+            h = self._shaped(h, (p, -1, q * r))
+        elif q > 1:
+            h = self._shaped(op("Transpose", [h], swap), (-1, q * r))
+        elif p > 1:
+            h = op("Transpose", [self._shaped(h, (-1, p, r))], swap)
+        h = op("MatMul", [h, self._outer], {})  # (p, rows, m/p)
+        if p > 1:
+            h = op("Transpose", [h], swap)
+        return self._shaped(h, self._dims(x, None, -1), (m,))
+
+    def _shaped(self, x: ir.Value, *dims: tuple[int, ...] | ir.Value) -> ir.Value:
+        """Reshape to known sizes and to sizes that are read off a tensor, one after the other."""
+        parts = [
+            d
+            if isinstance(d, ir.Value)
+            else self._writer.constant(np.array(d, dtype=np.int64), ir.DataType.INT64)
+            for d in dims
+        ]
+        shape = parts[0] if len(parts) == 1 else self._writer.op("Concat", [*parts], {"axis": 0})
+        return self._writer.op("Reshape", [x, shape], {})
+
+    def _dims(self, x: ir.Value, start: int | None, end: int | None) -> ir.Value:
+        """A slice of a tensor's shape, taken when it runs: the number of axes stays open."""
+        first, last = start or 0, np.iinfo(np.int64).max if end is None else end
+        shape = self._writer.op("Shape", [x], {})
+        if self._writer.opset < 10:
+            return self._writer.op("Slice", [shape], {"starts": (first,), "ends": (last,)})
+        bounds = [
+            self._writer.constant(np.array([b], dtype=np.int64), ir.DataType.INT64)
+            for b in (first, last)
+        ]
+        return self._writer.op("Slice", [shape, *bounds], {})
+
+
+def _write_convs(
+    layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+) -> ir.Value:
+    first, last = _kernels(layer, rank)
+    _, p, q = rank
+    hidden = slide(writer, use, use.x, factors[0], first)
+    if p > 1 and q > 1:
+        hidden = swap_groups(writer, hidden, layer.group, q, p)
+    return pointwise(writer, hidden, factors[1], last, bias_of(use))
+
+
+def _write_lookup(
+    layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+) -> ir.Value:
+    r, _, q = rank
+
+    def integers(*numbers: int) -> ir.Value:
+        return writer.constant(np.array(numbers), ir.DataType.INT64)
+
+    rows = writer.op("Gather", [factors[1], use.x], {"axis": 0})
+    rows = writer.op("Reshape", [rows, integers(-1, q, 1, r)], {})
+    rows = writer.op("MatMul", [rows, factors[0]], {})
+    looked_up = writer.op("Shape", [use.x], {})
+    shape = writer.op("Concat", [looked_up, integers(layer.shape[1])], {"axis": 0})
+    return writer.op("Reshape", [rows, shape], {})
+
+
+def _scale_and_shift(use: Use, y: ir.Value, writer: Writer) -> ir.Value:
+    """Gemm's α·Y + β·C."""
+
+    def scaled(value: ir.Value, name: str) -> ir.Value:
+        factor = float_attr(use.node, name, 1.0)
+        if factor == 1.0:
+            return value
+        return writer.op("Mul", [value, writer.constant(np.array(factor), use.dtype)], {})
+
+    y = scaled(y, "alpha")
+    bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    return y if bias is None else writer.op("Add", [y, scaled(bias, "beta")], {})
+
+
+def _flip(use: Use) -> bool:
+    """Whether a use needs both factors with their last axes exchanged."""
+    return use.swapped != use.weight_transposed
+
+
+def _other_flag(use: Use) -> str:
+    return "transB" if use.slot == 0 else "transA"
+
+
+def _swap_last(writer: Writer, value: ir.Value) -> ir.Value:
+    assert value.shape is not None
+    axes = tuple(range(len(value.shape)))
+    return writer.op("Transpose", [value], {"perm": (*axes[:-2], axes[-1], axes[-2])})
+
+
+def _kernels(layer: Layer, rank: Rank) -> tuple[Kernel, Kernel]:
+    kernel, (r, p, q) = kernel_of(layer), rank
+    ones = (1,) * len(kernel.spatial)
+    return (
+        Kernel(kernel.group * q, p * r, kernel.inputs // q, kernel.spatial, kernel.transposed),
+        Kernel(kernel.group * p, kernel.outputs // p, q * r, ones),
+    )
