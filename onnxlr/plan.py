@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, overload
 
@@ -271,10 +271,9 @@ def named_candidates(
         elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         elif (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
-            most = chain_params(layer, fit.graph_pass, rank)
-            instead = _fall_back(layer, fit, goal, unusable, most)
-            if isinstance(instead, str):
-                reasons.append(instead)
+            instead = _fall_back(layer, fit, rank, goal, unusable)
+            if instead is None:
+                reasons.append(unusable)
             else:
                 found.append(instead)
         else:
@@ -282,18 +281,29 @@ def named_candidates(
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
 
 
-def _fall_back(layer: Layer, fit: Fit, goal: Goal, why: str, params: int) -> Candidate | str:
+def _fall_back(layer: Layer, fit: Fit, rank: Rank, goal: Goal, why: str) -> Candidate | None:
     """The method that takes over, at its largest proportional rank of no more parameters."""
+    other = _successor(layer, fit)
+    if other is None:
+        return None
+    most = chain_params(layer, fit.graph_pass, rank)
+    for smaller in reversed(other.graph_pass.ladder(layer)):
+        fits = chain_params(layer, other.graph_pass, smaller) <= most
+        if fits and saves(layer, other.graph_pass, smaller):
+            return candidate(layer, other, smaller, goal, _instead(why, other))
+    return None
+
+
+def _successor(layer: Layer, fit: Fit) -> Fit | None:
+    """The method that takes over from one whose factors are unusable, if it exists here."""
     if not fit.graph_pass.fallback:
-        return why
-    other = fit_method(layer, find_pass(fit.graph_pass.fallback), Kept[Spectrum](1))
-    if isinstance(other, str):
-        return why
-    for rank in reversed(other.graph_pass.ladder(layer)):
-        small = chain_params(layer, other.graph_pass, rank) <= params
-        if small and saves(layer, other.graph_pass, rank):
-            return candidate(layer, other, rank, goal, f"{why}: {other.graph_pass.name} instead")
-    return f"{why}, and {other.graph_pass.name} has no rank of that size"
+        return None
+    other = fit_method(layer, find_pass(fit.graph_pass.fallback), Kept[Spectrum](2))
+    return other if isinstance(other, Fit) else None
+
+
+def _instead(why: str, other: Fit) -> str:
+    return f"{why}: {other.graph_pass.name} instead"
 
 
 def auto_candidates(
@@ -308,8 +318,17 @@ def auto_candidates(
         saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
         if saving:
             found.append(_most_saved([candidate(layer, fit, r, goal) for r in saving])[0])
-        else:
-            reasons.append(_no_gain(layer, fit, ranks[0], f"a weight error of {error:g}"))
+            continue
+        other = _successor(layer, fit)
+        unusable = None
+        if other is not None and 0 not in fit.limit:
+            unusable = fit.graph_pass.unusable(layer, fit.limit)
+        if other is not None and unusable is not None:
+            taken = auto_candidates(layer, (other,), error, goal)
+            if isinstance(taken, list):
+                found += [replace(c, note=_instead(unusable, other)) for c in taken]
+                continue
+        reasons.append(unusable or _no_gain(layer, fit, ranks[0], f"a weight error of {error:g}"))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
 
 

@@ -17,7 +17,7 @@ from onnxlr.decompose import compose, parse_rank, tucker2
 from onnxlr.graph_pass import GraphPass, Rank
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
-from onnxlr.plan import Candidate, break_even, fit_methods, named_candidates
+from onnxlr.plan import Candidate, auto_candidates, break_even, fit_methods, named_candidates
 from onnxlr.runtime import ONE_CPU_THREAD
 from onnxlr.shapes import observe_shapes
 from tests.builders import (
@@ -486,10 +486,11 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(stored, "w"))
     layer, graph_pass = the_layer(model, "cp3")
     fits, _ = fit_methods(layer, (graph_pass,))
-    (stable,) = named_candidates(layer, fits, parse_rank("2"), "macs")
-    assert stable.choice.graph_pass is graph_pass  # type: ignore[union-attr]
+    stable = named_candidates(layer, fits, parse_rank("2"), "macs")[0]
+    assert isinstance(stable, Candidate)
+    assert stable.choice.graph_pass is graph_pass
     monkeypatch.setattr("onnxlr.decompose.polyadic._DEGENERATE", 10.0)
-    (instead,) = named_candidates(layer, fits, parse_rank("2"), "macs")
+    instead = named_candidates(layer, fits, parse_rank("2"), "macs")[0]
     assert isinstance(instead, Candidate)
     assert instead.choice.graph_pass.name == "tucker2"
     assert instead.params <= chain_params(layer, graph_pass, (2,))
@@ -498,6 +499,11 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
     decision = onnxlr.optimize(model, method="cp3", rank="2", max_drop=1).plan.decisions[0]
     assert (decision.decision, decision.rank) == ("tucker2", instead.choice.rank)
     assert decision.reason.startswith("cp3 of rank 2 degenerates")
+    monkeypatch.setattr("onnxlr.decompose.polyadic._DEGENERATE", 0.0)
+    searched = auto_candidates(layer, fits, 0.5, "macs")[0]
+    assert isinstance(searched, Candidate)
+    assert searched.choice.graph_pass.name == "tucker2"
+    assert searched.note.endswith("tucker2 instead")
 
 
 @pytest.mark.parametrize(

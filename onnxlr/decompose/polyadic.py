@@ -13,7 +13,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from onnxlr.decompose.svd import truncated_svd
+from onnxlr.decompose.svd import leading_vectors
 
 Array = NDArray[np.float64]
 
@@ -152,9 +152,9 @@ def _khatri_rao(factors: list[Array] | tuple[Array, ...]) -> Array:
 def _from_hosvd(x: Array, rank: int, rng: np.random.Generator) -> list[Array]:
     factors = []
     for mode, size in enumerate(x.shape):
-        matrix = np.moveaxis(x, mode, 0).reshape(1, size, -1)
-        known = min(rank, size, matrix.shape[2])
-        vectors = truncated_svd(matrix, known)[0][0]
+        matrix = np.moveaxis(x, mode, 0).reshape(size, -1)
+        known = min(rank, size)
+        vectors = leading_vectors(matrix, known)
         more = rng.standard_normal((size, rank - known)) / np.sqrt(size)
         factors.append(np.hstack([vectors, more]))
     return factors

@@ -6,6 +6,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# A partial decomposition is made where the rank is this many times below the full one, of matrices
+# that are not small anyway.
+_FAR_BELOW = 4
+_LARGE = 128
+# Sine of the largest angle to the exact subspace that rounding may bring.
+_ANGLE = 1e-8
+
 # Elements below which a stack is handed to LAPACK in one call: a quarter of a million 3×3 slices
 # take a second so, and minutes one by one.
 _SMALL = 256
@@ -47,6 +54,10 @@ def truncated_svd(stack: NDArray[np.generic], rank: int) -> tuple[Array, Array]:
     largest in magnitude is positive): LAPACK leaves it open, and files must be reproducible.
     Factors nest: the first r columns of a larger rank are the factors of rank r.
 
+    Ranks far below the full one of a large matrix are found through the leading eigenvectors of its
+    Gram matrix, as long as the gap behind them stands clear of what squaring loses; where it
+    doesn't, the whole decomposition is made.
+
     Parameters
     ----------
     stack : ndarray of shape (g, m, n)
@@ -80,11 +91,69 @@ def truncated_svd(stack: NDArray[np.generic], rank: int) -> tuple[Array, Array]:
         left[:], right[:] = u[..., :rank], s[:, :rank, None] * vt[:, :rank]
     else:
         for i in range(g):
-            u, s, vt = _economy_svd(np.array(stack[i], dtype=np.float64, order="F"))
+            matrix = np.array(stack[i], dtype=np.float64, order="F")
+            u, s, vt = _partial_svd(matrix, rank) or _economy_svd(matrix)
             left[i], right[i] = u[:, :rank], s[:rank, None] * vt[:rank]
-    largest = np.argmax(np.abs(left), axis=1)[:, None]
-    signs = np.where(np.take_along_axis(left, largest, axis=1) < 0, -1.0, 1.0)
-    return left * signs, right * signs.transpose(0, 2, 1)
+    left, signs = _signed(left)
+    return left, right * signs.transpose(0, 2, 1)
+
+
+def leading_vectors(matrix: Array, rank: int) -> Array:
+    """Orthonormal leading left singular vectors, any completion where there are too few.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (m, n)
+    rank : int
+        1 to m, also beyond n.
+
+    Returns
+    -------
+    ndarray of shape (m, rank)
+    """
+    m, n = matrix.shape
+    if m > n:
+        vectors: Array = truncated_svd(matrix[None], min(rank, n))[0][0]
+        if rank <= n:
+            return vectors
+        full = np.linalg.qr(np.hstack([vectors, np.eye(m)]))[0][:, :rank]
+        full[:, :n] = vectors
+        return np.asarray(full)
+    # The Gram matrix is far smaller, and what its squaring loses lies below 1e-8 of the largest.
+    scaled = matrix / max(float(np.abs(matrix).max(initial=0.0)), np.finfo(np.float64).tiny)
+    _, found = scipy.linalg.eigh(scaled @ scaled.T, subset_by_index=(m - rank, m - 1))
+    return np.asarray(_signed(found[:, ::-1])[0])
+
+
+def _signed(left: Array) -> tuple[Array, Array]:
+    """Columns whose largest entry in magnitude is positive, and the signs that made them so."""
+    largest = np.argmax(np.abs(left), axis=-2, keepdims=True)
+    signs = np.where(np.take_along_axis(left, largest, axis=-2) < 0, -1.0, 1.0)
+    return left * signs, signs
+
+
+def _partial_svd(a: Array, rank: int) -> tuple[Array, Array, Array] | None:
+    """Leading singular triplets where they are few and well defined; else None."""
+    m, n = a.shape
+    smaller, top = min(m, n), float(np.abs(a).max(initial=0.0))
+    if smaller < _LARGE or rank * _FAR_BELOW > smaller or top == 0.0:
+        return None
+    scaled = a / top
+    gram = scaled @ scaled.T if m <= n else scaled.T @ scaled
+    last = smaller - 1
+    # One more than asked for, to see the gap: rounding turns the subspace by eps·σ₁² over it.
+    values, vectors = scipy.linalg.eigh(
+        gram, subset_by_index=(last - rank, last), overwrite_a=True, check_finite=False
+    )
+    gap = float(values[1] - values[0])
+    if smaller * np.finfo(np.float64).eps * float(values[-1]) > _ANGLE * gap:
+        return None
+    basis = vectors[:, :0:-1]
+    if m <= n:
+        u, s, vt = _economy_svd(basis.T @ a)
+        return basis @ u, s, vt
+    u, s, vt = _economy_svd(a @ basis)
+    return u, s, vt @ basis.T
 
 
 def _economy_svd(a: Array) -> tuple[Array, Array, Array]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.decompose.svd import truncated_svd
+from onnxlr.decompose.svd import leading_vectors
 
 Array = NDArray[np.float64]
 
@@ -41,29 +41,17 @@ def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array,
     k = np.asarray(kernel, dtype=np.float64)
     outputs, inputs, _ = k.shape
     r_s, r_t = ranks
-    v = _leading(k.transpose(1, 0, 2).reshape(inputs, -1), r_s)
-    u = _leading(k.reshape(outputs, -1), r_t)
+    v = leading_vectors(k.transpose(1, 0, 2).reshape(inputs, -1), r_s)
+    u = leading_vectors(k.reshape(outputs, -1), r_t)
     previous = 0.0
     for _ in range(_MOST_SWEEPS):
         # (S, r_t·P): what is left of the kernel once the outputs are projected, and so on in turn.
-        v = _leading(np.einsum("tsp,ta->sap", k, u).reshape(inputs, -1), r_s)
+        v = leading_vectors(np.einsum("tsp,ta->sap", k, u).reshape(inputs, -1), r_s)
         projected = np.einsum("tsp,sb->tbp", k, v)
-        u = _leading(projected.reshape(outputs, -1), r_t)
+        u = leading_vectors(projected.reshape(outputs, -1), r_t)
         core = np.einsum("tbp,ta->abp", projected, u)
         norm = float(np.linalg.norm(core))
         if norm <= previous * (1 + _TOLERANCE):
             break
         previous = norm
     return v, core, u
-
-
-def _leading(matrix: Array, rank: int) -> Array:
-    """Leading left singular vectors; the identity's columns where there are too few."""
-    possible = min(matrix.shape)
-    vectors: Array = truncated_svd(matrix[None], min(rank, possible))[0][0]
-    if rank <= possible:
-        return vectors
-    # More components than the projected unfolding has: complete the basis, the core shows zeros.
-    full = np.linalg.qr(np.hstack([vectors, np.eye(len(matrix))]))[0][:, :rank]
-    full[:, :possible] = vectors
-    return np.asarray(full)

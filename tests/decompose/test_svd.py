@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxlr.decompose import spectrum, tail_error, truncated_svd
+from onnxlr.decompose.svd import Array, _partial_svd, leading_vectors
 
 
 def planted(values: list[float], m: int, n: int, seed: int) -> np.ndarray:
@@ -66,3 +67,70 @@ def test_factors_nest() -> None:
 def test_a_rank_outside_the_matrix_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank} is outside 1 to 5"):
         truncated_svd(np.ones((1, 5, 8)), rank)
+
+
+def spectrum_shaped(kind: str, m: int, n: int) -> tuple[Array, Array]:
+    """A matrix of known singular values and left vectors."""
+    count = min(m, n)
+    i = np.arange(count)
+    values = {
+        "geometric": 0.95**i,
+        "power": (i + 1.0) ** -1,
+        "slow": (i + 1.0) ** -0.5,
+        "flat": np.ones(count),
+        "step": np.where(i < 12, 1.0, 1e-3),
+        "steep": 0.3**i,
+        "deficient": np.where(i < 5, 1.0 + i, 0.0),
+    }[kind]
+    values = np.sort(values)[::-1]
+    rng = np.random.default_rng(5)
+    u = np.linalg.qr(rng.standard_normal((m, count)))[0]
+    v = np.linalg.qr(rng.standard_normal((n, count)))[0]
+    return (u * values) @ v.T, u
+
+
+@pytest.mark.parametrize(("m", "n"), [(160, 400), (400, 160), (200, 200)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("kind", ["geometric", "power", "slow", "step"])
+def test_a_partial_decomposition_spans_the_exact_subspace(
+    kind: str, m: int, n: int, scale: float
+) -> None:
+    matrix, exact = spectrum_shaped(kind, m, n)
+    rank = 12
+    assert _partial_svd(np.asfortranarray(scale * matrix), rank) is not None
+    u, v = truncated_svd(scale * matrix[None], rank)
+    outside = u[0] - exact[:, :rank] @ (exact[:, :rank].T @ u[0])
+    assert np.linalg.norm(outside, 2) < 1e-6
+    np.testing.assert_allclose(u[0].T @ u[0], np.eye(rank), atol=1e-12)
+    error = np.linalg.norm(matrix - u[0] @ v[0] / scale)
+    optimum = np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:])
+    assert error == pytest.approx(optimum, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["flat", "steep", "deficient"])
+def test_what_has_no_gap_to_see_is_decomposed_whole(kind: str) -> None:
+    matrix, _ = spectrum_shaped(kind, 160, 200)
+    rank = 32
+    assert _partial_svd(np.asfortranarray(matrix), rank) is None
+    u, v = truncated_svd(matrix[None], rank)
+    np.testing.assert_allclose(u[0].T @ u[0], np.eye(rank), atol=1e-12)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert np.linalg.norm(matrix - u[0] @ v[0]) == pytest.approx(
+        np.linalg.norm(values[rank:]), rel=1e-9, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(("m", "n"), [(20, 50), (50, 20), (20, 20)])
+@pytest.mark.parametrize("rank", [1, 7, 20])
+def test_leading_vectors_are_those_of_the_svd(m: int, n: int, rank: int) -> None:
+    matrix, exact = spectrum_shaped("power", m, n)
+    found = leading_vectors(matrix, rank)
+    np.testing.assert_allclose(found.T @ found, np.eye(rank), atol=1e-12)
+    np.testing.assert_allclose(np.abs(found.T @ exact[:, :rank]), np.eye(rank), atol=1e-7)
+
+
+def test_more_vectors_than_columns_complete_a_basis() -> None:
+    matrix = np.random.default_rng(0).standard_normal((9, 3))
+    found = leading_vectors(matrix, 6)
+    np.testing.assert_allclose(found.T @ found, np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(found[:, :3] @ (found[:, :3].T @ matrix), matrix, atol=1e-12)
