@@ -13,7 +13,7 @@ from onnxlr.model import Names, add_initializer, opset, to_proto
 from onnxlr.rewrite import Choice, replace_layer
 from onnxlr.runtime import Machine, Session
 
-_SECONDS = 0.12
+_MOST_ROUNDS = 40
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LayerTimer:
     """
 
     machine: Machine
+    seconds: float = 0.12  # of each comparison
     _known: dict[Hashable, LayerTime | None] = field(default_factory=dict)
 
     def time(self, model: ir.Model, layer: Layer, choice: Choice) -> LayerTime | None:
@@ -91,7 +92,7 @@ class LayerTimer:
                 Session(to_proto(m).SerializeToString(), self.machine, layer.name).bound(feed)
                 for m in (alone, replaced)
             )
-            result = interleave(a, b, _SECONDS, most_rounds=40)
+            result = interleave(a, b, self.seconds, _MOST_ROUNDS)
         except (ModelError, RuntimeError):  # bfloat16 on the CPU, for one
             return None
         before = result.a.median_ms

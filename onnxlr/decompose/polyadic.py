@@ -19,11 +19,14 @@ Array = NDArray[np.float64]
 
 # Components whose norms add up, in squares, to this many times the tensor's cancel each other.
 _DEGENERATE = 100.0
-_MOST_SWEEPS = 50  # at each ridge but the last
+# On squared norms, for a tensor of norm 1: small enough to cost nothing that shows (a large one
+# kills components for good), large enough to keep components from growing against each other.
+_RIDGE = 1e-4
+_LIGHT_RIDGE = 1e-5
+_START_SWEEPS = 60
 _LAST_SWEEPS = 2000  # without a ridge, as long as it pays
-_MOST_WORK = 5e10  # multiply-adds of the last stage of a start; large tensors get fewer sweeps
+_MOST_WORK = 2e10  # multiply-adds without a ridge; large tensors get fewer sweeps
 _TOLERANCE = 1e-6  # relative change of the error at which a sweep counts as the last
-_RIDGES = (1e-2, 1e-4, 1e-7, 0.0)  # relative to the mean diagonal of the normal equations
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ class Cp:
 def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -> Cp:
     """Best of several starts of ridge-regularized alternating least squares.
 
-    The first start is from the higher-order SVD, the others are random, all seeded. The best is
-    the least error among those that don't degenerate, else the least growth. From the rank at
-    which any tensor has an exact decomposition on, that one is given.
+    The first start is from the higher-order SVD, the others are random, all seeded. A ridge keeps
+    the components' norms small; the best start then goes on without one, as long as it pays. Where
+    components begin to cancel each other on that way, the best stable decomposition is given: the
+    last one before, or one under a lighter ridge. From the rank at which any tensor has an exact
+    decomposition on, that one is given.
 
     Parameters
     ----------
@@ -87,15 +92,14 @@ def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -
     if rank >= exact_rank(x.shape):
         return _exact(x, rank)
     rng = np.random.default_rng(seed)
-    found = []
+    problem = _Problem(x / scale)
     # Thousands of small products: handing each to a pool of threads costs far more than it saves.
     with threadpool_limits(1):
+        found = []
         for start in range(starts):
-            first = _from_hosvd(x / scale, rank, rng) if start == 0 else _random(x.shape, rank, rng)
-            found.append(_als(x / scale, first))
-            if found[-1].error < 1e-9:
-                break
-    best = min(found, key=lambda c: (c.degenerate, c.growth if c.degenerate else c.error))
+            first = _random(x.shape, rank, rng) if start else _from_hosvd(x / scale, rank, rng)
+            found.append(problem.begin(first))
+        best = problem.finish(min(found, key=lambda c: (c.degenerate, c.error)))
     share = scale ** (1 / x.ndim)
     return Cp(tuple(f * share for f in best.factors), best.error, best.growth)
 
@@ -111,30 +115,79 @@ def compose(factors: tuple[Array, ...]) -> Array:
     return np.asarray((factors[0] @ _khatri_rao(factors[1:]).T).reshape(sizes))
 
 
-def _als(x: Array, factors: list[Array]) -> Cp:
-    modes = range(x.ndim)
-    unfolded = [np.moveaxis(x, mode, 0).reshape(x.shape[mode], -1) for mode in modes]
-    error = np.inf
-    work = 2 * x.size * factors[0].shape[1] * x.ndim
-    last = int(min(_LAST_SWEEPS, max(_MOST_SWEEPS, _MOST_WORK / work)))
-    for ridge in _RIDGES:
-        for _ in range(_MOST_SWEEPS if ridge else last):
-            for mode in modes:
-                others = [factors[m] for m in modes if m != mode]
-                gram = reduce(np.multiply, (f.T @ f for f in others))
-                damping = (ridge + 1e-13) * max(float(np.trace(gram)) / len(gram), 1e-300)
-                right = unfolded[mode] @ _khatri_rao(others)
-                # The ridge pulls towards the last iterate, not to zero: it damps, and is exact
-                # in the end.
-                right = right + damping * factors[mode]
-                system = gram + damping * np.eye(len(gram))
-                factors[mode] = scipy.linalg.solve(system, right.T, assume_a="pos").T
-            factors = _balanced(factors)
-            before, error = error, float(np.linalg.norm(x - compose(tuple(factors))))
-            if before - error < _TOLERANCE * max(before, 1e-12) and np.isfinite(before):
+class _Problem:
+    """Alternating least squares on one tensor of norm 1."""
+
+    def __init__(self, x: Array) -> None:
+        self._x = x
+        self._modes = range(x.ndim)
+        self._unfolded = [
+            np.ascontiguousarray(np.moveaxis(x, mode, 0).reshape(x.shape[mode], -1))
+            for mode in self._modes
+        ]
+
+    def begin(self, factors: list[Array]) -> Cp:
+        """A start, with a ridge that keeps components small."""
+        return self._descend(factors, _RIDGE, _START_SWEEPS)
+
+    def finish(self, start: Cp) -> Cp:
+        """On without a ridge, as long as it pays and stays stable."""
+        work = 2 * self._x.size * start.factors[0].shape[1] * self._x.ndim
+        sweeps = int(min(_LAST_SWEEPS, max(_START_SWEEPS, _MOST_WORK / work)))
+        free = self._descend(list(start.factors), 0.0, sweeps)
+        if not free.degenerate and free.growth < _DEGENERATE / 2:
+            return free
+        held = self._descend(list(start.factors), _LIGHT_RIDGE, sweeps)
+        return min(start, free, held, key=lambda c: (c.degenerate, c.error))
+
+    def _descend(self, factors: list[Array], ridge: float, sweeps: int) -> Cp:
+        """Sweep until it pays no more, or until the next step would degenerate."""
+        error = self._loss(factors, ridge)
+        stable = _growth(factors) < _DEGENERATE
+        for sweep in range(sweeps):
+            previous, before = factors, error
+            factors = self._swept(factors, ridge)
+            error = self._loss(factors, ridge)
+            if sweep % 3 == 2:
+                # A step beyond, as long as the way was (Bro 1998): plain sweeps crawl in valleys.
+                reach = (sweep + 1) ** (1 / self._x.ndim)
+                beyond = [f + reach * (f - p) for f, p in zip(factors, previous, strict=True)]
+                if (further := self._loss(beyond, ridge)) < error:
+                    factors, error = beyond, further
+            held = _growth(factors) < _DEGENERATE
+            if stable and not held:
+                factors = previous
                 break
-    growth = float(np.sum(reduce(np.multiply, (np.sum(f**2, axis=0) for f in factors))))
-    return Cp(tuple(factors), error, growth)
+            stable = held
+            if before - error < _TOLERANCE * max(error, 1e-12):
+                break
+        return Cp(tuple(factors), self._loss(factors, 0.0), _growth(factors))
+
+    def _swept(self, factors: list[Array], ridge: float) -> list[Array]:
+        """Each factor in turn, the others held: a linear problem."""
+        factors = list(factors)
+        for mode in self._modes:
+            others = [factors[m] for m in self._modes if m != mode]
+            gram = reduce(np.multiply, (f.T @ f for f in others))
+            right = self._unfolded[mode] @ _khatri_rao(others)
+            if ridge == 0.0:
+                # The least damping, towards the last iterate: exact in the end, and never singular.
+                least = 1e-13 * max(float(np.trace(gram)) / len(gram), 1e-300)
+                right += least * factors[mode]
+                gram.flat[:: len(gram) + 1] += least
+            gram.flat[:: len(gram) + 1] += ridge
+            factors[mode] = scipy.linalg.solve(gram, right.T, assume_a="pos").T
+        return _balanced(factors)
+
+    def _loss(self, factors: list[Array], ridge: float) -> float:
+        error = float(np.linalg.norm(self._x - compose(tuple(factors))))
+        if ridge == 0.0:
+            return error
+        return float(np.sqrt(error**2 + ridge * sum(float(np.sum(f**2)) for f in factors)))
+
+
+def _growth(factors: list[Array]) -> float:
+    return float(np.sum(reduce(np.multiply, (np.sum(f**2, axis=0) for f in factors))))
 
 
 def _balanced(factors: list[Array]) -> list[Array]:

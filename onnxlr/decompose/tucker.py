@@ -7,8 +7,9 @@ from onnxlr.decompose.svd import leading_vectors
 
 Array = NDArray[np.float64]
 
+_EPS = np.finfo(np.float64).eps
 _MOST_SWEEPS = 50
-_TOLERANCE = 1e-9  # relative change of the core's norm at which a sweep counts as the last
+_TOLERANCE = 1e-6  # relative change of the squared error at which a sweep counts as the last
 
 
 def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array, Array, Array]:
@@ -39,19 +40,21 @@ def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array,
     True
     """
     k = np.asarray(kernel, dtype=np.float64)
+    scale = float(np.abs(k).max(initial=0.0)) or 1.0
+    k = k / scale
     outputs, inputs, _ = k.shape
     r_s, r_t = ranks
     v = leading_vectors(k.transpose(1, 0, 2).reshape(inputs, -1), r_s)
     u = leading_vectors(k.reshape(outputs, -1), r_t)
-    previous = 0.0
+    whole, previous = float(np.sum(k**2)), 0.0
     for _ in range(_MOST_SWEEPS):
         # (S, r_t·P): what is left of the kernel once the outputs are projected, and so on in turn.
-        v = leading_vectors(np.einsum("tsp,ta->sap", k, u).reshape(inputs, -1), r_s)
-        projected = np.einsum("tsp,sb->tbp", k, v)
+        v = leading_vectors(np.tensordot(k, u, (0, 0)).reshape(inputs, -1), r_s)
+        projected = np.tensordot(k, v, (1, 0)).transpose(0, 2, 1)
         u = leading_vectors(projected.reshape(outputs, -1), r_t)
-        core = np.einsum("tbp,ta->abp", projected, u)
-        norm = float(np.linalg.norm(core))
-        if norm <= previous * (1 + _TOLERANCE):
+        core = np.tensordot(u, projected, (0, 0))
+        norm = float(np.sum(core**2))
+        if norm - previous <= _TOLERANCE * max(whole - norm, _EPS * whole):
             break
         previous = norm
-    return v, core, u
+    return v, core * scale, u
