@@ -13,6 +13,7 @@ from onnxlr.model import Names, add_initializer, opset, to_proto
 from onnxlr.rewrite import Choice, replace_layer
 from onnxlr.runtime import Machine, Session
 
+SECONDS = 0.12  # a comparison, unless told otherwise
 _MOST_ROUNDS = 40
 
 
@@ -51,7 +52,7 @@ class LayerTimer:
     """
 
     machine: Machine
-    seconds: float = 0.12  # of each comparison
+    seconds: float | None = None
     _known: dict[Hashable, LayerTime | None] = field(default_factory=dict)
 
     def time(self, model: ir.Model, layer: Layer, choice: Choice) -> LayerTime | None:
@@ -92,7 +93,7 @@ class LayerTimer:
                 Session(to_proto(m).SerializeToString(), self.machine, layer.name).bound(feed)
                 for m in (alone, replaced)
             )
-            result = interleave(a, b, self.seconds, _MOST_ROUNDS)
+            result = interleave(a, b, self.seconds or SECONDS, _MOST_ROUNDS)
         except (ModelError, RuntimeError):  # bfloat16 on the CPU, for one
             return None
         before = result.a.median_ms

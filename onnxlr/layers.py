@@ -349,8 +349,7 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
     stored = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
     perm = first.seen.perm
     uses = []
-    locked = next((s.seen.reason for s in sightings if s.seen.reason), None)
-    reason = locked
+    reason = next((s.seen.reason for s in sightings if s.seen.reason), None)
     if first.kind == "recurrent":
         reason = reason or f"no method replaces the weights of {first.use.node.op_type}"
     for s in sightings:
@@ -371,7 +370,7 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
-    locked = locked or _lock(layer, sightings, place)
+    locked = _lock(layer, sightings, place)
     return replace(layer, locked=locked, refusal=locked or reason or _refusal(layer, sightings))
 
 
@@ -383,10 +382,10 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
     """Why the stored weight must stay as it is, whatever the method."""
     if layer.kind == "quantized":
         return f"{layer.op} is already quantized: left alone"
+    if any(s.seen.quantized for s in sightings):
+        return next(s.seen.reason for s in sightings if s.seen.quantized)
     if layer.dtype not in _FLOATS:
         return f"the weight is stored as {layer.dtype.name.lower()}: left alone"
-    if any(s.use.dtype not in _FLOATS for s in sightings):
-        return "its users cast it to something other than floating point"
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
     if place is not None:
@@ -398,6 +397,8 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
 
 def _refusal(layer: Layer, sightings: list[_Sighting]) -> str | None:
     """Why no chain can replace the layer, whatever the method."""
+    if any(s.use.dtype not in _FLOATS for s in sightings):
+        return "its users cast it to something other than floating point"
     kinds = {s.kind for s in sightings}
     if len(kinds) > 1:
         ops = ", ".join(dict.fromkeys(s.use.node.op_type for s in sightings))

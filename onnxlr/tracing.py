@@ -24,12 +24,15 @@ class Trace:
         The type the node sees, after any Cast; None where a reason is given.
     reason : str or None
         Why what lies between is more than a view.
+    quantized : bool
+        Whether that is because the constant is already quantized.
     """
 
     root: ir.Value
     perm: tuple[int, ...]
     dtype: ir.DataType | None
     reason: str | None
+    quantized: bool = False
 
 
 def trace(
@@ -62,7 +65,7 @@ def trace(
             return None
         if node.op_type == "DequantizeLinear":
             reason = "the weight is quantized (DequantizeLinear): left alone"
-            return Trace(root, (), None, reason)
+            return Trace(root, (), None, reason, quantized=True)
         reason = (
             f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
             "constants: fold constants first"

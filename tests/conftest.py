@@ -7,4 +7,4 @@ import pytest
 def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxlr.latency.SECONDS", 0.05)
     monkeypatch.setattr("onnxlr.latency.FEWEST", 9)
-    monkeypatch.setattr("onnxlr.layer_timing._SECONDS", 0.02)
+    monkeypatch.setattr("onnxlr.layer_timing.SECONDS", 0.02)
