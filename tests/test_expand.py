@@ -115,6 +115,8 @@ def test_any_weight_is_stored_as_factors(
         for a, b in zip(run(model, feed), run(result.model, feed), strict=True):
             assert relative(a, b) < 1e-5
     assert folded(tmp_path / "in.onnx") == folded(tmp_path / "out.onnx")
+    assert all(d.macs_after == d.macs_before for d in result.plan.decisions)
+    assert result.report.output.macs == result.report.input.macs
     again = onnxlr.apply(result.plan, tmp_path / "in.onnx")
     assert again.SerializeToString() == result.model.SerializeToString()
 

@@ -57,9 +57,9 @@ def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -
     """Best of several starts of ridge-regularized alternating least squares.
 
     The first start is from the higher-order SVD, the others are random, all seeded. A ridge keeps
-    the components' norms small; the best start then goes on without one, as long as it pays. Where
-    components begin to cancel each other on that way, the best stable decomposition is given: the
-    last one before, or one under a lighter ridge. From the rank at which any tensor has an exact
+    the components' norms small; the best start then goes on with a lighter one and in the end
+    without, as long as it pays. Where components begin to cancel each other, the way ends at the
+    last decomposition that is stable. From the rank at which any tensor has an exact
     decomposition on, that one is given.
 
     Parameters
@@ -131,14 +131,11 @@ class _Problem:
         return self._descend(factors, _RIDGE, _START_SWEEPS)
 
     def finish(self, start: Cp) -> Cp:
-        """On without a ridge, as long as it pays and stays stable."""
+        """On with a lighter ridge, then without one, as long as it pays and stays stable."""
         work = 2 * self._x.size * start.factors[0].shape[1] * self._x.ndim
         sweeps = int(min(_LAST_SWEEPS, max(_START_SWEEPS, _MOST_WORK / work)))
-        free = self._descend(list(start.factors), 0.0, sweeps)
-        if not free.degenerate and free.growth < _DEGENERATE / 2:
-            return free
-        held = self._descend(list(start.factors), _LIGHT_RIDGE, sweeps)
-        return min(start, free, held, key=lambda c: (c.degenerate, c.error))
+        light = self._descend(list(start.factors), _LIGHT_RIDGE, sweeps)
+        return self._descend(list(light.factors), 0.0, sweeps)
 
     def _descend(self, factors: list[Array], ridge: float, sweeps: int) -> Cp:
         """Sweep until it pays no more, or until the next step would degenerate."""

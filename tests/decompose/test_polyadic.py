@@ -83,6 +83,26 @@ def test_degeneracy_is_bounded_where_plain_iteration_diverges() -> None:
     assert Cp((), 0.0, float("nan")).degenerate
 
 
+def test_a_trained_network_s_spectrum_is_decomposed_stably() -> None:
+    """Channels that decay, where plain iteration goes on to ever larger components."""
+    rng = np.random.default_rng(0)
+    decay = (1 + np.arange(32)) ** -0.5
+    tensor = np.einsum("tsp,t,s->tsp", rng.standard_normal((32, 32, 9)), decay, decay)
+    found = cp(tensor, 16)
+    growth, error = [], []
+    for sweeps in (100, 1000):
+        weights, factors = tensorly.decomposition.parafac(
+            tensor, 16, n_iter_max=sweeps, init="random", random_state=0, tol=0
+        )
+        squares = np.prod([np.sum(f**2, axis=0) for f in factors], axis=0)
+        growth.append(np.sum(weights**2 * squares) / np.linalg.norm(tensor) ** 2)
+        difference = tensor - tensorly.cp_to_tensor((weights, factors))
+        error.append(np.linalg.norm(difference) / np.linalg.norm(tensor))
+    assert growth[1] > 300  # what is to be prevented
+    assert found.growth < 100
+    assert found.error < error[0]  # and not by stopping short
+
+
 def test_the_same_seed_gives_the_same_bits() -> None:
     tensor = np.random.default_rng(4).standard_normal((9, 8, 7))
     for a, b in zip(cp(tensor, 4).factors, cp(tensor, 4).factors, strict=True):
