@@ -199,7 +199,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     ),
     "deconv-sized": (
         lambda: transposed((1, 6, 5, 4), (6, 8, 3, 3), strides=[2, 2], output_shape=[10, 9]),
-        CONV_1D,
+        (*CONV_1D, "cp3"),
     ),
     "deconv-1d": (lambda: transposed((2, 6, 9), (6, 8, 5), strides=[3]), (*CONV_1D, *CP)),
     "deconv-3d": (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import onnxlr
 from onnxlr.cost import chain_macs, chain_params, weight_error
 from onnxlr.decompose import compose, parse_rank, tucker2
-from onnxlr.graph_pass import GraphPass, Rank
+from onnxlr.graph_pass import GraphPass, Rank, WeightPass, installed_passes
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
 from onnxlr.plan import Candidate, auto_candidates, break_even, fit_methods, named_candidates
@@ -536,6 +536,20 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
 def test_refusals_carry_a_reason(model: onnx.ModelProto, method: str, reason: str) -> None:
     layer, graph_pass = the_layer(model, method)
     assert (graph_pass.refuse(layer) or "").endswith(reason)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_pair_is_supported_or_refused_with_a_reason(case: str) -> None:
+    """The table names all that a method does, and the method says why it does no more."""
+    model, methods = CASES[case][0](), CASES[case][1]
+    (layer,) = layers_of(model)[2]
+    for name, installed in installed_passes().items():
+        reason = installed.graph_pass.refuse(layer)
+        if isinstance(installed.graph_pass, WeightPass):
+            assert reason is None
+        else:
+            assert (reason is None) == (name in methods), f"{name}: {reason}"
+            assert reason is None or (name in reason and len(reason) > 20)
 
 
 @pytest.mark.parametrize(("case", "method"), ROWS)
