@@ -1,0 +1,246 @@
+"""What each layer is given on the calibration data: the mean and the covariance of its inputs.
+
+The error of an approximation W̃ of a layer y = W·x with a free bias is exactly
+tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors are fitted to.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxlr.layers import Layer, Use
+from onnxlr.model import int_attr, ints_attr, str_attr, to_proto
+from onnxlr.prepare import Prepared
+from onnxlr.progress import Progress
+from onnxlr.runtime import Feed, Machine, Session
+
+Array = NDArray[np.float64]
+
+_WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives
+_ROWS = 48  # inputs that are looked at for each element of one
+_MOST_ROWS = 65536
+_EXPOSED = 256 << 20  # bytes of activations that one run may give out
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Moments of a layer's input, for each group.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (g, n)
+        For a convolution an input is a patch of S/g · kh · kw elements.
+    covariance : ndarray of shape (g, n, n)
+    rows : int
+        How many inputs they come from.
+    """
+
+    mean: Array
+    covariance: Array
+    rows: int
+
+
+def why_not(layer: Layer) -> str | None:
+    """Why a layer's factors are fitted to its weight alone; None if its inputs can be looked at."""
+    if layer.kind not in ("matrix", "conv"):
+        return f"fitted to the weight: inputs of {layer.op} are not looked at"
+    if layer.kind == "matrix" and len(layer.shape) != 2:
+        return "fitted to the weight: a stack of matrices"
+    if any(use.y_shape is None and use.x_shape is None for use in layer.uses):
+        return "fitted to the weight: a layer in a body, or of unknown shape"
+    if input_size(layer) > _WIDEST:
+        return f"fitted to the weight: an input has {input_size(layer):,} elements"
+    return None
+
+
+def input_size(layer: Layer) -> int:
+    """Elements of an input of one group: S/g · kh · kw, or the contracted side of a matrix."""
+    if layer.convolves:
+        return math.prod(layer.shape[1:])
+    return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
+
+
+def calibrate(
+    prepared: Prepared,
+    layers: Sequence[Layer],
+    feeds: Sequence[Feed],
+    machine: Machine,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Statistics]:
+    """Stream the data through the model once for each batch of layers; nothing is held a sample.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    layers : sequence of Layer
+        Those whose inputs are to be looked at; the ones that ``why_not`` speaks of are left out.
+    feeds : sequence of feeds
+    machine : Machine
+    seed : int
+        Of the positions that are sampled.
+
+    Returns
+    -------
+    dict of str to Statistics
+        By layer name.
+    """
+    wanted = [layer for layer in layers if why_not(layer) is None]
+    sums = {layer.name: _Sums(layer, len(feeds), seed) for layer in wanted}
+    batches = list(_batches(wanted))
+    with progress.stage("calibrate", len(feeds) * len(batches)) as step:
+        for batch in batches:
+            names = {use.x.name or "" for layer in batch for use in layer.uses}
+            session = _exposed(prepared, names, machine)
+            for feed in feeds:
+                values = dict(feed) | session.run(feed)
+                for layer in batch:
+                    for use in layer.uses:
+                        sums[layer.name].add(use, values[use.x.name or ""])
+                step(f"{len(batch)} layers")
+    return {name: s.statistics() for name, s in sums.items() if s.rows > 1}
+
+
+def _exposed(prepared: Prepared, names: Iterable[str], machine: Machine) -> Session:
+    proto = to_proto(prepared.model)
+    present = {v.name for v in (*proto.graph.output, *proto.graph.input)}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
+    )
+    return Session(proto.SerializeToString(), machine, prepared.source.label)
+
+
+def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
+    batch: list[Layer] = []
+    size = 0
+    for layer in layers:
+        own = sum(4 * math.prod(use.x_shape or ()) for use in layer.uses)
+        if batch and size + own > _EXPOSED:
+            yield batch
+            batch, size = [], 0
+        batch.append(layer)
+        size += own
+    if batch:
+        yield batch
+
+
+class _Sums:
+    """Running sums of a layer's inputs in double precision, about the first batch's mean."""
+
+    def __init__(self, layer: Layer, feeds: int, seed: int) -> None:
+        self.rows = 0
+        self._layer = layer
+        n, g = input_size(layer), layer.group
+        rows = min(_MOST_ROWS, _ROWS * n)
+        self._share = max(16, -(-rows // max(1, feeds * len(layer.uses))))  # rows of one batch
+        self._rng = np.random.default_rng(seed)
+        self._shift: Array | None = None
+        self._first = np.zeros((g, n))
+        self._second = np.zeros((g, n, n))
+
+    def add(self, use: Use, x: NDArray[np.generic]) -> None:
+        """Take in some of the inputs of one run, sampled evenly."""
+        rows = (
+            sample_patches(self._layer, use, x, self._share, self._rng)
+            if self._layer.convolves
+            else self._sample_rows(use, x)
+        ).astype(np.float64)  # (g, rows, n)
+        if not np.isfinite(rows).all():
+            return
+        if self._shift is None:
+            self._shift = rows.mean(axis=1, keepdims=True)
+        rows = rows - self._shift
+        self.rows += rows.shape[1]
+        self._first += rows.sum(axis=1)
+        self._second += rows.transpose(0, 2, 1) @ rows
+
+    def _sample_rows(self, use: Use, x: NDArray[np.generic]) -> NDArray[np.generic]:
+        left = use.slot == 0  # the data stands on the right: its columns are the inputs
+        if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
+            x = x.swapaxes(-1, -2)
+        if left and x.ndim > 1:
+            x = x.swapaxes(-1, -2)
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > self._share:
+            rows = rows[np.sort(self._rng.choice(len(rows), self._share, replace=False))]
+        return rows[None]
+
+    def statistics(self) -> Statistics:
+        """The moments of all that was taken in."""
+        assert self._shift is not None
+        offset = self._first / self.rows
+        covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
+        return Statistics(self._shift[:, 0] + offset, covariance, self.rows)
+
+
+def sample_patches(
+    layer: Layer, use: Use, x: NDArray[np.generic], rows: int, rng: np.random.Generator
+) -> NDArray[np.generic]:
+    """Patches that a Conv sees, at positions drawn without repetition, the same for all samples.
+
+    Returns
+    -------
+    ndarray of shape (g, patches, S/g · kh · kw)
+        About ``rows`` patches, at least one a sample.
+    """
+    group, kernel = layer.group, layer.shape[2:]
+    dims = len(kernel)
+    strides = ints_attr(use.node, "strides", (1,) * dims)
+    dilations = ints_attr(use.node, "dilations", (1,) * dims)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = _pads(use, x.shape[2:], reach, strides)
+    x = np.pad(x, ((0, 0), (0, 0), *pads))
+    sizes = x.shape[2:]
+    counts = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
+    samples, channels = x.shape[:2]
+    total = math.prod(counts)
+    number = min(total, max(1, -(-rows // samples)))
+    picked = np.sort(rng.choice(total, number, replace=False))
+    corners = np.stack(np.unravel_index(picked, counts)) * np.array(strides)[:, None]
+    offsets = np.stack([o.ravel() for o in np.indices(kernel)]) * np.array(dilations)[:, None]
+    places = np.ravel_multi_index(tuple(corners[:, :, None] + offsets[:, None, :]), sizes)
+    found = x.reshape(samples, channels, -1)[:, :, places]  # (samples, channels, number, positions)
+    found = found.reshape(samples, group, channels // group, number, -1)
+    return found.transpose(1, 0, 3, 2, 4).reshape(group, samples * number, -1)
+
+
+def _pads(
+    use: Use, sizes: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Padding before and after each spatial axis, auto_pad worked out as the runtime does."""
+    dims = len(sizes)
+    mode = str_attr(use.node, "auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        pads = ints_attr(use.node, "pads", (0,) * (2 * dims))
+        return [(pads[i], pads[dims + i]) for i in range(dims)]
+    if mode == "VALID":
+        return [(0, 0)] * dims
+    both = []
+    for size, r, s in zip(sizes, reach, strides, strict=True):
+        whole = max(0, (-(-size // s) - 1) * s + r - size)
+        small, large = whole // 2, whole - whole // 2
+        both.append((small, large) if mode == "SAME_UPPER" else (large, small))
+    return both
+
+
+def output_errors(
+    weights: Mapping[str, Array], others: Mapping[str, Array], statistics: Mapping[str, Statistics]
+) -> dict[str, float]:
+    """Relative error of each layer's output, exact for the inputs that were looked at."""
+    return {
+        name: relative_error(weights[name], others[name], statistics[name].covariance)
+        for name in others
+        if name in statistics
+    }
+
+
+def relative_error(weight: Array, other: Array, covariance: Array) -> float:
+    """√( tr((W − W̃)·C·(W − W̃)ᵀ) / tr(W·C·Wᵀ) ), for (g, m, n) and (g, n, n)."""
+    rest = weight - other
+    apart = float(np.einsum("gmn,gmn->", rest @ covariance, rest))
+    whole = float(np.einsum("gmn,gmn->", weight @ covariance, weight))
+    return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0
