@@ -26,7 +26,7 @@ from onnxlr.layers import Layer, Use, find_layers
 from onnxlr.model import Names, load, opset, to_proto
 from onnxlr.plan import Decision
 from onnxlr.prepare import prepare
-from onnxlr.rewrite import Choice, replace_layer
+from onnxlr.rewrite import Choice, Factored, replace_layer
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 
 _DRAWS = 20  # of white noise, for each layer
@@ -100,7 +100,7 @@ def measured(layer: Layer, decision: Decision, version: int) -> float:
     (graph_pass,) = choose_passes((decision.decision,))
     rank = decision.rank or ()
     factors = tuple(f.astype(layer.dtype.numpy()) for f in graph_pass.factorize(target, rank))
-    replace_layer(other, target, Choice(graph_pass, rank), factors, Names(other))
+    replace_layer(other, target, Choice(graph_pass, rank), Factored(factors), Names(other))
     sessions = [Session(to_proto(m).SerializeToString(), ONE_CPU_THREAD) for m in (alone, other)]
     rng = np.random.default_rng(0)
     apart = size = 0.0

@@ -2,6 +2,7 @@
 
 from onnxlr.api import apply, bench, compare, inspect, optimize
 from onnxlr.errors import (
+    BudgetError,
     DataError,
     ModelError,
     OnnxlrError,
@@ -14,6 +15,7 @@ from onnxlr.optimizer import Result
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "DataError",
     "ModelError",
     "OnnxlrError",

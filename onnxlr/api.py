@@ -1,5 +1,6 @@
 """The Python face: the commands as functions, arguments named as the flags."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import onnx
 
+from onnxlr.calibrate import Statistics
+from onnxlr.data import load_samples
 from onnxlr.decompose import parse_rank
-from onnxlr.errors import UsageError
+from onnxlr.errors import DataError, UsageError
 from onnxlr.factory import Factory
 from onnxlr.graph_pass import WeightPass, choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
@@ -16,14 +19,16 @@ from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import (
+    CALIBRATION_SAMPLES,
     Options,
     Result,
     Target,
+    calibrate_on,
 )
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.output import check_destination, copy_source, place, workspace
 from onnxlr.plan import Plan
-from onnxlr.prepare import Feeding, feed_model, open_source, prepare
+from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
 from onnxlr.rewrite import Choice
@@ -42,7 +47,7 @@ def optimize(
     labels: str | None = None,
     metric: str | None = None,
     max_drop: float = 0.01,
-    target: Target | None = None,
+    target: str | None = None,
     method: str | Sequence[str] = "auto",
     rank: str | int = "auto",
     include: str | None = None,
@@ -73,7 +78,8 @@ def optimize(
     max_drop : float
         Largest loss of the metric; 1 = no limit.
     target : {"latency", "macs", "params", "bytes"}, optional
-        Latency puts back whatever is not measurably faster.
+        Latency puts back whatever is not measurably faster. With a fraction (``"macs=0.5"``) the
+        least damaging model within that share of the original's.
     method : str or sequence of str
     rank : str or int
         ``auto``, ``evbmf``, ``exact``, a number, a pair (``"16,32"``, for ``tucker2``), a fraction
@@ -106,8 +112,11 @@ def optimize(
     >>> len(result.plan.replaced) > 0
     True
     """
-    if target is not None and target not in ("latency", "macs", "params", "bytes"):
-        raise UsageError(f"--target {target!r} is unknown: latency, macs, params or bytes")
+    goal, fraction = _target(target)
+    if fraction is not None and str(rank) != "auto":
+        raise UsageError(
+            f"--target {target} chooses the ranks, --rank {rank} names them: leave one out"
+        )
     if verify not in ("full", "none"):
         raise UsageError(f"--verify {verify!r} is unknown: full or none")
     if not max_drop >= 0:
@@ -118,7 +127,8 @@ def optimize(
             "--validation": validation,
             "--labels": labels,
             "--metric": metric,
-            "--target latency": target if target == "latency" else None,
+            "--target latency": goal if goal == "latency" else None,
+            "--target with a fraction": fraction,
         }
         for flag, value in named.items():
             if value is not None:
@@ -126,7 +136,8 @@ def optimize(
     options = Options(
         methods=(method,) if isinstance(method, str) else tuple(method),
         rank=parse_rank(str(rank)),
-        target=target,
+        target=goal,
+        fraction=fraction,
         metric=metric,
         # The metrics are shares and relative errors: 1 is promised to be no limit at all.
         max_drop=float("inf") if max_drop >= 1 else float(max_drop),
@@ -180,13 +191,20 @@ def apply(
     plan: str | os.PathLike[str] | Plan,
     model: Model,
     out: str | os.PathLike[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Replay a plan on the model that it was made for: the same bytes again.
+
+    A plan whose factors were fitted to data needs that data again, from where it was or from
+    ``data``.
 
     Raises
     ------
     UsageError
-        If the plan isn't one, is for another model, or needs a method that isn't installed.
+        If the plan isn't one, is for another model, or needs a method that isn't installed or
+        samples that aren't there.
     """
     origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
@@ -210,8 +228,17 @@ def apply(
         refusal = _misfit(known.get(name), choice)
         if refusal is not None:
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
+    statistics: dict[str, Statistics] = {}
+    if plan.calibration is not None and choices:
+        statistics = _recalibrate(plan, prepared, set(choices), data, progress or Silent())
     with workspace(path) as folder:
-        factory = Factory(prepared, folder, path.name if path is not None else "model.onnx")
+        factory = Factory(
+            prepared,
+            folder,
+            path.name if path is not None else "model.onnx",
+            statistics,
+            plan.calibration.digest if plan.calibration is not None else "",
+        )
         built = (
             factory.build(choices).path
             if choices
@@ -220,6 +247,33 @@ def apply(
         if path is not None:
             place(built, path)
         return onnx.load(built if path is None else path)
+
+
+def _recalibrate(
+    plan: Plan, prepared: Prepared, names: set[str], data: str | Path | None, progress: Progress
+) -> dict[str, Statistics]:
+    """The statistics that a plan's factors were fitted to."""
+    calibration = plan.calibration
+    assert calibration is not None
+    path = data if data is not None else calibration.data
+    try:
+        samples = load_samples(path, prepared.specs, None)
+    except DataError as error:
+        raise UsageError(
+            f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
+            "samples with --data"
+        ) from None
+    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(CALIBRATION_SAMPLES)
+    if taken.digest() != calibration.digest:
+        raise UsageError(
+            f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
+            "with --data, or make a new plan"
+        )
+    source = prepared.source
+    first = next(iter(taken.batches()))[0]
+    seen = prepare(source, feed=first)
+    layers = [layer for layer in seen.layers if layer.name in names]
+    return calibrate_on(seen, layers, taken, plan.seed, progress)
 
 
 @dataclass(frozen=True)
@@ -344,6 +398,25 @@ def bench(
     with told.stage("time both in turn", None):
         result = compare_sessions(first, second, feeding.timed, seconds)
     return Benchmark(result.a, result, machine, size)
+
+
+def _target(text: str | None) -> tuple[Target | None, float | None]:
+    """A goal, and the fraction of the original that it is to come down to."""
+    if text is None:
+        return None, None
+    name, given, share = text.partition("=")
+    try:
+        fraction = float(share) if given else None
+    except ValueError:
+        fraction = math.nan
+    if name not in ("latency", "macs", "params", "bytes") or (
+        fraction is not None and not 0 < fraction < 1
+    ):
+        raise UsageError(
+            f"--target {text!r} is unknown: latency, macs, params or bytes, or one of them with a "
+            "fraction between 0 and 1 (macs=0.5)"
+        )
+    return name, fraction  # type: ignore[return-value]
 
 
 def _misfit(layer: Layer | None, choice: Choice) -> str | None:

@@ -5,7 +5,7 @@ tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,9 @@ def why_not(layer: Layer) -> str | None:
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
     if layer.kind == "matrix" and len(layer.shape) != 2:
         return "fitted to the weight: a stack of matrices"
-    if any(use.y_shape is None and use.x_shape is None for use in layer.uses):
+    if len({use.contracts_last for use in layer.uses}) > 1:
+        return "fitted to the weight: its users multiply it from both sides"
+    if any(use.x_shape is None for use in layer.uses):
         return "fitted to the weight: a layer in a body, or of unknown shape"
     if input_size(layer) > _WIDEST:
         return f"fitted to the weight: an input has {input_size(layer):,} elements"
@@ -225,22 +227,3 @@ def _pads(
         small, large = whole // 2, whole - whole // 2
         both.append((small, large) if mode == "SAME_UPPER" else (large, small))
     return both
-
-
-def output_errors(
-    weights: Mapping[str, Array], others: Mapping[str, Array], statistics: Mapping[str, Statistics]
-) -> dict[str, float]:
-    """Relative error of each layer's output, exact for the inputs that were looked at."""
-    return {
-        name: relative_error(weights[name], others[name], statistics[name].covariance)
-        for name in others
-        if name in statistics
-    }
-
-
-def relative_error(weight: Array, other: Array, covariance: Array) -> float:
-    """√( tr((W − W̃)·C·(W − W̃)ᵀ) / tr(W·C·Wᵀ) ), for (g, m, n) and (g, n, n)."""
-    rest = weight - other
-    apart = float(np.einsum("gmn,gmn->", rest @ covariance, rest))
-    whole = float(np.einsum("gmn,gmn->", weight @ covariance, weight))
-    return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0

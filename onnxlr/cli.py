@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
@@ -26,7 +26,6 @@ from rich.progress import Progress as Bars
 from onnxlr import __version__, api, tables
 from onnxlr.errors import OnnxlrError, OutputError, one_line
 from onnxlr.graph_pass import installed_passes
-from onnxlr.optimizer import Target
 from onnxlr.output import check_destination, write_failure
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -179,10 +178,10 @@ def main() -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(get_args(Target)),
-    default=None,
-    help="What to save [default: latency, which puts back what isn't measurably "
-    "faster; with a named --rank it only does so when asked for here].",
+    metavar="NAME[=FRACTION]",
+    help="What to save: latency, macs, params or bytes [default: latency, which puts back what "
+    "isn't measurably faster; with a named --rank it only does so when asked for here]. With a "
+    "fraction (macs=0.5) the least damaging model within that share of the original's.",
 )
 @_filter_options
 @click.option(
@@ -223,11 +222,12 @@ def optimize(
     """Factorize IN and write OUT, verified beside the original.
 
     Exit codes: 0 written (also "no gain", then OUT equals IN), 1 the model or data can't be used,
-    2 wrong usage.
+    2 wrong usage, 3 the budget asked for with --target can't be met.
 
     \b
     Examples:
       onnxlr optimize net.onnx small.onnx --data samples.npz --labels label
+      onnxlr optimize net.onnx small.onnx --data samples.npz --target macs=0.5 --max-drop 0.02
       onnxlr optimize net.onnx small.onnx --rank energy:0.95 --max-drop 0.02
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
@@ -280,8 +280,11 @@ def inspect(
 @click.argument("plan", metavar="PLAN")
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
+@click.option(
+    "--data", metavar="FILE", help="The samples that factors were fitted to, if they have moved."
+)
 @click.option("--quiet", is_flag=True, help="Say nothing.")
-def apply(plan: str, source: str, out: str, quiet: bool) -> None:
+def apply(plan: str, source: str, out: str, data: str | None, quiet: bool) -> None:
     """Replay a PLAN on the model it was made for: OUT is byte-identical.
 
     \b
@@ -289,7 +292,7 @@ def apply(plan: str, source: str, out: str, quiet: bool) -> None:
       onnxlr optimize net.onnx small.onnx --plan-out plan.json
       onnxlr apply plan.json net.onnx again.onnx
     """
-    api.apply(plan, source, out)
+    api.apply(plan, source, out, data=data, progress=None if quiet else _Bars())
     if not quiet:
         _console().print(f"{plan} replayed on {source}: wrote {out}")
 

@@ -1,6 +1,7 @@
 """What every convolution pass needs: Conv and ConvTranspose seen alike, whole or axis by axis."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.graph_pass import AttributeValue, Writer
+from onnxlr.decompose import Form
+from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 
@@ -58,7 +60,7 @@ class Kernel:
         return array.transpose(0, 2, 1, 3) if self.transposed else array
 
     def store(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From (group, outputs, inputs, …) to the stored shape."""
+        """From any shape in the order (group, outputs, inputs, positions) to the stored shape."""
         array = array.reshape(self.group, self.outputs, self.inputs, self.positions)
         if self.transposed:
             array = array.transpose(0, 2, 1, 3)
@@ -71,6 +73,48 @@ def kernel_of(layer: Layer) -> Kernel:
     if layer.kind == "conv-transpose":
         return Kernel(group, second, first // group, tuple(spatial), transposed=True)
     return Kernel(group, first // group, second, tuple(spatial))
+
+
+class ConvPass(ChainPass):
+    """A pass whose factors are kernels, multiplied as a form says, each group on its own."""
+
+    @abstractmethod
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """The kernels of the chain, in order."""
+
+    @abstractmethod
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """How one group's lowered kernel, outputs × (inputs · positions), is made of factors."""
+
+    @abstractmethod
+    def views(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
+        """Shapes of one group's factors, in the order of the form's letters."""
+
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
+        """Those of the kernels as they are stored."""
+        return tuple(kernel.stored for kernel in self.kernels(layer, rank))
+
+    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
+        """Each kernel as (outputs, inputs, positions), cut by groups and seen as the form does."""
+        parts = [
+            kernel.load(factor).reshape(layer.group, *view)
+            for kernel, factor, view in zip(
+                self.kernels(layer, rank), factors, self.views(layer, rank), strict=True
+            )
+        ]
+        return [list(group) for group in zip(*parts, strict=True)]
+
+    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
+        """The groups side by side, in the layout that each operator stores."""
+        parts = (np.stack(factors) for factors in zip(*groups, strict=True))
+        kernels = self.kernels(layer, rank)
+        return tuple(kernel.store(part) for kernel, part in zip(kernels, parts, strict=True))
+
+    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
+        """The kernel that the form makes of the factors."""
+        form = self.form(layer, rank)
+        groups = [form.compose(group) for group in self.unpack(layer, rank, factors)]
+        return kernel_of(layer).store(np.stack(groups))
 
 
 def refuse_other_ops(layer: Layer, name: str) -> str | None:

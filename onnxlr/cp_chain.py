@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, kernel_of, refuse_other_ops
-from onnxlr.decompose import Cp, RankRule, Spectrum, compose, cp, exact_rank
-from onnxlr.graph_pass import Array, ChainPass, Rank
+from onnxlr.convolution import ConvPass, Kernel, kernel_of, refuse_other_ops
+from onnxlr.decompose import Cp, Form, RankRule, Spectrum, cp, exact_rank
+from onnxlr.graph_pass import Rank
 from onnxlr.kept import Kept
 from onnxlr.layers import Layer
 
@@ -17,7 +17,7 @@ _GRID = 8  # the multiple that CP ranks are rounded up to
 _KEPT = Kept[Cp](256)
 
 
-class CpPass(ChainPass):
+class CpPass(ConvPass):
     """A convolution as a sum of R outer products, one group only.
 
     No spectrum tells the error of a CP rank: it takes the decomposition itself. So a CP is never
@@ -61,13 +61,16 @@ class CpPass(ChainPass):
         shape = self.tensor_shape(kernel)
         return _KEPT.get(tensor, (shape, rank), partial(cp, tensor.reshape(shape), rank))
 
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """Σ_r of the outer products, from the chain's own factors."""
-        kernel = kernel_of(layer)
-        first, *lines, last = factors
-        modes = (last.reshape(-1, rank[0]), first.reshape(rank[0], -1).T)
-        axes = (line.reshape(rank[0], -1).T for line in lines)
-        return kernel.store(compose((*modes, *axes))[None])
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """Outputs, inputs and the axes in between, joined by one letter."""
+        axes = "abcd"[: len(self.tensor_shape(kernel_of(layer))) - 2]
+        lines = ",".join(f"r{axis}" for axis in axes)
+        return Form(f"rs,{lines},tr->ts{axes}")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """(R, S), (R, k) for each axis, (T, R)."""
+        outputs, inputs, *axes = self.tensor_shape(kernel_of(layer))
+        return (rank[0], inputs), *((rank[0], axis) for axis in axes), (outputs, rank[0])
 
     def select(
         self,

@@ -1,5 +1,6 @@
 """The user's samples: .npz, .npy or a folder of such files, in the batches the model takes."""
 
+import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,21 @@ class Samples:
         first, second = (order[:half], order[half:]) if half else (order, order)
         return self._with(np.sort(first)), self._with(np.sort(second))
 
+    def take(self, count: int) -> "Samples":
+        """At most this many of the samples, spread evenly."""
+        if len(self) <= count:
+            return self
+        return self._with(self.index[np.linspace(0, len(self) - 1, count).astype(np.intp)])
+
+    def digest(self) -> str:
+        """SHA-256 of the inputs in use."""
+        content = hashlib.sha256()
+        for feed, index, _ in self.batches():
+            for name, array in sorted(feed.items()):
+                content.update(f"{name} {array.dtype} {array.shape} {len(index)}".encode())
+                content.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return content.hexdigest()
+
     def _with(self, index: NDArray[np.intp]) -> "Samples":
         return Samples(self.label, self.parts, self.labels, index, self.specs)
 
@@ -84,7 +100,9 @@ class Samples:
         return feed
 
 
-def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | None) -> Samples:
+def load_samples(
+    path: str | Path, specs: Sequence[InputSpec], labels: str | None, *, lacking: bool = False
+) -> Samples:
     """Read samples and check them against a model's inputs.
 
     Parameters
@@ -95,6 +113,8 @@ def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | Non
     specs : sequence of InputSpec
     labels : str or None
         Name of the array of integer labels.
+    lacking : bool
+        Whether the samples may do without them.
 
     Raises
     ------
@@ -109,7 +129,7 @@ def load_samples(path: str | Path, specs: Sequence[InputSpec], labels: str | Non
     for file in files:
         arrays = _read(file, specs)
         parts.append(_checked(arrays, specs, file))
-        if labels is not None:
+        if labels is not None and not (lacking and labels not in arrays):
             targets.append(_labels(arrays, labels, file, _count(parts[-1])))
     total = sum(_count(part) for part in parts)
     if total == 0:

@@ -7,7 +7,8 @@
     ├── DataError           1   the data can't be read or doesn't fit the model
     ├── RuntimeMissingError 1   ONNX Runtime or the execution provider asked for isn't there
     ├── OutputError         1   the result can't be written
-    └── UsageError          2   the request itself makes no sense
+    ├── UsageError          2   the request itself makes no sense
+    └── BudgetError         3   the budget asked for can't be met within the accuracy allowed
 
 Every message says what happened, with the values, and the remedy.
 """
@@ -41,6 +42,12 @@ class UsageError(OnnxlrError):
     """The request itself makes no sense."""
 
     exit_code = 2
+
+
+class BudgetError(OnnxlrError):
+    """The budget asked for can't be met within the accuracy allowed."""
+
+    exit_code = 3
 
 
 def one_line(error: object) -> str:

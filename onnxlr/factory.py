@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError, one_line
-from onnxlr.graph_pass import GraphPass, Rank
+from onnxlr.fitting import bias_shift, fit_to_inputs, output_error, rest_of
+from onnxlr.graph_pass import ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, to_proto
 from onnxlr.output import save
 from onnxlr.plan import plan_digest
 from onnxlr.prepare import Prepared
-from onnxlr.rewrite import Choice, Factors, rewrite
+from onnxlr.rewrite import Choice, Factored, rewrite
+
+SWEEPS = 20  # of alternating least squares, for factors that are handed over
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,10 @@ class Factory:
     prepared: Prepared
     folder: Path
     file_name: str
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    calibration: str = ""  # digest of what the statistics come from
     _last: tuple[Mapping[str, Choice], Built] | None = None
-    _factors: dict[tuple[str, str, Rank], Factors] = field(default_factory=dict)
+    _factors: dict[tuple[str, str, Rank], Factored] = field(default_factory=dict)
 
     def build(self, choices: Mapping[str, Choice]) -> Built:
         """Write the model for these choices.
@@ -55,29 +61,47 @@ class Factory:
         model = rewrite(prepared.model, prepared.shapes, choices, self._factorize)
         chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
         model.metadata_props["onnxlr_version"] = __version__
-        model.metadata_props["onnxlr_plan"] = plan_digest(prepared.source.digest, chosen)
+        model.metadata_props["onnxlr_plan"] = plan_digest(
+            prepared.source.digest, chosen, self.calibration
+        )
         path = self.folder / self.file_name
         built = Built(path, save(model, path), count_params(model))
         self._last = (dict(choices), built)
         return built
 
     def error(self, layer: Layer, choice: Choice) -> float:
-        """Relative error of a layer's factors as they are stored."""
-        factors = self._factorize(layer, choice.graph_pass, choice.rank)
+        """Relative error of a layer's weight by its factors as they are stored."""
+        factors = self._factorize(layer, choice.graph_pass, choice.rank).factors
         return weight_error(layer, choice.graph_pass, choice.rank, factors)
 
-    def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factors:
+    def output_error(self, layer: Layer, choice: Choice) -> float | None:
+        """Relative error of its output on the calibration data; None where it wasn't looked at."""
+        statistics = self.statistics.get(layer.name)
+        if statistics is None or isinstance(choice.graph_pass, WeightPass):
+            return None
+        factors = self._factorize(layer, choice.graph_pass, choice.rank).factors
+        rest = rest_of(choice.graph_pass, layer, choice.rank, factors)
+        return output_error(layer, rest, statistics)
+
+    def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
         key = (layer.name, graph_pass.name, rank)
         if key not in self._factors:
             dtype = layer.dtype.numpy()
+            statistics = self.statistics.get(layer.name)
+            fitted = graph_pass.factorize(layer, rank)
+            if statistics is not None:
+                fitted = fit_to_inputs(graph_pass, layer, rank, fitted, statistics, SWEEPS)
             with np.errstate(over="ignore"):
-                factors = tuple(f.astype(dtype) for f in graph_pass.factorize(layer, rank))
+                factors = tuple(f.astype(dtype) for f in fitted)
             if not all(np.isfinite(f).all() for f in factors):
                 raise ModelError(
                     f"the factors of {layer.name!r} at rank {list(rank)} are beyond what "
                     f"{layer.dtype.name} holds"
                 )
-            self._factors[key] = factors
+            shift = None
+            if statistics is not None and isinstance(graph_pass, ChainPass):
+                shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics)
+            self._factors[key] = Factored(factors, shift)
         return self._factors[key]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import RankRule, Spectrum
+from onnxlr.decompose import Form, RankRule, Spectrum
 from onnxlr.decompose.ranks import round_up
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer, Use
@@ -84,6 +84,21 @@ class GraphPass(ABC):
     @abstractmethod
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The weight that factors stand for, in the layer's shape."""
+
+    def form(self, layer: Layer, rank: Rank) -> Form | None:
+        """How one group's weight, as outputs × inputs, is made of factors; None if it isn't told.
+
+        With it, factors can be fitted to what the layer does with its inputs.
+        """
+        return None
+
+    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
+        """From the stored factors to those of the form, group by group."""
+        raise NotImplementedError
+
+    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
+        """From the factors of the form, group by group, to the stored ones."""
+        raise NotImplementedError
 
     def ladder(self, layer: Layer) -> tuple[Rank, ...]:
         """Ranks from the smallest to the full one, in proportion to it."""

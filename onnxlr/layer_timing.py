@@ -10,7 +10,7 @@ from onnxlr.errors import ModelError
 from onnxlr.latency import MARGIN, interleave
 from onnxlr.layers import Layer, Use, find_layers
 from onnxlr.model import Names, add_initializer, opset, to_proto
-from onnxlr.rewrite import Choice, replace_layer
+from onnxlr.rewrite import Choice, Factored, replace_layer
 from onnxlr.runtime import Machine, Session
 
 SECONDS = 0.12  # a comparison, unless told otherwise
@@ -83,7 +83,7 @@ class LayerTimer:
             rng.standard_normal(shape) * 0.1
             for shape in choice.graph_pass.factor_shapes(target, choice.rank)
         )
-        replace_layer(replaced, target, choice, factors, Names(replaced))
+        replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
         if layer.kind == "gather":
             feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
         else:

@@ -8,22 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 
 from onnxlr import latency
+from onnxlr.allocation import allocate
+from onnxlr.calibrate import Statistics, calibrate
 from onnxlr.cost import chain_macs
+from onnxlr.data import Samples
 from onnxlr.decompose import AUTO, RankRule
-from onnxlr.errors import ModelError, UsageError
+from onnxlr.errors import BudgetError, ModelError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
 from onnxlr.graph_pass import WeightPass, choose_passes, find_pass, rank_words
-from onnxlr.latency import Comparison, compare_sessions
+from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
 from onnxlr.output import copy_source, place, workspace
 from onnxlr.plan import (
-    AUTO_ERRORS,
     UNVERIFIED_AUTO_ERROR,
+    Calibration,
     Candidate,
     Decision,
     Fit,
@@ -43,11 +47,21 @@ from onnxlr.rewrite import Choice
 from onnxlr.runtime import ONE_CPU_THREAD, Machine, Session
 from onnxlr.search import Chosen, Trials, boldest
 from onnxlr.verify import Judge, Quality
+from onnxlr.weighing import Weighing
 
 Target = Literal["latency", "macs", "params", "bytes"]
 
 
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
+
+CALIBRATION_SAMPLES = 1024
+SCOUTED_SAMPLES = 512  # that a search is judged on
+PROBED_SAMPLES = 64  # that sensitivities are measured on
+# Predicted squared relative errors of the model's outputs, among which a search bisects.
+DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
+_LOOKS = 4  # searches that were too hopeful
+_STRICTER = 0.6
+_CORRECTIONS = 5  # of a budget that the written file misses
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
 _TIMED_METHODS = 3
@@ -64,6 +78,7 @@ class Options:
     methods: tuple[str, ...] = ("auto",)
     rank: RankRule = AUTO
     target: Target | None = None
+    fraction: float | None = None
     metric: str | None = None
     max_drop: float = 0.01
     include: str | None = None
@@ -81,7 +96,7 @@ class Options:
     @property
     def latency_vetoes(self) -> bool:
         """Whether what isn't measurably faster is put back."""
-        if self.verify == "none":
+        if self.verify == "none" or self.fraction is not None:
             return False
         return self.target == "latency" or (self.target is None and self.rank.kind == "auto")
 
@@ -150,12 +165,28 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
                 for fit in found:
                     len(fit.spectra)
             step(layer.name)
+    statistics: dict[str, Statistics] = {}
+    calibration = None
+    # At their numerical ranks factors are exact: inputs could only bring rounding in.
+    if feeding is not None and feeding.calibration is not None and options.rank.kind != "exact":
+        fitted = [layer for layer in prepared.layers if fits[layer.name]]
+        taken = feeding.calibration.take(CALIBRATION_SAMPLES)
+        statistics = calibrate_on(prepared, fitted, taken, options.seed, progress)
+        calibration = Calibration(str(options.data), feeding.half, taken.digest())
     with workspace(out) as folder:
-        factory = Factory(prepared, folder, out.name if out is not None else "model.onnx")
+        factory = Factory(
+            prepared,
+            folder,
+            out.name if out is not None else "model.onnx",
+            statistics,
+            calibration.digest if calibration is not None else "",
+        )
         run = _Run(prepared, options, fits, kept, factory, session, feeding, progress)
         chosen = run.choose()
         chosen, quality, speed = run.settle(chosen)
-        plan = Plan(source.digest, run.decisions(chosen), options.seed)
+        plan = Plan(
+            source.digest, run.decisions(chosen), options.seed, calibration if chosen else None
+        )
         built = run.finish(chosen)
         if out is not None:
             place(built.path, out)
@@ -165,6 +196,14 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
             chosen, plan, quality, speed, built, label, time.perf_counter() - started
         )
     return Result(model, plan, report)
+
+
+def calibrate_on(
+    prepared: Prepared, layers: Sequence[Layer], samples: Samples, seed: int, progress: Progress
+) -> dict[str, Statistics]:
+    """Statistics of these layers; on one CPU thread, so that a replay has the same to the bit."""
+    feeds = [feed for feed, _, _ in samples.batches()]
+    return calibrate(prepared, layers, feeds, ONE_CPU_THREAD, seed, progress)
 
 
 def _known_saving(layer: Layer, choice: Choice) -> int:
@@ -187,36 +226,138 @@ class _Run:
     feeding: Feeding | None
     progress: Progress
     times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
-    reasons: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.timer = LayerTimer(self.options.machine)
         self.judge: Judge | None = None
+        self.scout: Judge | None = None  # of the samples that searches are judged on
+        self.weighing: Weighing | None = None
+        self.strictness, self.looks = 1.0, 0
         if self.session is not None and self.feeding is not None:
             with self.progress.stage("run the original", None):
                 self.judge = Judge(self.session, self.feeding.judged, self.options.metric)
 
     def choose(self) -> Chosen:
         """The boldest candidates that the accuracy limit allows on the saved file."""
-        rule = self.options.rank
-        if rule.kind == "auto" and self.judge is not None:
-            errors: tuple[float, ...] = AUTO_ERRORS
+        if self.options.rank.kind == "auto" and self.judge is not None:
+            self._weigh(self.judge)
+            if self.options.fraction is not None:
+                return self._meet(self.options.fraction)
+            levels = [partial(self._allocated, damage) for damage in DAMAGES]
         else:
-            errors = (UNVERIFIED_AUTO_ERROR,)
+            levels = [partial(self._named)]
         with self.progress.stage("choose and verify", None) as step:
 
             def verdict(chosen: Mapping[str, Candidate]) -> str | None:
                 step(f"trial of {len(chosen)} layers")
                 return self._verdict(chosen)
 
-            trials = Trials(verdict)
-            levels = [partial(self._level, i, error) for i, error in enumerate(errors)]
-            found = boldest(levels, trials)
-        # What the boldest level that was looked at says of a layer is the reason that counts.
-        for i in range(found.highest + 1):
-            self.kept |= self.reasons.get(i, {})
+            found = boldest(levels, Trials(verdict))
         self.kept |= found.refused
         return found.chosen
+
+    def _weigh(self, judge: Judge) -> None:
+        """Weigh all candidates once; searches are judged on other samples than the result is."""
+        if self.weighing is not None or self.session is None or self.feeding is None:
+            return
+        options, probed = self.options, judge
+        samples = self.feeding.calibration
+        if samples is not None:
+            # Samples without labels can't tell the accuracy, but whether the classes stay.
+            labelled = samples.labels is not None or judge.metric != "top1"
+            metric = options.metric if labelled else "agreement"
+            with self.progress.stage("run the original", None):
+                self.scout = Judge(self.session, samples.take(SCOUTED_SAMPLES), metric)
+                probed = Judge(self.session, samples.take(PROBED_SAMPLES), "rel-error")
+        self.weighing = Weighing(
+            self.prepared,
+            self.fits,
+            self.factory.statistics,
+            self.factory,
+            options.target or "latency",
+            options.machine,
+            probed,
+            self.progress,
+            vetoed=options.latency_vetoes,
+        )
+        self.weighing.weigh()
+        self.kept |= self.weighing.reasons
+
+    def _allocated(self, damage: float) -> Chosen:
+        """The cheapest choice within a predicted damage."""
+        weighing = self.weighing
+        assert weighing is not None
+        found = allocate(weighing.options, weighing.kept, most_damage=damage) or {}
+        return {name: option.candidate for name, option in found.items()}
+
+    def _meet(self, fraction: float) -> Chosen:
+        """The least damaging choice within a budget, counted or measured on the saved file.
+
+        Raises
+        ------
+        BudgetError
+            If there is none, or it is outside the accuracy limit.
+        """
+        weighing, goal = self.weighing, self.options.target or "latency"
+        assert weighing is not None
+        assert self.judge is not None
+        total = self._total(goal)
+        others = total - sum(weighing.kept.values())
+        budget = fraction * total - others
+        least = others + sum(
+            min((o.cost for o in weighing.options.get(name, ())), default=kept)
+            for name, kept in weighing.kept.items()
+        )
+        asked = f"--target {goal}={fraction:g}"
+        for _ in range(_CORRECTIONS):
+            found = allocate(weighing.options, weighing.kept, most_cost=budget)
+            if found is None:
+                raise BudgetError(
+                    f"{asked} can't be met: the boldest candidates leave {least / total:.0%} of "
+                    f"the model's {goal}; allow more, or more methods"
+                )
+            chosen = {name: option.candidate for name, option in found.items()}
+            with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
+                built = self.factory.build({n: c.choice for n, c in chosen.items()})
+                cost = self._cost(goal, built, chosen)
+                session = Session(built.path, self.options.machine, "the optimized model")
+                why = self._over(self.judge.judge(session), self.judge)
+            if cost <= fraction * total * (1 + 1e-9):
+                if why is not None:
+                    raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
+                return chosen
+            budget -= cost - fraction * total  # names and nodes take their share too
+        raise BudgetError(f"{asked} can't be met: {cost / total:.0%} is the nearest that was found")
+
+    def _total(self, goal: str) -> float:
+        """What the original costs as a whole."""
+        if goal == "latency":
+            assert self.session is not None
+            assert self.feeding is not None
+            return time_session(self.session, self.feeding.timed).median_ms
+        if goal == "macs":
+            return count_macs(self.prepared.model, self.prepared.shapes)
+        source = self.prepared.source
+        return source.nbytes if goal == "bytes" else count_params(source.model)
+
+    def _cost(self, goal: str, built: Built, chosen: Chosen) -> float:
+        """What a built model costs as a whole, in the unit of ``_total``."""
+        if goal == "latency":
+            assert self.session is not None
+            assert self.feeding is not None
+            session = Session(built.path, self.options.machine, "the optimized model")
+            compared = compare_sessions(self.session, session, self.feeding.timed)
+            return self._total(goal) / compared.speedup
+        if goal == "macs":
+            return self._total(goal) - self._saved_macs(chosen)
+        return built.nbytes if goal == "bytes" else built.params
+
+    def _saved_macs(self, chosen: Mapping[str, Candidate]) -> int:
+        return sum(
+            _known_saving(layer, chosen[layer.name].choice)
+            for layer in self.prepared.layers
+            if layer.name in chosen
+        )
 
     def settle(self, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:
         """Measure the saved file once more; put back layers until it pays, or all of them."""
@@ -234,7 +375,17 @@ class _Run:
                     speed = compare_sessions(
                         self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
                     )
-            why = self._too_large(built) or self._over(quality)
+            why = self._too_large(built)
+            over = self._over(quality, self.judge)
+            if over is not None and self.options.fraction is not None:
+                raise BudgetError(f"the budget is outside the accuracy allowed: {over}")
+            if why is None and over is not None and self.scout is not None and self.looks < _LOOKS:
+                # What searched was too hopeful: search on, for as much less.
+                self.looks += 1
+                self.strictness *= _STRICTER
+                chosen = self.choose()
+                continue
+            why = why or over
             # What only makes the file smaller has to be no slower, the rest has to be faster.
             stored = any(isinstance(c.choice.graph_pass, WeightPass) for c in chosen.values())
             wanted = ("faster", "within noise") if stored else ("faster",)
@@ -271,10 +422,11 @@ class _Run:
         for layer in self.prepared.layers:
             item = chosen.get(layer.name)
             if item is None:
-                rows.append(keep(layer, self.kept.get(layer.name, "no method was chosen")))
+                rows.append(keep(layer, self.kept.get(layer.name) or self._outweighed(layer)))
                 continue
             error = self.factory.error(layer, item.choice)
-            rows.append(use(layer, item, self._why(layer, item), error))
+            lost = self.factory.output_error(layer, item.choice)
+            rows.append(use(layer, item, self._why(layer, item), error, lost))
         return tuple(rows)
 
     def report(
@@ -297,11 +449,7 @@ class _Run:
             count_params(source.model),
             count_macs(self.prepared.model, self.prepared.shapes),
         )
-        macs = before.macs - sum(
-            _known_saving(layer, chosen[layer.name].choice)
-            for layer in self.prepared.layers
-            if layer.name in chosen
-        )
+        macs = before.macs - self._saved_macs(chosen)
         after = Size(out, built.nbytes, built.params, macs)
         words = "not run (--verify none): only the graph was checked"
         if self.feeding is not None:
@@ -350,8 +498,8 @@ class _Run:
             tuple(notes),
         )
 
-    def _level(self, number: int, error: float) -> Chosen:
-        """The set of replacements at a weight error (`auto`), or at the named ranks."""
+    def _named(self) -> Chosen:
+        """The set of replacements at the named ranks, or at a cautious error where nothing runs."""
         sized = self.options.target in ("params", "bytes") or self.options.expand_at_load
         goal: Goal = "params" if sized else "macs"
         chosen: Chosen = {}
@@ -360,7 +508,7 @@ class _Run:
             if not fits:
                 continue
             found = (
-                auto_candidates(layer, fits, error, goal)
+                auto_candidates(layer, fits, UNVERIFIED_AUTO_ERROR, goal)
                 if self.options.rank.kind == "auto"
                 else named_candidates(layer, fits, self.options.rank, goal)
             )
@@ -370,7 +518,7 @@ class _Run:
             if isinstance(found, list) and self.options.latency_vetoes:
                 found = self._fastest(layer, found)
             if isinstance(found, str):
-                self.reasons.setdefault(number, {})[layer.name] = found
+                self.kept[layer.name] = found
             else:
                 chosen[layer.name] = found[0]
         return chosen
@@ -403,13 +551,27 @@ class _Run:
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
         try:
             built = self.factory.build({n: c.choice for n, c in chosen.items()})
-            if (too_large := self._too_large(built)) is not None or self.judge is None:
+            judge = self.scout or self.judge
+            if (too_large := self._too_large(built)) is not None or judge is None:
                 return too_large
             candidate = Session(built.path, self.options.machine, "the optimized model")
-            quality = self.judge.judge(candidate)
+            quality = judge.judge(candidate)
         except ModelError as error:
             return str(error)
-        return self._over(quality)
+        return self._over(quality, judge)
+
+    def _outweighed(self, layer: Layer) -> str:
+        """Why a layer that has candidates is left as it is."""
+        options = self.weighing.options.get(layer.name) if self.weighing is not None else None
+        if not options:
+            return "no method was chosen"
+        mild = min(options, key=lambda o: o.damage)
+        choice = mild.candidate.choice
+        return (
+            f"other layers save more for less: {choice.graph_pass.name} at rank "
+            f"{rank_words(choice.rank)} alone would leave a rel. error of "
+            f"{math.sqrt(mild.damage):.3g}"
+        )
 
     def _too_large(self, built: Built) -> str | None:
         limit = self.prepared.source.nbytes
@@ -417,8 +579,9 @@ class _Run:
             return None
         return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
 
-    def _over(self, quality: Quality) -> str | None:
-        limit = self.options.max_drop
+    def _over(self, quality: Quality, judge: Judge) -> str | None:
+        """Why a model is outside the limit, which is stricter for a search that was too hopeful."""
+        limit = self.options.max_drop * (self.strictness if judge is self.scout else 1.0)
         if not math.isfinite(quality.fidelity.rel_error):
             return "an output would differ in shape or in where it is finite"
         # The tolerance is for the last bit of a difference of two shares, no more.
@@ -445,12 +608,16 @@ class _Run:
 
     def _worth(self, name: str, item: Candidate) -> tuple[bool, float]:
         """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
-        timed = self.times.get((name, item))
+        timed = self._time(name, item)
         return (True, -item.saved) if timed is None else (False, -timed.saved_ms)
+
+    def _time(self, name: str, item: Candidate) -> LayerTime | None:
+        known = self.weighing.times if self.weighing is not None else {}
+        return self.times.get((name, item)) or known.get((name, item))
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         words = [item.note] if item.note else []
-        timed = self.times.get((layer.name, item))
+        timed = self._time(layer.name, item)
         if timed is not None:
             words.append(
                 f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "

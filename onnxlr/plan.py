@@ -103,6 +103,26 @@ class Decision:
     macs_before: int | None
     macs_after: int | None
     error: float | None
+    output_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The samples that factors were fitted to: without them a plan can't be replayed.
+
+    Attributes
+    ----------
+    data : str
+        Path as it was given.
+    half : bool
+        Whether the first seeded half of it was taken, the other being judged on.
+    digest : str
+        SHA-256 of the samples that were taken.
+    """
+
+    data: str
+    half: bool
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class Plan:
     model: str
     decisions: tuple[Decision, ...]
     seed: int = 0
+    calibration: Calibration | None = None
 
     @property
     def replaced(self) -> tuple[Decision, ...]:
@@ -121,7 +142,10 @@ class Plan:
     @property
     def digest(self) -> str:
         """Of what determines the bytes: the model and each replaced layer's method and rank."""
-        return plan_digest(self.model, {d.name: (d.decision, d.rank) for d in self.replaced})
+        chosen = {d.name: (d.decision, d.rank) for d in self.replaced}
+        return plan_digest(
+            self.model, chosen, self.calibration.digest if self.calibration is not None else ""
+        )
 
     def choices(self) -> dict[str, Choice]:
         """The passes and ranks by layer name.
@@ -137,7 +161,13 @@ class Plan:
         """Readable, diffable JSON with a row a layer."""
         from onnxlr import __version__
 
-        head = {"onnxlr_version": __version__, "model": self.model, "seed": self.seed}
+        fitted = None if self.calibration is None else asdict(self.calibration)
+        head = {
+            "onnxlr_version": __version__,
+            "model": self.model,
+            "seed": self.seed,
+            "calibration": fitted,
+        }
         rows = ",\n".join("    " + json.dumps(asdict(d)) for d in self.decisions)
         return json.dumps(head, indent=2)[:-2] + f',\n  "layers": [\n{rows}\n  ]\n}}\n'
 
@@ -156,7 +186,9 @@ class Plan:
             names = [d.name for d in decisions]
             if twice := next((n for n in names if names.count(n) > 1), None):
                 raise ValueError(f"it decides twice on {twice!r}")
-            return cls(str(data["model"]), decisions, int(data.get("seed", 0)))
+            fitted = data.get("calibration")
+            calibration = None if fitted is None else _calibration(fitted)
+            return cls(str(data["model"]), decisions, int(data.get("seed", 0)), calibration)
         except (
             ValueError,
             TypeError,
@@ -184,9 +216,18 @@ def _decision(row: Mapping[str, Any]) -> Decision:
     return decision
 
 
-def plan_digest(model: str, chosen: Mapping[str, tuple[str, Rank | None]]) -> str:
-    """SHA-256 of a model's digest and the chosen method and rank of each layer."""
-    text = json.dumps([model, sorted((n, m, r) for n, (m, r) in chosen.items())])
+def _calibration(fields: Mapping[str, Any]) -> Calibration:
+    calibration = Calibration(**fields)
+    if not (isinstance(calibration.data, str) and isinstance(calibration.digest, str)):
+        raise TypeError("the calibration names no samples")
+    return calibration
+
+
+def plan_digest(
+    model: str, chosen: Mapping[str, tuple[str, Rank | None]], calibration: str = ""
+) -> str:
+    """SHA-256 of a model's digest, the method and rank of each layer, and the samples' digest."""
+    text = json.dumps([model, sorted((n, m, r) for n, (m, r) in chosen.items()), calibration])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -374,7 +415,9 @@ def keep(layer: Layer, reason: str) -> Decision:
     )
 
 
-def use(layer: Layer, item: Candidate, reason: str, error: float) -> Decision:
+def use(
+    layer: Layer, item: Candidate, reason: str, error: float, output_error: float | None = None
+) -> Decision:
     """The decision to replace a layer; the error is that of the factors as they are stored."""
     return Decision(
         layer.name,
@@ -388,6 +431,7 @@ def use(layer: Layer, item: Candidate, reason: str, error: float) -> Decision:
         layer.macs,
         item.macs,
         error,
+        output_error,
     )
 
 

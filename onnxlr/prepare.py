@@ -63,11 +63,17 @@ class Feeding:
         What quality is measured on: the user's validation samples, or synthetic feeds.
     words : str
         What it is, for the report.
+    calibration : Samples or None
+        What factors are fitted to and searches are judged on: none of the samples judged on last.
+    half : bool
+        Whether those are one half of the samples, and the judged the other.
     """
 
     timed: Feed
     judged: Samples | Sequence[Feed]
     words: str
+    calibration: Samples | None = None
+    half: bool = True
 
 
 def open_source(source: Source, machine: Machine) -> Session:
@@ -110,16 +116,15 @@ def feed_model(
         return Feeding(timed, judged, "synthetic inputs: give --data for a verdict on real ones")
     if given:
         raise UsageError("--shape and --data exclude each other: the samples have shapes")
-    samples = load_samples(data, specs, labels)
-    judged_samples = (
-        load_samples(validation, specs, labels)
-        if validation is not None
-        else samples.split(seed)[1]
-    )
+    samples = load_samples(data, specs, labels, lacking=validation is not None)
+    if validation is not None:
+        calibration, judged_samples = samples, load_samples(validation, specs, labels)
+    else:
+        calibration, judged_samples = samples.split(seed)
     size = samples.batch if samples.batch == 1 or _fixed(specs) else batch
     timed = next(iter(samples.batches(size)))[0]
     words = f"{len(judged_samples)} samples of {judged_samples.label}"
-    return Feeding(timed, judged_samples, words)
+    return Feeding(timed, judged_samples, words, calibration, validation is None)
 
 
 def _fixed(specs: Sequence[InputSpec]) -> bool:

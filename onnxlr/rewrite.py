@@ -9,10 +9,37 @@ from numpy.typing import NDArray
 
 from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer, Shapes, Use, find_layers
-from onnxlr.model import Names, add_initializer, carry_over, opset, remove_unused
+from onnxlr.model import (
+    Names,
+    add_initializer,
+    carry_over,
+    constant,
+    float_attr,
+    opset,
+    remove_unused,
+    to_float64,
+)
 
 Factors = tuple[NDArray[np.generic], ...]
-Factorize = Callable[[Layer, GraphPass, Rank], Factors]
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """What stands in a weight's place.
+
+    Attributes
+    ----------
+    factors : tuple of ndarray
+        As they are stored.
+    shift : ndarray of shape (outputs,) or None
+        What the mean of the layer's output lost, for its bias to make up for.
+    """
+
+    factors: Factors
+    shift: NDArray[np.float64] | None = None
+
+
+Factorize = Callable[[Layer, GraphPass, Rank], Factored]
 
 
 @dataclass(frozen=True)
@@ -35,15 +62,15 @@ def rewrite(
     choices : mapping of str to Choice
         By layer name.
     factorize : callable
-        ``(layer, graph_pass, rank) -> factors``, which may look them up.
+        ``(layer, graph_pass, rank) -> Factored``, which may look it up.
     """
     result = model.clone()
     names = Names(result)
     for layer in find_layers(result, shapes):
         choice = choices.get(layer.name)
         if choice is not None:
-            factors = factorize(layer, choice.graph_pass, choice.rank)
-            replace_layer(result, layer, choice, factors, names)
+            factored = factorize(layer, choice.graph_pass, choice.rank)
+            replace_layer(result, layer, choice, factored, names)
     if choices and result.ir_version < 4:
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
         result.ir_version = 4
@@ -51,7 +78,7 @@ def rewrite(
 
 
 def replace_layer(
-    model: ir.Model, layer: Layer, choice: Choice, factors: Factors, names: Names
+    model: ir.Model, layer: Layer, choice: Choice, factored: Factored, names: Names
 ) -> None:
     """Replace every user of a layer by the chosen chain, in place.
 
@@ -62,7 +89,7 @@ def replace_layer(
     stem = layer.weight.name or layer.name
     stored = [
         add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
-        for i, factor in enumerate(factors)
+        for i, factor in enumerate(factored.factors)
     ]
     if isinstance(choice.graph_pass, WeightPass):
         _restore_weight(model, layer, choice.graph_pass, choice.rank, stored, names)
@@ -70,18 +97,45 @@ def replace_layer(
     assert isinstance(choice.graph_pass, ChainPass)
     for use in layer.uses:
         writer = _GraphWriter(model, _graph_of(use, model), use.node, method, names)
+        stale = [v for v in use.node.inputs if v is not None]
+        if factored.shift is not None and use.node.op_type != "MatMul":
+            _shift_bias(use, factored.shift, writer)
         cast = tuple(
             writer.op("Cast", [f], {"to": int(use.dtype)}) if use.dtype != layer.dtype else f
             for f in stored
         )
         output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
         node = use.node
+        if factored.shift is not None and node.op_type == "MatMul":
+            column = (-1, 1) if use.slot == 0 else (-1,)
+            shift = writer.constant(factored.shift.reshape(column), use.dtype)
+            output = writer.op("Add", [output, shift], {})
         carry_over(node.outputs[0], output)
-        stale = [v for v in node.inputs if v is not None]
         ir.convenience.replace_nodes_and_values(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
+
+
+def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") -> None:
+    """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
+    node = use.node
+    beta = float_attr(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
+    moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))
+    known = constant(old)
+    if old is None or known is not None:
+        if known is not None:
+            moved = moved + to_float64(known)
+        bias = writer.constant(moved, use.dtype)
+    else:
+        bias = writer.op("Add", [old, writer.constant(moved, use.dtype)], {})
+    if beta == 0.0:
+        node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        bias = writer.constant(shift.reshape(moved.shape), use.dtype)
+    node.resize_inputs(3)
+    node.replace_input_with(2, bias)
 
 
 def _restore_weight(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.layers import Layer, find_layers
 from onnxlr.model import load, to_proto
-from onnxlr.rewrite import Choice, rewrite
+from onnxlr.rewrite import Choice, Factored, rewrite
 from onnxlr.shapes import infer_shapes
 
 Array = NDArray[Any]
@@ -140,5 +140,5 @@ def replaced(
     return result
 
 
-def _factorize(layer: Layer, graph_pass: GraphPass, rank: Rank) -> tuple[Array, ...]:
-    return graph_pass.factorize(layer, rank)
+def _factorize(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
+    return Factored(graph_pass.factorize(layer, rank))

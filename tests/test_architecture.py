@@ -26,13 +26,14 @@ FLOORS = (
         "decompose.tucker",
         "decompose.polyadic",
         "decompose.tiles",
+        "decompose.weighted",
         "decompose",
     ),
     ("sanity", "model", "batch_norm", "functions", "output", "tracing", "runtime", "latency"),
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite", "layer_timing"),
-    ("prepare", "plan", "search", "verify", "inspection", "report"),
-    ("factory", "optimizer"),
+    ("prepare", "calibrate", "fitting", "plan", "search", "verify", "inspection", "report"),
+    ("factory", "allocation", "weighing", "optimizer"),
     ("api",),
     ("",),  # the package itself: the public names
     ("tables", "cli"),
@@ -100,6 +101,7 @@ def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
 
 def test_exports() -> None:
     assert sorted(onnxlr.__all__) == [
+        "BudgetError",
         "DataError",
         "ModelError",
         "OnnxlrError",

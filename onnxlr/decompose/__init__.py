@@ -6,13 +6,16 @@ from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, spectru
 from onnxlr.decompose.svd import spectrum, truncated_svd
 from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2
+from onnxlr.decompose.weighted import Form, closed_form, weighted_fit
 
 __all__ = [
     "AUTO",
     "Cp",
     "Evbmf",
+    "Form",
     "RankRule",
     "Spectrum",
+    "closed_form",
     "compose",
     "cp",
     "cut_tiles",
@@ -26,4 +29,5 @@ __all__ = [
     "tiled_svd",
     "truncated_svd",
     "tucker2",
+    "weighted_fit",
 ]

@@ -168,3 +168,41 @@ def _descend(form: Form, factors: list[Array], k: int, weight: Array, covariance
         before, size = size, float(np.sum(residual**2))
         direction = residual + (size / before) * direction
     return x
+
+
+def closed_form(
+    form: Form, factors: Sequence[Array], weight: Array, covariance: Array
+) -> list[Array] | None:
+    """The best factors of all, for a form of one bottleneck between all outputs and all inputs.
+
+    With U the leading eigenvectors of W·C·Wᵀ they are U and Uᵀ·W, and what is lost is the sum of
+    the other eigenvalues. No inverse is taken: a singular C is no problem.
+
+    Returns
+    -------
+    list of ndarray or None
+        In the shapes of ``factors``; None where the form is another.
+    """
+    if len(form.terms) != 2 or form.outputs != 1:
+        return None
+    out, inputs = form.result[0], form.result[1:]
+    outer = next((i for i, t in enumerate(form.terms) if out in t), 0)
+    inner = 1 - outer
+    bottleneck = form.terms[outer].replace(out, "")
+    straight = sorted(form.terms[inner]) == sorted(bottleneck + inputs)
+    if len(bottleneck) != 1 or not straight or form.terms[inner].strip(bottleneck) != inputs:
+        return None
+    rank = factors[outer].shape[form.terms[outer].index(bottleneck)]
+    m = len(weight)
+    _, vectors = scipy.linalg.eigh(
+        weight @ covariance @ weight.T, subset_by_index=(max(0, m - rank), m - 1)
+    )
+    u = vectors[:, ::-1]
+    v = u.T @ weight
+    if rank > m:  # no more than outputs: the rest stays empty
+        u, v = np.pad(u, ((0, 0), (0, rank - m))), np.pad(v, ((0, rank - m), (0, 0)))
+    found = list(factors)
+    found[outer] = u if form.terms[outer][0] == out else u.T
+    v = v if form.terms[inner][0] == bottleneck else v.T
+    found[inner] = v.reshape(factors[inner].shape)
+    return found

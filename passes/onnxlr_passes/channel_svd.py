@@ -6,13 +6,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
-from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.convolution import (
+    ConvPass,
+    Kernel,
+    bias_of,
+    kernel_of,
+    pointwise,
+    refuse_other_ops,
+    slide,
+)
+from onnxlr.decompose import Form, truncated_svd
+from onnxlr.graph_pass import Array, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class ChannelSvd(ChainPass):
+class ChannelSvd(ConvPass):
     """SVD of the lowered kernel T × (S·kh·kw), each group on its own."""
 
     name: ClassVar[str] = "channel-svd"
@@ -34,22 +42,24 @@ class ChannelSvd(ChainPass):
         kernel = kernel_of(layer)
         return (kernel.load(layer.array()).reshape(kernel.group, kernel.outputs, -1),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """The sliding conv's kernel to g·r channels, then the 1×1 conv's."""
-        sliding, mixing = _kernels(layer, rank[0])
-        return sliding.stored, mixing.stored
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """In the order of the chain."""
+        return _kernels(layer, rank[0])
+
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """The product over the bottleneck."""
+        return Form("rsp,tr->tsp")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Of one group."""
+        kernel, (r,) = kernel_of(layer), rank
+        return (r, kernel.inputs, kernel.positions), (kernel.outputs, r)
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The sliding conv Uᵀ·W, then the 1×1 conv U."""
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
         sliding, mixing = _kernels(layer, rank[0])
         return sliding.store(v), mixing.store(u)
-
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """U·(Uᵀ·W) of every group."""
-        sliding, mixing = _kernels(layer, rank[0])
-        v = sliding.load(factors[0]).reshape(sliding.group, rank[0], -1)
-        return kernel_of(layer).store(mixing.load(factors[1])[..., 0] @ v)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

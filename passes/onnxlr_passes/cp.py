@@ -30,9 +30,9 @@ class CpChain(CpPass):
         """(T, S, kh, kw)."""
         return kernel.outputs, kernel.inputs, *kernel.spatial
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """1×1 to R channels, a line for each axis, 1×1 to T."""
-        return tuple(kernel.stored for kernel in _kernels(layer, rank[0]))
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """In the order of the chain."""
+        return _kernels(layer, rank[0])
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Stable CP."""

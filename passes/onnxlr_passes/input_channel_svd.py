@@ -6,13 +6,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
-from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.convolution import (
+    ConvPass,
+    Kernel,
+    bias_of,
+    kernel_of,
+    pointwise,
+    refuse_other_ops,
+    slide,
+)
+from onnxlr.decompose import Form, truncated_svd
+from onnxlr.graph_pass import Array, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class InputChannelSvd(ChainPass):
+class InputChannelSvd(ConvPass):
     """SVD of the kernel as S × (T·kh·kw), each group on its own."""
 
     name: ClassVar[str] = "input-channel-svd"
@@ -35,10 +43,18 @@ class InputChannelSvd(ChainPass):
         array = kernel.load(layer.array()).transpose(0, 2, 1, 3)
         return (array.reshape(kernel.group, kernel.inputs, -1),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """The 1×1 conv's kernel to g·r channels, then the sliding conv's."""
-        mixing, sliding = _kernels(layer, rank[0])
-        return mixing.stored, sliding.stored
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """In the order of the chain."""
+        return _kernels(layer, rank[0])
+
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """The product over the bottleneck."""
+        return Form("rs,trp->tsp")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Of one group."""
+        kernel, (r,) = kernel_of(layer), rank
+        return (r, kernel.inputs), (kernel.outputs, r, kernel.positions)
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The 1×1 conv Uᵀ, then the sliding conv Uᵀ·W."""
@@ -48,13 +64,6 @@ class InputChannelSvd(ChainPass):
         return mixing.store(u.transpose(0, 2, 1)), sliding.store(
             v.reshape(shape).transpose(0, 2, 1, 3)
         )
-
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """The sliding conv's kernel, its inputs mixed, of every group."""
-        mixing, sliding = _kernels(layer, rank[0])
-        v = sliding.load(factors[1]).transpose(0, 1, 3, 2)  # (g, T, positions, r)
-        product = v @ mixing.load(factors[0])[:, None, :, :, 0]
-        return kernel_of(layer).store(product.transpose(0, 1, 3, 2))
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -7,13 +7,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, refuse_other_ops, slide, swap_groups
-from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.convolution import (
+    ConvPass,
+    Kernel,
+    bias_of,
+    kernel_of,
+    refuse_other_ops,
+    slide,
+    swap_groups,
+)
+from onnxlr.decompose import Form, truncated_svd
+from onnxlr.graph_pass import Array, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class SliceSvd(ChainPass):
+class SliceSvd(ConvPass):
     """K[t, s] ≈ Σ_r u·vᵀ for each output t and input s on its own.
 
     It shares nothing between slices, so that it saves only where kernels are large, and its two
@@ -46,10 +54,19 @@ class SliceSvd(ChainPass):
         rest = math.prod(kernel.spatial[1:])
         return (kernel.load(layer.array()).reshape(-1, kernel.spatial[0], rest),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """Columns (S·T/g·r, 1, kh, 1) and rows (T, S/g·r, 1, kw)."""
-        columns, rows = _kernels(layer, rank[0])
-        return columns.stored, rows.stored
+        return _kernels(layer, rank[0])
+
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """Every slice on its own."""
+        return Form("stra,tsrb->tsab")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Columns belong to their input channel, rows to their output channel."""
+        kernel, (r,) = kernel_of(layer), rank
+        columns = (kernel.inputs, kernel.outputs, r, kernel.spatial[0])
+        return columns, (kernel.outputs, kernel.inputs, r, math.prod(kernel.spatial[1:]))
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD of every slice."""
@@ -60,13 +77,6 @@ class SliceSvd(ChainPass):
         # Columns belong to their input channel, rows to their output channel.
         u = u.reshape(*shape, -1, r).transpose(0, 2, 1, 4, 3)
         return columns.store(u), rows.store(v.reshape(*shape, r, -1))
-
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """The sum of columns times rows, slice by slice."""
-        kernel, (r,) = kernel_of(layer), rank
-        columns = factors[0].reshape(kernel.group, kernel.inputs, kernel.outputs, r, -1)
-        rows = factors[1].reshape(kernel.group, kernel.outputs, kernel.inputs, r, -1)
-        return kernel.store(columns.transpose(0, 2, 1, 4, 3) @ rows)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -7,14 +7,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, refuse_other_ops, slide
-from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.convolution import ConvPass, Kernel, bias_of, kernel_of, refuse_other_ops, slide
+from onnxlr.decompose import Form, truncated_svd
+from onnxlr.graph_pass import Array, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr
 
 
-class SpatialSvd(ChainPass):
+class SpatialSvd(ConvPass):
     """SVD of the kernel as (S·kh) × (T·kw), each group on its own."""
 
     name: ClassVar[str] = "spatial-svd"
@@ -48,10 +48,19 @@ class SpatialSvd(ChainPass):
         array = kernel.load(layer.array()).reshape(group, outputs, inputs, kernel.spatial[0], -1)
         return (array.transpose(0, 2, 3, 1, 4).reshape(group, inputs * kernel.spatial[0], -1),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """The kh×1 kernel to g·r channels, then the 1×kw kernel."""
-        vertical, horizontal = _kernels(layer, rank[0])
-        return vertical.stored, horizontal.stored
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """In the order of the chain."""
+        return _kernels(layer, rank[0])
+
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """The product over the bottleneck."""
+        return Form("rsa,trb->tsab")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Of one group."""
+        kernel, (r,) = kernel_of(layer), rank
+        rest = math.prod(kernel.spatial[1:])
+        return (r, kernel.inputs, kernel.spatial[0]), (kernel.outputs, r, rest)
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The conv along the first axis Uᵀ, then the conv along the rest Uᵀ·W."""
@@ -59,18 +68,6 @@ class SpatialSvd(ChainPass):
         vertical, horizontal = _kernels(layer, rank[0])
         v = v.reshape(horizontal.group, rank[0], horizontal.outputs, horizontal.positions)
         return vertical.store(u.transpose(0, 2, 1)), horizontal.store(v.transpose(0, 2, 1, 3))
-
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """(S·kh × r)(r × T·kw) of every group, its axes put back in order."""
-        kernel, (vertical, horizontal) = kernel_of(layer), _kernels(layer, rank[0])
-        down = vertical.load(factors[0]).reshape(kernel.group, rank[0], -1)
-        across = (
-            horizontal.load(factors[1]).transpose(0, 2, 1, 3).reshape(kernel.group, rank[0], -1)
-        )
-        product = (down.transpose(0, 2, 1) @ across).reshape(
-            kernel.group, kernel.inputs, vertical.positions, kernel.outputs, horizontal.positions
-        )
-        return kernel.store(product.transpose(0, 3, 1, 2, 4))
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

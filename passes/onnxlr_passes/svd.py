@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import truncated_svd
+from onnxlr.decompose import Form, truncated_svd
 from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import float_attr, int_attr
@@ -56,6 +56,20 @@ class Svd(ChainPass):
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """P·Q."""
         return np.asarray(factors[0] @ factors[1])
+
+    def form(self, layer: Layer, rank: Rank) -> Form | None:
+        """P·Q, or its transpose where the first axis is contracted; a stack isn't told."""
+        if len(layer.shape) != 2:
+            return None
+        return Form("ar,rb->ab" if layer.uses[0].contracts_last else "ar,rb->ba")
+
+    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
+        """P and Q."""
+        return [list(factors)]
+
+    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
+        """P and Q."""
+        return tuple(groups[0])
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

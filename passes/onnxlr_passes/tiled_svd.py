@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide, swap_groups
-from onnxlr.decompose import join_tiles, tiled_svd
+from onnxlr.decompose import Form, tiled_svd
 from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import float_attr, int_attr
@@ -89,34 +89,61 @@ class TiledSvd(TiledPass, ChainPass):
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD of every tile."""
         u, v = tiled_svd(self.matrices(layer), *rank)
-        shapes = self.factor_shapes(layer, rank)
-        if layer.convolves:
-            first, last = _kernels(layer, rank)
-            # (g, i, j, r, n) → (g, j, i, r, n), and (g, i, j, m, r) → (g, i, m, j, r).
-            return first.store(v.transpose(0, 2, 1, 3, 4)), last.store(u.transpose(0, 1, 3, 2, 4))
         if layer.kind == "gather":
+            shapes = self.factor_shapes(layer, rank)
             return v[0, 0].reshape(shapes[0]), u[0, 0].transpose(1, 0, 2).reshape(shapes[1])
-        inner = v[0].transpose(1, 0, 2, 3).reshape(rank[2], -1, v.shape[4])
-        outer = u[0].transpose(0, 2, 1, 3).reshape(rank[1], u.shape[3], -1)
-        if _flip(layer.uses[0]):
-            inner, outer = inner.swapaxes(1, 2), outer.swapaxes(1, 2)
-        return inner.reshape(shapes[0]), outer.reshape(shapes[1])
+        u = u.transpose(0, 1, 3, 2, 4)
+        if layer.convolves:  # (g, i, j, r, n) → (g, j, i, r, n)
+            v = v.transpose(0, 2, 1, 3, 4)
+        return self.pack(layer, rank, [list(pair) for pair in zip(v, u, strict=True)])
 
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The product of every tile, and the tiles side by side."""
-        r, p, q = rank
-        group, m, _ = self._blocks(layer)
-        n = self.sides(layer)[2]
-        inner, outer = factors
+        form = self.form(layer, rank)
+        if form is None:
+            r, _, q = rank
+            rows = factors[1].reshape(-1, q, 1, r)
+            return np.asarray((rows @ factors[0]).reshape(layer.shape))
+        whole = np.stack([form.compose(group) for group in self.unpack(layer, rank, factors)])
+        if layer.convolves:
+            return kernel_of(layer).store(whole)
+        return np.asarray(whole[0] if layer.uses[0].contracts_last else whole[0].T)
+
+    def form(self, layer: Layer, rank: Rank) -> Form | None:
+        """Every tile on its own; a table has no inputs to look at."""
+        if layer.convolves:
+            return Form("jirsp,itjr->itjsp", outputs=2)
+        if layer.kind != "matrix":
+            return None
+        last = layer.uses[0].contracts_last
+        return Form("ijrn,imjr->imjn" if last else "ijrn,imjr->jnim", outputs=2)
+
+    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
+        """All Q and all P, with an axis for each of their letters."""
+        (r, p, q), (inner, outer) = rank, factors
+        group, m, n = self._blocks(layer)
         if layer.convolves:
             first, last = _kernels(layer, rank)
-            inner, outer = first.load(inner), last.load(outer)
-        elif layer.kind == "matrix" and _flip(layer.uses[0]):
+            v = first.load(inner).reshape(group, q, p, r, n // q, -1)
+            u = last.load(outer).reshape(group, p, m // p, q, r)
+            return [list(pair) for pair in zip(v, u, strict=True)]
+        if _flip(layer.uses[0]):
             inner, outer = inner.swapaxes(-1, -2), outer.swapaxes(-1, -2)
-        v = inner.reshape(group, q, p, r, n // q).transpose(0, 2, 1, 3, 4)
-        u = outer.reshape(group, p, m // p, q, r).transpose(0, 1, 3, 2, 4)
-        whole = join_tiles(u @ v)
-        return kernel_of(layer).store(whole) if layer.convolves else whole[0]
+        v = inner.reshape(q, p, r, n // q).transpose(1, 0, 2, 3)
+        return [[v, outer.reshape(p, m // p, q, r)]]
+
+    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
+        """As the operators store them."""
+        v, u = (np.stack(factors) for factors in zip(*groups, strict=True))
+        if layer.convolves:
+            first, last = _kernels(layer, rank)
+            return first.store(v), last.store(u)
+        inner = v[0].transpose(1, 0, 2, 3).reshape(rank[2], -1, v.shape[4])
+        outer = u[0].reshape(rank[1], u.shape[2], -1)
+        if _flip(layer.uses[0]):
+            inner, outer = inner.swapaxes(1, 2), outer.swapaxes(1, 2)
+        shapes = self.factor_shapes(layer, rank)
+        return inner.reshape(shapes[0]), outer.reshape(shapes[1])
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -6,13 +6,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, refuse_other_ops, slide
-from onnxlr.decompose import tucker2
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.convolution import (
+    ConvPass,
+    Kernel,
+    bias_of,
+    kernel_of,
+    pointwise,
+    refuse_other_ops,
+    slide,
+)
+from onnxlr.decompose import Form, tucker2
+from onnxlr.graph_pass import Array, Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
-class Tucker2(ChainPass):
+class Tucker2(ConvPass):
     """Tucker decomposition along the channels, ranks (r_s, r_t), each group on its own."""
 
     name: ClassVar[str] = "tucker2"
@@ -38,9 +46,19 @@ class Tucker2(ChainPass):
         inputs = array.transpose(0, 2, 1, 3).reshape(kernel.group, kernel.inputs, -1)
         return inputs, array.reshape(kernel.group, kernel.outputs, -1)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """1×1 to g·r_s channels, the core to g·r_t, 1×1 to T."""
-        return tuple(kernel.stored for kernel in _kernels(layer, rank))
+    def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
+        """In the order of the chain."""
+        return _kernels(layer, rank)
+
+    def form(self, layer: Layer, rank: Rank) -> Form:
+        """The product over the bottleneck."""
+        return Form("xs,yxp,ty->tsp")
+
+    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Of one group."""
+        kernel, (r_s, r_t) = kernel_of(layer), rank
+        core = (r_t, r_s, kernel.positions)
+        return (r_s, kernel.inputs), core, (kernel.outputs, r_t)
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Higher-order orthogonal iteration from the truncated higher-order SVD."""
@@ -48,13 +66,6 @@ class Tucker2(ChainPass):
         groups = [tucker2(k, (rank[0], rank[1])) for k in kernel.load(layer.array())]
         v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
         return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
-
-    def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
-        """The core with its inputs and its outputs mixed, of every group."""
-        first, core, last = (k.load(f) for k, f in zip(_kernels(layer, rank), factors, strict=True))
-        inputs = core.transpose(0, 1, 3, 2) @ first[:, None, :, :, 0]  # (g, r_t, positions, S)
-        mixed = inputs.transpose(0, 1, 3, 2).reshape(layer.group, rank[1], -1)
-        return kernel_of(layer).store(last[..., 0] @ mixed)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

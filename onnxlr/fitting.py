@@ -1,0 +1,73 @@
+"""Factors fitted to a layer's inputs: of any pass that tells how its weight is made of factors."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.calibrate import Statistics
+from onnxlr.convolution import kernel_of
+from onnxlr.decompose import closed_form, weighted_fit
+from onnxlr.graph_pass import Array, GraphPass, Rank
+from onnxlr.layers import Layer
+
+
+def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
+    """A weight in the layer's shape as outputs × inputs: (g, m, n)."""
+    if layer.convolves:
+        kernel = kernel_of(layer)
+        loaded = kernel.load(array).reshape(kernel.group, kernel.outputs, -1)
+    else:
+        loaded = (array if layer.uses[0].contracts_last else array.swapaxes(0, 1))[None]
+    return loaded.astype(np.float64)
+
+
+def fit_to_inputs(
+    graph_pass: GraphPass,
+    layer: Layer,
+    rank: Rank,
+    factors: tuple[Array, ...],
+    statistics: Statistics,
+    sweeps: int,
+) -> tuple[Array, ...]:
+    """The factors that lose least of the layer's output; those given where no form is told.
+
+    Parameters
+    ----------
+    factors : tuple of ndarray
+        Where to start from, as they are stored.
+    sweeps : int
+        Of alternating least squares, where there is no closed form.
+    """
+    form = graph_pass.form(layer, rank)
+    if form is None:
+        return factors
+    weight = as_matrix(layer, layer.array())
+    groups = []
+    for i, group in enumerate(graph_pass.unpack(layer, rank, factors)):
+        covariance = statistics.covariance[i]
+        best = closed_form(form, group, weight[i], covariance)
+        groups.append(best or weighted_fit(form, group, weight[i], covariance, sweeps)[0])
+    return graph_pass.pack(layer, rank, groups)
+
+
+def rest_of(
+    graph_pass: GraphPass, layer: Layer, rank: Rank, factors: tuple[NDArray[np.generic], ...]
+) -> Array:
+    """W − W̃ as outputs × inputs, (g, m, n), for factors as they are stored."""
+    doubles = tuple(f.astype(np.float64) for f in factors)
+    return as_matrix(layer, layer.array()) - as_matrix(
+        layer, graph_pass.compose(layer, rank, doubles)
+    )
+
+
+def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
+    """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): exact for the inputs that were looked at, with a free bias."""
+    weight = as_matrix(layer, layer.array())
+    apart, whole = (float(np.sum((w @ statistics.covariance) * w)) for w in (rest, weight))
+    return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0
+
+
+def bias_shift(rest: Array, statistics: Statistics) -> Array:
+    """(W − W̃)·μ for every output: what the bias has to make up for, of shape (g · m,)."""
+    return np.asarray(np.einsum("gmn,gn->gm", rest, statistics.mean).reshape(-1))

@@ -1,0 +1,211 @@
+"""What every candidate of every layer costs, and what it does to the model, both measured."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxlr.allocation import Option, pareto
+from onnxlr.calibrate import Statistics
+from onnxlr.cost import weight_error
+from onnxlr.errors import ModelError
+from onnxlr.factory import Factory
+from onnxlr.fitting import fit_to_inputs, output_error, rest_of
+from onnxlr.graph_pass import WeightPass, rank_words
+from onnxlr.layer_timing import LayerTime, LayerTimer
+from onnxlr.layers import Layer
+from onnxlr.plan import AUTO_ERRORS, Candidate, Fit, Goal, auto_candidates
+from onnxlr.prepare import Prepared
+from onnxlr.progress import Progress
+from onnxlr.runtime import Machine, Session
+from onnxlr.verify import Judge
+
+_SWEEPS = 2  # of the factors that only tell what a candidate's error would be
+_PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
+_LEAST = 1e-7  # below this an error is rounding
+_USUAL = 2e7  # multiply-accumulates in a millisecond, where nothing can be measured
+_PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate with the relative error of the layer's output that it would make."""
+
+    candidate: Candidate
+    error: float
+
+
+@dataclass
+class Weighing:
+    """Candidates of all layers, with costs in one unit and damages that add up.
+
+    The damage of a candidate is sensitivity × error²: squared errors of independent layers add, and
+    a layer's sensitivity is the squared relative error of the model's outputs per squared relative
+    error of the layer's own, measured with only that layer replaced.
+
+    Attributes
+    ----------
+    goal : str
+        What costs count: ``latency``, ``macs``, ``params`` or ``bytes``.
+    judge : Judge
+        Of the samples that sensitivities are measured on.
+    """
+
+    prepared: Prepared
+    fits: Mapping[str, Sequence[Fit]]
+    statistics: Mapping[str, Statistics]
+    factory: Factory
+    goal: str
+    machine: Machine
+    judge: Judge
+    progress: Progress
+    vetoed: bool
+    options: dict[str, list[Option]] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def weigh(self) -> None:
+        """Fill in the options of every layer."""
+        timer = LayerTimer(self.machine)
+        layers = [layer for layer in self.prepared.layers if self.fits[layer.name]]
+        with self.progress.stage("weigh candidates", len(layers)) as step:
+            for layer in layers:
+                self.kept[layer.name] = self._cost_of_layer(layer)
+                weighed = self._candidates(layer)
+                if weighed:
+                    self.options[layer.name] = self._costs(layer, weighed, timer)
+                step(layer.name)
+        with self.progress.stage("measure sensitivities", len(self.options)) as step:
+            for layer in layers:
+                if self.options.get(layer.name):
+                    self._scale(layer)
+                    step(layer.name)
+
+    def _candidates(self, layer: Layer) -> list[Weighed]:
+        goal: Goal = "params" if self.goal in ("params", "bytes") else "macs"
+        found: dict[Candidate, None] = {}
+        why = ""
+        for fit in self.fits[layer.name]:
+            for error in AUTO_ERRORS:
+                some = auto_candidates(layer, (fit,), error, goal)
+                if isinstance(some, list):
+                    found.update(dict.fromkeys(some))
+                elif not found:
+                    why = some
+        if not found:
+            self.reasons[layer.name] = why
+            return []
+        plain = [Weighed(item, self._error(layer, item, 0)) for item in found]
+        if layer.name not in self.statistics:
+            return plain
+        # Fitting is dear: only what isn't far behind another of the same cost is fitted.
+        best = _front(plain, 1.5)
+        return [
+            Weighed(item.candidate, self._error(layer, item.candidate, _SWEEPS)) for item in best
+        ]
+
+    def _error(self, layer: Layer, item: Candidate, sweeps: int) -> float:
+        """Relative error of the output where inputs were looked at, else of the weight."""
+        graph_pass, rank = item.choice.graph_pass, item.choice.rank
+        factors = graph_pass.factorize(layer, rank)
+        statistics = self.statistics.get(layer.name)
+        if statistics is None or isinstance(graph_pass, WeightPass):
+            return weight_error(layer, graph_pass, rank, factors)
+        if sweeps:
+            factors = fit_to_inputs(graph_pass, layer, rank, factors, statistics, sweeps)
+        return output_error(layer, rest_of(graph_pass, layer, rank, factors), statistics)
+
+    def _cost_of_layer(self, layer: Layer) -> float:
+        if self.goal == "params":
+            return layer.params
+        if self.goal == "bytes":
+            return layer.params * layer.dtype.itemsize
+        return layer.macs or 0
+
+    def _costs(self, layer: Layer, weighed: list[Weighed], timer: LayerTimer) -> list[Option]:
+        """Options with their costs; their damage is the squared error for now."""
+        if self.goal != "latency":
+            size = layer.dtype.itemsize if self.goal == "bytes" else 1
+            by_work = self.goal == "macs"
+            return [
+                Option(
+                    w.candidate,
+                    (w.candidate.macs or 0) if by_work else w.candidate.params * size,
+                    w.error**2,
+                )
+                for w in weighed
+            ]
+        return self._times(layer, weighed, timer)
+
+    def _times(self, layer: Layer, weighed: list[Weighed], timer: LayerTimer) -> list[Option]:
+        """Options with measured milliseconds; a little is added for every parameter that is read.
+
+        Where nothing can be measured (a layer in a body) work decides, at a usual speed.
+        """
+        usual = max(layer.macs or 0, layer.params) / _USUAL
+        options, slow, before = [], [], []
+        for w in _front(weighed, 1.0):
+            item = w.candidate
+            stored = isinstance(item.choice.graph_pass, WeightPass)
+            timed = None if stored else timer.time(self.prepared.model, layer, item.choice)
+            if timed is None:
+                share = 1.0 if stored else (item.macs or item.params) / (layer.macs or layer.params)
+            else:
+                self.times[layer.name, item] = timed
+                before.append(timed.before_ms)
+                share = timed.after_ms / timed.before_ms
+            if timed is None or timed.faster or not self.vetoed:
+                options.append((w, share))
+                continue
+            slow.append(
+                f"{item.choice.graph_pass.name} at rank {rank_words(item.choice.rank)} takes "
+                f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not measurably "
+                "faster"
+            )
+        # One time for the layer as it is, so that the noise of many measurements doesn't choose.
+        whole = float(np.median(before)) if before else usual
+        self.kept[layer.name] = whole + _PER_PARAMETER * layer.params
+        if not options:
+            self.reasons[layer.name] = "; ".join(slow[-2:])
+        return [
+            Option(w.candidate, share * whole + _PER_PARAMETER * w.candidate.params, w.error**2)
+            for w, share in options
+        ]
+
+    def _scale(self, layer: Layer) -> None:
+        """Turn squared errors into damages by the layer's measured sensitivity."""
+        options = pareto(self.options[layer.name], self.kept[layer.name])
+        if not options:
+            return
+        probe = min(options, key=lambda o: abs(math.log(max(o.damage, _LEAST**2) / _PROBE**2)))
+        choice = probe.candidate.choice
+        try:
+            built = self.factory.build({layer.name: choice})
+            quality = self.judge.judge(Session(built.path, self.machine, "the optimized model"))
+            harm = quality.fidelity.rel_error**2
+        except ModelError as refusal:
+            self.reasons[layer.name] = str(refusal)
+            self.options[layer.name] = []
+            return
+        own = self.factory.output_error(layer, choice)
+        error = max(own if own is not None else math.sqrt(probe.damage), _LEAST)
+        self.sensitivity[layer.name] = harm / error**2 if math.isfinite(harm) else math.inf
+        self.options[layer.name] = [
+            Option(o.candidate, o.cost, o.damage * self.sensitivity[layer.name])
+            for o in options
+            if math.isfinite(self.sensitivity[layer.name])
+        ]
+
+
+def _front(weighed: Sequence[Weighed], slack: float) -> list[Weighed]:
+    """Those whose error is within a factor of the best at the same work or less."""
+    ordered = sorted(weighed, key=lambda w: (-w.candidate.saved, w.error))
+    kept, best = [], math.inf
+    for item in ordered:
+        if item.error < best * slack:
+            kept.append(item)
+        best = min(best, item.error)
+    return kept
