@@ -10,7 +10,7 @@ import onnx
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError, one_line
-from onnxlr.fitting import bias_shift, fit_to_inputs, output_error, rest_of
+from onnxlr.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, to_proto
@@ -18,8 +18,6 @@ from onnxlr.output import save
 from onnxlr.plan import plan_digest
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice, Factored, rewrite
-
-SWEEPS = 20  # of alternating least squares, for factors that are handed over
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Factory:
             statistics = self.statistics.get(layer.name)
             fitted = graph_pass.factorize(layer, rank)
             if statistics is not None:
-                fitted = fit_to_inputs(graph_pass, layer, rank, fitted, statistics, SWEEPS)
+                fitted = fit_to_inputs(graph_pass, layer, rank, fitted, statistics, THOROUGH)
             with np.errstate(over="ignore"):
                 factors = tuple(f.astype(dtype) for f in fitted)
             if not all(np.isfinite(f).all() for f in factors):

@@ -1,6 +1,7 @@
 """Factors fitted to a layer's inputs: of any pass that tells how its weight is made of factors."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,18 @@ from onnxlr.convolution import kernel_of
 from onnxlr.decompose import closed_form, weighted_fit
 from onnxlr.graph_pass import Array, GraphPass, Rank
 from onnxlr.layers import Layer
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long alternating least squares goes on: sweeps, and steps for each factor."""
+
+    sweeps: int
+    steps: int
+
+
+GLANCE = Effort(1, 6)  # tells an error to some per cent
+THOROUGH = Effort(20, 12)  # of factors that are handed over
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
@@ -28,7 +41,7 @@ def fit_to_inputs(
     rank: Rank,
     factors: tuple[Array, ...],
     statistics: Statistics,
-    sweeps: int,
+    effort: Effort,
 ) -> tuple[Array, ...]:
     """The factors that lose least of the layer's output; those given where no form is told.
 
@@ -36,8 +49,8 @@ def fit_to_inputs(
     ----------
     factors : tuple of ndarray
         Where to start from, as they are stored.
-    sweeps : int
-        Of alternating least squares, where there is no closed form.
+    effort : Effort
+        Where there is no closed form.
     """
     form = graph_pass.form(layer, rank)
     if form is None:
@@ -47,7 +60,9 @@ def fit_to_inputs(
     for i, group in enumerate(graph_pass.unpack(layer, rank, factors)):
         covariance = statistics.covariance[i]
         best = closed_form(form, group, weight[i], covariance)
-        groups.append(best or weighted_fit(form, group, weight[i], covariance, sweeps)[0])
+        groups.append(
+            best or weighted_fit(form, group, weight[i], covariance, effort.sweeps, effort.steps)[0]
+        )
     return graph_pass.pack(layer, rank, groups)
 
 

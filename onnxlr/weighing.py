@@ -11,7 +11,7 @@ from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError
 from onnxlr.factory import Factory
-from onnxlr.fitting import fit_to_inputs, output_error, rest_of
+from onnxlr.fitting import GLANCE, Effort, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import WeightPass, rank_words
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer
@@ -21,7 +21,6 @@ from onnxlr.progress import Progress
 from onnxlr.runtime import Machine, Session
 from onnxlr.verify import Judge
 
-_SWEEPS = 2  # of the factors that only tell what a candidate's error would be
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
 _LEAST = 1e-7  # below this an error is rounding
 _USUAL = 2e7  # multiply-accumulates in a millisecond, where nothing can be measured
@@ -98,24 +97,24 @@ class Weighing:
         if not found:
             self.reasons[layer.name] = why
             return []
-        plain = [Weighed(item, self._error(layer, item, 0)) for item in found]
+        plain = [Weighed(item, self._error(layer, item, None)) for item in found]
         if layer.name not in self.statistics:
             return plain
         # Fitting is dear: only what isn't far behind another of the same cost is fitted.
-        best = _front(plain, 1.5)
+        best = _front(plain, 1.3)
         return [
-            Weighed(item.candidate, self._error(layer, item.candidate, _SWEEPS)) for item in best
+            Weighed(item.candidate, self._error(layer, item.candidate, GLANCE)) for item in best
         ]
 
-    def _error(self, layer: Layer, item: Candidate, sweeps: int) -> float:
+    def _error(self, layer: Layer, item: Candidate, effort: Effort | None) -> float:
         """Relative error of the output where inputs were looked at, else of the weight."""
         graph_pass, rank = item.choice.graph_pass, item.choice.rank
         factors = graph_pass.factorize(layer, rank)
         statistics = self.statistics.get(layer.name)
         if statistics is None or isinstance(graph_pass, WeightPass):
             return weight_error(layer, graph_pass, rank, factors)
-        if sweeps:
-            factors = fit_to_inputs(graph_pass, layer, rank, factors, statistics, sweeps)
+        if effort is not None:
+            factors = fit_to_inputs(graph_pass, layer, rank, factors, statistics, effort)
         return output_error(layer, rest_of(graph_pass, layer, rank, factors), statistics)
 
     def _cost_of_layer(self, layer: Layer) -> float:

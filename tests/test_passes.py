@@ -335,7 +335,7 @@ def test_tucker_is_no_worse_than_tensorly() -> None:
         rng = np.random.default_rng(seed)
         noise = rng.standard_normal((24, 16, 9))
         decaying = np.einsum("tsp,t,s->tsp", noise, 0.8 ** np.arange(24), 0.85 ** np.arange(16))
-        assert tucker_beside_tensorly(decaying, (6, 8)) <= 1 + 1e-6
+        assert tucker_beside_tensorly(decaying, (6, 8)) <= 1 + 1e-5
         # On pure noise both end in some local minimum: neither may be worse on the average.
         ratios.append(tucker_beside_tensorly(noise, (2, 5)))
     assert np.mean(ratios) <= 1.001

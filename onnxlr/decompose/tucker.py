@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 
 _EPS = np.finfo(np.float64).eps
 _MOST_SWEEPS = 50
-_TOLERANCE = 1e-6  # relative change of the squared error at which a sweep counts as the last
+_TOLERANCE = 1e-5  # relative change of the squared error at which a sweep counts as the last
 
 
 def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array, Array, Array]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _SWEEPS = 8
-_STEPS = 12  # of conjugate gradients, for factors whose problem is too large to solve
+_STEPS = 12
 _TOLERANCE = 1e-3  # relative change of the error at which a sweep counts as the last
 _EPS = 1e-10  # of the largest eigenvalue: directions that the inputs don't have
 
@@ -53,7 +53,12 @@ class Form:
 
 
 def weighted_fit(
-    form: Form, factors: Sequence[Array], weight: Array, covariance: Array, sweeps: int = _SWEEPS
+    form: Form,
+    factors: Sequence[Array],
+    weight: Array,
+    covariance: Array,
+    sweeps: int = _SWEEPS,
+    steps: int = _STEPS,
 ) -> tuple[list[Array], list[float]]:
     """Improve the factors of a weight for inputs of a covariance.
 
@@ -66,6 +71,8 @@ def weighted_fit(
     covariance : ndarray of shape (n, n)
     sweeps : int
         The most times that every factor is fitted in turn.
+    steps : int
+        Of conjugate gradients, for factors whose problem is too large to solve.
 
     Returns
     -------
@@ -95,7 +102,7 @@ def weighted_fit(
     for _ in range(sweeps):
         kept = list(factors)
         for k in reversed(range(len(factors))):
-            factors[k] = _solve(form, factors, k, weight, covariance)
+            factors[k] = _solve(form, factors, k, weight, covariance, steps)
         errors.append(error())
         if errors[-1] > errors[-2]:  # rounding, at the bottom
             factors, errors[-1] = kept, errors[-2]
@@ -105,14 +112,16 @@ def weighted_fit(
     return factors, errors
 
 
-def _solve(form: Form, factors: list[Array], k: int, weight: Array, covariance: Array) -> Array:
+def _solve(
+    form: Form, factors: list[Array], k: int, weight: Array, covariance: Array, steps: int
+) -> Array:
     """The k-th factor that fits best, the others held."""
     letters = form.terms[k]
     others = [t for i, t in enumerate(form.terms) if i != k]
     first = form.result[0]
     if form.outputs == 1 and letters[0] == first and not any(first in t for t in others):
         return _regress(form, factors, k, weight, covariance)
-    return _descend(form, factors, k, weight, covariance)
+    return _descend(form, factors, k, weight, covariance, steps)
 
 
 def _regress(form: Form, factors: list[Array], k: int, weight: Array, covariance: Array) -> Array:
@@ -131,7 +140,9 @@ def _regress(form: Form, factors: list[Array], k: int, weight: Array, covariance
     return np.asarray(factors[k] + step.reshape(shape))
 
 
-def _descend(form: Form, factors: list[Array], k: int, weight: Array, covariance: Array) -> Array:
+def _descend(
+    form: Form, factors: list[Array], k: int, weight: Array, covariance: Array, steps: int
+) -> Array:
     """Some steps of conjugate gradients on the normal equations of one factor."""
     terms = form.terms
     others = [f for i, f in enumerate(factors) if i != k]
@@ -155,7 +166,7 @@ def _descend(form: Form, factors: list[Array], k: int, weight: Array, covariance
     direction = residual.copy()
     size = float(np.sum(residual**2))
     start = size
-    for _ in range(_STEPS):
+    for _ in range(steps):
         if size <= 1e-24 * start or size == 0.0:
             break
         moved = forward(direction)
