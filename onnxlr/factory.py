@@ -86,9 +86,11 @@ class Factory:
         if key not in self._factors:
             dtype = layer.dtype.numpy()
             statistics = self.statistics.get(layer.name)
-            fitted = graph_pass.factorize(layer, rank)
-            if statistics is not None:
-                fitted = fit_to_inputs(graph_pass, layer, rank, fitted, statistics, THOROUGH)
+            fitted = (
+                graph_pass.factorize(layer, rank)
+                if statistics is None
+                else fit_to_inputs(graph_pass, layer, rank, statistics, THOROUGH)
+            )
             with np.errstate(over="ignore"):
                 factors = tuple(f.astype(dtype) for f in fitted)
             if not all(np.isfinite(f).all() for f in factors):

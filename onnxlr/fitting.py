@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onnxlr.calibrate import Statistics
 from onnxlr.convolution import kernel_of
-from onnxlr.decompose import closed_form, weighted_fit
+from onnxlr.decompose import closed_form, has_closed_form, weighted_fit
 from onnxlr.graph_pass import Array, GraphPass, Rank
 from onnxlr.layers import Layer
 
@@ -39,31 +39,57 @@ def fit_to_inputs(
     graph_pass: GraphPass,
     layer: Layer,
     rank: Rank,
-    factors: tuple[Array, ...],
     statistics: Statistics,
     effort: Effort,
+    start: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
-    """The factors that lose least of the layer's output; those given where no form is told.
+    """The factors that lose least of the layer's output; fitted to the weight if no form is told.
 
     Parameters
     ----------
-    factors : tuple of ndarray
-        Where to start from, as they are stored.
     effort : Effort
         Where there is no closed form.
+    start : tuple of ndarray, optional
+        Factors fitted to the weight, if they are there already.
     """
     form = graph_pass.form(layer, rank)
+    weight = as_matrix(layer, layer.array())
+    if form is not None and has_closed_form(form):
+        best = [
+            closed_form(form, shapes, w, c)
+            for shapes, w, c in zip(
+                _empty(graph_pass, layer, rank), weight, statistics.covariance, strict=True
+            )
+        ]
+        return graph_pass.pack(layer, rank, best)
+    factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
-    weight = as_matrix(layer, layer.array())
-    groups = []
-    for i, group in enumerate(graph_pass.unpack(layer, rank, factors)):
-        covariance = statistics.covariance[i]
-        best = closed_form(form, group, weight[i], covariance)
-        groups.append(
-            best or weighted_fit(form, group, weight[i], covariance, effort.sweeps, effort.steps)[0]
+    groups = [
+        weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
+        for group, w, c in zip(
+            graph_pass.unpack(layer, rank, factors), weight, statistics.covariance, strict=True
         )
+    ]
     return graph_pass.pack(layer, rank, groups)
+
+
+def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -> Array | None:
+    """Relative output error at every rank, from 0 on; None where it takes fitting to tell."""
+    form = graph_pass.form(layer, graph_pass.full_rank(layer))
+    if form is None or not has_closed_form(form):
+        return None
+    weight = as_matrix(layer, layer.array())
+    values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))
+    energy = np.maximum(values[:, ::-1], 0.0).sum(axis=0)
+    tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+    return np.sqrt(tail / tail[0]) if tail[0] > 0 else np.zeros_like(tail)
+
+
+def _empty(graph_pass: GraphPass, layer: Layer, rank: Rank) -> list[list[Array]]:
+    """Factors of the right shapes, one group each."""
+    shapes = graph_pass.factor_shapes(layer, rank)
+    return graph_pass.unpack(layer, rank, tuple(np.empty(shape) for shape in shapes))
 
 
 def rest_of(

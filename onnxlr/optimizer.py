@@ -55,12 +55,9 @@ Target = Literal["latency", "macs", "params", "bytes"]
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 
 CALIBRATION_SAMPLES = 1024
-SCOUTED_SAMPLES = 512  # that a search is judged on
 PROBED_SAMPLES = 64  # that sensitivities are measured on
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
-_LOOKS = 4  # searches that were too hopeful
-_STRICTER = 0.6
 _CORRECTIONS = 5  # of a budget that the written file misses
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
@@ -230,9 +227,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.timer = LayerTimer(self.options.machine)
         self.judge: Judge | None = None
-        self.scout: Judge | None = None  # of the samples that searches are judged on
         self.weighing: Weighing | None = None
-        self.strictness, self.looks = 1.0, 0
         if self.session is not None and self.feeding is not None:
             with self.progress.stage("run the original", None):
                 self.judge = Judge(self.session, self.feeding.judged, self.options.metric)
@@ -257,17 +252,13 @@ class _Run:
         return found.chosen
 
     def _weigh(self, judge: Judge) -> None:
-        """Weigh all candidates once; searches are judged on other samples than the result is."""
-        if self.weighing is not None or self.session is None or self.feeding is None:
+        """Weigh all candidates; sensitivities come from samples that don't judge the result."""
+        if self.session is None or self.feeding is None:
             return
         options, probed = self.options, judge
         samples = self.feeding.calibration
         if samples is not None:
-            # Samples without labels can't tell the accuracy, but whether the classes stay.
-            labelled = samples.labels is not None or judge.metric != "top1"
-            metric = options.metric if labelled else "agreement"
             with self.progress.stage("run the original", None):
-                self.scout = Judge(self.session, samples.take(SCOUTED_SAMPLES), metric)
                 probed = Judge(self.session, samples.take(PROBED_SAMPLES), "rel-error")
         self.weighing = Weighing(
             self.prepared,
@@ -321,7 +312,7 @@ class _Run:
                 built = self.factory.build({n: c.choice for n, c in chosen.items()})
                 cost = self._cost(goal, built, chosen)
                 session = Session(built.path, self.options.machine, "the optimized model")
-                why = self._over(self.judge.judge(session), self.judge)
+                why = self._over(self.judge.judge(session))
             if cost <= fraction * total * (1 + 1e-9):
                 if why is not None:
                     raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
@@ -376,15 +367,9 @@ class _Run:
                         self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
                     )
             why = self._too_large(built)
-            over = self._over(quality, self.judge)
+            over = self._over(quality)
             if over is not None and self.options.fraction is not None:
                 raise BudgetError(f"the budget is outside the accuracy allowed: {over}")
-            if why is None and over is not None and self.scout is not None and self.looks < _LOOKS:
-                # What searched was too hopeful: search on, for as much less.
-                self.looks += 1
-                self.strictness *= _STRICTER
-                chosen = self.choose()
-                continue
             why = why or over
             # What only makes the file smaller has to be no slower, the rest has to be faster.
             stored = any(isinstance(c.choice.graph_pass, WeightPass) for c in chosen.values())
@@ -551,14 +536,13 @@ class _Run:
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
         try:
             built = self.factory.build({n: c.choice for n, c in chosen.items()})
-            judge = self.scout or self.judge
-            if (too_large := self._too_large(built)) is not None or judge is None:
+            if (too_large := self._too_large(built)) is not None or self.judge is None:
                 return too_large
             candidate = Session(built.path, self.options.machine, "the optimized model")
-            quality = judge.judge(candidate)
+            quality = self.judge.judge(candidate)
         except ModelError as error:
             return str(error)
-        return self._over(quality, judge)
+        return self._over(quality)
 
     def _outweighed(self, layer: Layer) -> str:
         """Why a layer that has candidates is left as it is."""
@@ -579,9 +563,8 @@ class _Run:
             return None
         return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
 
-    def _over(self, quality: Quality, judge: Judge) -> str | None:
-        """Why a model is outside the limit, which is stricter for a search that was too hopeful."""
-        limit = self.options.max_drop * (self.strictness if judge is self.scout else 1.0)
+    def _over(self, quality: Quality) -> str | None:
+        limit = self.options.max_drop
         if not math.isfinite(quality.fidelity.rel_error):
             return "an output would differ in shape or in where it is finite"
         # The tolerance is for the last bit of a difference of two shares, no more.

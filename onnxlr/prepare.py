@@ -64,7 +64,7 @@ class Feeding:
     words : str
         What it is, for the report.
     calibration : Samples or None
-        What factors are fitted to and searches are judged on: none of the samples judged on last.
+        What factors are fitted to and sensitivities are measured on: none of those judged on.
     half : bool
         Whether those are one half of the samples, and the judged the other.
     """

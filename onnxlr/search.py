@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from onnxlr.plan import Candidate
 
 Chosen = dict[str, Candidate]
-MOST_TRIALS = 40
+MOST_TRIALS = 20
 
 
 @dataclass

@@ -11,8 +11,8 @@ from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError
 from onnxlr.factory import Factory
-from onnxlr.fitting import GLANCE, Effort, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import WeightPass, rank_words
+from onnxlr.fitting import GLANCE, closed_errors, fit_to_inputs, output_error, rest_of
+from onnxlr.graph_pass import Array, WeightPass, rank_words
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer
 from onnxlr.plan import AUTO_ERRORS, Candidate, Fit, Goal, auto_candidates
@@ -22,6 +22,7 @@ from onnxlr.runtime import Machine, Session
 from onnxlr.verify import Judge
 
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
+_SLACK = 1.4  # fitting brings errors down by less than this
 _LEAST = 1e-7  # below this an error is rounding
 _USUAL = 2e7  # multiply-accumulates in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
@@ -97,25 +98,43 @@ class Weighing:
         if not found:
             self.reasons[layer.name] = why
             return []
-        plain = [Weighed(item, self._error(layer, item, None)) for item in found]
-        if layer.name not in self.statistics:
-            return plain
-        # Fitting is dear: only what isn't far behind another of the same cost is fitted.
-        best = _front(plain, 1.3)
-        return [
-            Weighed(item.candidate, self._error(layer, item.candidate, GLANCE)) for item in best
-        ]
-
-    def _error(self, layer: Layer, item: Candidate, effort: Effort | None) -> float:
-        """Relative error of the output where inputs were looked at, else of the weight."""
-        graph_pass, rank = item.choice.graph_pass, item.choice.rank
-        factors = graph_pass.factorize(layer, rank)
         statistics = self.statistics.get(layer.name)
-        if statistics is None or isinstance(graph_pass, WeightPass):
-            return weight_error(layer, graph_pass, rank, factors)
-        if effort is not None:
-            factors = fit_to_inputs(graph_pass, layer, rank, factors, statistics, effort)
-        return output_error(layer, rest_of(graph_pass, layer, rank, factors), statistics)
+        if statistics is None:
+            return [Weighed(item, self._weight_error(layer, item)) for item in found]
+        return self._fitted(layer, list(found), statistics)
+
+    def _weight_error(self, layer: Layer, item: Candidate) -> float:
+        graph_pass, rank = item.choice.graph_pass, item.choice.rank
+        return weight_error(layer, graph_pass, rank, graph_pass.factorize(layer, rank))
+
+    def _fitted(
+        self, layer: Layer, found: list[Candidate], statistics: Statistics
+    ) -> list[Weighed]:
+        """The candidates with the output errors that fitting leaves."""
+        told: dict[str, Array | None] = {}
+        done, plain, starts = [], [], {}
+        for item in found:
+            graph_pass, rank = item.choice.graph_pass, item.choice.rank
+            if isinstance(graph_pass, WeightPass):
+                done.append(Weighed(item, self._weight_error(layer, item)))
+                continue
+            if graph_pass.name not in told:
+                told[graph_pass.name] = closed_errors(graph_pass, layer, statistics)
+            if (errors := told[graph_pass.name]) is not None:
+                done.append(Weighed(item, float(errors[min(rank[0], len(errors) - 1)])))
+                continue
+            starts[item] = graph_pass.factorize(layer, rank)
+            rest = rest_of(graph_pass, layer, rank, starts[item])
+            plain.append(Weighed(item, output_error(layer, rest, statistics)))
+        # Fitting is dear: only what isn't far behind another of the same cost is fitted.
+        for weighed in _front([*done, *plain], _SLACK):
+            item = weighed.candidate
+            if item in starts:
+                graph_pass, rank = item.choice.graph_pass, item.choice.rank
+                factors = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE, starts[item])
+                rest = rest_of(graph_pass, layer, rank, factors)
+                done.append(Weighed(item, output_error(layer, rest, statistics)))
+        return done
 
     def _cost_of_layer(self, layer: Layer) -> float:
         if self.goal == "params":

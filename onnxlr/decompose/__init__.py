@@ -6,7 +6,7 @@ from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, spectru
 from onnxlr.decompose.svd import spectrum, truncated_svd
 from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2
-from onnxlr.decompose.weighted import Form, closed_form, weighted_fit
+from onnxlr.decompose.weighted import Form, closed_form, has_closed_form, weighted_fit
 
 __all__ = [
     "AUTO",
@@ -21,6 +21,7 @@ __all__ = [
     "cut_tiles",
     "evbmf",
     "exact_rank",
+    "has_closed_form",
     "join_tiles",
     "parse_rank",
     "spectrum",

@@ -181,39 +181,61 @@ def _descend(
     return x
 
 
+def has_closed_form(form: Form) -> bool:
+    """Whether a form is one bottleneck between all outputs and all inputs."""
+    if len(form.terms) != 2 or form.outputs != 1:
+        return False
+    outer, inner = _ends(form)
+    bottleneck = form.terms[outer].replace(form.result[0], "")
+    rest = form.terms[inner].replace(bottleneck, "")
+    return len(bottleneck) == 1 and rest == form.result[1:] and bottleneck not in form.result
+
+
+def _ends(form: Form) -> tuple[int, int]:
+    outer = next(i for i, term in enumerate(form.terms) if form.result[0] in term)
+    return outer, 1 - outer
+
+
 def closed_form(
-    form: Form, factors: Sequence[Array], weight: Array, covariance: Array
-) -> list[Array] | None:
-    """The best factors of all, for a form of one bottleneck between all outputs and all inputs.
+    form: Form, shapes: Sequence[Array], weight: Array, covariance: Array
+) -> list[Array]:
+    """The best factors of all, for a form that ``has_closed_form``.
 
     With U the leading eigenvectors of W·C·Wᵀ they are U and Uᵀ·W, and what is lost is the sum of
     the other eigenvalues. No inverse is taken: a singular C is no problem.
 
+    Parameters
+    ----------
+    form : Form
+    shapes : sequence of ndarray
+        Factors whose shapes count, not their values.
+    weight : ndarray of shape (m, n)
+    covariance : ndarray of shape (n, n)
+
     Returns
     -------
-    list of ndarray or None
-        In the shapes of ``factors``; None where the form is another.
+    list of ndarray
+
+    Examples
+    --------
+    >>> W = np.diag([3.0, 2.0, 1.0])
+    >>> shapes = [np.empty((3, 1)), np.empty((1, 3))]
+    >>> U, V = closed_form(Form("mr,rn->mn"), shapes, W, np.diag([1, 9, 1]))
+    >>> np.abs(U @ V).round(6).tolist()
+    [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    if len(form.terms) != 2 or form.outputs != 1:
-        return None
-    out, inputs = form.result[0], form.result[1:]
-    outer = next((i for i, t in enumerate(form.terms) if out in t), 0)
-    inner = 1 - outer
+    outer, inner = _ends(form)
+    out = form.result[0]
     bottleneck = form.terms[outer].replace(out, "")
-    straight = sorted(form.terms[inner]) == sorted(bottleneck + inputs)
-    if len(bottleneck) != 1 or not straight or form.terms[inner].strip(bottleneck) != inputs:
-        return None
-    rank = factors[outer].shape[form.terms[outer].index(bottleneck)]
-    m = len(weight)
+    rank, m = shapes[outer].shape[form.terms[outer].index(bottleneck)], len(weight)
+    kept = min(rank, m)  # no more than outputs: the rest stays empty
     _, vectors = scipy.linalg.eigh(
-        weight @ covariance @ weight.T, subset_by_index=(max(0, m - rank), m - 1)
+        weight @ covariance @ weight.T, subset_by_index=(m - kept, m - 1)
     )
-    u = vectors[:, ::-1]
+    u = np.pad(vectors[:, ::-1], ((0, 0), (0, rank - kept)))
     v = u.T @ weight
-    if rank > m:  # no more than outputs: the rest stays empty
-        u, v = np.pad(u, ((0, 0), (0, rank - m))), np.pad(v, ((0, rank - m), (0, 0)))
-    found = list(factors)
+    found = list(shapes)
     found[outer] = u if form.terms[outer][0] == out else u.T
-    v = v if form.terms[inner][0] == bottleneck else v.T
-    found[inner] = v.reshape(factors[inner].shape)
+    turned = v if form.terms[inner][0] == bottleneck else v.T
+    found[inner] = turned.reshape(shapes[inner].shape)
     return found
