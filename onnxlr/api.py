@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnxlr.calibrate import Statistics
-from onnxlr.data import load_samples
+from onnxlr.data import Samples, load_samples
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import DataError, UsageError
 from onnxlr.factory import Factory
@@ -27,12 +27,13 @@ from onnxlr.optimizer import (
 )
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.output import check_destination, copy_source, place, workspace
-from onnxlr.plan import Plan
+from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import Size
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, Provider
+from onnxlr.sequential import correct
 from onnxlr.verify import Judge, Quality
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -229,8 +230,13 @@ def apply(
         if refusal is not None:
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
     statistics: dict[str, Statistics] = {}
+    taken = None
     if plan.calibration is not None and choices:
-        statistics = _recalibrate(plan, prepared, set(choices), data, progress or Silent())
+        taken = _calibration_samples(plan, plan.calibration, prepared, data)
+        # Shapes that only a run shows count here too: which inputs can be looked at.
+        prepared = prepare(source, feed=next(iter(taken.batches()))[0])
+        layers = [layer for layer in prepared.layers if layer.name in choices]
+        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress or Silent())
     with workspace(path) as folder:
         factory = Factory(
             prepared,
@@ -239,6 +245,10 @@ def apply(
             statistics,
             plan.calibration.digest if plan.calibration is not None else "",
         )
+        if taken is not None and plan.calibration is not None and plan.calibration.sequential:
+            feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
+            told = progress or Silent()
+            factory.correct(choices, correct(prepared, choices, factory, feeds, plan.seed, told))
         built = (
             factory.build(choices).path
             if choices
@@ -249,12 +259,10 @@ def apply(
         return onnx.load(built if path is None else path)
 
 
-def _recalibrate(
-    plan: Plan, prepared: Prepared, names: set[str], data: str | Path | None, progress: Progress
-) -> dict[str, Statistics]:
-    """The statistics that a plan's factors were fitted to."""
-    calibration = plan.calibration
-    assert calibration is not None
+def _calibration_samples(
+    plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
+) -> Samples:
+    """The samples that a plan's factors were fitted to."""
     path = data if data is not None else calibration.data
     try:
         samples = load_samples(path, prepared.specs, None)
@@ -269,11 +277,7 @@ def _recalibrate(
             f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
             "with --data, or make a new plan"
         )
-    source = prepared.source
-    first = next(iter(taken.batches()))[0]
-    seen = prepare(source, feed=first)
-    layers = [layer for layer in seen.layers if layer.name in names]
-    return calibrate_on(seen, layers, taken, plan.seed, progress)
+    return taken
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def calibrate(
         By layer name.
     """
     wanted = [layer for layer in layers if why_not(layer) is None]
-    sums = {layer.name: _Sums(layer, len(feeds), seed) for layer in wanted}
+    sums = {layer.name: Sums(layer, len(feeds), seed) for layer in wanted}
     batches = list(_batches(wanted))
     with progress.stage("calibrate", len(feeds) * len(batches)) as step:
         for batch in batches:
@@ -130,10 +130,13 @@ def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
         yield batch
 
 
-class _Sums:
-    """Running sums of a layer's inputs in double precision, about the first batch's mean."""
+class Sums:
+    """Running sums of a layer's inputs in double precision, about the first batch's mean.
 
-    def __init__(self, layer: Layer, feeds: int, seed: int) -> None:
+    ``paired`` ones also keep how another model's inputs at the same places go with them.
+    """
+
+    def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
         self.rows = 0
         self._layer = layer
         n, g = input_size(layer), layer.group
@@ -143,24 +146,46 @@ class _Sums:
         self._shift: Array | None = None
         self._first = np.zeros((g, n))
         self._second = np.zeros((g, n, n))
+        self._other_shift: Array | None = None
+        self._other = np.zeros((g, n) if paired else 0)
+        self._cross = np.zeros((g, n, n) if paired else 0)
 
     def add(self, use: Use, x: NDArray[np.generic]) -> None:
         """Take in some of the inputs of one run, sampled evenly."""
-        rows = (
-            sample_patches(self._layer, use, x, self._share, self._rng)
-            if self._layer.convolves
-            else self._sample_rows(use, x)
-        ).astype(np.float64)  # (g, rows, n)
-        if not np.isfinite(rows).all():
+        self._take(self._sample(use, x, self._rng))
+
+    def add_pair(self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+        """Take in inputs beside those of another model, at the same places."""
+        seed = int(self._rng.integers(2**63))
+        rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
+        if self._other_shift is None:
+            self._other_shift = others.mean(axis=1, keepdims=True)
+        if (taken := self._take(rows)) is None or not np.isfinite(others).all():
             return
+        others = others - self._other_shift
+        self._other += others.sum(axis=1)
+        self._cross += others.transpose(0, 2, 1) @ taken
+
+    def _take(self, rows: Array) -> Array | None:
+        if not np.isfinite(rows).all():
+            return None
         if self._shift is None:
             self._shift = rows.mean(axis=1, keepdims=True)
         rows = rows - self._shift
         self.rows += rows.shape[1]
         self._first += rows.sum(axis=1)
         self._second += rows.transpose(0, 2, 1) @ rows
+        return rows
 
-    def _sample_rows(self, use: Use, x: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
+        """Some inputs as (g, rows, n)."""
+        if self._layer.convolves:
+            return sample_patches(self._layer, use, x, self._share, rng).astype(np.float64)
+        return self._sample_rows(use, x, rng).astype(np.float64)
+
+    def _sample_rows(
+        self, use: Use, x: NDArray[np.generic], rng: np.random.Generator
+    ) -> NDArray[np.generic]:
         left = use.slot == 0  # the data stands on the right: its columns are the inputs
         if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
             x = x.swapaxes(-1, -2)
@@ -168,7 +193,7 @@ class _Sums:
             x = x.swapaxes(-1, -2)
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) > self._share:
-            rows = rows[np.sort(self._rng.choice(len(rows), self._share, replace=False))]
+            rows = rows[np.sort(rng.choice(len(rows), self._share, replace=False))]
         return rows[None]
 
     def statistics(self) -> Statistics:
@@ -177,6 +202,13 @@ class _Sums:
         offset = self._first / self.rows
         covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
         return Statistics(self._shift[:, 0] + offset, covariance, self.rows)
+
+    def other(self) -> tuple[Array, Array]:
+        """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
+        assert self._other_shift is not None
+        first, second = self._other / self.rows, self._first / self.rows
+        cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]
+        return self._other_shift[:, 0] + first, cross
 
 
 def sample_patches(

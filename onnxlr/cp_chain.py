@@ -99,7 +99,13 @@ class CpPass(ConvPass):
         return (self._search(layer, error, max(1, least), max(limit[0], 1), step=1) or full,)
 
     def ranks_within(
-        self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
+        self,
+        layer: Layer,
+        error: float,
+        spectra: Sequence[Spectrum],
+        limit: Rank,
+        *,
+        gridded: bool,
     ) -> Iterator[Rank]:
         """The smallest rank on a grid of 8 whose decomposition is within the error."""
         # No CP has a smaller rank than each of its unfoldings has.

@@ -42,6 +42,7 @@ class Factory:
     file_name: str
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     calibration: str = ""  # digest of what the statistics come from
+    _sequence: tuple[Mapping[str, Choice], Mapping[str, Factored]] | None = None
     _last: tuple[Mapping[str, Choice], Built] | None = None
     _factors: dict[tuple[str, str, Rank], Factored] = field(default_factory=dict)
 
@@ -56,7 +57,9 @@ class Factory:
             return self._last[1]
         self._last = None
         prepared = self.prepared
-        model = rewrite(prepared.model, prepared.shapes, choices, self._factorize)
+        corrected = self._sequence is not None and self._sequence[0] == choices
+        factorize = self._factorize if corrected else self._own
+        model = rewrite(prepared.model, prepared.shapes, choices, factorize)
         chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
         model.metadata_props["onnxlr_version"] = __version__
         model.metadata_props["onnxlr_plan"] = plan_digest(
@@ -66,6 +69,27 @@ class Factory:
         built = Built(path, save(model, path), count_params(model))
         self._last = (dict(choices), built)
         return built
+
+    def correct(self, choices: Mapping[str, Choice], corrected: Mapping[str, Factored]) -> None:
+        """Build this very set of choices with factors that were corrected in sequence."""
+        self._sequence, self._last = (dict(choices), corrected), None
+
+    def forget(self) -> None:
+        """Build every set with each layer's own factors again."""
+        self._sequence = self._last = None
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the last file was built with corrected factors."""
+        return (
+            self._sequence is not None
+            and self._last is not None
+            and (self._last[0] == self._sequence[0])
+        )
+
+    def factored(self, layer: Layer, choice: Choice) -> Factored:
+        """A layer's factors, each fitted by itself."""
+        return self._own(layer, choice.graph_pass, choice.rank)
 
     def error(self, layer: Layer, choice: Choice) -> float:
         """Relative error of a layer's weight by its factors as they are stored."""
@@ -82,6 +106,10 @@ class Factory:
         return output_error(layer, rest, statistics)
 
     def _factorize(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
+        found = self._sequence[1].get(layer.name) if self._sequence is not None else None
+        return found or self._own(layer, graph_pass, rank)
+
+    def _own(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
         key = (layer.name, graph_pass.name, rank)
         if key not in self._factors:
             dtype = layer.dtype.numpy()

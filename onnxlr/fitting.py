@@ -11,6 +11,7 @@ from onnxlr.convolution import kernel_of
 from onnxlr.decompose import closed_form, has_closed_form, weighted_fit
 from onnxlr.graph_pass import Array, GraphPass, Rank
 from onnxlr.layers import Layer
+from onnxlr.rewrite import Choice
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,35 @@ def fit_to_inputs(
     start : tuple of ndarray, optional
         Factors fitted to the weight, if they are there already.
     """
-    form = graph_pass.form(layer, rank)
     weight = as_matrix(layer, layer.array())
+    return fit_matrix(graph_pass, layer, rank, weight, statistics.covariance, effort, start)
+
+
+def fit_matrix(
+    graph_pass: GraphPass,
+    layer: Layer,
+    rank: Rank,
+    weight: Array,
+    covariance: Array,
+    effort: Effort,
+    start: tuple[Array, ...] | None = None,
+) -> tuple[Array, ...]:
+    """The same for any target (g, m, n) in the place of the weight, and covariance (g, n, n)."""
+    form = graph_pass.form(layer, rank)
     if form is not None and has_closed_form(form):
-        best = [
+        empty = _empty(graph_pass, layer, rank)
+        groups = [
             closed_form(form, shapes, w, c)
-            for shapes, w, c in zip(
-                _empty(graph_pass, layer, rank), weight, statistics.covariance, strict=True
-            )
+            for shapes, w, c in zip(empty, weight, covariance, strict=True)
         ]
-        return graph_pass.pack(layer, rank, best)
+        return graph_pass.pack(layer, rank, groups)
     factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
     groups = [
         weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
         for group, w, c in zip(
-            graph_pass.unpack(layer, rank, factors), weight, statistics.covariance, strict=True
+            graph_pass.unpack(layer, rank, factors), weight, covariance, strict=True
         )
     ]
     return graph_pass.pack(layer, rank, groups)
@@ -112,3 +125,13 @@ def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
 def bias_shift(rest: Array, statistics: Statistics) -> Array:
     """(W − W̃)·μ for every output: what the bias has to make up for, of shape (g · m,)."""
     return np.asarray(np.einsum("gmn,gn->gm", rest, statistics.mean).reshape(-1))
+
+
+def bias_shift_between(
+    choice: Choice, layer: Layer, factors: tuple[NDArray[np.generic], ...], mean: Array, now: Array
+) -> Array:
+    """W·μ − W̃·μ̂, for a layer whose input's mean has moved from μ to μ̂."""
+    weight = as_matrix(layer, layer.array())
+    other = weight - rest_of(choice.graph_pass, layer, choice.rank, factors)
+    moved = np.einsum("gmn,gn->gm", weight, mean) - np.einsum("gmn,gn->gm", other, now)
+    return np.asarray(moved.reshape(-1))

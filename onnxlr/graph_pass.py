@@ -144,9 +144,15 @@ class GraphPass(ABC):
         )
 
     def ranks_within(
-        self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
+        self,
+        layer: Layer,
+        error: float,
+        spectra: Sequence[Spectrum],
+        limit: Rank,
+        *,
+        gridded: bool,
     ) -> Iterable[Rank]:
-        """Ranks on the hardware's grid whose weight error is within a limit, at least one."""
+        """Ranks whose weight error is within a limit, at least one; gridded as kernels are."""
         shares: tuple[tuple[float, ...], ...] = ((1.0,),)
         if len(spectra) == 2:  # the error may come from one side more than from the other
             shares = tuple((w, 1 - w) for w in (0.5, 0.3, 0.7, 0.1, 0.9, 0.02, 0.98))
@@ -156,7 +162,7 @@ class GraphPass(ABC):
             rank = []
             for part, spectrum, cap in zip(share, spectra, caps, strict=True):
                 needed = max(1, int(np.argmax(spectrum.errors <= error * np.sqrt(part))))
-                rank.append(round_up(needed, cap))
+                rank.append(round_up(needed, cap) if gridded else min(needed, cap))
             yield tuple(rank)
 
     def unusable(self, layer: Layer, rank: Rank) -> str | None:

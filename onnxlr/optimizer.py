@@ -46,6 +46,7 @@ from onnxlr.report import Report, Size
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import ONE_CPU_THREAD, Machine, Session
 from onnxlr.search import Chosen, Trials, boldest
+from onnxlr.sequential import correct
 from onnxlr.verify import Judge, Quality
 from onnxlr.weighing import Weighing
 
@@ -58,6 +59,10 @@ CALIBRATION_SAMPLES = 1024
 PROBED_SAMPLES = 64  # that sensitivities are measured on
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
+SEQUENCE_SAMPLES = 512  # that sequential correction looks at, where a minute is enough for them
+_SEQUENCE_SECONDS = 60.0
+_FEWEST_SAMPLES = 32
+_BOLDER = 2  # further levels that are tried with it
 _CORRECTIONS = 5  # of a budget that the written file misses
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
@@ -181,10 +186,12 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
         run = _Run(prepared, options, fits, kept, factory, session, feeding, progress)
         chosen = run.choose()
         chosen, quality, speed = run.settle(chosen)
+        built = run.finish(chosen)
+        if calibration is not None and factory.corrects:
+            calibration = replace(calibration, sequential=run.sequential)
         plan = Plan(
             source.digest, run.decisions(chosen), options.seed, calibration if chosen else None
         )
-        built = run.finish(chosen)
         if out is not None:
             place(built.path, out)
         model = onnx.load(built.path if out is None else out)
@@ -228,6 +235,8 @@ class _Run:
         self.timer = LayerTimer(self.options.machine)
         self.judge: Judge | None = None
         self.weighing: Weighing | None = None
+        self.sequential = 0  # samples of sequential correction
+        self.improved: tuple[Mapping[str, Choice], Quality] | None = None
         if self.session is not None and self.feeding is not None:
             with self.progress.stage("run the original", None):
                 self.judge = Judge(self.session, self.feeding.judged, self.options.metric)
@@ -249,7 +258,68 @@ class _Run:
 
             found = boldest(levels, Trials(verdict))
         self.kept |= found.refused
-        return found.chosen
+        return self._bolder(found.chosen)
+
+    def _bolder(self, chosen: Chosen) -> Chosen:
+        """Further levels of damage that only sequential correction brings within the limit."""
+        if self.weighing is None or not self._sequence_samples(chosen):
+            return chosen
+        saved = sum(c.saved for c in chosen.values())
+        tried = 0
+        for damage in DAMAGES:
+            more = self._allocated(damage)
+            if sum(c.saved for c in more.values()) <= saved or more == chosen:
+                continue
+            if tried == _BOLDER or self._over(self._improved(more)) is not None:
+                break
+            tried, chosen, saved = tried + 1, more, sum(c.saved for c in more.values())
+        return chosen
+
+    def _sequence_samples(self, chosen: Chosen) -> int:
+        """How many samples sequential correction looks at: as many as a minute allows."""
+        samples = self.feeding.calibration if self.feeding is not None else None
+        if samples is None or not self.factory.statistics or len(chosen) < 2:
+            return 0
+        if not self.sequential:
+            assert self.session is not None
+            feed, index, _ = next(iter(samples.batches()))
+            self.session.run(feed)
+            started = time.perf_counter()
+            self.session.run(feed)
+            each = (time.perf_counter() - started) / len(index)
+            layers = len(self.factory.statistics)
+            affordable = int(_SEQUENCE_SECONDS / max(2 * layers * each, 1e-9))
+            self.sequential = min(SEQUENCE_SAMPLES, len(samples), affordable)
+        return self.sequential if self.sequential >= _FEWEST_SAMPLES else 0
+
+    def _improved(self, chosen: Chosen) -> Quality:
+        """Judge a set, corrected in sequence where that helps on samples it wasn't fitted to."""
+        assert self.judge is not None
+        choices = {n: c.choice for n, c in chosen.items()}
+        if self.factory.corrects and self.improved is not None and self.improved[0] == choices:
+            return self.improved[1]
+        self.factory.forget()
+        own = self._judged(choices)
+        count = self._sequence_samples(chosen)
+        if not count or self.feeding is None or self.feeding.calibration is None:
+            return own
+        taken = self.feeding.calibration.take(CALIBRATION_SAMPLES).take(count)
+        feeds = [feed for feed, _, _ in taken.batches()]
+        seed = self.options.seed
+        corrected = correct(self.prepared, choices, self.factory, feeds, seed, self.progress)
+        self.factory.correct(choices, corrected)
+        quality = self._judged(choices)
+        fits = self._over(quality) is None or self._over(own) is not None
+        if fits and quality.fidelity.rel_error < own.fidelity.rel_error:
+            self.improved = (choices, quality)
+            return quality
+        self.factory.forget()
+        return own
+
+    def _judged(self, choices: Mapping[str, Choice]) -> Quality:
+        assert self.judge is not None
+        built = self.factory.build(choices)
+        return self.judge.judge(Session(built.path, self.options.machine, "the optimized model"))
 
     def _weigh(self, judge: Judge) -> None:
         """Weigh all candidates; sensitivities come from samples that don't judge the result."""
@@ -311,10 +381,8 @@ class _Run:
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
                 built = self.factory.build({n: c.choice for n, c in chosen.items()})
                 cost = self._cost(goal, built, chosen)
-                session = Session(built.path, self.options.machine, "the optimized model")
-                why = self._over(self.judge.judge(session))
             if cost <= fraction * total * (1 + 1e-9):
-                if why is not None:
+                if (why := self._over(self._improved(chosen))) is not None:
                     raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
                 return chosen
             budget -= cost - fraction * total  # names and nodes take their share too
@@ -355,10 +423,10 @@ class _Run:
         if self.judge is None or self.session is None or self.feeding is None:
             return chosen, None, None
         while chosen:
+            quality = self._improved(chosen)
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
                 built = self.factory.build({n: c.choice for n, c in chosen.items()})
                 candidate = Session(built.path, self.options.machine, "the optimized model")
-                quality = self.judge.judge(candidate)
                 speed = compare_sessions(self.session, candidate, self.feeding.timed)
             if speed.verdict == "within noise" and speed.speedup > 1:
                 # Undecided, and promising: one look more, longer and by itself.
@@ -455,6 +523,11 @@ class _Run:
             notes.append(
                 f"{overridable} replaced weights were inputs of the graph as well, with the weight "
                 "as their default: they are inputs no more"
+            )
+        if self.factory.corrects:
+            notes.append(
+                f"factors were corrected in sequence, each layer behind those before it, on "
+                f"{self.sequential} samples"
             )
         if self.guarded:
             notes.append(

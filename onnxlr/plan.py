@@ -118,11 +118,14 @@ class Calibration:
         Whether the first seeded half of it was taken, the other being judged on.
     digest : str
         SHA-256 of the samples that were taken.
+    sequential : int
+        How many of them the factors were corrected on in sequence; 0 if each is its own.
     """
 
     data: str
     half: bool
     digest: str
+    sequential: int = 0
 
 
 @dataclass(frozen=True)
@@ -348,14 +351,13 @@ def _instead(why: str, other: Fit) -> str:
 
 
 def auto_candidates(
-    layer: Layer, fits: Sequence[Fit], error: float, goal: Goal
+    layer: Layer, fits: Sequence[Fit], error: float, goal: Goal, *, gridded: bool = True
 ) -> list[Candidate] | str:
-    """Every method at its most saving rank on the hardware's grid within a weight error."""
+    """Every method at its most saving rank within a weight error, on the hardware's grid or not."""
     found, reasons = [], []
     for fit in fits:
-        ranks = list(
-            dict.fromkeys(fit.graph_pass.ranks_within(layer, error, fit.spectra, fit.limit))
-        )
+        within = fit.graph_pass.ranks_within(layer, error, fit.spectra, fit.limit, gridded=gridded)
+        ranks = list(dict.fromkeys(within))
         saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
         if saving:
             found.append(_most_saved([candidate(layer, fit, r, goal) for r in saving])[0])
@@ -365,7 +367,7 @@ def auto_candidates(
         if other is not None and 0 not in fit.limit:
             unusable = fit.graph_pass.unusable(layer, fit.limit)
         if other is not None and unusable is not None:
-            taken = auto_candidates(layer, (other,), error, goal)
+            taken = auto_candidates(layer, (other,), error, goal, gridded=gridded)
             if isinstance(taken, list):
                 found += [replace(c, note=_instead(unusable, other)) for c in taken]
                 continue

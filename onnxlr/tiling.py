@@ -102,13 +102,19 @@ class TiledPass(GraphPass):
         return min(found, key=lambda rank: self._size(layer, rank))
 
     def ranks_within(
-        self, layer: Layer, error: float, spectra: Sequence[Spectrum], limit: Rank
+        self,
+        layer: Layer,
+        error: float,
+        spectra: Sequence[Spectrum],
+        limit: Rank,
+        *,
+        gridded: bool,
     ) -> Iterator[Rank]:
-        """On every grid the smallest rank within the error, rounded up on the hardware's grid."""
+        """On every grid of tiles the smallest rank within the error."""
         for grid in self.grids(layer):
             needed = max(1, rank_for_error(self._spectrum(layer, grid).values, error))
             cap = min(self._full(layer, grid), (layer.params - 1) // self._size(layer, (1, *grid)))
-            yield (round_up(needed, cap), *grid)
+            yield (round_up(needed, cap) if gridded else min(needed, cap), *grid)
 
     def _full(self, layer: Layer, grid: Grid) -> int:
         _, m, n = self.sides(layer)

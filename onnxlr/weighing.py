@@ -90,7 +90,9 @@ class Weighing:
         why = ""
         for fit in self.fits[layer.name]:
             for error in AUTO_ERRORS:
-                some = auto_candidates(layer, (fit,), error, goal)
+                # Off the hardware's grid a rank takes as long as the next one on it.
+                on_grid = self.goal == "latency"
+                some = auto_candidates(layer, (fit,), error, goal, gridded=on_grid)
                 if isinstance(some, list):
                     found.update(dict.fromkeys(some))
                 elif not found:

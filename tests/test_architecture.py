@@ -33,7 +33,7 @@ FLOORS = (
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite", "layer_timing"),
     ("prepare", "calibrate", "fitting", "plan", "search", "verify", "inspection", "report"),
-    ("factory", "allocation", "weighing", "optimizer"),
+    ("factory", "allocation", "sequential", "weighing", "optimizer"),
     ("api",),
     ("",),  # the package itself: the public names
     ("tables", "cli"),
