@@ -162,7 +162,7 @@ class GraphPass(ABC):
             rank = []
             for part, spectrum, cap in zip(share, spectra, caps, strict=True):
                 needed = max(1, int(np.argmax(spectrum.errors <= error * np.sqrt(part))))
-                rank.append(round_up(needed, cap) if gridded else min(needed, cap))
+                rank.append(round_up(needed, cap) if gridded else needed)
             yield tuple(rank)
 
     def unusable(self, layer: Layer, rank: Rank) -> str | None:

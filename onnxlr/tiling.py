@@ -114,7 +114,7 @@ class TiledPass(GraphPass):
         for grid in self.grids(layer):
             needed = max(1, rank_for_error(self._spectrum(layer, grid).values, error))
             cap = min(self._full(layer, grid), (layer.params - 1) // self._size(layer, (1, *grid)))
-            yield (round_up(needed, cap) if gridded else min(needed, cap), *grid)
+            yield (round_up(needed, cap) if gridded else needed, *grid)
 
     def _full(self, layer: Layer, grid: Grid) -> int:
         _, m, n = self.sides(layer)
