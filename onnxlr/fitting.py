@@ -24,6 +24,8 @@ class Effort:
 
 GLANCE = Effort(1, 6)  # tells an error to some per cent
 THOROUGH = Effort(20, 12)  # of factors that are handed over
+_BRIEF = Effort(4, 8)  # of those whose inputs are so wide that a sweep takes seconds
+WIDE = 1024  # elements of an input
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
@@ -78,6 +80,8 @@ def fit_matrix(
     factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
+    if weight.shape[2] > WIDE:
+        effort = Effort(min(effort.sweeps, _BRIEF.sweeps), min(effort.steps, _BRIEF.steps))
     groups = [
         weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
         for group, w, c in zip(
@@ -87,10 +91,15 @@ def fit_matrix(
     return graph_pass.pack(layer, rank, groups)
 
 
+def closes(graph_pass: GraphPass, layer: Layer, rank: Rank) -> bool:
+    """Whether a method's best factors have a closed form."""
+    form = graph_pass.form(layer, rank)
+    return form is not None and has_closed_form(form)
+
+
 def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -> Array | None:
     """Relative output error at every rank, from 0 on; None where it takes fitting to tell."""
-    form = graph_pass.form(layer, graph_pass.full_rank(layer))
-    if form is None or not has_closed_form(form):
+    if not closes(graph_pass, layer, graph_pass.full_rank(layer)):
         return None
     weight = as_matrix(layer, layer.array())
     values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))

@@ -120,7 +120,10 @@ def replace_layer(
 def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") -> None:
     """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
     node = use.node
-    beta = float_attr(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    alpha, beta = 1.0, 1.0
+    if node.op_type == "Gemm":
+        alpha, beta = float_attr(node, "alpha", 1.0), float_attr(node, "beta", 1.0)
+    shift = alpha * shift
     old = node.inputs[2] if len(node.inputs) > 2 else None
     column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
     moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxlr.allocation import Option, pareto
-from onnxlr.calibrate import Statistics
+from onnxlr.calibrate import Statistics, input_size
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError
 from onnxlr.factory import Factory
-from onnxlr.fitting import GLANCE, closed_errors, fit_to_inputs, output_error, rest_of
+from onnxlr.fitting import GLANCE, WIDE, closed_errors, closes, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import Array, WeightPass, rank_words
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer
@@ -22,6 +22,8 @@ from onnxlr.runtime import Machine, Session
 from onnxlr.verify import Judge
 
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
+_RANKS = 8  # of each method for a layer
+_GAIN = 0.85  # what fitting usually leaves of an error, where it would take too long to see
 _SLACK = 1.4  # fitting brings errors down by less than this
 _LEAST = 1e-7  # below this an error is rounding
 _USUAL = 2e7  # multiply-accumulates in a millisecond, where nothing can be measured
@@ -86,24 +88,36 @@ class Weighing:
 
     def _candidates(self, layer: Layer) -> list[Weighed]:
         goal: Goal = "params" if self.goal in ("params", "bytes") else "macs"
-        found: dict[Candidate, None] = {}
+        # Off the hardware's grid a rank takes as long as the next one on it.
+        gridded = self.goal == "latency"
+        found: list[Candidate] = []
         why = ""
-        for fit in self.fits[layer.name]:
+        for fit in self._worthwhile(layer):
+            ranks: dict[Candidate, None] = {}
             for error in AUTO_ERRORS:
-                # Off the hardware's grid a rank takes as long as the next one on it.
-                on_grid = self.goal == "latency"
-                some = auto_candidates(layer, (fit,), error, goal, gridded=on_grid)
+                some = auto_candidates(layer, (fit,), error, goal, gridded=gridded)
                 if isinstance(some, list):
-                    found.update(dict.fromkeys(some))
+                    ranks.update(dict.fromkeys(some))
                 elif not found:
                     why = some
+            found += _thinned(list(ranks))
         if not found:
             self.reasons[layer.name] = why
             return []
         statistics = self.statistics.get(layer.name)
         if statistics is None:
             return [Weighed(item, self._weight_error(layer, item)) for item in found]
-        return self._fitted(layer, list(found), statistics)
+        return self._fitted(layer, found, statistics)
+
+    def _worthwhile(self, layer: Layer) -> Sequence[Fit]:
+        """The methods without those that another makes superfluous whatever the rank."""
+        fits = self.fits[layer.name]
+        if layer.name not in self.statistics or math.prod(layer.shape[2:]) > 1:
+            return fits
+        # A matrix has one best approximation of a rank, and a closed form that gives it.
+        best = [f for f in fits if closes(f.graph_pass, layer, f.full)]
+        rest = [f for f in fits if isinstance(f.graph_pass, WeightPass)]
+        return [*best[:1], *rest] if best else fits
 
     def _weight_error(self, layer: Layer, item: Candidate) -> float:
         graph_pass, rank = item.choice.graph_pass, item.choice.rank
@@ -129,6 +143,8 @@ class Weighing:
             rest = rest_of(graph_pass, layer, rank, starts[item])
             plain.append(Weighed(item, output_error(layer, rest, statistics)))
         # Fitting is dear: only what isn't far behind another of the same cost is fitted.
+        if input_size(layer) > WIDE:
+            return [*done, *(Weighed(w.candidate, w.error * _GAIN) for w in plain)]
         for weighed in _front([*done, *plain], _SLACK):
             item = weighed.candidate
             if item in starts:
@@ -218,6 +234,13 @@ class Weighing:
             for o in options
             if math.isfinite(self.sensitivity[layer.name])
         ]
+
+
+def _thinned(found: list[Candidate]) -> list[Candidate]:
+    """Some of many, spread evenly from the mildest to the boldest."""
+    if len(found) <= _RANKS:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, _RANKS).astype(int)]
 
 
 def _front(weighed: Sequence[Weighed], slack: float) -> list[Weighed]:
