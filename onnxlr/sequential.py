@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxlr.calibrate import Statistics, Sums, why_not
+from onnxlr.calibrate import Statistics, Sums, input_size, why_not
 from onnxlr.factory import Factory
 from onnxlr.fitting import THOROUGH, as_matrix, bias_shift_between, fit_matrix
 from onnxlr.graph_pass import WeightPass
@@ -23,6 +23,8 @@ from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session
 
 # Of the mean variance of x̂: what the data don't tell about W is left as it was.
 _RIDGE = 1e-2
+# Inputs for each of their elements, below which a regression would learn the samples by heart.
+_ROWS = 4
 
 
 def correct(
@@ -58,7 +60,8 @@ def correct(
             elif not isinstance(choice.graph_pass, WeightPass):
                 done = {n: choices[n] for n in found}
                 pairs = _Pairs(prepared, done, found, layer, feeds, seed)
-                found[layer.name] = _fitted(layer, choice, plain, pairs)
+                enough = pairs.given.rows >= _ROWS * input_size(layer)
+                found[layer.name] = _fitted(layer, choice, plain, pairs) if enough else plain
             step(layer.name)
     return found
 
