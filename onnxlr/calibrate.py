@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.layers import Layer, Use
@@ -97,7 +98,7 @@ def calibrate(
     with progress.stage("calibrate", len(feeds) * len(batches)) as step:
         for batch in batches:
             names = {use.x.name or "" for layer in batch for use in layer.uses}
-            session = _exposed(prepared, names, machine)
+            session = exposed(prepared.model, names, machine, prepared.source.label)
             for feed in feeds:
                 values = dict(feed) | session.run(feed)
                 for layer in batch:
@@ -107,13 +108,14 @@ def calibrate(
     return {name: s.statistics() for name, s in sums.items() if s.rows > 1}
 
 
-def _exposed(prepared: Prepared, names: Iterable[str], machine: Machine) -> Session:
-    proto = to_proto(prepared.model)
+def exposed(model: ir.Model, names: Iterable[str], machine: Machine, label: str) -> Session:
+    """A model that gives out these values besides its outputs."""
+    proto = to_proto(model)
     present = {v.name for v in (*proto.graph.output, *proto.graph.input)}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
     )
-    return Session(proto.SerializeToString(), machine, prepared.source.label)
+    return Session(proto.SerializeToString(), machine, label)
 
 
 def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
@@ -158,10 +160,11 @@ class Sums:
         """Take in inputs beside those of another model, at the same places."""
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
+        # Both or neither: one count of rows serves the moments of both.
+        if not np.isfinite(others).all() or (taken := self._take(rows)) is None:
+            return
         if self._other_shift is None:
             self._other_shift = others.mean(axis=1, keepdims=True)
-        if (taken := self._take(rows)) is None or not np.isfinite(others).all():
-            return
         others = others - self._other_shift
         self._other += others.sum(axis=1)
         self._cross += others.transpose(0, 2, 1) @ taken

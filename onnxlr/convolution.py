@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import Form
-from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer
+from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer, integers
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 
@@ -185,11 +185,8 @@ def swap_groups(writer: Writer, x: ir.Value, group: int, outer: int, inner: int)
     Batch and spatial sizes are taken from the tensor when it runs, so that they stay dynamic.
     """
 
-    def integers(*numbers: int) -> ir.Value:
-        return writer.constant(np.array(numbers), ir.DataType.INT64)
-
     whole = writer.op("Shape", [x], {})
-    apart = writer.op("Reshape", [x, integers(0, group, outer, inner, -1)], {})
+    apart = writer.op("Reshape", [x, integers(writer, 0, group, outer, inner, -1)], {})
     swapped = writer.op("Transpose", [apart], {"perm": (0, 1, 3, 2, 4)})
     # Back to the shape it came with: shuffled channels are as many as before.
     return writer.op("Reshape", [swapped, whole], {})

@@ -11,7 +11,6 @@ from onnxlr.convolution import kernel_of
 from onnxlr.decompose import closed_form, has_closed_form, weighted_fit
 from onnxlr.graph_pass import Array, GraphPass, Rank
 from onnxlr.layers import Layer
-from onnxlr.rewrite import Choice
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,3 @@ def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
 def bias_shift(rest: Array, statistics: Statistics) -> Array:
     """(W − W̃)·μ for every output: what the bias has to make up for, of shape (g · m,)."""
     return np.asarray(np.einsum("gmn,gn->gm", rest, statistics.mean).reshape(-1))
-
-
-def bias_shift_between(
-    choice: Choice, layer: Layer, factors: tuple[NDArray[np.generic], ...], mean: Array, now: Array
-) -> Array:
-    """W·μ − W̃·μ̂, for a layer whose input's mean has moved from μ to μ̂."""
-    weight = as_matrix(layer, layer.array())
-    other = weight - rest_of(choice.graph_pass, layer, choice.rank, factors)
-    moved = np.einsum("gmn,gn->gm", weight, mean) - np.einsum("gmn,gn->gm", other, now)
-    return np.asarray(moved.reshape(-1))

@@ -42,6 +42,11 @@ def rank_words(rank: Rank) -> str:
     return ",".join(map(str, rank))
 
 
+def integers(writer: Writer, *numbers: int) -> ir.Value:
+    """Write a small int64 constant: sizes, axes, bounds."""
+    return writer.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
+
+
 class GraphPass(ABC):
     """One way to store a layer's weight as factors; see ``ChainPass`` and ``WeightPass``.
 

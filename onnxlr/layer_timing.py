@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlr.errors import ModelError
+from onnxlr.graph_pass import rank_words
 from onnxlr.latency import MARGIN, interleave
 from onnxlr.layers import Layer, Use, find_layers
 from onnxlr.model import Names, add_initializer, opset, to_proto
@@ -37,6 +38,13 @@ class LayerTime:
     def faster(self) -> bool:
         """Whether the replacement is faster beyond noise."""
         return self.before_ms > (1 + MARGIN) * self.at_most_ms
+
+    def refusal(self, choice: Choice) -> str:
+        """Why a replacement that isn't faster isn't used."""
+        return (
+            f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} takes "
+            f"{self.after_ms:.3f} ms, the original {self.before_ms:.3f} ms: not measurably faster"
+        )
 
     @property
     def saved_ms(self) -> float:

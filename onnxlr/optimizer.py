@@ -210,6 +210,11 @@ def calibrate_on(
     return calibrate(prepared, layers, feeds, ONE_CPU_THREAD, seed, progress)
 
 
+def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
+    """What replaces each layer, without what it costs."""
+    return {name: item.choice for name, item in chosen.items()}
+
+
 def _known_saving(layer: Layer, choice: Choice) -> int:
     """MACs that a replacement saves at the users whose shapes are known (not those in bodies)."""
     seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
@@ -295,7 +300,7 @@ class _Run:
     def _improved(self, chosen: Chosen) -> Quality:
         """Judge a set, corrected in sequence where that helps on samples it wasn't fitted to."""
         assert self.judge is not None
-        choices = {n: c.choice for n, c in chosen.items()}
+        choices = choices_of(chosen)
         if self.factory.corrects and self.improved is not None and self.improved[0] == choices:
             return self.improved[1]
         self.factory.forget()
@@ -318,8 +323,10 @@ class _Run:
 
     def _judged(self, choices: Mapping[str, Choice]) -> Quality:
         assert self.judge is not None
-        built = self.factory.build(choices)
-        return self.judge.judge(Session(built.path, self.options.machine, "the optimized model"))
+        return self.judge.judge(self._open(self.factory.build(choices)))
+
+    def _open(self, built: Built) -> Session:
+        return Session(built.path, self.options.machine, "the optimized model")
 
     def _weigh(self, judge: Judge) -> None:
         """Weigh all candidates; sensitivities come from samples that don't judge the result."""
@@ -379,8 +386,8 @@ class _Run:
                 )
             chosen = {name: option.candidate for name, option in found.items()}
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
-                built = self.factory.build({n: c.choice for n, c in chosen.items()})
-                cost = self._cost(goal, built, chosen)
+                built = self.factory.build(choices_of(chosen))
+                cost = self._cost(goal, total, built, chosen)
             if cost <= fraction * total * (1 + 1e-9):
                 if (why := self._over(self._improved(chosen))) is not None:
                     raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
@@ -399,16 +406,15 @@ class _Run:
         source = self.prepared.source
         return source.nbytes if goal == "bytes" else count_params(source.model)
 
-    def _cost(self, goal: str, built: Built, chosen: Chosen) -> float:
-        """What a built model costs as a whole, in the unit of ``_total``."""
+    def _cost(self, goal: str, total: float, built: Built, chosen: Chosen) -> float:
+        """What a built model costs as a whole, where the original costs ``total``."""
         if goal == "latency":
             assert self.session is not None
             assert self.feeding is not None
-            session = Session(built.path, self.options.machine, "the optimized model")
-            compared = compare_sessions(self.session, session, self.feeding.timed)
-            return self._total(goal) / compared.speedup
+            compared = compare_sessions(self.session, self._open(built), self.feeding.timed)
+            return total / compared.speedup
         if goal == "macs":
-            return self._total(goal) - self._saved_macs(chosen)
+            return total - self._saved_macs(chosen)
         return built.nbytes if goal == "bytes" else built.params
 
     def _saved_macs(self, chosen: Mapping[str, Candidate]) -> int:
@@ -425,8 +431,8 @@ class _Run:
         while chosen:
             quality = self._improved(chosen)
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
-                built = self.factory.build({n: c.choice for n, c in chosen.items()})
-                candidate = Session(built.path, self.options.machine, "the optimized model")
+                built = self.factory.build(choices_of(chosen))
+                candidate = self._open(built)
                 speed = compare_sessions(self.session, candidate, self.feeding.timed)
             if speed.verdict == "within noise" and speed.speedup > 1:
                 # Undecided, and promising: one look more, longer and by itself.
@@ -464,7 +470,7 @@ class _Run:
             source = self.prepared.source
             path, nbytes = copy_source(source, self.factory.folder, self.factory.file_name)
             return Built(path, nbytes, count_params(source.model))
-        built = self.factory.build({n: c.choice for n, c in chosen.items()})
+        built = self.factory.build(choices_of(chosen))
         if self.judge is None:
             check_graph(load(built.path))
         return built
@@ -598,21 +604,16 @@ class _Run:
             if timed.faster:
                 paying.append((-timed.saved_ms, item))
             else:
-                slow.append(
-                    f"{item.choice.graph_pass.name} at rank {rank_words(item.choice.rank)} takes "
-                    f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: "
-                    "not measurably faster"
-                )
+                slow.append(timed.refusal(item.choice))
         paying.sort(key=lambda pair: pair[0])
         return [item for _, item in paying] + stored or "; ".join(slow)
 
     def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
         try:
-            built = self.factory.build({n: c.choice for n, c in chosen.items()})
-            if (too_large := self._too_large(built)) is not None or self.judge is None:
+            too_large = self._too_large(self.factory.build(choices_of(chosen)))
+            if too_large is not None or self.judge is None:
                 return too_large
-            candidate = Session(built.path, self.options.machine, "the optimized model")
-            quality = self.judge.judge(candidate)
+            quality = self._judged(choices_of(chosen))
         except ModelError as error:
             return str(error)
         return self._over(quality)

@@ -8,18 +8,16 @@ fitted to the output y = W·x that the original had there: reduced-rank regressi
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from onnxlr.calibrate import Statistics, Sums, input_size, why_not
+from onnxlr.calibrate import Statistics, Sums, exposed, input_size, why_not
 from onnxlr.factory import Factory
-from onnxlr.fitting import THOROUGH, as_matrix, bias_shift_between, fit_matrix
+from onnxlr.fitting import THOROUGH, as_matrix, bias_shift, fit_matrix, rest_of
 from onnxlr.graph_pass import WeightPass
 from onnxlr.layers import Layer
-from onnxlr.model import to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, Factored, rewrite
-from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session
+from onnxlr.runtime import ONE_CPU_THREAD, Feed
 
 # Of the mean variance of x̂: what the data don't tell about W is left as it was.
 _RIDGE = 1e-2
@@ -82,8 +80,10 @@ class _Pairs:
         changed = rewrite(
             prepared.model, prepared.shapes, choices, lambda item, *_: factors[item.name]
         )
-        before = _exposing(to_proto(prepared.model), names, prepared)
-        after = _exposing(to_proto(changed), names, prepared)
+        before, after = (
+            exposed(model, names, ONE_CPU_THREAD, prepared.source.label)
+            for model in (prepared.model, changed)
+        )
         sums = Sums(layer, len(feeds), seed, paired=True)
         for feed in feeds:
             x = dict(feed) | before.run(feed)
@@ -92,14 +92,6 @@ class _Pairs:
                 sums.add_pair(use, x_hat[use.x.name or ""], x[use.x.name or ""])
         self.given: Statistics = sums.statistics()  # of x̂
         self.mean, self.cross = sums.other()  # of x, and between x and x̂
-
-
-def _exposing(proto: onnx.ModelProto, names: set[str], prepared: Prepared) -> Session:
-    inputs = {v.name for v in proto.graph.input}
-    del proto.graph.output[:]
-    kept = sorted(names - inputs) or [prepared.model.graph.outputs[0].name or ""]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept)
-    return Session(proto.SerializeToString(), ONE_CPU_THREAD, prepared.source.label)
 
 
 def _fitted(layer: Layer, choice: Choice, plain: Factored, pairs: _Pairs) -> Factored:
@@ -115,5 +107,7 @@ def _fitted(layer: Layer, choice: Choice, plain: Factored, pairs: _Pairs) -> Fac
     start = tuple(f.astype(np.float64) for f in plain.factors)
     factors = fit_matrix(choice.graph_pass, layer, choice.rank, target, covariance, THOROUGH, start)
     stored = tuple(f.astype(layer.dtype.numpy()) for f in factors)
-    shift = bias_shift_between(choice, layer, stored, pairs.mean, pairs.given.mean)
-    return Factored(stored, shift)
+    # W·μ − W̃·μ̂: what the factors lose of the new mean, and what the mean itself has moved by.
+    rest = rest_of(choice.graph_pass, layer, choice.rank, stored)
+    moved = np.einsum("gmn,gn->gm", weight, pairs.mean - pairs.given.mean)
+    return Factored(stored, bias_shift(rest, pairs.given) + moved.reshape(-1))

@@ -12,7 +12,7 @@ from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError
 from onnxlr.factory import Factory
 from onnxlr.fitting import GLANCE, WIDE, closed_errors, closes, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import Array, WeightPass, rank_words
+from onnxlr.graph_pass import Array, WeightPass
 from onnxlr.layer_timing import LayerTime, LayerTimer
 from onnxlr.layers import Layer
 from onnxlr.plan import AUTO_ERRORS, Candidate, Fit, Goal, auto_candidates
@@ -196,11 +196,7 @@ class Weighing:
             if timed is None or timed.faster or not self.vetoed:
                 options.append((w, share))
                 continue
-            slow.append(
-                f"{item.choice.graph_pass.name} at rank {rank_words(item.choice.rank)} takes "
-                f"{timed.after_ms:.3f} ms, the original {timed.before_ms:.3f} ms: not measurably "
-                "faster"
-            )
+            slow.append(timed.refusal(item.choice))
         # One time for the layer as it is, so that the noise of many measurements doesn't choose.
         whole = float(np.median(before)) if before else usual
         self.kept[layer.name] = whole + _PER_PARAMETER * layer.params

@@ -203,13 +203,13 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     model = make_model(nodes, {"x": (5, 6)}, ["y"], {"a": rand(6, 7), "b": rand(7, 4)})
     prepared, feeds = prepared_of(model)
     seen: list[int] = []
-    whole: Any = module._exposed
+    whole: Any = module.exposed
 
-    def exposed(prepared: Prepared, names: set[str], *rest: Any) -> Any:
+    def exposed(model: ir.Model, names: set[str], *rest: Any) -> Any:
         seen.append(len(names))
-        return whole(prepared, names, *rest)
+        return whole(model, names, *rest)
 
-    monkeypatch.setattr(module, "_exposed", exposed)
+    monkeypatch.setattr(module, "exposed", exposed)
     found: list[Mapping[str, Statistics]] = []
     for limit in (10**9, 1):
         monkeypatch.setattr(module, "_EXPOSED", limit)

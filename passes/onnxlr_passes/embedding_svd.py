@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, integers
 from onnxlr.layers import Layer, Use
 
 
@@ -67,11 +67,8 @@ class EmbeddingSvd(ChainPass):
             rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})
             return writer.op("MatMul", [rows, factors[1]], {})
 
-        def integers(*numbers: int) -> ir.Value:
-            return writer.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
-
         # One row an index, whatever the shape of the indices, then the axes in the user's order.
-        flat = writer.op("Reshape", [use.x, integers(-1)], {})
+        flat = writer.op("Reshape", [use.x, integers(writer, -1)], {})
         rows = writer.op("Gather", [factors[0], flat], {"axis": 0})
         product = writer.op("MatMul", [rows, factors[1]], {})
         axes = list(range(len(layer.shape)))
@@ -80,16 +77,18 @@ class EmbeddingSvd(ChainPass):
         place = axes.index(axis)  # where the user has the axis that is indexed
         kept = [a for a in axes if a != axis]
         order = [a for a in range(len(axes)) if a != axis]
-        apart = writer.op("Reshape", [product, integers(-1, *_without(layer.shape, axis))], {})
+        apart = writer.op(
+            "Reshape", [product, integers(writer, -1, *_without(layer.shape, axis))], {}
+        )
         perm = [order.index(a) + 1 for a in kept]
         perm.insert(place, 0)
         moved = writer.op("Transpose", [apart], {"perm": tuple(perm)})
         sizes = [layer.shape[a] for a in kept]
         parts = [writer.op("Shape", [use.x], {})]
         if sizes[:place]:
-            parts.insert(0, integers(*sizes[:place]))
+            parts.insert(0, integers(writer, *sizes[:place]))
         if sizes[place:]:
-            parts.append(integers(*sizes[place:]))
+            parts.append(integers(writer, *sizes[place:]))
         return writer.op("Reshape", [moved, writer.op("Concat", [*parts], {"axis": 0})], {})
 
 

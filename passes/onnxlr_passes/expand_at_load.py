@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import join_tiles, tiled_svd
-from onnxlr.graph_pass import Array, Rank, WeightPass, Writer
+from onnxlr.graph_pass import Array, Rank, WeightPass, Writer, integers
 from onnxlr.layers import Layer
 from onnxlr.tiling import Grid, TiledPass
 
@@ -77,5 +77,4 @@ class ExpandAtLoad(TiledPass, WeightPass):
             whole = writer.op("Transpose", [whole], {"perm": (0, 2, 1, 3)})
         elif len(layer.stored_shape) == 2:
             return whole
-        shape = writer.constant(np.array(layer.stored_shape), ir.DataType.INT64)
-        return writer.op("Reshape", [whole, shape], {})
+        return writer.op("Reshape", [whole, integers(writer, *layer.stored_shape)], {})

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide, swap_groups
 from onnxlr.decompose import Form, tiled_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, integers
 from onnxlr.layers import Layer, Use
 from onnxlr.model import float_attr, int_attr
 from onnxlr.tiling import Grid, TiledPass
@@ -219,12 +219,7 @@ class _Blocks:
 
     def _shaped(self, x: ir.Value, *dims: tuple[int, ...] | ir.Value) -> ir.Value:
         """Reshape to known sizes and to sizes that are read off a tensor, one after the other."""
-        parts = [
-            d
-            if isinstance(d, ir.Value)
-            else self._writer.constant(np.array(d, dtype=np.int64), ir.DataType.INT64)
-            for d in dims
-        ]
+        parts = [d if isinstance(d, ir.Value) else integers(self._writer, *d) for d in dims]
         shape = parts[0] if len(parts) == 1 else self._writer.op("Concat", [*parts], {"axis": 0})
         return self._writer.op("Reshape", [x, shape], {})
 
@@ -234,10 +229,7 @@ class _Blocks:
         shape = self._writer.op("Shape", [x], {})
         if self._writer.opset < 10:
             return self._writer.op("Slice", [shape], {"starts": (first,), "ends": (last,)})
-        bounds = [
-            self._writer.constant(np.array([b], dtype=np.int64), ir.DataType.INT64)
-            for b in (first, last)
-        ]
+        bounds = [integers(self._writer, bound) for bound in (first, last)]
         return self._writer.op("Slice", [shape, *bounds], {})
 
 
@@ -257,14 +249,11 @@ def _write_lookup(
 ) -> ir.Value:
     r, _, q = rank
 
-    def integers(*numbers: int) -> ir.Value:
-        return writer.constant(np.array(numbers), ir.DataType.INT64)
-
     rows = writer.op("Gather", [factors[1], use.x], {"axis": 0})
-    rows = writer.op("Reshape", [rows, integers(-1, q, 1, r)], {})
+    rows = writer.op("Reshape", [rows, integers(writer, -1, q, 1, r)], {})
     rows = writer.op("MatMul", [rows, factors[0]], {})
     looked_up = writer.op("Shape", [use.x], {})
-    shape = writer.op("Concat", [looked_up, integers(layer.shape[1])], {"axis": 0})
+    shape = writer.op("Concat", [looked_up, integers(writer, layer.shape[1])], {"axis": 0})
     return writer.op("Reshape", [rows, shape], {})
 
 
