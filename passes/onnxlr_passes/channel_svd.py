@@ -44,7 +44,12 @@ class ChannelSvd(ConvPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        ones = (1,) * len(kernel.spatial)
+        return (
+            Kernel(kernel.group, r, kernel.inputs, kernel.spatial, kernel.transposed),
+            Kernel(kernel.group, kernel.outputs, r, ones),
+        )
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """The product over the bottleneck."""
@@ -58,22 +63,13 @@ class ChannelSvd(ConvPass):
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The sliding conv Uᵀ·W, then the 1×1 conv U."""
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
-        sliding, mixing = _kernels(layer, rank[0])
+        sliding, mixing = self.kernels(layer, rank)
         return sliding.store(v), mixing.store(u)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The original's strides, pads and dilations on the first node, its bias on the second."""
-        sliding, mixing = _kernels(layer, rank[0])
+        sliding, mixing = self.kernels(layer, rank)
         hidden = slide(writer, use, use.x, factors[0], sliding)
         return pointwise(writer, hidden, factors[1], mixing, bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    ones = (1,) * len(kernel.spatial)
-    return (
-        Kernel(kernel.group, rank, kernel.inputs, kernel.spatial, kernel.transposed),
-        Kernel(kernel.group, kernel.outputs, rank, ones),
-    )

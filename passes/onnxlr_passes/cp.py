@@ -32,12 +32,23 @@ class CpChain(CpPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        count = len(kernel.spatial)
+        ones = (1,) * count
+        lines = (
+            Kernel(r, 1, 1, (*ones[:i], size, *ones[i + 1 :]), kernel.transposed)
+            for i, size in enumerate(kernel.spatial)
+        )
+        return (
+            Kernel(1, r, kernel.inputs, ones),
+            *lines,
+            Kernel(1, kernel.outputs, r, ones),
+        )
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Stable CP."""
         outputs, inputs, *axes = self.decompose(layer, rank[0]).factors
-        first, *lines, last = _kernels(layer, rank[0])
+        first, *lines, last = self.kernels(layer, rank)
         middle = [line.store(axis.T) for line, axis in zip(lines, axes, strict=True)]
         return first.store(inputs.T), *middle, last.store(outputs)
 
@@ -45,23 +56,8 @@ class CpChain(CpPass):
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Each line slides along its own axis as the original did; the bias is on the last node."""
-        first, *lines, last = _kernels(layer, rank[0])
+        first, *lines, last = self.kernels(layer, rank)
         hidden = pointwise(writer, use.x, factors[0], first)
         for axis, line in enumerate(lines):
             hidden = slide(writer, use, hidden, factors[axis + 1], line, axes=(axis,))
         return pointwise(writer, hidden, factors[-1], last, bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, ...]:
-    kernel = kernel_of(layer)
-    count = len(kernel.spatial)
-    ones = (1,) * count
-    lines = (
-        Kernel(rank, 1, 1, (*ones[:i], size, *ones[i + 1 :]), kernel.transposed)
-        for i, size in enumerate(kernel.spatial)
-    )
-    return (
-        Kernel(1, rank, kernel.inputs, ones),
-        *lines,
-        Kernel(1, kernel.outputs, rank, ones),
-    )

@@ -23,29 +23,25 @@ class Cp3(CpPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        ones = (1,) * len(kernel.spatial)
+        return (
+            Kernel(1, r, kernel.inputs, ones),
+            Kernel(r, 1, 1, kernel.spatial, kernel.transposed),
+            Kernel(1, kernel.outputs, r, ones),
+        )
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Stable CP."""
         outputs, inputs, positions = self.decompose(layer, rank[0]).factors
-        first, middle, last = _kernels(layer, rank[0])
+        first, middle, last = self.kernels(layer, rank)
         return first.store(inputs.T), middle.store(positions.T), last.store(outputs)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The middle conv slides as the original did; the bias is on the last node."""
-        first, middle, last = _kernels(layer, rank[0])
+        first, middle, last = self.kernels(layer, rank)
         hidden = pointwise(writer, use.x, factors[0], first)
         hidden = slide(writer, use, hidden, factors[1], middle)
         return pointwise(writer, hidden, factors[2], last, bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    ones = (1,) * len(kernel.spatial)
-    return (
-        Kernel(1, rank, kernel.inputs, ones),
-        Kernel(rank, 1, 1, kernel.spatial, kernel.transposed),
-        Kernel(1, kernel.outputs, rank, ones),
-    )

@@ -45,7 +45,12 @@ class InputChannelSvd(ConvPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        ones = (1,) * len(kernel.spatial)
+        return (
+            Kernel(kernel.group, r, kernel.inputs, ones),
+            Kernel(kernel.group, kernel.outputs, r, kernel.spatial, kernel.transposed),
+        )
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """The product over the bottleneck."""
@@ -59,7 +64,7 @@ class InputChannelSvd(ConvPass):
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The 1×1 conv Uᵀ, then the sliding conv Uᵀ·W."""
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
-        mixing, sliding = _kernels(layer, rank[0])
+        mixing, sliding = self.kernels(layer, rank)
         shape = (sliding.group, rank[0], sliding.outputs, sliding.positions)
         return mixing.store(u.transpose(0, 2, 1)), sliding.store(
             v.reshape(shape).transpose(0, 2, 1, 3)
@@ -74,18 +79,9 @@ class InputChannelSvd(ConvPass):
         with a 1×1 kernel strides and pads in the first node, which then computes no more than
         needed.
         """
-        mixing, sliding = _kernels(layer, rank[0])
+        mixing, sliding = self.kernels(layer, rank)
         if sliding.positions == 1 and not sliding.transposed:
             hidden = slide(writer, use, use.x, factors[0], mixing)
             return pointwise(writer, hidden, factors[1], sliding, bias_of(use))
         hidden = pointwise(writer, use.x, factors[0], mixing)
         return slide(writer, use, hidden, factors[1], sliding, bias=bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    ones = (1,) * len(kernel.spatial)
-    return (
-        Kernel(kernel.group, rank, kernel.inputs, ones),
-        Kernel(kernel.group, kernel.outputs, rank, kernel.spatial, kernel.transposed),
-    )

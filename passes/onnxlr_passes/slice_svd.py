@@ -56,7 +56,13 @@ class SliceSvd(ConvPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """Columns (S·T/g·r, 1, kh, 1) and rows (T, S/g·r, 1, kw)."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        first = (kernel.spatial[0], *(1,) * (len(kernel.spatial) - 1))
+        channels = kernel.group * kernel.inputs
+        return (
+            Kernel(channels, kernel.outputs * r, 1, first),
+            Kernel(kernel.group * kernel.outputs, 1, kernel.inputs * r, (1, *kernel.spatial[1:])),
+        )
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """Every slice on its own."""
@@ -73,7 +79,7 @@ class SliceSvd(ConvPass):
         kernel, (r,) = kernel_of(layer), rank
         u, v = truncated_svd(self.unfoldings(layer)[0], r)
         shape = (kernel.group, kernel.outputs, kernel.inputs)
-        columns, rows = _kernels(layer, r)
+        columns, rows = self.kernels(layer, rank)
         # Columns belong to their input channel, rows to their output channel.
         u = u.reshape(*shape, -1, r).transpose(0, 2, 1, 4, 3)
         return columns.store(u), rows.store(v.reshape(*shape, r, -1))
@@ -82,19 +88,9 @@ class SliceSvd(ConvPass):
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Columns per input channel, a shuffle to order by output channel, rows."""
-        columns, rows = _kernels(layer, rank[0])
+        columns, rows = self.kernels(layer, rank)
         kernel = kernel_of(layer)
         hidden = slide(writer, use, use.x, factors[0], columns, axes=(0,))
         hidden = swap_groups(writer, hidden, kernel.group, kernel.inputs, kernel.outputs)
         rest = range(1, len(kernel.spatial))
         return slide(writer, use, hidden, factors[1], rows, axes=rest, bias=bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    first = (kernel.spatial[0], *(1,) * (len(kernel.spatial) - 1))
-    channels = kernel.group * kernel.inputs
-    return (
-        Kernel(channels, kernel.outputs * rank, 1, first),
-        Kernel(kernel.group * kernel.outputs, 1, kernel.inputs * rank, (1, *kernel.spatial[1:])),
-    )

@@ -50,7 +50,13 @@ class SpatialSvd(ConvPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank[0])
+        kernel, (r,) = kernel_of(layer), rank
+        first = (kernel.spatial[0], *(1,) * (len(kernel.spatial) - 1))
+        rest = (1, *kernel.spatial[1:])
+        return (
+            Kernel(kernel.group, r, kernel.inputs, first, kernel.transposed),
+            Kernel(kernel.group, kernel.outputs, r, rest, kernel.transposed),
+        )
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """The product over the bottleneck."""
@@ -65,7 +71,7 @@ class SpatialSvd(ConvPass):
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The conv along the first axis Uᵀ, then the conv along the rest Uᵀ·W."""
         u, v = truncated_svd(self.unfoldings(layer)[0], rank[0])
-        vertical, horizontal = _kernels(layer, rank[0])
+        vertical, horizontal = self.kernels(layer, rank)
         v = v.reshape(horizontal.group, rank[0], horizontal.outputs, horizontal.positions)
         return vertical.store(u.transpose(0, 2, 1)), horizontal.store(v.transpose(0, 2, 1, 3))
 
@@ -73,17 +79,7 @@ class SpatialSvd(ConvPass):
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Each node strides, pads and dilates along its own axes; the bias is on the second."""
-        vertical, horizontal = _kernels(layer, rank[0])
+        vertical, horizontal = self.kernels(layer, rank)
         rest = range(1, len(horizontal.spatial))
         hidden = slide(writer, use, use.x, factors[0], vertical, axes=(0,))
         return slide(writer, use, hidden, factors[1], horizontal, axes=rest, bias=bias_of(use))
-
-
-def _kernels(layer: Layer, rank: int) -> tuple[Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    first = (kernel.spatial[0], *(1,) * (len(kernel.spatial) - 1))
-    rest = (1, *kernel.spatial[1:])
-    return (
-        Kernel(kernel.group, rank, kernel.inputs, first, kernel.transposed),
-        Kernel(kernel.group, kernel.outputs, rank, rest, kernel.transposed),
-    )

@@ -48,7 +48,14 @@ class Tucker2(ConvPass):
 
     def kernels(self, layer: Layer, rank: Rank) -> tuple[Kernel, ...]:
         """In the order of the chain."""
-        return _kernels(layer, rank)
+        kernel = kernel_of(layer)
+        ones = (1,) * len(kernel.spatial)
+        r_s, r_t = rank
+        return (
+            Kernel(kernel.group, r_s, kernel.inputs, ones),
+            Kernel(kernel.group, r_t, r_s, kernel.spatial, kernel.transposed),
+            Kernel(kernel.group, kernel.outputs, r_t, ones),
+        )
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """The product over the bottleneck."""
@@ -62,7 +69,7 @@ class Tucker2(ConvPass):
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Higher-order orthogonal iteration from the truncated higher-order SVD."""
-        kernel, parts = kernel_of(layer), _kernels(layer, rank)
+        kernel, parts = kernel_of(layer), self.kernels(layer, rank)
         groups = [tucker2(k, (rank[0], rank[1])) for k in kernel.load(layer.array())]
         v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
         return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
@@ -71,18 +78,7 @@ class Tucker2(ConvPass):
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """The core slides as the original did; the bias is on the last node."""
-        first, core, last = _kernels(layer, rank)
+        first, core, last = self.kernels(layer, rank)
         hidden = pointwise(writer, use.x, factors[0], first)
         hidden = slide(writer, use, hidden, factors[1], core)
         return pointwise(writer, hidden, factors[2], last, bias_of(use))
-
-
-def _kernels(layer: Layer, rank: Rank) -> tuple[Kernel, Kernel, Kernel]:
-    kernel = kernel_of(layer)
-    ones = (1,) * len(kernel.spatial)
-    r_s, r_t = rank
-    return (
-        Kernel(kernel.group, r_s, kernel.inputs, ones),
-        Kernel(kernel.group, r_t, r_s, kernel.spatial, kernel.transposed),
-        Kernel(kernel.group, kernel.outputs, r_t, ones),
-    )
