@@ -89,8 +89,50 @@ Goal = Literal["params", "macs"]
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A candidate that was weighed for a layer, chosen or not, with its numbers.
+
+    Attributes
+    ----------
+    method : str
+    rank : tuple of int
+    params : int
+    macs : int or None
+    error : float
+        Predicted relative error of the layer's output on the calibration data; of its weight where
+        its inputs weren't looked at.
+    harm : float or None
+        Predicted relative error of the model's outputs, with this layer alone replaced; None where
+        sensitivity wasn't measured.
+    before_ms, after_ms : float or None
+        Of the layer alone and of what would replace it; None where they weren't timed.
+    """
+
+    method: str
+    rank: Rank
+    params: int
+    macs: int | None
+    error: float
+    harm: float | None = None
+    before_ms: float | None = None
+    after_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What happens to a layer, and why. One row of the report."""
+    """What happens to a layer, and why. One row of the report.
+
+    Attributes
+    ----------
+    error : float or None
+        Relative error of the weight by the factors as they are stored.
+    output_error : float or None
+        Relative error of the layer's output on the calibration data.
+    before_ms, after_ms : float or None
+        Of the layer alone and of what replaces it; None where they weren't timed.
+    alternatives : tuple of Alternative
+        All that was weighed for the layer, what was chosen among it.
+    """
 
     name: str
     op: str
@@ -104,6 +146,9 @@ class Decision:
     macs_after: int | None
     error: float | None
     output_error: float | None = None
+    before_ms: float | None = None
+    after_ms: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +216,7 @@ class Plan:
             "seed": self.seed,
             "calibration": fitted,
         }
-        rows = ",\n".join("    " + json.dumps(asdict(d)) for d in self.decisions)
+        rows = ",\n".join(_written(d) for d in self.decisions)
         return json.dumps(head, indent=2)[:-2] + f',\n  "layers": [\n{rows}\n  ]\n}}\n'
 
     @classmethod
@@ -206,9 +251,24 @@ class Plan:
             ) from None
 
 
+def _written(decision: Decision) -> str:
+    """A row a layer, and below it a row for each of the alternatives."""
+    row = asdict(decision)
+    others = ",\n".join("      " + json.dumps(other) for other in row.pop("alternatives"))
+    return f"    {json.dumps(row)[:-1]}, " + (
+        '"alternatives": []}' if not others else f'"alternatives": [\n{others}\n    ]}}'
+    )
+
+
 def _decision(row: Mapping[str, Any]) -> Decision:
     rank = row["rank"]
-    fields = {**row, "shape": tuple(row["shape"]), "rank": None if rank is None else tuple(rank)}
+    others = (Alternative(**{**o, "rank": tuple(o["rank"])}) for o in row.get("alternatives", ()))
+    fields = {
+        **row,
+        "shape": tuple(row["shape"]),
+        "rank": None if rank is None else tuple(rank),
+        "alternatives": tuple(others),
+    }
     decision = Decision(**fields)
     named = all(isinstance(s, str) for s in (decision.name, decision.decision))
     ranked = decision.decision == KEEP or (

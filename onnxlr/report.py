@@ -22,6 +22,55 @@ class Size:
 
 
 @dataclass(frozen=True)
+class LayerSpectrum:
+    """Singular values of one unfolding of a layer's weight, with the ranks that were found on it.
+
+    Attributes
+    ----------
+    layer, method : str
+    component : int
+        Which number of the method's rank it decides.
+    values : tuple of float
+        As shares of the largest, falling.
+    evbmf : int
+        Rank above the noise.
+    chosen : int or None
+        None where the layer is kept.
+    """
+
+    layer: str
+    method: str
+    component: int
+    values: tuple[float, ...]
+    evbmf: int
+    chosen: int | None
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run can be repeated from: the command, versions, machine and data.
+
+    Attributes
+    ----------
+    command : str
+        As it was typed, or the Python call.
+    versions : tuple of (str, str)
+        Package and version.
+    processor : str
+    data : str
+        What judged, in words.
+    digests : tuple of (str, str)
+        SHA-256 of the model and of the samples.
+    """
+
+    command: str
+    versions: tuple[tuple[str, str], ...]
+    processor: str
+    data: str
+    digests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is said about a run.
 
@@ -36,6 +85,9 @@ class Report:
         What verification was done, and on what.
     notes : tuple of str
         What the user should know besides.
+    spectra : tuple of LayerSpectrum
+        Of the replaced layers and of those that were weighed; empty unless they were asked for.
+    circumstances : Circumstances or None
     """
 
     version: str
@@ -50,6 +102,8 @@ class Report:
     verified: str
     seconds: float
     notes: tuple[str, ...] = ()
+    spectra: tuple[LayerSpectrum, ...] = ()
+    circumstances: Circumstances | None = None
 
     @property
     def theoretical_speedup(self) -> float:
@@ -104,6 +158,9 @@ def decision_row(decision: Decision) -> dict[str, Any]:
     row = dict(vars(decision))
     row["rank"] = None if decision.rank is None else rank_value(decision.rank)
     row["shape"] = list(decision.shape)
+    row["alternatives"] = [
+        vars(other) | {"rank": rank_value(other.rank)} for other in decision.alternatives
+    ]
     return row
 
 
