@@ -14,7 +14,7 @@ import onnx
 
 from onnxlr.cost import chain_macs
 from onnxlr.graph_pass import Rank, choose_passes
-from onnxlr.layer_timing import LayerTimer
+from onnxlr.latency_table import LatencyTable
 from onnxlr.model import load
 from onnxlr.prepare import prepare
 from onnxlr.rewrite import Choice
@@ -69,7 +69,7 @@ def rank_of(method: str, rank: int) -> Rank:
 def main(seconds: float, provider: str, methods: str) -> None:
     """Print the table: realised of theoretical speed-up, in each cell."""
     names: Sequence[str] = methods.split(",")
-    timer = LayerTimer(Machine("cuda" if provider == "cuda" else "cpu"), seconds)
+    timer = LatencyTable(Machine("cuda" if provider == "cuda" else "cpu"), seconds=seconds)
     click.echo("| conv 3×3 | rank | " + " | ".join(names) + " |")
     click.echo("|" + " --- |" * (len(names) + 2))
     for channels, side in SIZES:

@@ -50,19 +50,20 @@ def _shown(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """image: (n, 1, 28, 28) uint8, kept small until a batch is drawn; label: (n,) int64."""
 
     image: Tensor
     label: Tensor
 
 
-def _load(data_dir: Path, split: str) -> _Data:
+def load_data(data_dir: Path, split: str) -> Data:
+    """The "train" or "test" images of Fashion-MNIST."""
     read = load_split(data_dir, split)
-    return _Data(torch.tensor(read.image).unsqueeze(1), torch.tensor(read.label).long())
+    return Data(torch.tensor(read.image).unsqueeze(1), torch.tensor(read.label).long())
 
 
-def _pixels(image: Tensor) -> Tensor:
+def pixels(image: Tensor) -> Tensor:
     """Bytes as float32 in 0..1, shape unchanged."""
     return image.float() / 255
 
@@ -73,7 +74,7 @@ def _flip(image: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(chosen, image.flip(3), image)
 
 
-def train_epoch(run: Run, data: _Data, epochs: int, progress: Progress, task: TaskID) -> float:
+def train_epoch(run: Run, data: Data, epochs: int, progress: Progress, task: TaskID) -> float:
     """Run one of `epochs` epochs and return its mean loss, in nats an image.
 
     The learning rate falls along a half cosine from the recipe's to 0 at the end of the last
@@ -89,7 +90,7 @@ def train_epoch(run: Run, data: _Data, epochs: int, progress: Progress, task: Ta
         done = (run.epoch + step / len(batches)) / epochs
         for group in run.optimizer.param_groups:
             group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
-        image = _pixels(data.image[chosen])  # (b, 1, 28, 28)
+        image = pixels(data.image[chosen])  # (b, 1, 28, 28)
         if recipe.network == "cnn":
             image = _flip(image, run.generator)  # (b, 1, 28, 28)
         logits = run.network(image)  # (b, 10)
@@ -103,7 +104,7 @@ def train_epoch(run: Run, data: _Data, epochs: int, progress: Progress, task: Ta
     return total_loss / len(order)
 
 
-def accuracy(network: nn.Module, data: _Data) -> float:
+def accuracy(network: nn.Module, data: Data) -> float:
     """Fraction of the images whose largest logit is at their label."""
     network.eval()
     hits = 0
@@ -114,13 +115,13 @@ def accuracy(network: nn.Module, data: _Data) -> float:
             strict=True,
         )
         for image, label in pairs:
-            logits = network(_pixels(image))  # (b, 10)
+            logits = network(pixels(image))  # (b, 10)
             hits += int((logits.argmax(dim=1) == label).sum())
     return hits / len(data.label)
 
 
 def _train(
-    run: Run, train: _Data, test: _Data, epochs: int, checkpoint: Path, console: Console
+    run: Run, train: Data, test: Data, epochs: int, checkpoint: Path, console: Console
 ) -> None:
     """Train up to `epochs` epochs in all, saving and reporting after each."""
     columns = (
@@ -141,6 +142,41 @@ def _train(
                 f"epoch {run.epoch}/{epochs}: loss {loss:.4f}, "
                 f"test accuracy {accuracy(run.network, test):.2%}"
             )
+
+
+def make_model(
+    recipe: Recipe,
+    train: Data,
+    test: Data,
+    epochs: int,
+    checkpoint: Path,
+    export: Path,
+    console: Console,
+) -> None:
+    """Train up to `epochs` epochs in all, from the checkpoint if there is one, and export.
+
+    Ctrl-C ends the process; what was trained until then is in the checkpoint.
+    """
+    torch.set_num_threads(_THREADS)
+    if checkpoint.exists():
+        run = load_run(recipe, checkpoint)
+        console.print(f"{checkpoint}: {run.epoch} epochs done")
+    else:
+        run = new_run(recipe)
+        # Saved at once: a checkpoint that can't be written should show before an epoch is spent.
+        save_run(run, checkpoint)
+    try:
+        _train(run, train, test, epochs, checkpoint, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from {checkpoint}")
+        sys.exit(_INTERRUPTED)
+
+    console.print(f"test accuracy {accuracy(run.network, test):.2%}")
+    difference = export_onnx(run.network, pixels(test.image[:_EXPORT_CHECK_IMAGES]), export)
+    console.print(
+        f"{export}: {export.stat().st_size:,} bytes; "
+        f"logits within {difference:.1e} of PyTorch's in ONNX Runtime",
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -209,28 +245,9 @@ def main(
     export = export or Path(f"fashion-{network}-{width}.onnx")
     recipe = Recipe(network, width, batch_size, lr or defaults.lr, seed)
 
-    torch.set_num_threads(_THREADS)
     console = Console(highlight=False, soft_wrap=True)
-    train, test = _load(data_dir, "train"), _load(data_dir, "test")
-    if checkpoint.exists():
-        run = load_run(recipe, checkpoint)
-        console.print(f"{checkpoint}: {run.epoch} epochs done")
-    else:
-        run = new_run(recipe)
-        # Saved at once: a checkpoint that can't be written should show before an epoch is spent.
-        save_run(run, checkpoint)
-    try:
-        _train(run, train, test, epochs, checkpoint, console)
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from {checkpoint}")
-        sys.exit(_INTERRUPTED)
-
-    console.print(f"test accuracy {accuracy(run.network, test):.2%}")
-    difference = export_onnx(run.network, _pixels(test.image[:_EXPORT_CHECK_IMAGES]), export)
-    console.print(
-        f"{export}: {export.stat().st_size:,} bytes; "
-        f"logits within {difference:.1e} of PyTorch's in ONNX Runtime",
-    )
+    train, test = load_data(data_dir, "train"), load_data(data_dir, "test")
+    make_model(recipe, train, test, epochs, checkpoint, export, console)
 
 
 if __name__ == "__main__":

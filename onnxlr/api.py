@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard, get_args
 
 import onnx
 
@@ -18,15 +19,11 @@ from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
-from onnxlr.optimizer import (
-    CALIBRATION_SAMPLES,
-    Options,
-    Result,
-    Target,
-    calibrate_on,
-)
+from onnxlr.optimizer import CALIBRATION_SAMPLES, Result, calibrate_on
 from onnxlr.optimizer import optimize as run_optimizer
-from onnxlr.output import check_destination, copy_source, place, workspace
+from onnxlr.options import Ingredient, Options, Target, command_of
+from onnxlr.output import check_destination, copy_source, place, workspace, write_text
+from onnxlr.page import write_page
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
@@ -59,7 +56,12 @@ def optimize(
     shape: Sequence[str] = (),
     verify: str = "full",
     expand_at_load: bool = False,
+    measure: bool = True,
+    latency_table: str | Path | None = None,
+    without: str | Sequence[str] = (),
+    report: str | Path | None = None,
     seed: int = 0,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Replace a model's heavy weights by low-rank chains, verified on the saved file.
@@ -91,11 +93,25 @@ def optimize(
     threads, batch : int
     shape : sequence of str
         ``NAME:1,3,224,224`` for inputs with dynamic axes.
-    verify : {"full", "none"}
+    verify : {"full", "layers", "none"}
+        The whole saved model; each replaced layer alone, for models that can't be run here; or
+        only the graph.
     expand_at_load : bool
         Also store weights, of any operator, as factors that are multiplied in the graph: the file
         gets smaller, the run stays as it is.
+    measure : bool
+        False estimates latencies from the work, for a machine that isn't at hand.
+    latency_table : path, optional
+        JSON file of latencies in place of this machine's own; written if it isn't there. A table of
+        another machine is used as it is.
+    without : str or sequence of {"data", "sensitivity", "sequential"}
+        Ingredients to leave out, to see what each brings.
+    report : path, optional
+        Where to write the report as a self-contained HTML page.
     seed : int
+    jobs : int, optional
+        Processes for what can be computed side by side; as many as there are cores by default.
+        Nothing is timed while they work.
 
     Returns
     -------
@@ -118,22 +134,25 @@ def optimize(
         raise UsageError(
             f"--target {target} chooses the ranks, --rank {rank} names them: leave one out"
         )
-    if verify not in ("full", "none"):
-        raise UsageError(f"--verify {verify!r} is unknown: full or none")
+    if verify not in ("full", "layers", "none"):
+        raise UsageError(f"--verify {verify!r} is unknown: full, layers or none")
     if not max_drop >= 0:
         raise UsageError(f"--max-drop {max_drop} is not a loss: give 0 or more, 1 = no limit")
-    if verify == "none":
-        named = {
-            "--data": data,
-            "--validation": validation,
+    _check_verify(
+        verify,
+        {
+            "--data": data if verify == "none" else None,
+            "--validation": validation if verify == "none" else None,
             "--labels": labels,
             "--metric": metric,
-            "--target latency": goal if goal == "latency" else None,
+            "--target latency": goal if goal == "latency" and verify == "none" else None,
             "--target with a fraction": fraction,
-        }
-        for flag, value in named.items():
-            if value is not None:
-                raise UsageError(f"--verify none runs nothing, {flag} needs a run: leave one out")
+            "--latency-table": latency_table if verify == "none" else None,
+        },
+    )
+    left_out = _ingredients(without)
+    if jobs is not None and not 1 <= jobs <= 1024:
+        raise UsageError(f"--jobs {jobs} must be at least 1 and at most 1024")
     options = Options(
         methods=(method,) if isinstance(method, str) else tuple(method),
         rank=parse_rank(str(rank)),
@@ -150,15 +169,27 @@ def optimize(
         data=data,
         validation=validation,
         labels=labels,
-        verify="full" if verify == "full" else "none",
+        verify=verify,  # type: ignore[arg-type]
         expand_at_load=expand_at_load,
+        measure=measure,
+        latency_table=latency_table,
+        without=left_out,
         seed=seed,
+        jobs=jobs,
+        spectra=report is not None,
     )
+    options = replace(options, command=command_of(options, model, out))
     choose_passes(options.methods)
     path = _destination(out, model, data, validation)
+    page = None if report is None else Path(report)
+    if page is not None:
+        check_destination(page, data, validation, *([model] if _is_path(model) else []))
     source = load(model)
     _check_external(path, source)
-    return run_optimizer(source, path, options, progress or Silent())
+    result = run_optimizer(source, path, options, progress or Silent())
+    if page is not None:
+        write_text(page, write_page(result.report))
+    return result
 
 
 def inspect(
@@ -423,6 +454,29 @@ def _target(text: str | None) -> tuple[Target | None, float | None]:
     return name, fraction  # type: ignore[return-value]
 
 
+def _check_verify(verify: str, named: Mapping[str, object]) -> None:
+    if verify == "full":
+        return
+    for flag, value in named.items():
+        if value is not None:
+            raise UsageError(
+                f"--verify {verify} doesn't run the whole model, {flag} needs that: leave one out"
+            )
+
+
+def _ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names)
+    known = get_args(Ingredient)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"--without {name!r} is unknown: choose from {', '.join(known)}")
+    return given  # type: ignore[return-value]
+
+
+def _is_path(model: Model) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(model, (str, os.PathLike))
+
+
 def _misfit(layer: Layer | None, choice: Choice) -> str | None:
     """Why a plan's choice can't be carried out on a layer."""
     if layer is None:
@@ -455,7 +509,7 @@ def _destination(
 ) -> Path | None:
     if out is None:
         return None
-    source = model if isinstance(model, (str, os.PathLike)) else None
+    source = model if _is_path(model) else None
     check_destination(Path(out), source, *others)
     return Path(out)
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +23,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from onnxlr import __version__, api, tables
-from onnxlr.errors import OnnxlrError, OutputError, one_line
+from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import installed_passes
-from onnxlr.output import check_destination, write_failure
+from onnxlr.output import check_destination, write_text
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -195,10 +194,11 @@ def main() -> None:
 @_machine_options
 @click.option(
     "--verify",
-    type=click.Choice(["full", "none"]),
+    type=click.Choice(["full", "layers", "none"]),
     default="full",
     show_default=True,
-    help="Run the saved model beside the original, or only check the graph.",
+    help="Run the saved model beside the original; or each replaced layer alone, for models that "
+    "can't be run here; or only check the graph.",
 )
 @click.option(
     "--expand-at-load",
@@ -206,9 +206,34 @@ def main() -> None:
     help="Also store weights, of any operator, as factors that are multiplied when the session "
     "loads: a smaller file, the same run time.",
 )
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Time candidates and the result here [default], or estimate latencies from the work, for "
+    "a machine that isn't at hand.",
+)
+@click.option(
+    "--latency-table",
+    metavar="FILE",
+    help="Latencies in place of this machine's own: written if it isn't there, so that a run on "
+    "the machine that counts makes it; one of another machine is used as it is.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out data, sensitivity or sequential, to see what each brings; repeat for more.",
+)
 @click.option("--plan-out", metavar="FILE", help="Write the plan, for `onnxlr apply`.")
+@click.option("--report", metavar="FILE", help="Write the report as a self-contained HTML page.")
 @click.option("--json", "json_out", metavar="FILE", help="Write the report as JSON (- to print).")
 @click.option("--seed", default=0, show_default=True, help="Of splits and synthetic inputs.")
+@click.option(
+    "--jobs",
+    type=int,
+    help="Processes for what can be computed side by side [default: as many as cores]. Nothing is "
+    "timed meanwhile.",
+)
 @click.option("--quiet", is_flag=True, help="No progress and no tables.")
 def optimize(
     source: str,
@@ -231,12 +256,13 @@ def optimize(
       onnxlr optimize net.onnx small.onnx --rank energy:0.95 --max-drop 0.02
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
-    _check_outputs((out, plan_out, json_out), source, options["data"], options["validation"])
+    outputs = (out, plan_out, json_out, options["report"])
+    _check_outputs(outputs, source, options["data"], options["validation"])
     result = api.optimize(
         source, out, method=_split(method), progress=None if quiet else _Bars(), **options
     )
     if plan_out:
-        _write(Path(plan_out), result.plan.to_json())
+        write_text(Path(plan_out), result.plan.to_json())
     if json_out:
         _write_json(json_out, result.report.to_dict())
     if not quiet and json_out != "-":
@@ -386,29 +412,4 @@ def _write_json(target: str, content: dict[str, Any]) -> None:
     if target == "-":
         click.echo(text)
     else:
-        _write(Path(target), text + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".onnxlr-", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise OutputError(write_failure(path, error)) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        write_text(Path(target), text + "\n")

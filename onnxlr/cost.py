@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,12 @@ from numpy.typing import NDArray
 from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank
 from onnxlr.layers import HEAVY, Layer, Shape, Use, operator_macs
 
+# Orders of magnitude: a core at 20 GMAC/s and 2.5 billion floats a second, 2 µs an operator.
+_MACS_A_MS = 2e7
+_ELEMENTS_A_MS = 2.5e6
+_MS_A_NODE = 2e-3
+_FREE = ("Reshape", "Squeeze", "Unsqueeze", "Identity")  # no element of them is moved
+
 _OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
 
 
@@ -19,19 +26,56 @@ def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
     return sum(math.prod(shape) for shape in graph_pass.factor_shapes(layer, rank))
 
 
-def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
-    """Multiply-accumulates of the chains that replace all users; None if a shape is unknown."""
-    if not isinstance(graph_pass, ChainPass):
-        return layer.macs  # its users run on the whole weight
-    total = 0
+@dataclass(frozen=True)
+class Work:
+    """What nodes have to do: multiply-accumulates, elements read and written, and their number."""
+
+    macs: int
+    elements: int
+    nodes: int
+
+    @property
+    def usual_ms(self) -> float:
+        """Roughly what a core of a present-day CPU takes for it; nothing is measured."""
+        return self.macs / _MACS_A_MS + self.elements / _ELEMENTS_A_MS + self.nodes * _MS_A_NODE
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.macs + other.macs, self.elements + other.elements, self.nodes + other.nodes
+        )
+
+
+def layer_work(layer: Layer) -> Work | None:
+    """Work of all users of a layer; None if a shape is unknown."""
+    total = Work(0, 0, 0)
+    for use in layer.uses:
+        if use.x_shape is None or use.y_shape is None:
+            return None
+        moved = math.prod(use.x_shape) + math.prod(use.y_shape) + layer.params
+        alone = replace(layer, uses=(use,))
+        total += Work(alone.macs or 0, moved, 1)
+    return total
+
+
+def chain_work(layer: Layer, graph_pass: ChainPass, rank: Rank) -> Work | None:
+    """Work of the chains that replace all users; None if a shape is unknown."""
+    total = Work(0, 0, 0)
     for use in layer.uses:
         if use.x_shape is None or use.y_shape is None:
             return None
         writer = _PaperWriter(use)
         factors = tuple(_value(shape) for shape in graph_pass.factor_shapes(layer, rank))
         graph_pass.write(layer, use, rank, factors, writer)
-        total += writer.macs
+        total += writer.work
     return total
+
+
+def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
+    """Multiply-accumulates of the chains that replace all users; None if a shape is unknown."""
+    if not isinstance(graph_pass, ChainPass):
+        return layer.macs  # its users run on the whole weight
+    work = chain_work(layer, graph_pass, rank)
+    return None if work is None else work.macs
 
 
 def weight_error(
@@ -57,7 +101,7 @@ class _PaperWriter:
     opset = _OPSET
 
     def __init__(self, use: Use) -> None:
-        self.macs = 0
+        self.work = Work(0, 0, 0)
         self._shapes = {use.x: use.x_shape or ()}
         self._indices = {use.x} if use.node.op_type == "Gather" else set()
         self._data: dict[ir.Value, onnx.TensorProto] = {}
@@ -97,10 +141,14 @@ class _PaperWriter:
             ir_version=8,
         )["o"]
         shape = tuple(d.dim_value for d in inferred.tensor_type.shape.dim)
+        macs = 0
         if op_type in HEAVY:
             x, w = (self._shape(v) for v in inputs[:2] if v is not None)
             flipped = bool(attributes.get("transA"))
-            self.macs += operator_macs(op_type, x, w, shape, trans_a=flipped)
+            macs = operator_macs(op_type, x, w, shape, trans_a=flipped)
+        if op_type not in _FREE:
+            read = sum(math.prod(self._shape(v)) for v in inputs if v is not None)
+            self.work += Work(macs, read + math.prod(shape), 1)
         output = _value(shape)
         if inferred.tensor_type.elem_type == onnx.TensorProto.INT64:
             self._indices.add(output)

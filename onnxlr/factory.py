@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError, one_line
-from onnxlr.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import ChainPass, GraphPass, Rank, WeightPass
+from onnxlr.fitting import fit_layer, output_error, rest_of
+from onnxlr.graph_pass import GraphPass, Rank, WeightPass
+from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, to_proto
 from onnxlr.output import save
@@ -42,6 +42,7 @@ class Factory:
     file_name: str
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     calibration: str = ""  # digest of what the statistics come from
+    jobs: Jobs = field(default_factory=lambda: Jobs(1))
     _sequence: tuple[Mapping[str, Choice], Mapping[str, Factored]] | None = None
     _last: tuple[Mapping[str, Choice], Built] | None = None
     _factors: dict[tuple[str, str, Rank], Factored] = field(default_factory=dict)
@@ -58,6 +59,8 @@ class Factory:
         self._last = None
         prepared = self.prepared
         corrected = self._sequence is not None and self._sequence[0] == choices
+        if not corrected:
+            self._fit(choices)
         factorize = self._factorize if corrected else self._own
         model = rewrite(prepared.model, prepared.shapes, choices, factorize)
         chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
@@ -110,27 +113,22 @@ class Factory:
         return found or self._own(layer, graph_pass, rank)
 
     def _own(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
-        key = (layer.name, graph_pass.name, rank)
-        if key not in self._factors:
-            dtype = layer.dtype.numpy()
-            statistics = self.statistics.get(layer.name)
-            fitted = (
-                graph_pass.factorize(layer, rank)
-                if statistics is None
-                else fit_to_inputs(graph_pass, layer, rank, statistics, THOROUGH)
-            )
-            with np.errstate(over="ignore"):
-                factors = tuple(f.astype(dtype) for f in fitted)
-            if not all(np.isfinite(f).all() for f in factors):
-                raise ModelError(
-                    f"the factors of {layer.name!r} at rank {list(rank)} are beyond what "
-                    f"{layer.dtype.name} holds"
-                )
-            shift = None
-            if statistics is not None and isinstance(graph_pass, ChainPass):
-                shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics)
-            self._factors[key] = Factored(factors, shift)
-        return self._factors[key]
+        self._fit({layer.name: Choice(graph_pass, rank)})
+        return self._factors[layer.name, graph_pass.name, rank]
+
+    def _fit(self, choices: Mapping[str, Choice]) -> None:
+        """Factorize what isn't there yet."""
+        missing = {
+            (name, choice.graph_pass.name, choice.rank): choice
+            for name, choice in choices.items()
+            if (name, choice.graph_pass.name, choice.rank) not in self._factors
+        }
+        items = [
+            (self.prepared, key[0], choice, self.statistics.get(key[0]))
+            for key, choice in missing.items()
+        ]
+        for key, found in zip(missing, self.jobs.map(fit_layer, items), strict=True):
+            self._factors[key] = found
 
 
 def check_graph(source: Source) -> None:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from onnxlr.calibrate import Statistics
 from onnxlr.convolution import kernel_of
 from onnxlr.decompose import closed_form, has_closed_form, weighted_fit
-from onnxlr.graph_pass import Array, GraphPass, Rank
+from onnxlr.errors import ModelError
+from onnxlr.graph_pass import Array, ChainPass, GraphPass, Rank
 from onnxlr.layers import Layer
+from onnxlr.prepare import Prepared
+from onnxlr.rewrite import Choice, Factored
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,34 @@ def fit_to_inputs(
     """
     weight = as_matrix(layer, layer.array())
     return fit_matrix(graph_pass, layer, rank, weight, statistics.covariance, effort, start)
+
+
+def fit_layer(
+    prepared: Prepared, name: str, choice: Choice, statistics: Statistics | None
+) -> Factored:
+    """What stands in a layer's place: factors of its dtype, and what its bias makes up for.
+
+    Raises
+    ------
+    ModelError
+        If a factor is beyond what the dtype holds.
+    """
+    layer, graph_pass, rank = prepared.layer(name), choice.graph_pass, choice.rank
+    fitted = (
+        graph_pass.factorize(layer, rank)
+        if statistics is None
+        else fit_to_inputs(graph_pass, layer, rank, statistics, THOROUGH)
+    )
+    with np.errstate(over="ignore"):
+        factors = tuple(f.astype(layer.dtype.numpy()) for f in fitted)
+    if not all(np.isfinite(f).all() for f in factors):
+        raise ModelError(
+            f"the factors of {name!r} at rank {list(rank)} are beyond what {layer.dtype.name} holds"
+        )
+    shift = None
+    if statistics is not None and isinstance(graph_pass, ChainPass):
+        shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics)
+    return Factored(factors, shift)
 
 
 def fit_matrix(

@@ -86,6 +86,10 @@ class GraphPass(ABC):
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The factors, in double precision and in the order of ``factor_shapes``."""
 
+    def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Factors to begin fitting to a layer's inputs with: what a glance at an error needs."""
+        return self.factorize(layer, rank)
+
     @abstractmethod
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The weight that factors stand for, in the layer's shape."""

@@ -1,10 +1,10 @@
 """Timing one layer beside its replacement, each alone in a model of its own."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
 from onnxlr.graph_pass import rank_words
@@ -52,91 +52,94 @@ class LayerTime:
         return self.before_ms - self.after_ms
 
 
-@dataclass
-class LayerTimer:
-    """Times replacements, each distinct signature once.
+def measure(
+    model: ir.Model,
+    layer: Layer,
+    use: Use,
+    choice: Choice,
+    machine: Machine,
+    seconds: float | None = None,
+) -> LayerTime | None:
+    """Time one use of a layer and what would replace it, interleaved.
 
-    Values don't matter for time, so that weights and factors are random.
+    Values don't matter for time, so that weights and factors are random. None where shapes are
+    unknown or the runtime refuses it.
     """
-
-    machine: Machine
-    seconds: float | None = None
-    _known: dict[Hashable, LayerTime | None] = field(default_factory=dict)
-
-    def time(self, model: ir.Model, layer: Layer, choice: Choice) -> LayerTime | None:
-        """Time a choice for a layer; None where shapes are unknown or the runtime refuses it."""
-        parts = []
-        for use in layer.uses:
-            key = (signature(layer, use), choice.graph_pass.name, choice.rank)
-            if key not in self._known:
-                self._known[key] = self._measure(model, layer, use, choice)
-            parts.append(self._known[key])
-        if any(p is None for p in parts):
-            return None
-        times = [p for p in parts if p is not None]
-        return LayerTime(
-            sum(t.before_ms for t in times),
-            sum(t.after_ms for t in times),
-            sum(t.at_most_ms for t in times),
-        )
-
-    def _measure(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
-        if use.x_shape is None or use.y_shape is None:
-            return None
-        alone = layer_model(layer, use, opset(model))
-        replaced = alone.clone()
-        (target,) = find_layers(replaced, {"x": use.x_shape, "y": use.y_shape})
-        rng = np.random.default_rng(0)
-        factors = tuple(
-            rng.standard_normal(shape) * 0.1
-            for shape in choice.graph_pass.factor_shapes(target, choice.rank)
-        )
-        replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
-        if layer.kind == "gather":
-            feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
-        else:
-            feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
-        try:
-            a, b = (
-                Session(to_proto(m).SerializeToString(), self.machine, layer.name).bound(feed)
-                for m in (alone, replaced)
-            )
-            result = interleave(a, b, self.seconds or SECONDS, _MOST_ROUNDS)
-        except (ModelError, RuntimeError):  # bfloat16 on the CPU, for one
-            return None
-        before = result.a.median_ms
-        return LayerTime(before, result.b.median_ms, before / result.low)
-
-
-def signature(layer: Layer, use: Use) -> Hashable:
-    """All that decides how long a use of a layer takes."""
-    attributes = sorted((name, str(a.value)) for name, a in use.node.attributes.items())
-    return (
-        use.node.op_type,
-        tuple(attributes),
-        layer.shape,
-        use.swapped,
-        use.slot,
-        use.dtype,
-        layer.dtype,
-        use.x_shape,
-        len(use.node.inputs),
+    if use.x_shape is None or use.y_shape is None:
+        return None
+    alone = layer_model(layer, use, opset(model))
+    replaced = alone.clone()
+    (target,) = find_layers(replaced, {"x": use.x_shape, "y": use.y_shape})
+    rng = np.random.default_rng(0)
+    factors = tuple(
+        rng.standard_normal(shape) * 0.1
+        for shape in choice.graph_pass.factor_shapes(target, choice.rank)
     )
+    replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
+    if layer.kind == "gather":
+        feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
+    else:
+        feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
+    try:
+        a, b = (
+            Session(to_proto(m).SerializeToString(), machine, layer.name).bound(feed)
+            for m in (alone, replaced)
+        )
+        result = interleave(a, b, seconds or SECONDS, _MOST_ROUNDS)
+    except (ModelError, RuntimeError):  # bfloat16 on the CPU, for one
+        return None
+    before = result.a.median_ms
+    return LayerTime(before, result.b.median_ms, before / result.low)
 
 
-def layer_model(layer: Layer, use: Use, version: int) -> ir.Model:
-    """A model of one node: input ``x`` of the known shape, random weight, output ``y``."""
+def signature(layer: Layer, use: Use) -> str:
+    """All that decides how long a use of a layer takes, to be read in a table."""
+    attributes = sorted((name, a.value) for name, a in use.node.attributes.items())
+    words = [
+        use.node.op_type,
+        "x".join(map(str, layer.shape)),
+        f"on {list(use.x_shape or ())}",
+        *(f"{n}={list(v) if isinstance(v, (list, tuple)) else v}" for n, v in attributes),
+        use.dtype.name.lower(),
+    ]
+    if layer.dtype != use.dtype:
+        words.append(f"stored as {layer.dtype.name.lower()}")
+    if use.swapped:
+        words.append("swapped")
+    if use.slot == 0:
+        words.append("weight first")
+    if len(use.node.inputs) > 2:
+        words.append("with bias")
+    return " ".join(words)
+
+
+def layer_model(
+    layer: Layer, use: Use, version: int, weight: NDArray[np.generic] | None = None
+) -> ir.Model:
+    """A model of one node: input ``x`` of the known shape, output ``y``, no bias to speak of.
+
+    Parameters
+    ----------
+    layer : Layer
+    use : Use
+    version : int
+        Of the opset.
+    weight : ndarray, optional
+        In the layer's shape; random without it.
+    """
     rng = np.random.default_rng(0)
     given = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
-    x = ir.Value(name="x", shape=ir.Shape(use.x_shape or ()), type=ir.TensorType(given))
+    shape = None if use.x_shape is None else ir.Shape(use.x_shape)
+    x = ir.Value(name="x", shape=shape, type=ir.TensorType(given))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
-    shape = layer.shape
+    if weight is None:
+        weight = rng.standard_normal(layer.shape) * 0.1
     if use.swapped:
-        shape = (*shape[:-2], shape[-1], shape[-2])
+        weight = weight.swapaxes(-1, -2)
     inputs: list[ir.Value | None] = [x]
     inputs.insert(
         use.slot,
-        add_initializer(graph, "weight", rng.standard_normal(shape) * 0.1, use.dtype),
+        add_initializer(graph, "weight", weight, use.dtype),
     )
     if len(use.node.inputs) > 2 and use.node.inputs[2] is not None and use.y_shape is not None:
         size = use.y_shape[1] if layer.kind != "matrix" else use.y_shape[-1]
@@ -144,7 +147,8 @@ def layer_model(layer: Layer, use: Use, version: int) -> ir.Model:
     attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
     node = ir.Node("", use.node.op_type, inputs, attributes, name="layer")
     y = node.outputs[0]
-    y.name, y.type, y.shape = "y", ir.TensorType(use.dtype), ir.Shape(use.y_shape or ())
+    y.name, y.type, y.shape = "y", ir.TensorType(use.dtype), None
+    y.shape = None if use.y_shape is None else ir.Shape(use.y_shape)
     graph.append(node)
     graph.outputs.append(y)
     return ir.Model(graph, ir_version=8)

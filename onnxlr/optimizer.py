@@ -1,57 +1,57 @@
 """The main job: candidates, search, rewrite, verification of the saved file, report."""
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
+from threadpoolctl import threadpool_limits
 
 from onnxlr import latency
 from onnxlr.allocation import allocate
 from onnxlr.calibrate import Statistics, calibrate
-from onnxlr.cost import chain_macs
+from onnxlr.cost import layer_work
 from onnxlr.data import Samples
-from onnxlr.decompose import AUTO, RankRule
-from onnxlr.errors import BudgetError, ModelError, UsageError
+from onnxlr.errors import BudgetError, ModelError, OutputError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
-from onnxlr.graph_pass import WeightPass, choose_passes, find_pass, rank_words
+from onnxlr.graph_pass import WeightPass, choose_passes, find_pass
+from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison, compare_sessions, time_session
-from onnxlr.layer_timing import LayerTime, LayerTimer
+from onnxlr.latency_table import LatencyTable, machine_table, named_table
+from onnxlr.layer_check import check_layers, worst
+from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
-from onnxlr.output import copy_source, place, workspace
+from onnxlr.options import Options
+from onnxlr.output import copy_source, place, workspace, write_failure
 from onnxlr.plan import (
     UNVERIFIED_AUTO_ERROR,
     Calibration,
     Candidate,
-    Decision,
     Fit,
     Goal,
     Plan,
     auto_candidates,
     fit_methods,
-    keep,
     name_filter,
     named_candidates,
-    use,
 )
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress
-from onnxlr.report import Report, Size
+from onnxlr.report import Report
 from onnxlr.rewrite import Choice
-from onnxlr.runtime import ONE_CPU_THREAD, Machine, Session
+from onnxlr.runtime import ONE_CPU_THREAD, Session
 from onnxlr.search import Chosen, Trials, boldest
 from onnxlr.sequential import correct
+from onnxlr.store import Store, key_of, open_store
+from onnxlr.telling import Outcome, saved_macs
 from onnxlr.verify import Judge, Quality
-from onnxlr.weighing import Weighing
-
-Target = Literal["latency", "macs", "params", "bytes"]
-
+from onnxlr.weighing import Aim, Weighing
 
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 
@@ -64,43 +64,11 @@ _SEQUENCE_SECONDS = 60.0
 _FEWEST_SAMPLES = 32
 _BOLDER = 2  # further levels that are tried with it
 _CORRECTIONS = 5  # of a budget that the written file misses
+_CHECKED_FEEDS = 4  # that layers are compared alone on
+_BOLDEST_ERROR = 0.9  # of a weight, where there is no limit
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
 _TIMED_METHODS = 3
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for, checked.
-
-    ``target`` is None when the user named none: latency then, except that named ranks are
-    written as named and latency vetoes nothing.
-    """
-
-    methods: tuple[str, ...] = ("auto",)
-    rank: RankRule = AUTO
-    target: Target | None = None
-    fraction: float | None = None
-    metric: str | None = None
-    max_drop: float = 0.01
-    include: str | None = None
-    exclude: str | None = None
-    machine: Machine = ONE_CPU_THREAD
-    batch: int = 1
-    shapes: tuple[str, ...] = ()
-    data: str | Path | None = None
-    validation: str | Path | None = None
-    labels: str | None = None
-    verify: Literal["full", "none"] = "full"
-    expand_at_load: bool = False
-    seed: int = 0
-
-    @property
-    def latency_vetoes(self) -> bool:
-        """Whether what isn't measurably faster is put back."""
-        if self.verify == "none" or self.fraction is not None:
-            return False
-        return self.target == "latency" or (self.target is None and self.rank.kind == "auto")
 
 
 @dataclass(frozen=True)
@@ -120,6 +88,12 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
     OnnxlrError
         Whatever stage refuses; nothing is written then.
     """
+    # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
+    with threadpool_limits(1):
+        return _optimize(source, out, options, progress)
+
+
+def _optimize(source: Source, out: Path | None, options: Options, progress: Progress) -> Result:
     started = time.perf_counter()
     passes = choose_passes(options.methods)
     if options.expand_at_load:
@@ -130,22 +104,7 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
             f"{', '.join(p.name for p in passes)} takes"
         )
     excluded = name_filter(options.include, options.exclude)
-    session = feeding = None
-    if options.verify == "none":
-        check_graph(source)
-    else:
-        with progress.stage("open the model", None):
-            session = open_source(source, options.machine)
-            feeding = feed_model(
-                source,
-                session,
-                data=options.data,
-                validation=options.validation,
-                labels=options.labels,
-                shapes=options.shapes,
-                batch=options.batch,
-                seed=options.seed,
-            )
+    session, feeding = _open(source, options, progress)
     with progress.stage("infer shapes", None):
         prepared = prepare(
             source,
@@ -167,14 +126,20 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
                 for fit in found:
                     len(fit.spectra)
             step(layer.name)
+    store = open_store()
     statistics: dict[str, Statistics] = {}
     calibration = None
     # At their numerical ranks factors are exact: inputs could only bring rounding in.
-    if feeding is not None and feeding.calibration is not None and options.rank.kind != "exact":
+    wanted = options.rank.kind != "exact" and "data" not in options.without
+    if feeding is not None and feeding.calibration is not None and wanted:
         fitted = [layer for layer in prepared.layers if fits[layer.name]]
         taken = feeding.calibration.take(CALIBRATION_SAMPLES)
-        statistics = calibrate_on(prepared, fitted, taken, options.seed, progress)
         calibration = Calibration(str(options.data), feeding.half, taken.digest())
+        key = key_of(source.digest, calibration.digest, options.seed, prepared.input_shapes)
+        with _kept_statistics(store, key, fitted) as statistics:
+            missing = [layer for layer in fitted if layer.name not in statistics]
+            statistics |= calibrate_on(prepared, missing, taken, options.seed, progress)
+    jobs = Jobs(options.jobs, options.machine.threads)
     with workspace(out) as folder:
         factory = Factory(
             prepared,
@@ -182,24 +147,70 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
             out.name if out is not None else "model.onnx",
             statistics,
             calibration.digest if calibration is not None else "",
+            jobs,
         )
-        run = _Run(prepared, options, fits, kept, factory, session, feeding, progress)
-        chosen = run.choose()
-        chosen, quality, speed = run.settle(chosen)
+        run = _Run(prepared, options, fits, kept, factory, session, feeding, store, progress)
+        chosen, quality, speed = run.settle(run.choose())
+        run.save_times()
         built = run.finish(chosen)
         if calibration is not None and factory.corrects:
             calibration = replace(calibration, sequential=run.sequential)
+        outcome = run.outcome(chosen, quality, speed)
         plan = Plan(
-            source.digest, run.decisions(chosen), options.seed, calibration if chosen else None
+            source.digest, outcome.decisions(), options.seed, calibration if chosen else None
         )
         if out is not None:
             place(built.path, out)
         model = onnx.load(built.path if out is None else out)
         label = None if out is None else str(out)
-        report = run.report(
-            chosen, plan, quality, speed, built, label, time.perf_counter() - started
-        )
+        seconds = time.perf_counter() - started
+        report = outcome.report(plan, built, label, run.notes(plan, speed), seconds)
     return Result(model, plan, report)
+
+
+def _open(
+    source: Source, options: Options, progress: Progress
+) -> tuple[Session | None, Feeding | None]:
+    """The original in the runtime, with what it is run on; neither where nothing is run whole."""
+    if options.verify == "none" or (options.verify == "layers" and options.data is None):
+        check_graph(source)
+        return None, None
+    with progress.stage("open the model", None):
+        session = open_source(source, options.machine)
+        feeding = feed_model(
+            source,
+            session,
+            data=options.data,
+            validation=options.validation,
+            labels=options.labels,
+            shapes=options.shapes,
+            batch=options.batch,
+            seed=options.seed,
+        )
+    return session, feeding
+
+
+@contextlib.contextmanager
+def _kept_statistics(
+    store: Store, key: str, layers: Sequence[Layer]
+) -> Iterator[dict[str, Statistics]]:
+    """Statistics that the store has of these layers; what is added is written back."""
+    arrays = store.read_arrays("statistics", key)
+    names = {layer.name for layer in layers}
+    found = {
+        name: Statistics(
+            arrays[f"mean {name}"], arrays[f"covariance {name}"], int(arrays[f"rows {name}"])
+        )
+        for name in (n.removeprefix("mean ") for n in arrays if n.startswith("mean "))
+        if name in names and f"covariance {name}" in arrays and f"rows {name}" in arrays
+    }
+    before = len(found)
+    yield found
+    if len(found) > before:
+        for name, item in found.items():
+            arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
+            arrays[f"rows {name}"] = np.array(item.rows)
+        store.write_arrays("statistics", key, arrays)
 
 
 def calibrate_on(
@@ -215,13 +226,6 @@ def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
     return {name: item.choice for name, item in chosen.items()}
 
 
-def _known_saving(layer: Layer, choice: Choice) -> int:
-    """MACs that a replacement saves at the users whose shapes are known (not those in bodies)."""
-    seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
-    known = replace(layer, uses=seen)
-    return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)
-
-
 @dataclass
 class _Run:
     """The stages that share what a run has found so far."""
@@ -233,18 +237,55 @@ class _Run:
     factory: Factory
     session: Session | None
     feeding: Feeding | None
+    store: Store
     progress: Progress
-    times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
+    times: dict[tuple[str, Choice], LayerTime] = field(default_factory=dict)
+    named: dict[str, Sequence[Candidate]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.timer = LayerTimer(self.options.machine)
         self.judge: Judge | None = None
         self.weighing: Weighing | None = None
+        self.table: LatencyTable | None = None
         self.sequential = 0  # samples of sequential correction
         self.improved: tuple[Mapping[str, Choice], Quality] | None = None
-        if self.session is not None and self.feeding is not None:
+        if self.options.verify != "none":
+            self.table = self._open_table()
+        if self.options.verify == "full":
+            assert self.session is not None
+            assert self.feeding is not None
             with self.progress.stage("run the original", None):
                 self.judge = Judge(self.session, self.feeding.judged, self.options.metric)
+
+    def _open_table(self) -> LatencyTable:
+        options = self.options
+        if options.latency_table is None:
+            return machine_table(options.machine, self.store, measures=options.measure)
+        return named_table(options.machine, Path(options.latency_table), measures=options.measure)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the whole model is timed here: not for another machine."""
+        return (
+            self.options.measure
+            and self.judge is not None
+            and not (self.table is not None and self.table.foreign)
+        )
+
+    def save_times(self) -> None:
+        """Write the latency table.
+
+        Raises
+        ------
+        OutputError
+            If the file that the user named for it can't be written.
+        """
+        if self.table is None:
+            return
+        try:
+            self.table.save()
+        except OSError as error:
+            if (path := self.options.latency_table) is not None:
+                raise OutputError(write_failure(Path(path), error)) from None
 
     def choose(self) -> Chosen:
         """The boldest candidates that the accuracy limit allows on the saved file."""
@@ -284,6 +325,8 @@ class _Run:
         """How many samples sequential correction looks at: as many as a minute allows."""
         samples = self.feeding.calibration if self.feeding is not None else None
         if samples is None or not self.factory.statistics or len(chosen) < 2:
+            return 0
+        if "sequential" in self.options.without:
             return 0
         if not self.sequential:
             assert self.session is not None
@@ -330,25 +373,37 @@ class _Run:
 
     def _weigh(self, judge: Judge) -> None:
         """Weigh all candidates; sensitivities come from samples that don't judge the result."""
-        if self.session is None or self.feeding is None:
-            return
+        assert self.session is not None
+        assert self.feeding is not None
+        assert self.table is not None
         options, probed = self.options, judge
         samples = self.feeding.calibration
+        origin: list[object] = [self.prepared.source.digest, self.prepared.input_shapes]
         if samples is not None:
+            taken = samples.take(PROBED_SAMPLES)
+            origin += [samples.take(CALIBRATION_SAMPLES).digest(), taken.digest()]
             with self.progress.stage("run the original", None):
-                probed = Judge(self.session, samples.take(PROBED_SAMPLES), "rel-error")
+                probed = Judge(self.session, taken, "rel-error")
+        passes = {f.graph_pass.name: None for fits in self.fits.values() for f in fits}
         self.weighing = Weighing(
             self.prepared,
-            self.fits,
+            [layer for layer in self.prepared.layers if self.fits[layer.name]],
             self.factory.statistics,
-            self.factory,
-            options.target or "latency",
-            options.machine,
+            Aim(
+                tuple(passes),
+                options.goal,
+                options.latency_vetoes,
+                "sensitivity" not in options.without,
+            ),
             probed,
+            self.table,
+            self.factory.jobs,
+            self.store,
+            key_of(*origin, options.seed, options.machine),
             self.progress,
-            vetoed=options.latency_vetoes,
         )
         self.weighing.weigh()
+        self.times |= self.weighing.times
         self.kept |= self.weighing.reasons
 
     def _allocated(self, damage: float) -> Chosen:
@@ -366,7 +421,7 @@ class _Run:
         BudgetError
             If there is none, or it is outside the accuracy limit.
         """
-        weighing, goal = self.weighing, self.options.target or "latency"
+        weighing, goal = self.weighing, self.options.goal
         assert weighing is not None
         assert self.judge is not None
         total = self._total(goal)
@@ -398,6 +453,8 @@ class _Run:
     def _total(self, goal: str) -> float:
         """What the original costs as a whole."""
         if goal == "latency":
+            if not self.timed:
+                return self._estimated_total()
             assert self.session is not None
             assert self.feeding is not None
             return time_session(self.session, self.feeding.timed).median_ms
@@ -406,49 +463,47 @@ class _Run:
         source = self.prepared.source
         return source.nbytes if goal == "bytes" else count_params(source.model)
 
+    def _estimated_total(self) -> float:
+        """Milliseconds of all layers, those without candidates at a usual speed."""
+        assert self.weighing is not None
+        rest = [
+            work.usual_ms
+            for layer in self.prepared.layers
+            if layer.name not in self.weighing.kept and (work := layer_work(layer)) is not None
+        ]
+        return sum(self.weighing.kept.values()) + sum(rest)
+
     def _cost(self, goal: str, total: float, built: Built, chosen: Chosen) -> float:
         """What a built model costs as a whole, where the original costs ``total``."""
         if goal == "latency":
+            if not self.timed:
+                return total - sum(self._saved_ms(n, c) or 0.0 for n, c in chosen.items())
             assert self.session is not None
             assert self.feeding is not None
             compared = compare_sessions(self.session, self._open(built), self.feeding.timed)
             return total / compared.speedup
         if goal == "macs":
-            return total - self._saved_macs(chosen)
+            return total - saved_macs(self.prepared, chosen)
         return built.nbytes if goal == "bytes" else built.params
-
-    def _saved_macs(self, chosen: Mapping[str, Candidate]) -> int:
-        return sum(
-            _known_saving(layer, chosen[layer.name].choice)
-            for layer in self.prepared.layers
-            if layer.name in chosen
-        )
 
     def settle(self, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:
         """Measure the saved file once more; put back layers until it pays, or all of them."""
+        if self.options.verify == "layers":
+            return self._settle_alone(chosen)
         if self.judge is None or self.session is None or self.feeding is None:
             return chosen, None, None
         while chosen:
             quality = self._improved(chosen)
-            with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
-                built = self.factory.build(choices_of(chosen))
-                candidate = self._open(built)
-                speed = compare_sessions(self.session, candidate, self.feeding.timed)
-            if speed.verdict == "within noise" and speed.speedup > 1:
-                # Undecided, and promising: one look more, longer and by itself.
-                with self.progress.stage("time it once more", None):
-                    speed = compare_sessions(
-                        self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
-                    )
-            why = self._too_large(built)
-            over = self._over(quality)
-            if over is not None and self.options.fraction is not None:
-                raise BudgetError(f"the budget is outside the accuracy allowed: {over}")
-            why = why or over
+            built = self.factory.build(choices_of(chosen))
+            speed = self._compare(built, len(chosen)) if self.timed else None
+            why = self._too_large(built) or self._over(quality)
+            if why is not None and self.options.fraction is not None:
+                raise BudgetError(f"the budget can't be met: {why}")
             # What only makes the file smaller has to be no slower, the rest has to be faster.
             stored = any(isinstance(c.choice.graph_pass, WeightPass) for c in chosen.values())
             wanted = ("faster", "within noise") if stored else ("faster",)
-            if why is None and self.options.latency_vetoes and speed.verdict not in wanted:
+            vetoed = speed is not None and self.options.latency_vetoes
+            if why is None and vetoed and speed is not None and speed.verdict not in wanted:
                 why = (
                     f"the whole model is {'slower' if stored else 'not measurably faster'} with it "
                     f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
@@ -461,8 +516,46 @@ class _Run:
             chosen = {n: chosen[n] for n in ranked[: len(ranked) // 2]}
         with self.progress.stage("verify", None):
             quality = self.judge.judge(self.session)
-            speed = compare_sessions(self.session, self.session, self.feeding.timed)
+            speed = None
+            if self.timed:
+                speed = compare_sessions(self.session, self.session, self.feeding.timed)
         return {}, quality, speed
+
+    def _compare(self, built: Built, layers: int) -> Comparison:
+        assert self.session is not None
+        assert self.feeding is not None
+        candidate = self._open(built)
+        with self.progress.stage(f"verify {layers} replaced layers", None):
+            speed = compare_sessions(self.session, candidate, self.feeding.timed)
+        if speed.verdict == "within noise" and speed.speedup > 1:
+            # Undecided, and promising: one look more, longer and by itself.
+            with self.progress.stage("time it once more", None):
+                speed = compare_sessions(
+                    self.session, candidate, self.feeding.timed, 3 * latency.SECONDS
+                )
+        return speed
+
+    def _settle_alone(self, chosen: Chosen) -> tuple[Chosen, Quality, None]:
+        """Put back every layer that alone is outside the limit."""
+        feeds = []
+        if self.feeding is not None and isinstance(self.feeding.judged, Samples):
+            judged = self.feeding.judged.take(_CHECKED_FEEDS * self.feeding.judged.batch)
+            feeds = [feed for feed, _, _ in judged.batches()]
+        found = check_layers(
+            self.prepared,
+            choices_of(chosen),
+            self.factory,
+            feeds,
+            self.options.seed,
+            self.progress,
+        )
+        passed = {}
+        for name, quality in found.items():
+            if (why := self._over(quality)) is None:
+                passed[name] = quality
+            else:
+                self.kept[name] = f"put back: {why}"
+        return {name: chosen[name] for name in passed}, worst(passed), None
 
     def finish(self, chosen: Chosen) -> Built:
         """The file to hand over: the one that was verified, or the original."""
@@ -475,60 +568,38 @@ class _Run:
             check_graph(load(built.path))
         return built
 
-    def decisions(self, chosen: Mapping[str, Candidate]) -> tuple[Decision, ...]:
-        """A decision with its reason for every layer."""
-        rows = []
-        for layer in self.prepared.layers:
-            item = chosen.get(layer.name)
-            if item is None:
-                rows.append(keep(layer, self.kept.get(layer.name) or self._outweighed(layer)))
-                continue
-            error = self.factory.error(layer, item.choice)
-            lost = self.factory.output_error(layer, item.choice)
-            rows.append(use(layer, item, self._why(layer, item), error, lost))
-        return tuple(rows)
-
-    def report(
-        self,
-        chosen: Chosen,
-        plan: Plan,
-        quality: Quality | None,
-        speed: Comparison | None,
-        built: Built,
-        out: str | None,
-        seconds: float,
-    ) -> Report:
-        """All of it, with the verdict in a sentence."""
-        from onnxlr import __version__
-
-        source, decisions = self.prepared.source, plan.decisions
-        before = Size(
-            source.label,
-            source.nbytes,
-            count_params(source.model),
-            count_macs(self.prepared.model, self.prepared.shapes),
+    def outcome(self, chosen: Chosen, quality: Quality | None, speed: Comparison | None) -> Outcome:
+        """All that is to be told."""
+        return Outcome(
+            self.prepared,
+            self.options,
+            self.fits,
+            self.factory,
+            self.weighing,
+            chosen,
+            self.kept,
+            self.named,
+            self.times,
+            quality,
+            speed,
+            self._judged_on(),
         )
-        macs = before.macs - self._saved_macs(chosen)
-        after = Size(out, built.nbytes, built.params, macs)
-        words = "not run (--verify none): only the graph was checked"
-        if self.feeding is not None:
-            words = f"the saved file, in full, on {self.feeding.words}"
+
+    def _judged_on(self) -> str:
+        if self.options.verify == "layers":
+            drawn = "inputs drawn at random" if self.feeding is None else self.feeding.words
+            return f"each replaced layer alone, on {drawn}; the model wasn't judged as a whole"
+        if self.feeding is None:
+            return "not run (--verify none): only the graph was checked"
+        return f"the saved file, in full, on {self.feeding.words}"
+
+    def notes(self, plan: Plan, speed: Comparison | None) -> list[str]:
+        """What the user should know besides."""
         notes = []
         if speed is not None and plan.replaced and speed.verdict == "slower":
             notes.append(
                 f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
                 "named, so that latency vetoed nothing; --target latency puts such layers back"
-            )
-        replaced_names = {d.name for d in plan.replaced}
-        overridable = sum(
-            layer.weight.is_graph_input() and source.model.ir_version > 3
-            for layer in self.prepared.layers
-            if layer.name in replaced_names
-        )
-        if overridable:
-            notes.append(
-                f"{overridable} replaced weights were inputs of the graph as well, with the weight "
-                "as their default: they are inputs no more"
             )
         if self.factory.corrects:
             notes.append(
@@ -540,27 +611,23 @@ class _Run:
                 "arg-max agreement says little on these inputs (synthetic, or all of one class): "
                 "the outputs' rel-error was held to --max-drop too"
             )
-        replaced = len(plan.replaced)
-        verdict = (
-            f"{replaced} of {len(decisions)} layers replaced"
-            if replaced
-            else "no gain: the output equals the input"
-        )
-        shape = next(iter(self.prepared.input_shapes.values()), ())
-        return Report(
-            __version__,
-            before,
-            after,
-            quality,
-            speed,
-            self.options.machine,
-            shape[0] if shape else 1,
-            decisions,
-            verdict,
-            words,
-            seconds,
-            tuple(notes),
-        )
+        if self.judge is not None and not self.timed:
+            notes.append(
+                "nothing was timed: latencies come from "
+                + (
+                    "the named table, which is another machine's"
+                    if self.table is not None and self.table.foreign
+                    else "known tables, or are estimated from the work"
+                )
+            )
+        if self.table is not None and self.table.estimated:
+            notes.append(
+                f"{self.table.estimated} latencies were in no table: they were estimated from "
+                "multiply-accumulates, elements moved and operators started"
+            )
+        if self.options.without:
+            notes.append(f"left out on request: {', '.join(self.options.without)}")
+        return notes
 
     def _named(self) -> Chosen:
         """The set of replacements at the named ranks, or at a cautious error where nothing runs."""
@@ -572,10 +639,12 @@ class _Run:
             if not fits:
                 continue
             found = (
-                auto_candidates(layer, fits, UNVERIFIED_AUTO_ERROR, goal)
+                auto_candidates(layer, fits, self._cautious_error(), goal)
                 if self.options.rank.kind == "auto"
                 else named_candidates(layer, fits, self.options.rank, goal)
             )
+            if isinstance(found, list):
+                self.named[layer.name] = found
             if isinstance(found, list) and self.options.target == "macs":
                 fewer = [c for c in found if (c.macs or 0) <= (layer.macs or 0)]
                 found = fewer or "a lookup has no MACs, its replacement would add some"
@@ -587,20 +656,27 @@ class _Run:
                 chosen[layer.name] = found[0]
         return chosen
 
+    def _cautious_error(self) -> float:
+        """Of a weight, where the whole model isn't judged."""
+        if self.options.verify == "layers":
+            return min(max(self.options.max_drop, 1e-6), _BOLDEST_ERROR)
+        return UNVERIFIED_AUTO_ERROR
+
     def _fastest(self, layer: Layer, found: Sequence[Candidate]) -> list[Candidate] | str:
         """The candidates that are measurably faster than the layer alone, fastest first.
 
         Those that only store factors come after them: nothing about them is faster.
         """
+        assert self.table is not None
         paying: list[tuple[float, Candidate]] = []
         slow = []
         stored = [c for c in found if isinstance(c.choice.graph_pass, WeightPass)]
         for item in [c for c in found if c not in stored][:_TIMED_METHODS]:
-            timed = self.timer.time(self.prepared.model, layer, item.choice)
+            timed = self.table.time(self.prepared.model, layer, item.choice)
             if timed is None:
                 paying.append((0.0, item))  # the whole model's timing will tell
                 continue
-            self.times[layer.name, item] = timed
+            self.times[layer.name, item.choice] = timed
             if timed.faster:
                 paying.append((-timed.saved_ms, item))
             else:
@@ -617,19 +693,6 @@ class _Run:
         except ModelError as error:
             return str(error)
         return self._over(quality)
-
-    def _outweighed(self, layer: Layer) -> str:
-        """Why a layer that has candidates is left as it is."""
-        options = self.weighing.options.get(layer.name) if self.weighing is not None else None
-        if not options:
-            return "no method was chosen"
-        mild = min(options, key=lambda o: o.damage)
-        choice = mild.candidate.choice
-        return (
-            f"other layers save more for less: {choice.graph_pass.name} at rank "
-            f"{rank_words(choice.rank)} alone would leave a rel. error of "
-            f"{math.sqrt(mild.damage):.3g}"
-        )
 
     def _too_large(self, built: Built) -> str | None:
         limit = self.prepared.source.nbytes
@@ -665,24 +728,9 @@ class _Run:
 
     def _worth(self, name: str, item: Candidate) -> tuple[bool, float]:
         """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
-        timed = self._time(name, item)
-        return (True, -item.saved) if timed is None else (False, -timed.saved_ms)
+        saved = self._saved_ms(name, item)
+        return (True, -item.saved) if saved is None else (False, -saved)
 
-    def _time(self, name: str, item: Candidate) -> LayerTime | None:
-        known = self.weighing.times if self.weighing is not None else {}
-        return self.times.get((name, item)) or known.get((name, item))
-
-    def _why(self, layer: Layer, item: Candidate) -> str:
-        words = [item.note] if item.note else []
-        timed = self._time(layer.name, item)
-        if timed is not None:
-            words.append(
-                f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "
-                f"({timed.before_ms / timed.after_ms:.2f}×)"
-            )
-        words.append(f"{item.params / layer.params:.0%} of the parameters")
-        if isinstance(item.choice.graph_pass, WeightPass):
-            words.append("multiplied back when the session loads")
-        elif layer.macs and item.macs is not None:
-            words.append(f"{item.macs / layer.macs:.0%} of the MACs")
-        return ", ".join(words)
+    def _saved_ms(self, name: str, item: Candidate) -> float | None:
+        timed = self.times.get((name, item.choice))
+        return None if timed is None else timed.saved_ms

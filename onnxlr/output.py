@@ -146,3 +146,44 @@ def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
     except OSError as error:
         raise OutputError(write_failure(path, error)) from None
     return path, source.nbytes
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it can't be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(write_failure(path, error)) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` that takes its place when all went well, and goes when not.
+
+    Raises
+    ------
+    OSError
+        If it can't.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".onnxlr-")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -14,6 +14,7 @@ from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import UsageError
 from onnxlr.graph_pass import GraphPass, Rank, WeightPass, find_pass, rank_words
 from onnxlr.kept import Kept
+from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer
 from onnxlr.rewrite import Choice
 
@@ -98,9 +99,9 @@ class Alternative:
     rank : tuple of int
     params : int
     macs : int or None
-    error : float
+    error : float or None
         Predicted relative error of the layer's output on the calibration data; of its weight where
-        its inputs weren't looked at.
+        its inputs weren't looked at; None where the rank was named, and nothing predicted.
     harm : float or None
         Predicted relative error of the model's outputs, with this layer alone replaced; None where
         sensitivity wasn't measured.
@@ -112,7 +113,7 @@ class Alternative:
     rank: Rank
     params: int
     macs: int | None
-    error: float
+    error: float | None = None
     harm: float | None = None
     before_ms: float | None = None
     after_ms: float | None = None
@@ -349,14 +350,16 @@ def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
     return not before or after is None or after < before
 
 
-def candidate(layer: Layer, fit: Fit, rank: Rank, goal: Goal, note: str = "") -> Candidate:
-    """Cost of a fit at a rank."""
-    params = chain_params(layer, fit.graph_pass, rank)
-    macs = chain_macs(layer, fit.graph_pass, rank)
+def candidate(
+    layer: Layer, graph_pass: GraphPass, rank: Rank, goal: Goal, note: str = ""
+) -> Candidate:
+    """Cost of a method at a rank."""
+    params = chain_params(layer, graph_pass, rank)
+    macs = chain_macs(layer, graph_pass, rank)
     saved = layer.params - params
     if goal == "macs" and macs is not None and layer.macs:
         saved = layer.macs - macs
-    return Candidate(Choice(fit.graph_pass, rank), params, macs, saved, note)
+    return Candidate(Choice(graph_pass, rank), params, macs, saved, note)
 
 
 def named_candidates(
@@ -381,7 +384,7 @@ def named_candidates(
             else:
                 found.append(instead)
         else:
-            found.append(candidate(layer, fit, rank, goal))
+            found.append(candidate(layer, fit.graph_pass, rank, goal))
     return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
 
 
@@ -394,7 +397,7 @@ def _fall_back(layer: Layer, fit: Fit, rank: Rank, goal: Goal, why: str) -> Cand
     for smaller in reversed(other.graph_pass.ladder(layer)):
         fits = chain_params(layer, other.graph_pass, smaller) <= most
         if fits and saves(layer, other.graph_pass, smaller):
-            return candidate(layer, other, smaller, goal, _instead(why, other))
+            return candidate(layer, other.graph_pass, smaller, goal, _instead(why, other))
     return None
 
 
@@ -420,7 +423,9 @@ def auto_candidates(
         ranks = list(dict.fromkeys(within))
         saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
         if saving:
-            found.append(_most_saved([candidate(layer, fit, r, goal) for r in saving])[0])
+            found.append(
+                _most_saved([candidate(layer, fit.graph_pass, r, goal) for r in saving])[0]
+            )
             continue
         other = _successor(layer, fit)
         unusable = None
@@ -460,7 +465,7 @@ def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
     )
 
 
-def keep(layer: Layer, reason: str) -> Decision:
+def keep(layer: Layer, reason: str, alternatives: tuple[Alternative, ...] = ()) -> Decision:
     """The decision to leave a layer as it is."""
     return Decision(
         layer.name,
@@ -474,11 +479,18 @@ def keep(layer: Layer, reason: str) -> Decision:
         layer.macs,
         layer.macs,
         None,
+        alternatives=alternatives,
     )
 
 
 def use(
-    layer: Layer, item: Candidate, reason: str, error: float, output_error: float | None = None
+    layer: Layer,
+    item: Candidate,
+    reason: str,
+    error: float,
+    output_error: float | None = None,
+    timed: LayerTime | None = None,
+    alternatives: tuple[Alternative, ...] = (),
 ) -> Decision:
     """The decision to replace a layer; the error is that of the factors as they are stored."""
     return Decision(
@@ -494,6 +506,9 @@ def use(
         item.macs,
         error,
         output_error,
+        None if timed is None else timed.before_ms,
+        None if timed is None else timed.after_ms,
+        alternatives,
     )
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxlr.batch_norm import fold_batch_norms
 from onnxlr.data import Samples, load_samples
@@ -19,7 +22,7 @@ from onnxlr.inputs import (
     synthetic_feeds,
 )
 from onnxlr.layers import Layer, Shape, find_layers, heavy_nodes
-from onnxlr.model import Source, constant, to_proto
+from onnxlr.model import Source, constant, load, to_proto
 from onnxlr.runtime import ONE_CPU_THREAD, Feed, Machine, Session
 from onnxlr.shapes import infer_shapes, observe_shapes
 
@@ -49,6 +52,44 @@ class Prepared:
     input_shapes: dict[str, Shape]
     shapes: dict[str, Shape]
     layers: tuple[Layer, ...]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of this name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as the original and what was found out about it."""
+        path, data = self.source.path, self.source.data
+        content = path if path is not None else np.frombuffer(data or b"", np.uint8)
+        return _again, (content, self.source.digest, self.specs, self.input_shapes, self.shapes)
+
+
+_LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
+
+
+def _again(
+    content: Path | NDArray[np.uint8],
+    digest: str,
+    specs: tuple[InputSpec, ...],
+    input_shapes: dict[str, Shape],
+    shapes: dict[str, Shape],
+) -> Prepared:
+    found = _LATEST.get(digest)
+    if found is None or found.shapes != shapes:
+        source = load(content if isinstance(content, Path) else content.tobytes())
+        model = folded(source)
+        layers = find_layers(model, shapes)
+        found = Prepared(source, model, specs, input_shapes, shapes, layers)
+        _LATEST.clear()
+        _LATEST[digest] = found
+    return found
+
+
+def folded(source: Source) -> ir.Model:
+    """The source's model with its functions inlined and its BatchNormalizations folded."""
+    model = inline_functions(source.model.clone())
+    fold_batch_norms(model)
+    return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +189,7 @@ def prepare(
         A feed that the model is known to run on. Without one, nothing is run: the first sizes
         worth trying are taken, and shapes that inference doesn't find stay unknown.
     """
-    model = inline_functions(source.model.clone())
-    fold_batch_norms(model)
+    model = folded(source)
     specs = input_specs(model)
     if feed is not None:
         input_shapes = {name: tuple(a.shape) for name, a in feed.items()}

@@ -59,6 +59,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
         self.machine = machine
+        self._model = model
         source = model if isinstance(model, bytes) else str(Path(model))
         try:
             self.raw = runtime.InferenceSession(source, options, providers=[wanted])
@@ -76,6 +77,10 @@ class Session:
         self._tensors = {i: o.name for i, o in enumerate(outputs) if o.type.startswith("tensor(")}
         self._all_tensors = len(self._tensors) == len(outputs)
         self.output_names = tuple(self._tensors.values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened again where it arrives."""
+        return Session, (self._model, self.machine, self.label)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """All tensor outputs by name.
@@ -109,6 +114,17 @@ class Session:
             binding.synchronize_outputs()
 
         return once
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version.
+
+    Raises
+    ------
+    RuntimeMissingError
+        If none is installed.
+    """
+    return str(_onnxruntime().__version__)
 
 
 def _onnxruntime() -> Any:

@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxlr.data import Samples
 from onnxlr.errors import DataError, ModelError, UsageError, one_line
-from onnxlr.runtime import Feed, Session
+from onnxlr.runtime import Feed, Machine, Session
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -80,8 +81,10 @@ class Judge:
     def __init__(
         self, original: Session, samples: Samples | Sequence[Feed], metric: str | None
     ) -> None:
+        self._token = uuid.uuid4().hex
         self._original = original
         self._samples = samples
+        self._metric_given = metric
         self._batch = _workable_batch(original, samples)
         self._kept: list[Outputs] | None = []
         self._spreads: dict[str, _Spread] = {}
@@ -92,6 +95,15 @@ class Judge:
         if self._user is None:
             self._check(self.metric)
         self._baseline: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as what it was made of; made there once."""
+        return _judge, (self._token, self._original, self._samples, self._metric_given)
+
+    @property
+    def machine(self) -> Machine:
+        """Where the original runs, and a candidate has to."""
+        return self._original.machine
 
     @property
     def agreement_is_blind(self) -> bool:
@@ -205,6 +217,18 @@ class Judge:
         if math.isnan(value):
             raise DataError(f"the metric {self.metric} gave nan: it must give a number")
         return value
+
+
+_LATEST: dict[str, Judge] = {}  # the last that arrived in this process
+
+
+def _judge(
+    token: str, original: Session, samples: Samples | Sequence[Feed], metric: str | None
+) -> Judge:
+    if token not in _LATEST:
+        _LATEST.clear()
+        _LATEST[token] = Judge(original, samples, metric)
+    return _LATEST[token]
 
 
 @dataclass(frozen=True, eq=False)

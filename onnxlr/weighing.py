@@ -1,41 +1,70 @@
 """What every candidate of every layer costs, and what it does to the model, both measured."""
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxlr.allocation import Option, pareto
-from onnxlr.calibrate import Statistics, input_size
-from onnxlr.cost import weight_error
+from onnxlr.calibrate import Statistics
+from onnxlr.candidates import Weighed, front, weigh_layer
+from onnxlr.cost import layer_work, weight_error
 from onnxlr.errors import ModelError
-from onnxlr.factory import Factory
-from onnxlr.fitting import GLANCE, WIDE, closed_errors, closes, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import Array, WeightPass
-from onnxlr.layer_timing import LayerTime, LayerTimer
+from onnxlr.fitting import fit_layer, output_error, rest_of
+from onnxlr.graph_pass import WeightPass
+from onnxlr.jobs import Jobs
+from onnxlr.latency_table import LatencyTable
+from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer
-from onnxlr.plan import AUTO_ERRORS, Candidate, Fit, Goal, auto_candidates
+from onnxlr.output import save
+from onnxlr.plan import Alternative, Candidate, Goal
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
-from onnxlr.runtime import Machine, Session
+from onnxlr.rewrite import Choice, rewrite
+from onnxlr.runtime import Session
+from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
 
+RANKS = 8  # of each method for a layer
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
-_RANKS = 8  # of each method for a layer
-_GAIN = 0.85  # what fitting usually leaves of an error, where it would take too long to see
-_SLACK = 1.4  # fitting brings errors down by less than this
 _LEAST = 1e-7  # below this an error is rounding
-_USUAL = 2e7  # multiply-accumulates in a millisecond, where nothing can be measured
+_USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """A candidate with the relative error of the layer's output that it would make."""
+class Aim:
+    """What is weighed: the methods, what costs count, and whether slower candidates are dropped.
 
-    candidate: Candidate
-    error: float
+    Attributes
+    ----------
+    methods : tuple of str
+    target : str
+        ``latency``, ``macs``, ``params`` or ``bytes``.
+    vetoed : bool
+        Whether what isn't faster than its layer alone takes no part.
+    sensitive : bool
+        Whether sensitivities are measured; else an error counts the same everywhere.
+    """
+
+    methods: tuple[str, ...]
+    target: str
+    vetoed: bool
+    sensitive: bool = True
+
+    @property
+    def goal(self) -> Goal:
+        """What a candidate saves."""
+        return "params" if self.target in ("params", "bytes") else "macs"
+
+    @property
+    def gridded(self) -> bool:
+        """Off the hardware's grid a rank takes as long as the next one on it."""
+        return self.target == "latency"
 
 
 @dataclass
@@ -48,203 +77,236 @@ class Weighing:
 
     Attributes
     ----------
-    goal : str
-        What costs count: ``latency``, ``macs``, ``params`` or ``bytes``.
+    layers : sequence of Layer
+        Those that some method fits.
     judge : Judge
         Of the samples that sensitivities are measured on.
+    origin : str
+        Digest of the model and the samples: what was found out about them is kept in the store.
     """
 
     prepared: Prepared
-    fits: Mapping[str, Sequence[Fit]]
+    layers: Sequence[Layer]
     statistics: Mapping[str, Statistics]
-    factory: Factory
-    goal: str
-    machine: Machine
+    aim: Aim
     judge: Judge
+    table: LatencyTable
+    jobs: Jobs
+    store: Store
+    origin: str
     progress: Progress
-    vetoed: bool
     options: dict[str, list[Option]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
-    times: dict[tuple[str, Candidate], LayerTime] = field(default_factory=dict)
+    times: dict[tuple[str, Choice], LayerTime] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    weighed: dict[str, list[Weighed]] = field(default_factory=dict)
 
     def weigh(self) -> None:
         """Fill in the options of every layer."""
-        timer = LayerTimer(self.machine)
-        layers = [layer for layer in self.prepared.layers if self.fits[layer.name]]
-        with self.progress.stage("weigh candidates", len(layers)) as step:
-            for layer in layers:
-                self.kept[layer.name] = self._cost_of_layer(layer)
-                weighed = self._candidates(layer)
-                if weighed:
-                    self.options[layer.name] = self._costs(layer, weighed, timer)
-                step(layer.name)
-        with self.progress.stage("measure sensitivities", len(self.options)) as step:
-            for layer in layers:
-                if self.options.get(layer.name):
-                    self._scale(layer)
+        with self.progress.stage("weigh candidates", len(self.layers)) as step:
+            self._weigh_all(step)
+        if self.aim.target == "latency":
+            with self.progress.stage("time candidates", len(self.layers)) as step:
+                for layer in self.layers:
+                    self._time(layer)
                     step(layer.name)
+        else:
+            for layer in self.layers:
+                self._count(layer)
+        self._scale_all()
 
-    def _candidates(self, layer: Layer) -> list[Weighed]:
-        goal: Goal = "params" if self.goal in ("params", "bytes") else "macs"
-        # Off the hardware's grid a rank takes as long as the next one on it.
-        gridded = self.goal == "latency"
-        found: list[Candidate] = []
-        why = ""
-        for fit in self._worthwhile(layer):
-            ranks: dict[Candidate, None] = {}
-            for error in AUTO_ERRORS:
-                some = auto_candidates(layer, (fit,), error, goal, gridded=gridded)
-                if isinstance(some, list):
-                    ranks.update(dict.fromkeys(some))
-                elif not found:
-                    why = some
-            found += _thinned(list(ranks))
+    def alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
+        """All that was weighed for a layer, the most saving last."""
+        rows = []
+        sensitivity = self.sensitivity.get(layer.name)
+        for item in sorted(self.weighed.get(layer.name, ()), key=lambda w: w.candidate.saved):
+            choice = item.candidate.choice
+            timed = self.times.get((layer.name, choice))
+            rows.append(
+                Alternative(
+                    choice.graph_pass.name,
+                    choice.rank,
+                    item.candidate.params,
+                    item.candidate.macs,
+                    item.error,
+                    None
+                    if sensitivity is None or not math.isfinite(sensitivity)
+                    else math.sqrt(sensitivity) * item.error,
+                    None if timed is None else timed.before_ms,
+                    None if timed is None else timed.after_ms,
+                )
+            )
+        return tuple(rows)
+
+    def _weigh_all(self, step: Any) -> None:
+        """The candidates with their errors: those that the store has, and the others."""
+        aim = self.aim
+        fitted = sorted(self.statistics)
+        key = key_of(self.origin, aim.methods, aim.goal, aim.gridded, RANKS, fitted)
+        known = self.store.read("candidates", key)
+        for layer in self.layers:
+            if (row := known.get(layer.name)) is not None:
+                found = [Weighed.from_json(layer, aim.goal, item) for item in row["candidates"]]
+                self._weighed(layer, found, row["why"])
+                step(layer.name)
+        missing = [layer for layer in self.layers if layer.name not in known]
+        items = [
+            (
+                *(self.prepared, layer.name, aim.methods, aim.goal, aim.gridded),
+                *(self.statistics.get(layer.name), RANKS),
+            )
+            for layer in missing
+        ]
+        for layer, (found, why) in zip(missing, self.jobs.map(weigh_layer, items), strict=True):
+            self._weighed(layer, found, why)
+            rows = [item.to_json() for item in found]
+            known[layer.name] = {"candidates": rows, "why": why}
+            self.store.write("candidates", key, known)
+            step(layer.name)
+
+    def _weighed(self, layer: Layer, found: list[Weighed], why: str) -> None:
+        self.weighed[layer.name] = found
         if not found:
             self.reasons[layer.name] = why
-            return []
-        statistics = self.statistics.get(layer.name)
-        if statistics is None:
-            return [Weighed(item, self._weight_error(layer, item)) for item in found]
-        return self._fitted(layer, found, statistics)
 
-    def _worthwhile(self, layer: Layer) -> Sequence[Fit]:
-        """The methods without those that another makes superfluous whatever the rank."""
-        fits = self.fits[layer.name]
-        if layer.name not in self.statistics or math.prod(layer.shape[2:]) > 1:
-            return fits
-        # A matrix has one best approximation of a rank, and a closed form that gives it.
-        best = [f for f in fits if closes(f.graph_pass, layer, f.full)]
-        rest = [f for f in fits if isinstance(f.graph_pass, WeightPass)]
-        return [*best[:1], *rest] if best else fits
+    def _count(self, layer: Layer) -> None:
+        """Options with counted costs; their damage is the squared error for now."""
+        size = layer.dtype.itemsize if self.aim.target == "bytes" else 1
+        by_work = self.aim.target == "macs"
+        self.kept[layer.name] = (layer.macs or 0) if by_work else layer.params * size
+        self.options[layer.name] = [
+            Option(
+                w.candidate,
+                (w.candidate.macs or 0) if by_work else w.candidate.params * size,
+                w.error**2,
+            )
+            for w in self.weighed[layer.name]
+        ]
 
-    def _weight_error(self, layer: Layer, item: Candidate) -> float:
-        graph_pass, rank = item.choice.graph_pass, item.choice.rank
-        return weight_error(layer, graph_pass, rank, graph_pass.factorize(layer, rank))
-
-    def _fitted(
-        self, layer: Layer, found: list[Candidate], statistics: Statistics
-    ) -> list[Weighed]:
-        """The candidates with the output errors that fitting leaves."""
-        told: dict[str, Array | None] = {}
-        done, plain, starts = [], [], {}
-        for item in found:
-            graph_pass, rank = item.choice.graph_pass, item.choice.rank
-            if isinstance(graph_pass, WeightPass):
-                done.append(Weighed(item, self._weight_error(layer, item)))
-                continue
-            if graph_pass.name not in told:
-                told[graph_pass.name] = closed_errors(graph_pass, layer, statistics)
-            if (errors := told[graph_pass.name]) is not None:
-                done.append(Weighed(item, float(errors[min(rank[0], len(errors) - 1)])))
-                continue
-            starts[item] = graph_pass.factorize(layer, rank)
-            rest = rest_of(graph_pass, layer, rank, starts[item])
-            plain.append(Weighed(item, output_error(layer, rest, statistics)))
-        # Fitting is dear: only what isn't far behind another of the same cost is fitted.
-        if input_size(layer) > WIDE:
-            return [*done, *(Weighed(w.candidate, w.error * _GAIN) for w in plain)]
-        for weighed in _front([*done, *plain], _SLACK):
-            item = weighed.candidate
-            if item in starts:
-                graph_pass, rank = item.choice.graph_pass, item.choice.rank
-                factors = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE, starts[item])
-                rest = rest_of(graph_pass, layer, rank, factors)
-                done.append(Weighed(item, output_error(layer, rest, statistics)))
-        return done
-
-    def _cost_of_layer(self, layer: Layer) -> float:
-        if self.goal == "params":
-            return layer.params
-        if self.goal == "bytes":
-            return layer.params * layer.dtype.itemsize
-        return layer.macs or 0
-
-    def _costs(self, layer: Layer, weighed: list[Weighed], timer: LayerTimer) -> list[Option]:
-        """Options with their costs; their damage is the squared error for now."""
-        if self.goal != "latency":
-            size = layer.dtype.itemsize if self.goal == "bytes" else 1
-            by_work = self.goal == "macs"
-            return [
-                Option(
-                    w.candidate,
-                    (w.candidate.macs or 0) if by_work else w.candidate.params * size,
-                    w.error**2,
-                )
-                for w in weighed
-            ]
-        return self._times(layer, weighed, timer)
-
-    def _times(self, layer: Layer, weighed: list[Weighed], timer: LayerTimer) -> list[Option]:
+    def _time(self, layer: Layer) -> None:
         """Options with measured milliseconds; a little is added for every parameter that is read.
 
         Where nothing can be measured (a layer in a body) work decides, at a usual speed.
         """
-        usual = max(layer.macs or 0, layer.params) / _USUAL
+        items = front(self.weighed[layer.name], 1.0)
+        chains = [
+            w.candidate.choice
+            for w in items
+            if not isinstance(w.candidate.choice.graph_pass, WeightPass)
+        ]
+        found = self.table.times(self.prepared.model, layer, chains)
         options, slow, before = [], [], []
-        for w in _front(weighed, 1.0):
+        for w in items:
             item = w.candidate
-            stored = isinstance(item.choice.graph_pass, WeightPass)
-            timed = None if stored else timer.time(self.prepared.model, layer, item.choice)
+            timed = found.get(item.choice)
             if timed is None:
+                stored = isinstance(item.choice.graph_pass, WeightPass)
                 share = 1.0 if stored else (item.macs or item.params) / (layer.macs or layer.params)
             else:
-                self.times[layer.name, item] = timed
+                self.times[layer.name, item.choice] = timed
                 before.append(timed.before_ms)
                 share = timed.after_ms / timed.before_ms
-            if timed is None or timed.faster or not self.vetoed:
+            if timed is None or timed.faster or not self.aim.vetoed:
                 options.append((w, share))
                 continue
             slow.append(timed.refusal(item.choice))
         # One time for the layer as it is, so that the noise of many measurements doesn't choose.
-        whole = float(np.median(before)) if before else usual
+        whole = float(np.median(before)) if before else self._usual(layer)
         self.kept[layer.name] = whole + _PER_PARAMETER * layer.params
-        if not options:
+        if slow and not options:
             self.reasons[layer.name] = "; ".join(slow[-2:])
-        return [
+        self.options[layer.name] = [
             Option(w.candidate, share * whole + _PER_PARAMETER * w.candidate.params, w.error**2)
             for w, share in options
         ]
 
-    def _scale(self, layer: Layer) -> None:
-        """Turn squared errors into damages by the layer's measured sensitivity."""
-        options = pareto(self.options[layer.name], self.kept[layer.name])
-        if not options:
+    def _usual(self, layer: Layer) -> float:
+        work = layer_work(layer)
+        return work.usual_ms if work is not None else layer.params / _USUAL
+
+    def _scale_all(self) -> None:
+        """Turn squared errors into damages by the layers' measured sensitivities."""
+        asked: dict[str, Choice] = {}
+        for layer in self.layers:
+            options = pareto(self.options[layer.name], self.kept[layer.name])
+            self.options[layer.name] = options
+            if options:
+                asked[layer.name] = _probe_of(options).choice
+        if not self.aim.sensitive:
+            self.sensitivity = dict.fromkeys(asked, 1.0)
             return
-        probe = min(options, key=lambda o: abs(math.log(max(o.damage, _LEAST**2) / _PROBE**2)))
-        choice = probe.candidate.choice
-        try:
-            built = self.factory.build({layer.name: choice})
-            quality = self.judge.judge(Session(built.path, self.machine, "the optimized model"))
-            harm = quality.fidelity.rel_error**2
-        except ModelError as refusal:
-            self.reasons[layer.name] = str(refusal)
-            self.options[layer.name] = []
-            return
-        own = self.factory.output_error(layer, choice)
-        error = max(own if own is not None else math.sqrt(probe.damage), _LEAST)
-        self.sensitivity[layer.name] = harm / error**2 if math.isfinite(harm) else math.inf
-        self.options[layer.name] = [
-            Option(o.candidate, o.cost, o.damage * self.sensitivity[layer.name])
-            for o in options
-            if math.isfinite(self.sensitivity[layer.name])
-        ]
+        with self.progress.stage("measure sensitivities", len(asked)) as step:
+            self._measure(asked, step)
+        for name in asked:
+            sensitivity = self.sensitivity.get(name, math.inf)
+            self.options[name] = [
+                Option(o.candidate, o.cost, o.damage * sensitivity)
+                for o in self.options[name]
+                if math.isfinite(sensitivity)
+            ]
+
+    def _measure(self, asked: Mapping[str, Choice], step: Any) -> None:
+        """Sensitivities: those that the store has, and the others."""
+        key = key_of(self.origin, sorted(self.statistics))
+        known = self.store.read("sensitivities", key)
+        missing = [name for name in asked if name not in known]
+        with tempfile.TemporaryDirectory(prefix="onnxlr-") as folder:
+            items = [
+                (self.prepared, name, asked[name], self.statistics.get(name), self.judge, folder)
+                for name in missing
+            ]
+            for name, found in zip(missing, self.jobs.map(probe, items), strict=True):
+                choice = asked[name]
+                known[name] = {"method": choice.graph_pass.name, "rank": choice.rank, **found}
+                self.store.write("sensitivities", key, known)
+                step(name)
+        for name in asked:
+            row = known[name]
+            if "refusal" in row:
+                self.reasons[name] = row["refusal"]
+            elif row["harm"] is not None:
+                self.sensitivity[name] = row["harm"] ** 2 / max(row["error"], _LEAST) ** 2
 
 
-def _thinned(found: list[Candidate]) -> list[Candidate]:
-    """Some of many, spread evenly from the mildest to the boldest."""
-    if len(found) <= _RANKS:
-        return found
-    return [found[i] for i in np.linspace(0, len(found) - 1, _RANKS).astype(int)]
+def probe(
+    prepared: Prepared,
+    name: str,
+    choice: Choice,
+    statistics: Statistics | None,
+    judge: Judge,
+    folder: str,
+) -> dict[str, Any]:
+    """What one layer's replacement does to the model.
+
+    Returns
+    -------
+    dict
+        ``error``: relative, of the layer's output or, without statistics, of its weight; ``harm``:
+        relative error of the model's outputs, None if it isn't finite. Or ``refusal``: why there
+        is no such model.
+    """
+    layer = prepared.layer(name)
+    graph_pass, rank = choice.graph_pass, choice.rank
+    try:
+        factored = fit_layer(prepared, name, choice, statistics)
+        model = rewrite(prepared.model, prepared.shapes, {name: choice}, lambda *_: factored)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            path = Path(place) / "probe.onnx"
+            save(model, path)
+            harm = judge.judge(
+                Session(path, judge.machine, "the optimized model")
+            ).fidelity.rel_error
+    except ModelError as refusal:
+        return {"refusal": str(refusal)}
+    if statistics is None or isinstance(graph_pass, WeightPass):
+        error = weight_error(layer, graph_pass, rank, factored.factors)
+    else:
+        rest = rest_of(graph_pass, layer, rank, factored.factors)
+        error = output_error(layer, rest, statistics)
+    return {"error": error, "harm": harm if math.isfinite(harm) else None}
 
 
-def _front(weighed: Sequence[Weighed], slack: float) -> list[Weighed]:
-    """Those whose error is within a factor of the best at the same work or less."""
-    ordered = sorted(weighed, key=lambda w: (-w.candidate.saved, w.error))
-    kept, best = [], math.inf
-    for item in ordered:
-        if item.error < best * slack:
-            kept.append(item)
-        best = min(best, item.error)
-    return kept
+def _probe_of(options: Sequence[Option]) -> Candidate:
+    """The candidate that sensitivity is measured with."""
+    return min(options, key=lambda o: abs(math.log(max(o.damage, _LEAST**2) / _PROBE**2))).candidate

@@ -9,5 +9,11 @@ def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxlr.latency.FEWEST", 9)
     monkeypatch.setattr("onnxlr.layer_timing.SECONDS", 0.02)
     # Fewer candidates to weigh: what is tested is how they are chosen.
-    monkeypatch.setattr("onnxlr.weighing._RANKS", 4)
+    monkeypatch.setattr("onnxlr.weighing.RANKS", 4)
     monkeypatch.setattr("onnxlr.optimizer._BOLDER", 1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test finds what another left behind."""
+    monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path_factory.mktemp("cache")))

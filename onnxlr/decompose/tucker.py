@@ -12,7 +12,9 @@ _MOST_SWEEPS = 50
 _TOLERANCE = 1e-5  # relative change of the squared error at which a sweep counts as the last
 
 
-def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array, Array, Array]:
+def tucker2(
+    kernel: NDArray[np.generic], ranks: tuple[int, int], sweeps: int = _MOST_SWEEPS
+) -> tuple[Array, Array, Array]:
     """Tucker-2 of a kernel: ``K[t, s, p] ≈ Σ U[t, a] · C[a, b, p] · V[s, b]``.
 
     Starts from the truncated higher-order SVD and improves it by higher-order orthogonal
@@ -25,6 +27,8 @@ def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array,
         Output channels, input channels, kernel positions.
     ranks : tuple of int
         ``(r_s, r_t)``: of the input and of the output channels, as in Kim et al. 2015.
+    sweeps : int
+        The most; with none it's the truncated higher-order SVD.
 
     Returns
     -------
@@ -46,8 +50,9 @@ def tucker2(kernel: NDArray[np.generic], ranks: tuple[int, int]) -> tuple[Array,
     r_s, r_t = ranks
     v = leading_vectors(k.transpose(1, 0, 2).reshape(inputs, -1), r_s)
     u = leading_vectors(k.reshape(outputs, -1), r_t)
+    core = np.tensordot(u, np.tensordot(k, v, (1, 0)).transpose(0, 2, 1), (0, 0))
     whole, previous = float(np.sum(k**2)), 0.0
-    for _ in range(_MOST_SWEEPS):
+    for _ in range(sweeps):
         # (S, r_t·P): what is left of the kernel once the outputs are projected, and so on in turn.
         v = leading_vectors(np.tensordot(k, u, (0, 0)).reshape(inputs, -1), r_s)
         projected = np.tensordot(k, v, (1, 0)).transpose(0, 2, 1)

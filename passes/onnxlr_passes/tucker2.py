@@ -69,8 +69,15 @@ class Tucker2(ConvPass):
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Higher-order orthogonal iteration from the truncated higher-order SVD."""
+        return self._decomposed(layer, rank)
+
+    def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """The truncated higher-order SVD."""
+        return self._decomposed(layer, rank, 0)
+
+    def _decomposed(self, layer: Layer, rank: Rank, *sweeps: int) -> tuple[Array, ...]:
         kernel, parts = kernel_of(layer), self.kernels(layer, rank)
-        groups = [tucker2(k, (rank[0], rank[1])) for k in kernel.load(layer.array())]
+        groups = [tucker2(k, (rank[0], rank[1]), *sweeps) for k in kernel.load(layer.array())]
         v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
         return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
 

@@ -1,0 +1,160 @@
+"""What could replace a layer, with the error that each would make of its output."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxlr.calibrate import Statistics, input_size
+from onnxlr.cost import weight_error
+from onnxlr.fitting import GLANCE, WIDE, closed_errors, closes, fit_to_inputs, output_error, rest_of
+from onnxlr.graph_pass import Array, WeightPass, find_pass
+from onnxlr.layers import Layer
+from onnxlr.plan import (
+    AUTO_ERRORS,
+    Candidate,
+    Fit,
+    Goal,
+    auto_candidates,
+    candidate,
+    fit_methods,
+)
+from onnxlr.prepare import Prepared
+
+_RANKS = 8  # of each method for a layer
+_GAIN = 0.85  # what fitting usually leaves of an error, where it would take too long to see
+_SLACK = 1.4  # fitting brings errors down by less than this
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate with the relative error of the layer's output that it would make."""
+
+    candidate: Candidate
+    error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """What doesn't follow from the method and the rank."""
+        choice = self.candidate.choice
+        return {
+            "method": choice.graph_pass.name,
+            "rank": choice.rank,
+            "error": self.error,
+            "note": self.candidate.note,
+        }
+
+    @classmethod
+    def from_json(cls, layer: Layer, goal: Goal, row: Mapping[str, Any]) -> "Weighed":
+        """Read what ``to_json`` wrote."""
+        graph_pass, rank = find_pass(row["method"]), tuple(int(r) for r in row["rank"])
+        item = candidate(layer, graph_pass, rank, goal, str(row["note"]))
+        return cls(item, float(row["error"]))
+
+
+def weigh_layer(
+    prepared: Prepared,
+    name: str,
+    methods: Sequence[str],
+    goal: Goal,
+    gridded: bool,
+    statistics: Statistics | None,
+    ranks: int | None = None,
+) -> tuple[list[Weighed], str]:
+    """Candidates of some methods from mild to bold, or why there are none.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    name : str
+        Of the layer.
+    methods : sequence of str
+    goal : {"params", "macs"}
+        What is to be saved.
+    gridded : bool
+        Whether ranks are rounded up as kernels are.
+    statistics : Statistics or None
+        Of its inputs; without them errors are those of the weight.
+    ranks : int, optional
+        Of each method, at most.
+    """
+    layer = prepared.layer(name)
+    fits, _ = fit_methods(layer, [find_pass(method) for method in methods])
+    found: list[Candidate] = []
+    why = ""
+    for fit in _worthwhile(layer, fits, statistics):
+        some: dict[Candidate, None] = {}
+        for error in AUTO_ERRORS:
+            within = auto_candidates(layer, (fit,), error, goal, gridded=gridded)
+            if isinstance(within, list):
+                some.update(dict.fromkeys(within))
+            elif not found:
+                why = within
+        found += _thinned(list(some), ranks or _RANKS)
+    if statistics is None:
+        return [Weighed(item, _weight_error(layer, item)) for item in found], why
+    return _fitted(layer, found, statistics), why
+
+
+def _worthwhile(layer: Layer, fits: Sequence[Fit], statistics: Statistics | None) -> Sequence[Fit]:
+    """The methods without those that another makes superfluous whatever the rank."""
+    if statistics is None or math.prod(layer.shape[2:]) > 1:
+        return fits
+    # A matrix has one best approximation of a rank, and a closed form that gives it.
+    best = [f for f in fits if closes(f.graph_pass, layer, f.full)]
+    rest = [f for f in fits if isinstance(f.graph_pass, WeightPass)]
+    return [*best[:1], *rest] if best else fits
+
+
+def _weight_error(layer: Layer, item: Candidate) -> float:
+    graph_pass, rank = item.choice.graph_pass, item.choice.rank
+    return weight_error(layer, graph_pass, rank, graph_pass.factorize(layer, rank))
+
+
+def _fitted(layer: Layer, found: list[Candidate], statistics: Statistics) -> list[Weighed]:
+    """The candidates with the output errors that fitting leaves."""
+    told: dict[str, Array | None] = {}
+    done, plain, starts = [], [], {}
+    for item in found:
+        graph_pass, rank = item.choice.graph_pass, item.choice.rank
+        if isinstance(graph_pass, WeightPass):
+            done.append(Weighed(item, _weight_error(layer, item)))
+            continue
+        if graph_pass.name not in told:
+            told[graph_pass.name] = closed_errors(graph_pass, layer, statistics)
+        if (errors := told[graph_pass.name]) is not None:
+            done.append(Weighed(item, float(errors[min(rank[0], len(errors) - 1)])))
+            continue
+        starts[item] = graph_pass.sketch(layer, rank)
+        rest = rest_of(graph_pass, layer, rank, starts[item])
+        plain.append(Weighed(item, output_error(layer, rest, statistics)))
+    # Fitting is dear: only what isn't far behind another of the same cost is fitted.
+    if input_size(layer) > WIDE:
+        return [*done, *(Weighed(w.candidate, w.error * _GAIN) for w in plain)]
+    for weighed in front([*done, *plain], _SLACK):
+        item = weighed.candidate
+        if item in starts:
+            graph_pass, rank = item.choice.graph_pass, item.choice.rank
+            factors = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE, starts[item])
+            rest = rest_of(graph_pass, layer, rank, factors)
+            done.append(Weighed(item, output_error(layer, rest, statistics)))
+    return done
+
+
+def _thinned(found: list[Candidate], most: int) -> list[Candidate]:
+    """Some of many, spread evenly from the mildest to the boldest."""
+    if len(found) <= most:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, most).astype(int)]
+
+
+def front(weighed: Sequence[Weighed], slack: float) -> list[Weighed]:
+    """Those whose error is within a factor of the best at the same work or less."""
+    ordered = sorted(weighed, key=lambda w: (-w.candidate.saved, w.error))
+    kept, best = [], math.inf
+    for item in ordered:
+        if item.error < best * slack:
+            kept.append(item)
+        best = min(best, item.error)
+    return kept

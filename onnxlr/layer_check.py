@@ -1,0 +1,157 @@
+"""Comparing each replaced layer alone with what replaces it, for models too large to run whole."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.calibrate import exposed
+from onnxlr.errors import ModelError
+from onnxlr.factory import Factory
+from onnxlr.layer_timing import layer_model
+from onnxlr.layers import Layer, Use, find_layers
+from onnxlr.model import Names, opset, to_proto
+from onnxlr.prepare import Prepared
+from onnxlr.progress import Progress
+from onnxlr.rewrite import Choice, replace_layer
+from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session
+from onnxlr.verify import Fidelity, Quality
+
+METRIC = "rel-error"
+_ROWS = 64  # of a matrix's input, where its shape isn't known
+_EXTENT = 16  # of an image, likewise
+
+
+def check_layers(
+    prepared: Prepared,
+    choices: Mapping[str, Choice],
+    factory: Factory,
+    feeds: Sequence[Feed],
+    seed: int,
+    progress: Progress,
+) -> dict[str, Quality]:
+    """Relative error of each replaced layer's output, run alone in ONNX Runtime.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    choices : mapping of str to Choice
+        By layer name.
+    factory : Factory
+        Has the factors.
+    feeds : sequence of feeds
+        What the whole model is run on to see its layers' real inputs; without any, inputs are drawn
+        from the standard normal distribution, and nothing is run whole.
+    seed : int
+        Of those.
+
+    Returns
+    -------
+    dict of str to Quality
+        By layer name.
+    """
+    found = {}
+    with progress.stage("compare layers alone", len(choices)) as step:
+        for layer in prepared.layers:
+            if layer.name in choices:
+                choice = choices[layer.name]
+                try:
+                    inputs = _inputs(prepared, layer, feeds, seed)
+                    found[layer.name] = _check(prepared, layer, choice, factory, inputs)
+                except ModelError:  # bfloat16 on the CPU, for one: its weight tells
+                    found[layer.name] = _by_weight(layer, choice, factory)
+                step(layer.name)
+    return found
+
+
+def worst(qualities: Mapping[str, Quality]) -> Quality:
+    """What is said of all of them: the largest error, the smallest cosine."""
+    fidelity = Fidelity(
+        max((q.fidelity.rel_error for q in qualities.values()), default=0.0),
+        min((q.fidelity.cosine for q in qualities.values()), default=1.0),
+        None,
+    )
+    return Quality(METRIC, 0.0, fidelity.rel_error, fidelity)
+
+
+def _check(
+    prepared: Prepared,
+    layer: Layer,
+    choice: Choice,
+    factory: Factory,
+    inputs: Sequence[NDArray[np.generic]],
+) -> Quality:
+    use = layer.uses[0]
+    alone = layer_model(layer, use, opset(prepared.model), layer.array())
+    replaced = alone.clone()
+    shapes = {"x": inputs[0].shape}
+    if use.y_shape is not None:
+        shapes["y"] = use.y_shape
+    (target,) = find_layers(replaced, shapes)
+    replace_layer(replaced, target, choice, factory.factored(layer, choice), Names(replaced))
+    before, after = (_run(model, layer, inputs) for model in (alone, replaced))
+    centre = before.mean(axis=0)
+    spread, apart = (float(np.linalg.norm(a)) for a in (before - centre, before - after))
+    whole = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
+    error = apart / spread if spread > 0 else (0.0 if apart == 0 else math.inf)
+    return _quality(error, float(np.vdot(before, after)) / whole if whole > 0 else 1.0)
+
+
+def _by_weight(layer: Layer, choice: Choice, factory: Factory) -> Quality:
+    error = factory.error(layer, choice)
+    return _quality(error, math.sqrt(max(0.0, 1 - error**2)))
+
+
+def _quality(error: float, cosine: float) -> Quality:
+    error = error if math.isfinite(error) else math.inf
+    return Quality(METRIC, 0.0, error, Fidelity(error, min(1.0, cosine), None))
+
+
+def _run(
+    model: ir.Model, layer: Layer, inputs: Sequence[NDArray[np.generic]]
+) -> NDArray[np.float64]:
+    """Outputs of a one-layer model as (positions, outputs)."""
+    session = Session(to_proto(model).SerializeToString(), ONE_CPU_THREAD, layer.name)
+    outputs = []
+    for x in inputs:
+        y = session.run({"x": x})["y"].astype(np.float64)
+        y = np.moveaxis(y, 1, -1) if layer.kind in ("conv", "conv-transpose") else y
+        outputs.append(y.reshape(-1, y.shape[-1]))
+    return np.concatenate(outputs)
+
+
+def _inputs(
+    prepared: Prepared, layer: Layer, feeds: Sequence[Feed], seed: int
+) -> list[NDArray[np.generic]]:
+    """Real inputs of a layer where the model is run, else random ones.
+
+    Raises
+    ------
+    ModelError
+        For operators that no model of one node is made of.
+    """
+    use = layer.uses[0]
+    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather"):
+        raise ModelError(f"{layer.op} isn't run alone")
+    name = use.x.name or ""
+    if feeds and use.node.graph is prepared.model.graph:
+        session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source.label)
+        return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
+    rng = np.random.default_rng(seed)
+    shape = use.x_shape or _usual_shape(layer, use)
+    if layer.kind == "gather":
+        return [rng.integers(0, layer.shape[0], shape)]
+    return [rng.standard_normal(shape).astype(use.dtype.numpy())]
+
+
+def _usual_shape(layer: Layer, use: Use) -> tuple[int, ...]:
+    """An input of a layer whose own isn't known, large enough for its kernel."""
+    if layer.convolves:
+        inputs = layer.shape[0] if layer.kind == "conv-transpose" else layer.shape[1] * layer.group
+        return (1, inputs, *(_EXTENT + k for k in layer.shape[2:]))
+    if layer.kind == "gather":
+        return (_ROWS,)
+    contracted = layer.shape[-1] if use.contracts_last else layer.shape[-2]
+    return (contracted, _ROWS) if use.slot == 0 else (_ROWS, contracted)

@@ -1,0 +1,117 @@
+"""What the user asked for, checked, as one value."""
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from onnxlr.decompose import AUTO, RankRule
+from onnxlr.runtime import ONE_CPU_THREAD, Machine
+
+Target = Literal["latency", "macs", "params", "bytes"]
+Verify = Literal["full", "layers", "none"]
+Ingredient = Literal["data", "sensitivity", "sequential"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run.
+
+    Attributes
+    ----------
+    target : str or None
+        None when the user named none: latency then, except that named ranks are written as named
+        and latency vetoes nothing.
+    fraction : float or None
+        Of the original's, that the target is to come down to.
+    measure : bool
+        Whether anything is timed; else latency is estimated.
+    latency_table : str or Path or None
+        A file of times in place of this machine's own.
+    without : tuple of str
+        Ingredients that are left out, to see what they bring.
+    jobs : int or None
+        Processes; None for as many as there are cores.
+    spectra : bool
+        Whether the report shows singular values.
+    command : str
+        What was called, for the report.
+    """
+
+    methods: tuple[str, ...] = ("auto",)
+    rank: RankRule = AUTO
+    target: Target | None = None
+    fraction: float | None = None
+    metric: str | None = None
+    max_drop: float = 0.01
+    include: str | None = None
+    exclude: str | None = None
+    machine: Machine = ONE_CPU_THREAD
+    batch: int = 1
+    shapes: tuple[str, ...] = ()
+    data: str | Path | None = None
+    validation: str | Path | None = None
+    labels: str | None = None
+    verify: Verify = "full"
+    expand_at_load: bool = False
+    measure: bool = True
+    latency_table: str | Path | None = None
+    without: tuple[Ingredient, ...] = ()
+    seed: int = 0
+    jobs: int | None = None
+    spectra: bool = False
+    command: str = ""
+
+    @property
+    def goal(self) -> Target:
+        """The target, latency unless another is named."""
+        return self.target or "latency"
+
+    @property
+    def latency_vetoes(self) -> bool:
+        """Whether what isn't faster than its layer alone is put back."""
+        if self.verify == "none" or self.fraction is not None:
+            return False
+        return self.target == "latency" or (self.target is None and self.rank.kind == "auto")
+
+
+# Flags that aren't called as their field is; the field's value makes the words.
+_FLAGS = {"methods": "--method", "shapes": "--shape"}
+
+
+def command_of(options: Options, model: object, out: object) -> str:
+    """The command line that asks for the same: all flags that aren't at their defaults.
+
+    Examples
+    --------
+    >>> command_of(Options(max_drop=0.02, measure=False), "in.onnx", "out.onnx")
+    'onnxlr optimize in.onnx out.onnx --max-drop 0.02 --no-measure'
+    """
+    words = [str(x) if isinstance(x, (str, Path)) else "<model>" for x in (model, out)]
+    words = ["onnxlr", "optimize", *words]
+    usual = Options()
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if value == getattr(usual, item.name) or item.name in ("fraction", "spectra", "command"):
+            continue
+        words += _flag(options, item.name, value)
+    return shlex.join(words)
+
+
+def _flag(options: Options, name: str, value: object) -> list[str]:
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if name == "machine":
+        machine = options.machine
+        threads = ["--threads", str(machine.threads)] if machine.threads != 1 else []
+        return [*(["--provider", machine.provider] if machine.provider != "cpu" else []), *threads]
+    if name == "target" and options.fraction is not None:
+        return [flag, f"{value}={options.fraction:g}"]
+    if name == "measure":
+        return ["--no-measure"]
+    if name == "max_drop" and value == float("inf"):
+        return [flag, "1"]
+    if value is True:
+        return [flag]
+    if isinstance(value, tuple):
+        return [word for part in value for word in (flag, str(part))]
+    return [flag, str(value)]

@@ -1,0 +1,129 @@
+"""What runs leave behind for the next one: numbers as JSON, and arrays, in a folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from onnxlr.output import replacing
+
+FOLDER_VARIABLE = "ONNXLR_CACHE"
+OFF = "off"
+MOST_BYTES = 2 << 30  # of arrays: those not asked for the longest go first
+
+
+class Store:
+    """Entries by kind and key in a folder. A cache: what can't be read or written is done without.
+
+    Parameters
+    ----------
+    folder : Path or None
+        None keeps nothing.
+
+    Examples
+    --------
+    >>> store = Store(None)
+    >>> store.write("sensitivities", "key", {"conv1": 0.5})
+    >>> store.read("sensitivities", "key")
+    {}
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def path(self, kind: str, key: str) -> Path | None:
+        """The JSON file of an entry, which need not exist; None where nothing is kept."""
+        return None if self._folder is None else self._folder / f"{kind}-{key}.json"
+
+    def read(self, kind: str, key: str) -> dict[str, Any]:
+        """An entry; empty if there is none that can be read."""
+        path = self.path(kind, key)
+        return read_json(path) if path is not None else {}
+
+    def write(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
+        """Replace an entry in one step."""
+        if (path := self.path(kind, key)) is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, entry)
+
+    def read_arrays(self, kind: str, key: str) -> dict[str, NDArray[Any]]:
+        """The arrays of an entry; empty if there are none that can be read."""
+        if self._folder is None:
+            return {}
+        path = self._folder / f"{kind}-{key}.npz"
+        try:
+            with np.load(path) as file:
+                found = {name: file[name] for name in file.files}
+            path.touch()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {}
+        return found
+
+    def write_arrays(self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Replace the arrays of an entry in one step, and keep the folder within its size."""
+        size = sum(a.nbytes for a in arrays.values())
+        if self._folder is None or size > MOST_BYTES // 2:
+            return
+        path = self._folder / f"{kind}-{key}.npz"
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            _trim(self._folder)
+
+
+def open_store() -> Store:
+    """The user's cache folder, or the one that the environment's ``ONNXLR_CACHE`` names.
+
+    ``ONNXLR_CACHE=off`` keeps nothing.
+    """
+    named = os.environ.get(FOLDER_VARIABLE, "")
+    if named == OFF:
+        return Store(None)
+    return Store(Path(named) if named else Path(platformdirs.user_cache_dir("onnxlr", False)))
+
+
+def key_of(*parts: object) -> str:
+    """A short digest of what an entry depends on: these values, by their ``repr``, and onnxlr."""
+    from onnxlr import __version__
+
+    return hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:20]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file; empty if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Replace a file in one step.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+
+
+def _trim(folder: Path) -> None:
+    files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
+    held = 0
+    for file in files:
+        held += file.stat().st_size
+        if held > MOST_BYTES:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+"""A matplotlib figure as an SVG element for an HTML page, coloured by the page that holds it."""
+
+import importlib.util
+import io
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from onnxlr.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colours are the page's, light or dark. matplotlib is given stand-ins, each of which becomes a
+# variable of the style sheet once the figure is text.
+SERIES = 7
+_ROLES = ("ink", "muted", "axis", "accent", *(f"series-{i}" for i in range(SERIES)))
+STAND_IN = {role: f"#0a0b{i + 1:02x}" for i, role in enumerate(_ROLES)}
+
+_SETTINGS = {
+    "axes.edgecolor": STAND_IN["axis"],
+    "axes.labelcolor": STAND_IN["muted"],
+    "axes.labelsize": 10.5,
+    "axes.linewidth": 0.8,
+    "font.size": 10.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "onnxlr",
+    "text.color": STAND_IN["ink"],
+    "text.parse_math": False,
+    "xtick.color": STAND_IN["axis"],
+    "xtick.labelcolor": STAND_IN["muted"],
+    "xtick.labelsize": 10,
+    "ytick.color": STAND_IN["axis"],
+    "ytick.labelcolor": STAND_IN["muted"],
+    "ytick.labelsize": 10,
+}
+
+
+_LOOK = ("axes.", "font.", "lines.", "markers.", "path.", "svg.", "text.", "xtick.", "ytick.")
+
+
+def require_matplotlib() -> None:
+    """Say before a long run that its figures couldn't be drawn.
+
+    Raises
+    ------
+    UsageError
+        If matplotlib isn't installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("the report's figures need matplotlib: pip install matplotlib")
+
+
+def to_svg(
+    draw: Callable[["Figure"], None], size: tuple[int, int], attributes: str, key: str
+) -> str:
+    """A figure as an element without declaration, namespace, font or colour of its own.
+
+    The same figure gives the same text, whatever the user's matplotlib settings.
+
+    Parameters
+    ----------
+    draw : callable
+        Fills an empty figure; its colours are those of ``STAND_IN``.
+    size : (int, int)
+        Width and height of the view box; its unit is a typographic point of the figure's.
+    attributes : str
+        Of the element, as HTML.
+    key : str
+        Unique on the page: it begins every identifier within.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _settings():
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72))
+        FigureCanvasSVG(figure)
+        draw(figure)
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" {attributes}>'
+    return opening + _inner(file.getvalue(), key) + "</svg>"
+
+
+def _settings() -> AbstractContextManager[None]:
+    """matplotlib's own defaults in all that a figure's look comes from, then ours."""
+    import matplotlib
+
+    defaults: dict[Any, Any] = {
+        name: value for name, value in matplotlib.rcParamsDefault.items() if name.startswith(_LOOK)
+    }
+    return matplotlib.rc_context(defaults | _SETTINGS)
+
+
+def _inner(text: str, key: str) -> str:
+    """What is inside the element, without what a page has no use for."""
+    text = text.partition("<svg")[2].partition(">")[2].rpartition("</svg>")[0]
+    # A style sheet in a figure would reach the whole page.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = text.replace("xlink:href", "href")
+    needed = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in needed else "", text)
+    text = re.sub(r'(href="|url\()#', rf"\g<1>#{key}-", text)
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    for role, stand_in in STAND_IN.items():
+        text = text.replace(stand_in, f"var(--{role})")
+    return re.sub(r"\s*\n\s*", "\n", text)

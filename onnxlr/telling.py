@@ -1,0 +1,240 @@
+"""What is said about a run: a decision with its reason for every layer, and the report."""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+
+from onnxlr.cost import chain_macs
+from onnxlr.decompose import parse_rank
+from onnxlr.decompose.ranks import storage_precision
+from onnxlr.factory import Built, Factory
+from onnxlr.graph_pass import WeightPass, rank_words
+from onnxlr.latency import Comparison
+from onnxlr.latency_table import processor
+from onnxlr.layer_timing import LayerTime
+from onnxlr.layers import Layer, count_macs
+from onnxlr.model import count_params
+from onnxlr.options import Options
+from onnxlr.plan import Alternative, Candidate, Decision, Fit, Plan, keep, use
+from onnxlr.prepare import Prepared
+from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
+from onnxlr.rewrite import Choice
+from onnxlr.runtime import runtime_version
+from onnxlr.search import Chosen
+from onnxlr.verify import Quality
+from onnxlr.weighing import Weighing
+
+_PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to.
+
+    Attributes
+    ----------
+    chosen : dict of str to Candidate
+        By layer name.
+    kept : mapping of str to str
+        Why the other layers stay as they are.
+    named : mapping of str to sequence of Candidate
+        What the named rank gave for each layer.
+    times : mapping of (str, Choice) to LayerTime
+    judged : str
+        What the model was judged on, in words.
+    """
+
+    prepared: Prepared
+    options: Options
+    fits: Mapping[str, Sequence[Fit]]
+    factory: Factory
+    weighing: Weighing | None
+    chosen: Chosen
+    kept: Mapping[str, str]
+    named: Mapping[str, Sequence[Candidate]]
+    times: Mapping[tuple[str, Choice], LayerTime]
+    quality: Quality | None
+    speed: Comparison | None
+    judged: str
+
+    @property
+    def saved_macs(self) -> int:
+        """Fewer multiply-accumulates than the original's."""
+        return saved_macs(self.prepared, self.chosen)
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """A decision with its reason for every layer."""
+        rows = []
+        for layer in self.prepared.layers:
+            item = self.chosen.get(layer.name)
+            others = self._alternatives(layer)
+            if item is None:
+                reason = self.kept.get(layer.name) or self._outweighed(layer)
+                rows.append(keep(layer, reason, others))
+                continue
+            error = self.factory.error(layer, item.choice)
+            lost = self.factory.output_error(layer, item.choice)
+            timed = self.times.get((layer.name, item.choice))
+            rows.append(use(layer, item, self._why(layer, item), error, lost, timed, others))
+        return tuple(rows)
+
+    def report(
+        self, plan: Plan, built: Built, out: str | None, notes: Sequence[str], seconds: float
+    ) -> Report:
+        """All of it, with the verdict in a sentence."""
+        from onnxlr import __version__
+
+        source, decisions = self.prepared.source, plan.decisions
+        before = Size(
+            source.label,
+            source.nbytes,
+            count_params(source.model),
+            count_macs(self.prepared.model, self.prepared.shapes),
+        )
+        after = Size(out, built.nbytes, built.params, before.macs - self.saved_macs)
+        replaced = len(plan.replaced)
+        verdict = (
+            f"{replaced} of {len(decisions)} layers replaced"
+            if replaced
+            else "no gain: the output equals the input"
+        )
+        shape = next(iter(self.prepared.input_shapes.values()), ())
+        return Report(
+            __version__,
+            before,
+            after,
+            self.quality,
+            self.speed,
+            self.options.machine,
+            shape[0] if shape else 1,
+            decisions,
+            verdict,
+            self.judged,
+            seconds,
+            (*notes, *self._overridden(plan)),
+            self._spectra() if self.options.spectra else (),
+            self._circumstances(plan),
+        )
+
+    def _overridden(self, plan: Plan) -> list[str]:
+        source, names = self.prepared.source, {d.name for d in plan.replaced}
+        overridable = sum(
+            layer.weight.is_graph_input() and source.model.ir_version > 3
+            for layer in self.prepared.layers
+            if layer.name in names
+        )
+        if not overridable:
+            return []
+        return [
+            f"{overridable} replaced weights were inputs of the graph as well, with the weight "
+            "as their default: they are inputs no more"
+        ]
+
+    def _alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
+        if self.weighing is not None:
+            return self.weighing.alternatives(layer)
+        rows = []
+        for item in self.named.get(layer.name, ()):
+            timed = self.times.get((layer.name, item.choice))
+            rows.append(
+                Alternative(
+                    item.choice.graph_pass.name,
+                    item.choice.rank,
+                    item.params,
+                    item.macs,
+                    before_ms=None if timed is None else timed.before_ms,
+                    after_ms=None if timed is None else timed.after_ms,
+                )
+            )
+        return tuple(rows)
+
+    def _outweighed(self, layer: Layer) -> str:
+        """Why a layer that has candidates is left as it is."""
+        options = self.weighing.options.get(layer.name) if self.weighing is not None else None
+        if not options:
+            return "no method was chosen"
+        mild = min(options, key=lambda o: o.damage)
+        choice = mild.candidate.choice
+        return (
+            f"other layers save more for less: {choice.graph_pass.name} at rank "
+            f"{rank_words(choice.rank)} alone would leave a rel. error of "
+            f"{math.sqrt(mild.damage):.3g}"
+        )
+
+    def _why(self, layer: Layer, item: Candidate) -> str:
+        words = [item.note] if item.note else []
+        timed = self.times.get((layer.name, item.choice))
+        if timed is not None:
+            words.append(
+                f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "
+                f"({timed.before_ms / timed.after_ms:.2f}×)"
+            )
+        words.append(f"{item.params / layer.params:.0%} of the parameters")
+        if isinstance(item.choice.graph_pass, WeightPass):
+            words.append("multiplied back when the session loads")
+        elif layer.macs and item.macs is not None:
+            words.append(f"{item.macs / layer.macs:.0%} of the MACs")
+        return ", ".join(words)
+
+    def _spectra(self) -> tuple[LayerSpectrum, ...]:
+        """Singular values that the chosen methods look at; of kept layers those of the first."""
+        rule = parse_rank("evbmf")
+        rows = []
+        for layer in self.prepared.layers:
+            fits = self.fits.get(layer.name, ())
+            item = self.chosen.get(layer.name)
+            chosen = None if item is None else item.choice
+            fit = next((f for f in fits if chosen and f.graph_pass is chosen.graph_pass), None)
+            fit = fit or next(iter(fits), None)
+            if fit is None:
+                continue
+            precision = storage_precision(layer.dtype.numpy())
+            for i, spectrum in enumerate(fit.spectra):
+                values = np.asarray(spectrum.values, dtype=np.float64)
+                top = float(values.max(initial=0.0)) or 1.0
+                followed = chosen is not None and chosen.graph_pass is fit.graph_pass
+                rows.append(
+                    LayerSpectrum(
+                        layer.name,
+                        fit.graph_pass.name,
+                        i,
+                        tuple((values / top).tolist()),
+                        rule.select(spectrum.values, spectrum.m, spectrum.n, precision),
+                        chosen.rank[i] if chosen is not None and followed else None,
+                    )
+                )
+        return tuple(rows)
+
+    def _circumstances(self, plan: Plan) -> Circumstances:
+        from onnxlr import __version__
+
+        versions = [("onnxlr", __version__), ("python", platform.python_version())]
+        if self.options.verify != "none":
+            versions.append(("onnxruntime", runtime_version()))
+        versions += [(name, version(name)) for name in _PACKAGES]
+        digests = [("model", self.prepared.source.digest)]
+        if plan.calibration is not None:
+            digests.append(("calibration samples", plan.calibration.digest))
+        return Circumstances(
+            self.options.command, tuple(versions), processor(), self.judged, tuple(digests)
+        )
+
+
+def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
+    """Multiply-accumulates that replacements save at users whose shapes are known."""
+    return sum(
+        _known_saving(layer, chosen[layer.name].choice)
+        for layer in prepared.layers
+        if layer.name in chosen
+    )
+
+
+def _known_saving(layer: Layer, choice: Choice) -> int:
+    """Of those, not of the ones in bodies."""
+    seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
+    known = replace(layer, uses=seen)
+    return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)
