@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from models.files import replace_file
-from models.networks import Cnn, Mlp
+from models.networks import Cnn, Mlp, Vgg
 
-NETWORKS: dict[str, type[Mlp | Cnn]] = {"mlp": Mlp, "cnn": Cnn}
+NETWORKS: dict[str, type[Mlp | Cnn | Vgg]] = {"mlp": Mlp, "cnn": Cnn, "vgg": Vgg}
 
 
 class CheckpointError(click.ClickException):

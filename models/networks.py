@@ -1,4 +1,4 @@
-"""The two PyTorch networks that are trained and exported here: a plain MLP and a small CNN."""
+"""The PyTorch networks that are trained and exported here: a plain MLP, a small CNN, a VGG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 # Mean and standard deviation of the Fashion-MNIST training pixels, on the 0..1 scale.
 PIXEL_MEAN = 0.2860
@@ -82,3 +83,34 @@ class Cnn(nn.Module):
         x = x.mean(dim=(2, 3))  # (N, 4w, 7, 7) -> (N, 4w)
         logits: Tensor = self.head(x)  # (N, 4w) -> (N, 10)
         return logits
+
+
+class Vgg(nn.Module):
+    """Seven 3x3 convolutions of `width`, 2 x and 4 x `width` channels, a 2x2 maximum between.
+
+    >>> Vgg(width=8)(torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.block1 = _blocks(1, width, 2)
+        self.block2 = _blocks(width, 2 * width, 2)
+        self.block3 = _blocks(2 * width, 4 * width, 3)
+        self.head = nn.Linear(4 * width, CLASSES)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, 1, 28, 28)."""
+        x = self.block1(_normalize(image))  # (N, 1, 28, 28) -> (N, w, 28, 28)
+        x = self.block2(max_pool2d(x, 2))  # (N, w, 28, 28) -> (N, 2w, 14, 14)
+        x = self.block3(max_pool2d(x, 2))  # (N, 2w, 14, 14) -> (N, 4w, 7, 7)
+        x = x.mean(dim=(2, 3))  # (N, 4w, 7, 7) -> (N, 4w)
+        logits: Tensor = self.head(x)  # (N, 4w) -> (N, 10)
+        return logits
+
+
+def _blocks(inputs: int, outputs: int, count: int) -> nn.Sequential:
+    """`count` blocks of `outputs` channels, one after the other."""
+    return nn.Sequential(
+        *(_ConvBlock(inputs if i == 0 else outputs, outputs) for i in range(count))
+    )

@@ -41,6 +41,7 @@ class _Defaults:
 _DEFAULTS = {
     "mlp": _Defaults(width=1024, epochs=15, lr=1e-3),
     "cnn": _Defaults(width=32, epochs=8, lr=2e-3),
+    "vgg": _Defaults(width=64, epochs=6, lr=1e-3),
 }
 
 
@@ -91,7 +92,7 @@ def train_epoch(run: Run, data: Data, epochs: int, progress: Progress, task: Tas
         for group in run.optimizer.param_groups:
             group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
         image = pixels(data.image[chosen])  # (b, 1, 28, 28)
-        if recipe.network == "cnn":
+        if recipe.network != "mlp":
             image = _flip(image, run.generator)  # (b, 1, 28, 28)
         logits = run.network(image)  # (b, 10)
         loss = nn.functional.cross_entropy(logits, data.label[chosen])  # ()
@@ -185,7 +186,7 @@ def make_model(
     "--width",
     type=click.IntRange(min=1),
     show_default=_shown("width"),
-    help="Units of a hidden layer (mlp), channels of the first convolution (cnn).",
+    help="Units of a hidden layer (mlp), channels of the first convolution (cnn, vgg).",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), show_default=_shown("epochs"), help="Epochs in all."
@@ -231,7 +232,8 @@ def main(
 ) -> None:
     """Train NETWORK on Fashion-MNIST and export it to ONNX.
 
-    mlp is 784 -> 5 x WIDTH -> 10; cnn has five 3x3 convolutions of WIDTH to 4 x WIDTH channels.
+    mlp is 784 -> 5 x WIDTH -> 10; cnn has five 3x3 convolutions of WIDTH to 4 x WIDTH channels,
+    vgg has seven.
     Ctrl-C stops a run; the same command goes on from its last whole epoch.
 
     \b

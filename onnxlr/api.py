@@ -9,6 +9,7 @@ from typing import TypeGuard, get_args
 
 import onnx
 
+from onnxlr.assess import CALIBRATION_SAMPLES
 from onnxlr.calibrate import Statistics
 from onnxlr.data import Samples, load_samples
 from onnxlr.decompose import parse_rank
@@ -19,7 +20,7 @@ from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
-from onnxlr.optimizer import CALIBRATION_SAMPLES, Result, calibrate_on
+from onnxlr.optimizer import Result, calibrate_on
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
 from onnxlr.output import check_destination, copy_source, place, workspace, write_text
@@ -460,7 +461,7 @@ def _check_verify(verify: str, named: Mapping[str, object]) -> None:
     for flag, value in named.items():
         if value is not None:
             raise UsageError(
-                f"--verify {verify} doesn't run the whole model, {flag} needs that: leave one out"
+                f"--verify {verify} judges no whole model, {flag} needs a run: leave one out"
             )
 
 

@@ -207,10 +207,11 @@ def main() -> None:
     "loads: a smaller file, the same run time.",
 )
 @click.option(
-    "--measure/--no-measure",
+    "--no-measure",
+    "measure",
+    flag_value=False,
     default=True,
-    help="Time candidates and the result here [default], or estimate latencies from the work, for "
-    "a machine that isn't at hand.",
+    help="Time nothing: estimate latencies from the work, for a machine that isn't at hand.",
 )
 @click.option(
     "--latency-table",

@@ -101,29 +101,19 @@ def _outcome(report: Report) -> str:
 def _tiles(report: Report) -> str:
     """What one looks for first: speed, the metric, and size."""
     speed, quality = report.speed, report.quality
-    tiles = []
-    if speed is None:
-        tiles.append(("speed-up", "?", _NOT_RUN))
-    else:
+    tiles = [("speed-up", "?", "not measured"), ("metric", "?", "not measured")]
+    if speed is not None:
         interval = f"{speed.verdict}; 95% {speed.low:.2f} to {speed.high:.2f}"
-        tiles.append(("measured speed-up", f"{speed.speedup:.2f}×", interval))
-    if quality is None:
-        tiles.append(("metric", "?", _NOT_RUN))
-    else:
-        before = f"{_drop(quality)}; {quality.original:.4f} before"
-        tiles.append((quality.metric, f"{quality.optimized:.4f}", before))
-    for name, before_, after in (
-        ("bytes", report.input.bytes, report.output.bytes),
-        ("parameters", report.input.params, report.output.params),
-    ):
-        tiles.append((name, _percent(before_, after) or "?", f"{before_:,} → {after:,}"))
-    return (
-        '<div class="tiles">'
-        + definitions(
-            (name, f"<strong>{said(value)}</strong> {said(aside)}") for name, value, aside in tiles
-        )
-        + "</div>"
+        tiles[0] = ("speed-up", f"{speed.speedup:.2f}×", interval)
+    if quality is not None:
+        values = f"{quality.original:.4f} → {quality.optimized:.4f}"
+        tiles[1] = (quality.metric, _drop(quality), values)
+    for name, before, after in _sizes(report)[:2]:
+        tiles.append((name, _percent(before, after), f"{before:,} → {after:,}"))
+    content = definitions(
+        (name, f"<strong>{said(value)}</strong> {said(aside)}") for name, value, aside in tiles
     )
+    return f'<div class="tiles">{content}</div>'
 
 
 def _rows(report: Report) -> list[str]:
@@ -135,12 +125,7 @@ def _rows(report: Report) -> list[str]:
     else:
         values = (f"{quality.original:.4f}", f"{quality.optimized:.4f}")
         rows.append((quality.metric, *values, _drop(quality)))
-    for name, a, b in (
-        ("bytes", report.input.bytes, report.output.bytes),
-        ("parameters", report.input.params, report.output.params),
-        ("MACs", report.input.macs, report.output.macs),
-    ):
-        rows.append((name, f"{a:,}", f"{b:,}", _percent(a, b)))
+    rows += [(name, f"{a:,}", f"{b:,}", _percent(a, b)) for name, a, b in _sizes(report)]
     if speed is None:
         rows.append(("median ms", *unmeasured))
     else:
@@ -150,6 +135,15 @@ def _rows(report: Report) -> list[str]:
     return [
         row(said(name), (("number", a), ("number", b), ("", change))) for name, a, b, change in rows
     ]
+
+
+def _sizes(report: Report) -> tuple[tuple[str, int, int], ...]:
+    before, after = report.input, report.output
+    return (
+        ("bytes", before.bytes, after.bytes),
+        ("parameters", before.params, after.params),
+        ("MACs", before.macs, after.macs),
+    )
 
 
 def _sentences(report: Report) -> list[str]:
@@ -164,6 +158,8 @@ def _sentences(report: Report) -> list[str]:
             found.append(
                 f"{words}; {speed.speedup:.2f}× was measured, {speed.speedup / theory:.0%} of that."
             )
+    if speed is not None and not report.replaced:
+        found.append("Nothing was replaced: the original was timed against itself.")
     if report.quality is not None:
         fidelity = report.quality.fidelity
         words = (
@@ -236,14 +232,13 @@ def _circumstances(report: Report) -> str:
 
 
 def _drop(quality: Quality) -> str:
-    drop = quality.drop
-    if drop == 0:
-        return "no drop"
-    return f"drop {drop:.4f}" if drop > 0 else f"no drop: better by {-drop:.4f}"
+    return f"drop {quality.drop:.4f}" if quality.drop > 0 else "no drop"
 
 
 def _percent(before: int, after: int) -> str:
-    return f"{after / before - 1:+.1%}" if before else ""
+    if before == after or not before:
+        return "unchanged" if before == after else ""
+    return f"{after / before - 1:+.1%}"
 
 
 def _change(before: int | None, after: int | None) -> str:

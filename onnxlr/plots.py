@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 300, 190  # of a panel, in units of its viewBox
-_BOX = (44 / WIDTH, 40 / HEIGHT, 246 / WIDTH, 132 / HEIGHT)  # left, bottom, width, height
+_BOX = (52 / WIDTH, 40 / HEIGHT, 240 / WIDTH, 132 / HEIGHT)  # left, bottom, width, height
 _DECORATIVE = 'aria-hidden="true"'  # the words beside it say all
 SMALLEST = 1e-6  # below this a share or an error is drawn as this
 
@@ -105,7 +105,7 @@ def spectrum_plot(curves: Sequence[LayerSpectrum], label: str, key: str) -> str:
         axes.set_xlim(0, longest * 1.03 + 0.5)
         _log_axis(axes, lowest, 1.0)
         _whole_axis(axes)
-        axes.set_xlabel("index of the singular value")
+        _label(axes, "index of the singular value", "share of the largest")
 
     return _panel(draw, label, key)
 
@@ -146,7 +146,7 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
         axes.set_xlim(0, right * 1.06 or 1)
         _log_axis(axes, min(errors) / 1.25, max(errors) * 1.25)
         _amount_axis(axes)
-        axes.set_xlabel(tradeoff.unit)
+        _label(axes, tradeoff.unit, "relative error")
 
     return _panel(draw, label, key)
 
@@ -301,6 +301,12 @@ def _amount_axis(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if axes.get_xlim()[1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _label(axes: "Axes", x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.yaxis.set_label_coords(-0.16, 0.5)  # in line from panel to panel, however wide the ticks
 
 
 def _panel(draw: Callable[["Axes"], None], label: str, key: str) -> str:

@@ -4,9 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxlr.plan import Candidate
+from onnxlr.rewrite import Choice
 
 Chosen = dict[str, Candidate]
 MOST_TRIALS = 20
+
+
+def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
+    """What replaces each layer, without what it costs."""
+    return {name: item.choice for name, item in chosen.items()}
 
 
 @dataclass

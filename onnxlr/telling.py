@@ -2,69 +2,56 @@
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 
-from onnxlr.cost import chain_macs
+from onnxlr.assess import Assessor
+from onnxlr.choosing import Choosing, saved_macs
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
-from onnxlr.factory import Built, Factory
+from onnxlr.factory import Built
 from onnxlr.graph_pass import WeightPass, rank_words
 from onnxlr.latency import Comparison
 from onnxlr.latency_table import processor
-from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import count_params
 from onnxlr.options import Options
-from onnxlr.plan import Alternative, Candidate, Decision, Fit, Plan, keep, use
-from onnxlr.prepare import Prepared
+from onnxlr.plan import Alternative, Candidate, Decision, Plan, keep, use
+from onnxlr.prepare import Feeding, Prepared
 from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
-from onnxlr.rewrite import Choice
 from onnxlr.runtime import runtime_version
 from onnxlr.search import Chosen
 from onnxlr.verify import Quality
-from onnxlr.weighing import Weighing
 
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to.
+    """What a run has come to."""
 
-    Attributes
-    ----------
-    chosen : dict of str to Candidate
-        By layer name.
-    kept : mapping of str to str
-        Why the other layers stay as they are.
-    named : mapping of str to sequence of Candidate
-        What the named rank gave for each layer.
-    times : mapping of (str, Choice) to LayerTime
-    judged : str
-        What the model was judged on, in words.
-    """
-
-    prepared: Prepared
-    options: Options
-    fits: Mapping[str, Sequence[Fit]]
-    factory: Factory
-    weighing: Weighing | None
+    assessor: Assessor
+    choosing: Choosing
     chosen: Chosen
-    kept: Mapping[str, str]
-    named: Mapping[str, Sequence[Candidate]]
-    times: Mapping[tuple[str, Choice], LayerTime]
     quality: Quality | None
     speed: Comparison | None
-    judged: str
 
     @property
-    def saved_macs(self) -> int:
-        """Fewer multiply-accumulates than the original's."""
-        return saved_macs(self.prepared, self.chosen)
+    def prepared(self) -> Prepared:
+        """The model that was worked on."""
+        return self.assessor.prepared
+
+    @property
+    def options(self) -> Options:
+        """What was asked for."""
+        return self.assessor.options
+
+    @property
+    def feeding(self) -> Feeding | None:
+        """What the model was run on."""
+        return self.assessor.feeding
 
     def decisions(self) -> tuple[Decision, ...]:
         """A decision with its reason for every layer."""
@@ -73,18 +60,16 @@ class Outcome:
             item = self.chosen.get(layer.name)
             others = self._alternatives(layer)
             if item is None:
-                reason = self.kept.get(layer.name) or self._outweighed(layer)
+                reason = self.choosing.kept.get(layer.name) or self._outweighed(layer)
                 rows.append(keep(layer, reason, others))
                 continue
-            error = self.factory.error(layer, item.choice)
-            lost = self.factory.output_error(layer, item.choice)
-            timed = self.times.get((layer.name, item.choice))
+            error = self.assessor.factory.error(layer, item.choice)
+            lost = self.assessor.factory.output_error(layer, item.choice)
+            timed = self.choosing.times.get((layer.name, item.choice))
             rows.append(use(layer, item, self._why(layer, item), error, lost, timed, others))
         return tuple(rows)
 
-    def report(
-        self, plan: Plan, built: Built, out: str | None, notes: Sequence[str], seconds: float
-    ) -> Report:
+    def report(self, plan: Plan, built: Built, out: str | None, seconds: float) -> Report:
         """All of it, with the verdict in a sentence."""
         from onnxlr import __version__
 
@@ -95,7 +80,12 @@ class Outcome:
             count_params(source.model),
             count_macs(self.prepared.model, self.prepared.shapes),
         )
-        after = Size(out, built.nbytes, built.params, before.macs - self.saved_macs)
+        after = Size(
+            out,
+            built.nbytes,
+            built.params,
+            before.macs - saved_macs(self.prepared, self.chosen),
+        )
         replaced = len(plan.replaced)
         verdict = (
             f"{replaced} of {len(decisions)} layers replaced"
@@ -113,12 +103,57 @@ class Outcome:
             shape[0] if shape else 1,
             decisions,
             verdict,
-            self.judged,
+            self._judged_on(),
             seconds,
-            (*notes, *self._overridden(plan)),
+            (*self._notes(plan), *self._overridden(plan)),
             self._spectra() if self.options.spectra else (),
             self._circumstances(plan),
         )
+
+    def _judged_on(self) -> str:
+        if self.options.verify == "layers":
+            drawn = "inputs drawn at random" if self.feeding is None else self.feeding.words
+            return f"each replaced layer alone, on {drawn}; the model wasn't judged as a whole"
+        if self.feeding is None:
+            return "not run (--verify none): only the graph was checked"
+        return f"the saved file, in full, on {self.feeding.words}"
+
+    def _notes(self, plan: Plan) -> list[str]:
+        """What the user should know besides."""
+        notes, speed, assessor = [], self.speed, self.assessor
+        table = self.choosing.table
+        if speed is not None and plan.replaced and speed.verdict == "slower":
+            notes.append(
+                f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
+                "named, so that latency vetoed nothing; --target latency puts such layers back"
+            )
+        if assessor.factory.corrects:
+            notes.append(
+                f"factors were corrected in sequence, each layer behind those before it, on "
+                f"{assessor.samples} samples"
+            )
+        if assessor.guarded:
+            notes.append(
+                "arg-max agreement says little on these inputs (synthetic, or all of one class): "
+                "the outputs' rel-error was held to --max-drop too"
+            )
+        if assessor.judge is not None and not assessor.timed:
+            notes.append(
+                "nothing was timed: latencies come from "
+                + (
+                    "the named table, which is another machine's"
+                    if table is not None and table.foreign
+                    else "known tables, or are estimated from the work"
+                )
+            )
+        if table is not None and table.estimated:
+            notes.append(
+                f"{table.estimated} latencies were in no table: they were estimated from "
+                "multiply-accumulates, elements moved and operators started"
+            )
+        if self.options.without:
+            notes.append(f"left out on request: {', '.join(self.options.without)}")
+        return notes
 
     def _overridden(self, plan: Plan) -> list[str]:
         source, names = self.prepared.source, {d.name for d in plan.replaced}
@@ -135,11 +170,11 @@ class Outcome:
         ]
 
     def _alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
-        if self.weighing is not None:
-            return self.weighing.alternatives(layer)
+        if self.choosing.weighing is not None:
+            return self.choosing.weighing.alternatives(layer)
         rows = []
-        for item in self.named.get(layer.name, ()):
-            timed = self.times.get((layer.name, item.choice))
+        for item in self.choosing.named.get(layer.name, ()):
+            timed = self.choosing.times.get((layer.name, item.choice))
             rows.append(
                 Alternative(
                     item.choice.graph_pass.name,
@@ -154,7 +189,11 @@ class Outcome:
 
     def _outweighed(self, layer: Layer) -> str:
         """Why a layer that has candidates is left as it is."""
-        options = self.weighing.options.get(layer.name) if self.weighing is not None else None
+        options = (
+            self.choosing.weighing.options.get(layer.name)
+            if self.choosing.weighing is not None
+            else None
+        )
         if not options:
             return "no method was chosen"
         mild = min(options, key=lambda o: o.damage)
@@ -167,7 +206,7 @@ class Outcome:
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         words = [item.note] if item.note else []
-        timed = self.times.get((layer.name, item.choice))
+        timed = self.choosing.times.get((layer.name, item.choice))
         if timed is not None:
             words.append(
                 f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "
@@ -185,7 +224,7 @@ class Outcome:
         rule = parse_rank("evbmf")
         rows = []
         for layer in self.prepared.layers:
-            fits = self.fits.get(layer.name, ())
+            fits = self.choosing.fits.get(layer.name, ())
             item = self.chosen.get(layer.name)
             chosen = None if item is None else item.choice
             fit = next((f for f in fits if chosen and f.graph_pass is chosen.graph_pass), None)
@@ -220,21 +259,9 @@ class Outcome:
         if plan.calibration is not None:
             digests.append(("calibration samples", plan.calibration.digest))
         return Circumstances(
-            self.options.command, tuple(versions), processor(), self.judged, tuple(digests)
+            self.options.command,
+            tuple(versions),
+            processor(),
+            self._judged_on(),
+            tuple(digests),
         )
-
-
-def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
-    """Multiply-accumulates that replacements save at users whose shapes are known."""
-    return sum(
-        _known_saving(layer, chosen[layer.name].choice)
-        for layer in prepared.layers
-        if layer.name in chosen
-    )
-
-
-def _known_saving(layer: Layer, choice: Choice) -> int:
-    """Of those, not of the ones in bodies."""
-    seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
-    known = replace(layer, uses=seen)
-    return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)

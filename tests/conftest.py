@@ -10,7 +10,7 @@ def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxlr.layer_timing.SECONDS", 0.02)
     # Fewer candidates to weigh: what is tested is how they are chosen.
     monkeypatch.setattr("onnxlr.weighing.RANKS", 4)
-    monkeypatch.setattr("onnxlr.optimizer._BOLDER", 1)
+    monkeypatch.setattr("onnxlr.choosing._BOLDER", 1)
 
 
 @pytest.fixture(autouse=True)

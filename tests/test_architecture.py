@@ -35,8 +35,8 @@ FLOORS = (
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite"),
     ("layer_timing", "latency_table", "prepare", "calibrate", "fitting", "options", "plan"),
     ("search", "verify", "inspection", "report"),
-    ("candidates", "factory", "allocation", "sequential", "weighing", "layer_check", "telling"),
-    ("optimizer", "markup", "svg", "plots", "figures", "page"),
+    ("candidates", "factory", "allocation", "sequential", "weighing", "layer_check"),
+    ("assess", "choosing", "telling", "optimizer", "markup", "svg", "plots", "figures", "page"),
     ("api",),
     ("",),  # the package itself: the public names
     ("tables", "cli"),

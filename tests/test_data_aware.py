@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr import optimizer
+from onnxlr import assess
 from onnxlr.cli import main
 from onnxlr.model import load
 from onnxlr.plan import Plan
@@ -147,7 +147,7 @@ def test_sequential_correction_helps_and_says_so(
     assert result.plan.calibration is not None
     assert result.plan.calibration.sequential == 64
     assert any("corrected in sequence" in note for note in result.report.notes)
-    monkeypatch.setattr(optimizer, "SEQUENCE_SAMPLES", 0)
+    monkeypatch.setattr(assess, "SEQUENCE_SAMPLES", 0)
     own, plain = damage()
     assert plain.plan.calibration is not None
     assert plain.plan.calibration.sequential == 0

@@ -1,0 +1,153 @@
+"""What a set of replacements comes to: built, corrected, judged on the saved file, and timed."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxlr import latency
+from onnxlr.factory import Built, Factory
+from onnxlr.latency import Comparison, compare_sessions, time_session
+from onnxlr.options import Options
+from onnxlr.prepare import Feeding, Prepared
+from onnxlr.progress import Progress
+from onnxlr.rewrite import Choice
+from onnxlr.runtime import Session
+from onnxlr.sequential import correct
+from onnxlr.verify import Judge, Quality
+
+CALIBRATION_SAMPLES = 1024
+SEQUENCE_SAMPLES = 512  # that sequential correction looks at, where a minute is enough for them
+_SEQUENCE_SECONDS = 60.0
+_FEWEST_SAMPLES = 32
+
+
+@dataclass
+class Assessor:
+    """Assesses sets of replacements on what the user gave, within what the user allows.
+
+    Attributes
+    ----------
+    session, feeding : or None
+        None where the model isn't run as a whole.
+    judge : Judge or None
+        None where it isn't judged as a whole.
+    timed : bool
+        Whether whole models are timed: not for another machine.
+    samples : int
+        Of sequential correction, once it was asked for.
+    """
+
+    prepared: Prepared
+    options: Options
+    factory: Factory
+    session: Session | None
+    feeding: Feeding | None
+    judge: Judge | None
+    timed: bool
+    progress: Progress
+    samples: int = 0
+    _improved: tuple[Mapping[str, Choice], Quality] | None = None
+
+    def improved(self, choices: Mapping[str, Choice]) -> Quality:
+        """Judge a set, corrected in sequence where that helps on samples it wasn't fitted to."""
+        if self.factory.corrects and self._improved is not None and self._improved[0] == choices:
+            return self._improved[1]
+        self.factory.forget()
+        own = self.judged(choices)
+        if not self.corrects(choices):
+            return own
+        assert self.feeding is not None
+        assert self.feeding.calibration is not None
+        taken = self.feeding.calibration.take(CALIBRATION_SAMPLES).take(self.samples)
+        feeds = [feed for feed, _, _ in taken.batches()]
+        seed = self.options.seed
+        corrected = correct(self.prepared, choices, self.factory, feeds, seed, self.progress)
+        self.factory.correct(choices, corrected)
+        quality = self.judged(choices)
+        fits = self.over(quality) is None or self.over(own) is not None
+        if fits and quality.fidelity.rel_error < own.fidelity.rel_error:
+            self._improved = (dict(choices), quality)
+            return quality
+        self.factory.forget()
+        return own
+
+    def corrects(self, choices: Mapping[str, Choice]) -> bool:
+        """Whether sequential correction is tried: on as many samples as a minute allows."""
+        samples = self.feeding.calibration if self.feeding is not None else None
+        if samples is None or not self.factory.statistics or len(choices) < 2:
+            return False
+        if "sequential" in self.options.without:
+            return False
+        if not self.samples:
+            assert self.session is not None
+            feed, index, _ = next(iter(samples.batches()))
+            self.session.run(feed)
+            started = time.perf_counter()
+            self.session.run(feed)
+            each = (time.perf_counter() - started) / len(index)
+            layers = len(self.factory.statistics)
+            affordable = int(_SEQUENCE_SECONDS / max(2 * layers * each, 1e-9))
+            self.samples = min(SEQUENCE_SAMPLES, len(samples), affordable)
+        return self.samples >= _FEWEST_SAMPLES
+
+    def judged(self, choices: Mapping[str, Choice]) -> Quality:
+        """The metric and the fidelity of the saved file."""
+        assert self.judge is not None
+        return self.judge.judge(self._open(self.factory.build(choices)))
+
+    def original_ms(self) -> float:
+        """Median milliseconds of the original."""
+        assert self.session is not None
+        assert self.feeding is not None
+        return time_session(self.session, self.feeding.timed).median_ms
+
+    def compare(self, built: Built | None) -> Comparison:
+        """The original and a built model in turn; without one the original beside itself."""
+        assert self.session is not None
+        assert self.feeding is not None
+        feed = self.feeding.timed
+        candidate = self.session if built is None else self._open(built)
+        speed = compare_sessions(self.session, candidate, feed)
+        if built is not None and speed.verdict == "within noise" and speed.speedup > 1:
+            # Undecided, and promising: one look more, longer and by itself.
+            with self.progress.stage("time it once more", None):
+                return compare_sessions(self.session, candidate, feed, 3 * latency.SECONDS)
+        return speed
+
+    def _open(self, built: Built) -> Session:
+        return Session(built.path, self.options.machine, "the optimized model")
+
+    def too_large(self, built: Built) -> str | None:
+        """Why a file is larger than allowed, which is as large as the original."""
+        limit = self.prepared.source.nbytes
+        if built.nbytes <= limit:
+            return None
+        return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
+
+    def over(self, quality: Quality) -> str | None:
+        """Why a quality is outside the limit; None if it is within."""
+        limit = self.options.max_drop
+        if not math.isfinite(quality.fidelity.rel_error):
+            return "an output would differ in shape or in where it is finite"
+        # The tolerance is for the last bit of a difference of two shares, no more.
+        if quality.drop > limit + 1e-12:
+            direction = "rise to" if quality.metric == "rel-error" else "drop by"
+            return f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is {limit:g}"
+        if self.guarded and quality.fidelity.rel_error > limit:
+            return (
+                f"rel-error would rise to {quality.fidelity.rel_error:.4g}, the limit is {limit:g} "
+                "(agreement alone says little here)"
+            )
+        return None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the outputs themselves are held to the limit: the default metric is blind."""
+        judge = self.judge
+        return (
+            judge is not None
+            and self.options.metric is None
+            and judge.metric == "agreement"
+            and judge.agreement_is_blind
+        )

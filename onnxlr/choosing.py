@@ -1,0 +1,315 @@
+"""Choosing a method and a rank for every layer: as named, within a budget, or boldly."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from onnxlr.allocation import allocate
+from onnxlr.assess import CALIBRATION_SAMPLES, Assessor
+from onnxlr.cost import chain_macs, layer_work
+from onnxlr.errors import BudgetError, ModelError
+from onnxlr.factory import Built
+from onnxlr.graph_pass import WeightPass
+from onnxlr.latency_table import LatencyTable
+from onnxlr.layer_timing import LayerTime
+from onnxlr.layers import Layer, count_macs
+from onnxlr.model import count_params
+from onnxlr.plan import (
+    UNVERIFIED_AUTO_ERROR,
+    Candidate,
+    Fit,
+    Goal,
+    auto_candidates,
+    named_candidates,
+)
+from onnxlr.prepare import Prepared
+from onnxlr.rewrite import Choice
+from onnxlr.search import Chosen, Trials, boldest, choices_of
+from onnxlr.store import Store, key_of
+from onnxlr.verify import Judge
+from onnxlr.weighing import Aim, Weighing
+
+PROBED_SAMPLES = 64  # that sensitivities are measured on
+# Predicted squared relative errors of the model's outputs, among which a search bisects.
+DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
+_BOLDER = 2  # further levels that are tried with sequential correction
+_CORRECTIONS = 5  # of a budget that the written file misses
+_BOLDEST_ERROR = 0.9  # of a weight, where there is no limit
+
+# Of the methods that fit a layer at a level, how many of the most saving are timed.
+_TIMED_METHODS = 3
+
+
+@dataclass
+class Choosing:
+    """Chooses for the layers that some method fits.
+
+    Attributes
+    ----------
+    fits : mapping of str to sequence of Fit
+        By layer name.
+    kept : dict of str to str
+        Why layers stay as they are, as far as it is known.
+    table : LatencyTable or None
+        None where nothing runs.
+    times : dict of (str, Choice) to LayerTime
+    named : dict of str to sequence of Candidate
+        What a named rank gave.
+    weighing : Weighing or None
+        None where ranks are named, or nothing is judged.
+    """
+
+    assessor: Assessor
+    fits: Mapping[str, Sequence[Fit]]
+    kept: dict[str, str]
+    table: LatencyTable | None
+    store: Store
+    times: dict[tuple[str, Choice], LayerTime] = field(default_factory=dict)
+    named: dict[str, Sequence[Candidate]] = field(default_factory=dict)
+    weighing: Weighing | None = None
+
+    def __post_init__(self) -> None:
+        self.options, self.prepared = self.assessor.options, self.assessor.prepared
+        self.factory, self.progress = self.assessor.factory, self.assessor.progress
+
+    def choose(self) -> Chosen:
+        """The boldest candidates that the accuracy limit allows on the saved file."""
+        if self.options.rank.kind == "auto" and self.assessor.judge is not None:
+            self._weigh(self.assessor.judge)
+            if self.options.fraction is not None:
+                return self._meet(self.options.fraction)
+            levels: list[Callable[[], Chosen]] = [partial(self._allocated, d) for d in DAMAGES]
+        else:
+            levels = [self._as_named]
+        with self.progress.stage("choose and verify", None) as step:
+
+            def verdict(chosen: Mapping[str, Candidate]) -> str | None:
+                step(f"trial of {len(chosen)} layers")
+                return self._verdict(chosen)
+
+            found = boldest(levels, Trials(verdict))
+        self.kept |= found.refused
+        return self._bolder(found.chosen)
+
+    def _bolder(self, chosen: Chosen) -> Chosen:
+        """Further levels of damage that only sequential correction brings within the limit."""
+        if self.weighing is None or not self.assessor.corrects(choices_of(chosen)):
+            return chosen
+        saved = sum(c.saved for c in chosen.values())
+        tried = 0
+        for damage in DAMAGES:
+            more = self._allocated(damage)
+            if sum(c.saved for c in more.values()) <= saved or more == chosen:
+                continue
+            if tried == _BOLDER or self._improved_over(more) is not None:
+                break
+            tried, chosen, saved = tried + 1, more, sum(c.saved for c in more.values())
+        return chosen
+
+    def _improved_over(self, chosen: Chosen) -> str | None:
+        """Why a set is outside the limit although it was corrected in sequence."""
+        return self.assessor.over(self.assessor.improved(choices_of(chosen)))
+
+    def _weigh(self, judge: Judge) -> None:
+        """Weigh all candidates; sensitivities come from samples that don't judge the result."""
+        session, feeding, table = self.assessor.session, self.assessor.feeding, self.table
+        assert session is not None
+        assert feeding is not None
+        assert table is not None
+        options, probed = self.options, judge
+        samples = feeding.calibration
+        origin: list[object] = [self.prepared.source.digest, self.prepared.input_shapes]
+        if samples is not None:
+            taken = samples.take(PROBED_SAMPLES)
+            origin += [samples.take(CALIBRATION_SAMPLES).digest(), taken.digest()]
+            with self.progress.stage("run the original", None):
+                probed = Judge(session, taken, "rel-error")
+        passes = {f.graph_pass.name: None for fits in self.fits.values() for f in fits}
+        self.weighing = Weighing(
+            self.prepared,
+            [layer for layer in self.prepared.layers if self.fits[layer.name]],
+            self.factory.statistics,
+            Aim(
+                tuple(passes),
+                options.goal,
+                options.latency_vetoes,
+                "sensitivity" not in options.without,
+            ),
+            probed,
+            table,
+            self.factory.jobs,
+            self.store,
+            key_of(*origin, options.seed, options.machine),
+            self.progress,
+        )
+        self.weighing.weigh()
+        self.times |= self.weighing.times
+        self.kept |= self.weighing.reasons
+
+    def _allocated(self, damage: float) -> Chosen:
+        """The cheapest choice within a predicted damage."""
+        weighing = self.weighing
+        assert weighing is not None
+        found = allocate(weighing.options, weighing.kept, most_damage=damage) or {}
+        return {name: option.candidate for name, option in found.items()}
+
+    def _meet(self, fraction: float) -> Chosen:
+        """The least damaging choice within a budget, counted or measured on the saved file.
+
+        Raises
+        ------
+        BudgetError
+            If there is none, or it is outside the accuracy limit.
+        """
+        weighing, goal = self.weighing, self.options.goal
+        assert weighing is not None
+        assert self.assessor.judge is not None
+        total = self._total(goal)
+        others = total - sum(weighing.kept.values())
+        budget = fraction * total - others
+        least = others + sum(
+            min((o.cost for o in weighing.options.get(name, ())), default=kept)
+            for name, kept in weighing.kept.items()
+        )
+        asked = f"--target {goal}={fraction:g}"
+        for _ in range(_CORRECTIONS):
+            found = allocate(weighing.options, weighing.kept, most_cost=budget)
+            if found is None:
+                raise BudgetError(
+                    f"{asked} can't be met: the boldest candidates leave {least / total:.0%} of "
+                    f"the model's {goal}; allow more, or more methods"
+                )
+            chosen = {name: option.candidate for name, option in found.items()}
+            with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
+                built = self.factory.build(choices_of(chosen))
+                cost = self._cost(goal, total, built, chosen)
+            if cost <= fraction * total * (1 + 1e-9):
+                if (why := self._improved_over(chosen)) is not None:
+                    raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
+                return chosen
+            budget -= cost - fraction * total  # names and nodes take their share too
+        raise BudgetError(f"{asked} can't be met: {cost / total:.0%} is the nearest that was found")
+
+    def _total(self, goal: str) -> float:
+        """What the original costs as a whole."""
+        if goal == "latency":
+            if not self.assessor.timed:
+                return self._estimated_total()
+            return self.assessor.original_ms()
+        if goal == "macs":
+            return count_macs(self.prepared.model, self.prepared.shapes)
+        source = self.prepared.source
+        return source.nbytes if goal == "bytes" else count_params(source.model)
+
+    def _estimated_total(self) -> float:
+        """Milliseconds of all layers, those without candidates at a usual speed."""
+        assert self.weighing is not None
+        rest = [
+            work.usual_ms
+            for layer in self.prepared.layers
+            if layer.name not in self.weighing.kept and (work := layer_work(layer)) is not None
+        ]
+        return sum(self.weighing.kept.values()) + sum(rest)
+
+    def _cost(self, goal: str, total: float, built: Built, chosen: Chosen) -> float:
+        """What a built model costs as a whole, where the original costs ``total``."""
+        if goal == "latency":
+            if not self.assessor.timed:
+                return total - sum(self.saved_ms(n, c) or 0.0 for n, c in chosen.items())
+            return total / self.assessor.compare(built).speedup
+        if goal == "macs":
+            return total - saved_macs(self.prepared, chosen)
+        return built.nbytes if goal == "bytes" else built.params
+
+    def _as_named(self) -> Chosen:
+        """The set of replacements at the named ranks, or at a cautious error where nothing runs."""
+        sized = self.options.target in ("params", "bytes") or self.options.expand_at_load
+        goal: Goal = "params" if sized else "macs"
+        chosen: Chosen = {}
+        for layer in self.prepared.layers:
+            fits = self.fits[layer.name]
+            if not fits:
+                continue
+            found = (
+                auto_candidates(layer, fits, self._cautious_error(), goal)
+                if self.options.rank.kind == "auto"
+                else named_candidates(layer, fits, self.options.rank, goal)
+            )
+            if isinstance(found, list):
+                self.named[layer.name] = found
+            if isinstance(found, list) and self.options.target == "macs":
+                fewer = [c for c in found if (c.macs or 0) <= (layer.macs or 0)]
+                found = fewer or "a lookup has no MACs, its replacement would add some"
+            if isinstance(found, list) and self.options.latency_vetoes:
+                found = self._fastest(layer, found)
+            if isinstance(found, str):
+                self.kept[layer.name] = found
+            else:
+                chosen[layer.name] = found[0]
+        return chosen
+
+    def _cautious_error(self) -> float:
+        """Of a weight, where the whole model isn't judged."""
+        if self.options.verify == "layers":
+            return min(max(self.options.max_drop, 1e-6), _BOLDEST_ERROR)
+        return UNVERIFIED_AUTO_ERROR
+
+    def _fastest(self, layer: Layer, found: Sequence[Candidate]) -> list[Candidate] | str:
+        """The candidates that are measurably faster than the layer alone, fastest first.
+
+        Those that only store factors come after them: nothing about them is faster.
+        """
+        assert self.table is not None
+        paying: list[tuple[float, Candidate]] = []
+        slow = []
+        stored = [c for c in found if isinstance(c.choice.graph_pass, WeightPass)]
+        for item in [c for c in found if c not in stored][:_TIMED_METHODS]:
+            timed = self.table.time(self.prepared.model, layer, item.choice)
+            if timed is None:
+                paying.append((0.0, item))  # the whole model's timing will tell
+                continue
+            self.times[layer.name, item.choice] = timed
+            if timed.faster:
+                paying.append((-timed.saved_ms, item))
+            else:
+                slow.append(timed.refusal(item.choice))
+        paying.sort(key=lambda pair: pair[0])
+        return [item for _, item in paying] + stored or "; ".join(slow)
+
+    def _verdict(self, chosen: Mapping[str, Candidate]) -> str | None:
+        try:
+            too_large = self.assessor.too_large(self.factory.build(choices_of(chosen)))
+            if too_large is not None or self.assessor.judge is None:
+                return too_large
+            quality = self.assessor.judged(choices_of(chosen))
+        except ModelError as error:
+            return str(error)
+        return self.assessor.over(quality)
+
+    def worth(self, name: str, item: Candidate) -> tuple[bool, float]:
+        """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
+        saved = self.saved_ms(name, item)
+        return (True, -item.saved) if saved is None else (False, -saved)
+
+    def saved_ms(self, name: str, item: Candidate) -> float | None:
+        """Milliseconds that a replacement saves alone, where it was timed."""
+        timed = self.times.get((name, item.choice))
+        return None if timed is None else timed.saved_ms
+
+
+def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
+    """Multiply-accumulates that replacements save at users whose shapes are known."""
+    return sum(
+        _known_saving(layer, chosen[layer.name].choice)
+        for layer in prepared.layers
+        if layer.name in chosen
+    )
+
+
+def _known_saving(layer: Layer, choice: Choice) -> int:
+    """Of those, not of the ones in bodies."""
+    seen = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
+    known = replace(layer, uses=seen)
+    return (known.macs or 0) - (chain_macs(known, choice.graph_pass, choice.rank) or 0)
