@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxlr.calibrate import Statistics, input_size
+from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
-from onnxlr.fitting import GLANCE, WIDE, closed_errors, closes, fit_to_inputs, output_error, rest_of
+from onnxlr.fitting import GLANCE, closed_errors, closes, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import Array, WeightPass, find_pass
 from onnxlr.layers import Layer
 from onnxlr.plan import (
@@ -24,8 +24,7 @@ from onnxlr.plan import (
 from onnxlr.prepare import Prepared
 
 _RANKS = 8  # of each method for a layer
-_GAIN = 0.85  # what fitting usually leaves of an error, where it would take too long to see
-_SLACK = 1.4  # fitting brings errors down by less than this
+_SLACK = 1.6  # fitting brings errors down by less than this, as a rule
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,6 @@ def _fitted(layer: Layer, found: list[Candidate], statistics: Statistics) -> lis
         rest = rest_of(graph_pass, layer, rank, starts[item])
         plain.append(Weighed(item, output_error(layer, rest, statistics)))
     # Fitting is dear: only what isn't far behind another of the same cost is fitted.
-    if input_size(layer) > WIDE:
-        return [*done, *(Weighed(w.candidate, w.error * _GAIN) for w in plain)]
     for weighed in front([*done, *plain], _SLACK):
         item = weighed.candidate
         if item in starts:

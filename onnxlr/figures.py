@@ -10,8 +10,8 @@ from onnxlr.plots import (
     Tradeoff,
     mark_swatch,
     method_looks,
+    method_swatch,
     spectrum_plot,
-    swatch,
     tradeoff_of,
     tradeoff_plot,
 )
@@ -59,16 +59,17 @@ def tradeoff_section(report: Report) -> str:
         return ""
     looks = method_looks(d for d, _ in weighed)
     methods = [
-        (swatch(look, f"method-{i}"), method) for i, (method, look) in enumerate(looks.items())
+        (method_swatch(look, f"method-{i}"), method)
+        for i, (method, look) in enumerate(looks.items())
     ]
     marks = [
         (mark_swatch("ring", "mark-ring"), "chosen, with its rank"),
         (mark_swatch("original", "mark-original"), "cost of the original layer"),
     ]
     words = (
-        "Every candidate that was weighed: the relative error predicted for the layer's output (of "
-        "its weight where its inputs weren't looked at) against its cost. Lower and further left "
-        "is better."
+        "What was weighed for each layer: the relative error predicted for its output (for its "
+        "weight where its inputs weren't looked at) against its cost. Lower and further left is "
+        "better. Where candidates were timed, those that weren't are left out."
     )
 
     def panel(item: tuple[Decision, Tradeoff], key: str) -> str:
@@ -124,7 +125,7 @@ def _spectrum_panel(curves: Sequence[LayerSpectrum], key: str) -> str:
     chosen = [str(c.chosen) for c in curves if c.chosen is not None]
     evbmf = ",".join(str(c.evbmf) for c in curves)
     rank = f"rank {','.join(chosen)}" if chosen else "not chosen"
-    words = f"{first.method}: {rank}; EVBMF rank {evbmf}"
+    words = f"{first.method}: {rank}; EVBMF {evbmf}"
     label = f"Singular values of {first.layer}, as shares of the largest; {words}"
     return _panel(spectrum_plot(curves, label, key), first.layer, words)
 
@@ -135,8 +136,9 @@ def _tradeoff_words(decision: Decision, tradeoff: Tradeoff) -> str:
         words = f"{decision.decision} at rank {rank_words(decision.rank or ())}"
     for point in tradeoff.points:
         if point.chosen:
-            words += f", relative error {point.error:.3g}"
-    return f"{words}; {len(tradeoff.points)} weighed"
+            words += f", predicted error {point.error:.3g}"
+    weighed, shown = len(decision.alternatives), len(tradeoff.points)
+    return f"{words}; {weighed} weighed" + ("" if shown == weighed else f", {shown} shown")
 
 
 def _bars(decision: Decision, before: float, after: float, longest: float) -> str:

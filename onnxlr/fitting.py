@@ -24,10 +24,9 @@ class Effort:
     steps: int
 
 
-GLANCE = Effort(1, 6)  # tells an error to some per cent
-THOROUGH = Effort(20, 12)  # of factors that are handed over
-_BRIEF = Effort(4, 8)  # of those whose inputs are so wide that a sweep takes seconds
-WIDE = 1024  # elements of an input
+GLANCE = Effort(2, 3)  # tells an error to some per cent
+THOROUGH = Effort(12, 3)  # of factors that are handed over
+_WIDE = 1024  # elements of an input, beyond which a sweep takes a second, and half are made
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
@@ -110,8 +109,8 @@ def fit_matrix(
     factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
-    if weight.shape[2] > WIDE:
-        effort = Effort(min(effort.sweeps, _BRIEF.sweeps), min(effort.steps, _BRIEF.steps))
+    if weight.shape[2] > _WIDE:
+        effort = Effort(effort.sweeps // 2, effort.steps)
     groups = [
         weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
         for group, w, c in zip(

@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# What neither HTML nor XML can hold: control characters, half surrogates, noncharacters.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# What HTML or XML can't hold (control characters, half surrogates, noncharacters), and what turns
+# the reading direction of the text behind it.
+_UNWRITABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def said(text: object) -> str:

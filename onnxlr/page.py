@@ -45,11 +45,6 @@ def write_page(report: Report) -> str:
     -------
     str
         To be written as UTF-8. Names from the model are escaped.
-
-    Raises
-    ------
-    UsageError
-        If matplotlib isn't installed.
     """
     style = files("onnxlr").joinpath("page.css").read_text(encoding="utf-8")
     sections = (

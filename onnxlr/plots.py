@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxlr.graph_pass import Rank, rank_words
 from onnxlr.markup import said
-from onnxlr.plan import Decision
+from onnxlr.plan import Alternative, Decision
 from onnxlr.report import LayerSpectrum
 from onnxlr.svg import SERIES, STAND_IN, to_svg
 
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 300, 190  # of a panel, in units of its viewBox
 _BOX = (52 / WIDTH, 40 / HEIGHT, 240 / WIDTH, 132 / HEIGHT)  # left, bottom, width, height
-_DECORATIVE = 'aria-hidden="true"'  # the words beside it say all
 SMALLEST = 1e-6  # below this a share or an error is drawn as this
 
 # Eleven beside seven colours: no pair returns before the 78th method.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+_INK = STAND_IN["ink"]
+_MARKS: dict[str, dict[str, Any]] = {
+    "chosen": {"marker": "o", "color": _INK, "markersize": 6},
+    "evbmf": {"marker": "D", "color": _INK, "markersize": 7, "markerfacecolor": "none"},
+    "ring": {
+        "marker": "o",
+        "color": _INK,
+        "markersize": 12,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.6,
+    },
+}
+_ORIGINAL: dict[str, Any] = {"color": STAND_IN["muted"], "linewidth": 1, "linestyle": "--"}
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -81,27 +93,18 @@ def spectrum_plot(curves: Sequence[LayerSpectrum], label: str, key: str) -> str:
         longest = max([len(c.values) for c in curves] + marks)
         lowest = min(_floored(c.values[-1]) for c in curves)
         for i, curve in enumerate(curves):
-            shares = [_floored(v) for v in curve.values]
             axes.plot(
-                range(1, len(shares) + 1),
-                shares,
+                range(1, len(curve.values) + 1),
+                [_floored(value) for value in curve.values],
                 _DASHES[i % len(_DASHES)],
                 color=STAND_IN["accent"],
                 linewidth=1.5,
-                marker="." if len(shares) < 12 else "",
+                marker="." if len(curve.values) < 12 else "",
             )
-            _mark(axes, curve.evbmf, shares, marker="D", markersize=7, markerfacecolor="none")
+            _mark(axes, curve.evbmf, curve.values, "evbmf")
             if curve.chosen is not None:
-                _mark(axes, curve.chosen, shares, marker="o", markersize=6)
-                axes.axvline(curve.chosen, color=STAND_IN["ink"], linewidth=0.8, linestyle=":")
-                axes.annotate(
-                    str(curve.chosen),
-                    (curve.chosen, 1.02),
-                    xycoords=("data", "axes fraction"),
-                    ha="center",
-                    va="bottom",
-                    color=STAND_IN["ink"],
-                )
+                _mark(axes, curve.chosen, curve.values, "chosen")
+        _name_ranks(axes, sorted({c.chosen for c in curves if c.chosen is not None}))
         axes.set_xlim(0, longest * 1.03 + 0.5)
         _log_axis(axes, lowest, 1.0)
         _whole_axis(axes)
@@ -126,11 +129,12 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
 
     def draw(axes: "Axes") -> None:
         for method in dict.fromkeys(p.method for p in points):
-            line = sorted((p.cost, p.error) for p in points if p.method == method)
+            # From error to error: in the order of the costs, noise in times would make a zigzag.
+            line = sorted((p.error, p.cost) for p in points if p.method == method)
             look = looks[method]
             axes.plot(
-                [cost for cost, _ in line],
-                [error for _, error in line],
+                [cost for _, cost in line],
+                [error for error, _ in line],
                 color=STAND_IN[look.colour],
                 marker=look.marker,
                 markersize=5,
@@ -138,7 +142,7 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
             )
         right = max([p.cost for p in points] + ([] if original is None else [original]))
         if original is not None:
-            axes.axvline(original, color=STAND_IN["muted"], linewidth=1, linestyle="--")
+            axes.axvline(original, **_ORIGINAL)
         for point in points:
             if point.chosen:
                 _ring(axes, point, right)
@@ -151,93 +155,94 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
     return _panel(draw, label, key)
 
 
-def swatch(look: Look, key: str) -> str:
+def method_swatch(look: Look, key: str) -> str:
     """A method's marker on its line, for the legend."""
 
-    def draw(figure: "Figure") -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set(xlim=(-1, 1), ylim=(-1, 1))
+    def draw(axes: "Axes") -> None:
         colour = STAND_IN[look.colour]
         axes.plot([-0.9, 0.9], [0, 0], color=colour, linewidth=0.8)
         axes.plot([0], [0], color=colour, marker=look.marker, markersize=6)
 
-    return to_svg(draw, (28, 14), f'class="swatch" {_DECORATIVE}', key)
+    return _swatch(draw, key)
 
 
-def mark_swatch(mark: str, key: str) -> str:
-    """What the figures mark: ``chosen``, ``evbmf``, ``ring`` or ``original``."""
+def mark_swatch(mark: Literal["chosen", "evbmf", "ring", "original"], key: str) -> str:
+    """What the figures mark beside the methods, for the legend."""
 
-    def draw(figure: "Figure") -> None:
+    def draw(axes: "Axes") -> None:
+        if mark == "original":
+            axes.axvline(0, **_ORIGINAL)
+        elif mark == "ring":
+            axes.plot([0], [0], **_MARKS["ring"] | {"markersize": 10})
+        else:
+            axes.plot([-0.9, 0.9], [0, 0], color=STAND_IN["accent"], linewidth=1.5)
+            axes.plot([0], [0], **_MARKS[mark])
+
+    return _swatch(draw, key)
+
+
+def _swatch(draw: Callable[["Axes"], None], key: str) -> str:
+    def fill(figure: "Figure") -> None:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(-1, 1), ylim=(-1, 1))
-        ink = STAND_IN["ink"]
-        if mark == "original":
-            axes.axvline(0, color=STAND_IN["muted"], linewidth=1, linestyle="--")
-        elif mark == "ring":
-            axes.plot([0], [0], "o", color=ink, markersize=10, markerfacecolor="none")
-        else:
-            axes.plot([-0.9, 0.9], [0, 0], color=STAND_IN["accent"], linewidth=1.5)
-            face = ink if mark == "chosen" else "none"
-            shape = "o" if mark == "chosen" else "D"
-            axes.plot([0], [0], shape, color=ink, markersize=6, markerfacecolor=face)
+        draw(axes)
 
-    return to_svg(draw, (28, 14), f'class="swatch" {_DECORATIVE}', key)
+    # The words beside it say all.
+    return to_svg(fill, (28, 14), 'class="swatch" aria-hidden="true"', key)
 
 
 def tradeoff_of(decision: Decision) -> Tradeoff:
-    """What was weighed for a layer, as far as an error was predicted for it.
+    """What was weighed for a layer, as far as its error and its cost are known.
 
-    Costs are milliseconds where all were timed, else MACs where all are known, else parameters.
+    Costs are milliseconds where any were timed, the chosen one among them; else MACs where all are
+    known; else parameters.
     """
     others = decision.alternatives
-    unit, original = "parameters", float(decision.params_before)
-    costs = [float(o.params) for o in others]
-    if all(o.after_ms is not None for o in others):
-        unit, costs = "ms, the layer alone", [o.after_ms or 0.0 for o in others]
+    taken = [o for o in others if _taken(decision, o)]
+    costs: list[float | None]
+    if any(o.after_ms is not None for o in taken or others):
+        unit, costs = "ms, the layer alone", [o.after_ms for o in others]
         timed = (decision.before_ms, *(o.before_ms for o in others))
-        original = next((ms for ms in timed if ms is not None), math.nan)
+        original = next((ms for ms in timed if ms is not None), None)
     elif all(o.macs is not None for o in others):
-        unit, costs = "MACs", [float(o.macs or 0) for o in others]
-        original = float(decision.macs_before or math.nan)
-    taken = (decision.decision, decision.rank)
+        unit, costs, original = "MACs", [o.macs for o in others], decision.macs_before
+    else:
+        unit, costs, original = "parameters", [o.params for o in others], decision.params_before
     points = [
-        Point(o.method, o.rank, cost, max(o.error, SMALLEST), (o.method, o.rank) == taken)
+        Point(o.method, o.rank, cost, max(o.error, SMALLEST), _taken(decision, o))
         for o, cost in zip(others, costs, strict=True)
-        if o.error is not None and math.isfinite(o.error) and math.isfinite(cost)
+        if o.error is not None and math.isfinite(o.error)
+        if cost is not None and math.isfinite(cost)
     ]
-    return Tradeoff(unit, original if math.isfinite(original) else None, tuple(points))
+    return Tradeoff(unit, original, tuple(points))
 
 
-def _mark(
-    axes: "Axes",
-    rank: int,
-    shares: Sequence[float],
-    *,
-    marker: str,
-    markersize: float,
-    markerfacecolor: str = STAND_IN["ink"],
-) -> None:
-    at = shares[min(max(rank, 1), len(shares)) - 1]
-    ink = STAND_IN["ink"]
-    axes.plot(
-        [rank],
-        [at],
-        marker=marker,
-        markersize=markersize,
-        markerfacecolor=markerfacecolor,
-        color=ink,
-        zorder=4,
-    )
+def _taken(decision: Decision, other: Alternative) -> bool:
+    return (other.method, other.rank) == (decision.decision, decision.rank)
+
+
+def _mark(axes: "Axes", rank: int, shares: Sequence[float], mark: str) -> None:
+    at = _floored(shares[min(max(rank, 1), len(shares)) - 1])
+    axes.plot([rank], [at], **_MARKS[mark], zorder=4, clip_on=False)
+
+
+def _name_ranks(axes: "Axes", ranks: Sequence[int]) -> None:
+    """A line up to each chosen rank with its number; side by side, two never overlap."""
+    for i, rank in enumerate(ranks):
+        axes.axvline(rank, color=_INK, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            str(rank),
+            (rank, 1.02),
+            xycoords=("data", "axes fraction"),
+            ha="center" if len(ranks) == 1 else ("right", "left")[min(i, 1)],
+            va="bottom",
+        )
 
 
 def _ring(axes: "Axes", point: Point, right: float) -> None:
-    ink = STAND_IN["ink"]
     at = (point.cost, point.error)
-    axes.plot(
-        *at, "o", color=ink, markersize=12, markerfacecolor="none", markeredgewidth=1.6, zorder=4
-    )
+    axes.plot([at[0]], [at[1]], **_MARKS["ring"], zorder=4)
     leftwards = point.cost > right / 2
     axes.annotate(
         rank_words(point.rank),
@@ -245,7 +250,6 @@ def _ring(axes: "Axes", point: Point, right: float) -> None:
         xytext=(-9 if leftwards else 9, 5),
         textcoords="offset points",
         ha="right" if leftwards else "left",
-        color=ink,
     )
 
 
@@ -278,7 +282,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = math.ceil((last - first) / 5)
     room = math.log10(high / low) / 8
-    steps = ((1,), (1, 2, 5), range(1, 10), [i / 10 for i in range(10, 100)])
+    finest = [i / 10 for i in (*range(10, 20), *range(20, 50, 2), *range(50, 100, 5))]
+    steps = ((1,), (1, 2, 5), range(1, 10), finest)
     within: list[float] = []
     for step in steps:
         ticks = [float(f"{m}e{d}") for d in range(last, first - 1, -stride) for m in step]
@@ -296,11 +301,11 @@ def _whole_axis(axes: "Axes") -> None:
 
 
 def _amount_axis(axes: "Axes") -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
+    large = axes.get_xlim()[1] >= 1000
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if axes.get_xlim()[1] >= 1000:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else StrMethodFormatter("{x:g}"))
 
 
 def _label(axes: "Axes", x: str, y: str) -> None:

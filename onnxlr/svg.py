@@ -1,13 +1,10 @@
 """A matplotlib figure as an SVG element for an HTML page, coloured by the page that holds it."""
 
-import importlib.util
 import io
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
-
-from onnxlr.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,18 +35,6 @@ _SETTINGS = {
 
 
 _LOOK = ("axes.", "font.", "lines.", "markers.", "path.", "svg.", "text.", "xtick.", "ytick.")
-
-
-def require_matplotlib() -> None:
-    """Say before a long run that its figures couldn't be drawn.
-
-    Raises
-    ------
-    UsageError
-        If matplotlib isn't installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("the report's figures need matplotlib: pip install matplotlib")
 
 
 def to_svg(
@@ -88,9 +73,8 @@ def _settings() -> AbstractContextManager[None]:
     """matplotlib's own defaults in all that a figure's look comes from, then ours."""
     import matplotlib
 
-    defaults: dict[Any, Any] = {
-        name: value for name, value in matplotlib.rcParamsDefault.items() if name.startswith(_LOOK)
-    }
+    theirs = matplotlib.rcParamsDefault
+    defaults: dict[Any, Any] = {name: theirs[name] for name in theirs if name.startswith(_LOOK)}
     return matplotlib.rc_context(defaults | _SETTINGS)
 
 
@@ -105,7 +89,8 @@ def _inner(text: str, key: str) -> str:
     needed = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in needed else "", text)
     text = re.sub(r'(href="|url\()#', rf"\g<1>#{key}-", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    # Coordinates to a hundredth: within tags, for the numbers between them are read.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     for role, stand_in in STAND_IN.items():
         text = text.replace(stand_in, f"var(--{role})")
     return re.sub(r"\s*\n\s*", "\n", text)
