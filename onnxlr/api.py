@@ -177,7 +177,7 @@ def optimize(
         without=left_out,
         seed=seed,
         jobs=jobs,
-        spectra=report is not None,
+        report=report,
     )
     options = replace(options, command=command_of(options, model, out))
     choose_passes(options.methods)

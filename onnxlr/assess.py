@@ -1,13 +1,14 @@
 """What a set of replacements comes to: built, corrected, judged on the saved file, and timed."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxlr import latency
+from onnxlr.cost import Work
 from onnxlr.factory import Built, Factory
 from onnxlr.latency import Comparison, compare_sessions, time_session
+from onnxlr.layers import count_macs
 from onnxlr.options import Options
 from onnxlr.prepare import Feeding, Prepared
 from onnxlr.progress import Progress
@@ -79,17 +80,17 @@ class Assessor:
             return False
         if "sequential" in self.options.without:
             return False
-        if not self.samples:
-            assert self.session is not None
-            feed, index, _ = next(iter(samples.batches()))
-            self.session.run(feed)
-            started = time.perf_counter()
-            self.session.run(feed)
-            each = (time.perf_counter() - started) / len(index)
-            layers = len(self.factory.statistics)
-            affordable = int(_SEQUENCE_SECONDS / max(2 * layers * each, 1e-9))
-            self.samples = min(SEQUENCE_SAMPLES, len(samples), affordable)
+        runs = 2 * len(self.factory.statistics)  # of the original and of the model so far
+        affordable = int(_SEQUENCE_SECONDS / (runs * self.sample_seconds))
+        self.samples = min(SEQUENCE_SAMPLES, len(samples), affordable)
         return self.samples >= _FEWEST_SAMPLES
+
+    @property
+    def sample_seconds(self) -> float:
+        """What one sample takes, by the work in it: a measured time would choose by chance."""
+        macs = count_macs(self.prepared.model, self.prepared.shapes)
+        shape = next(iter(self.prepared.input_shapes.values()), ())
+        return max(Work(macs, 0, 1).usual_ms / 1e3 / (shape[0] if shape else 1), 1e-6)
 
     def judged(self, choices: Mapping[str, Choice]) -> Quality:
         """The metric and the fidelity of the saved file."""

@@ -24,6 +24,7 @@ from onnxlr.plan import (
 from onnxlr.prepare import Prepared
 
 _RANKS = 8  # of each method for a layer
+_FITTED = 3  # of the candidates of a method, to see what fitting leaves of an error
 _SLACK = 1.6  # fitting brings errors down by less than this, as a rule
 
 
@@ -128,15 +129,41 @@ def _fitted(layer: Layer, found: list[Candidate], statistics: Statistics) -> lis
         starts[item] = graph_pass.sketch(layer, rank)
         rest = rest_of(graph_pass, layer, rank, starts[item])
         plain.append(Weighed(item, output_error(layer, rest, statistics)))
-    # Fitting is dear: only what isn't far behind another of the same cost is fitted.
-    for weighed in front([*done, *plain], _SLACK):
-        item = weighed.candidate
-        if item in starts:
-            graph_pass, rank = item.choice.graph_pass, item.choice.rank
-            factors = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE, starts[item])
-            rest = rest_of(graph_pass, layer, rank, factors)
-            done.append(Weighed(item, output_error(layer, rest, statistics)))
+    # Fitting is dear: only methods that aren't far behind another at the same cost are fitted.
+    close = {w.candidate.choice.graph_pass.name for w in front([*done, *plain], _SLACK)}
+    for method in sorted(close):
+        group = [w for w in plain if w.candidate.choice.graph_pass.name == method]
+        done += _lowered(layer, group, starts, statistics)
     return done
+
+
+def _lowered(
+    layer: Layer,
+    group: Sequence[Weighed],
+    starts: Mapping[Candidate, tuple[Array, ...]],
+    statistics: Statistics,
+) -> list[Weighed]:
+    """Candidates of one method with the errors that fitting leaves of them.
+
+    Some are fitted. What share fitting leaves changes little from rank to rank: for the others it
+    is interpolated over what they store.
+    """
+    ordered = sorted(group, key=lambda w: w.candidate.params)
+    picked = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), _FITTED)).astype(int))
+    sizes, shares = [], []
+    for weighed in (ordered[i] for i in picked):
+        item = weighed.candidate
+        graph_pass, rank = item.choice.graph_pass, item.choice.rank
+        factors = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE, starts[item])
+        error = output_error(layer, rest_of(graph_pass, layer, rank, factors), statistics)
+        sizes.append(math.log(item.params))
+        shares.append(error / weighed.error if weighed.error > 0 else 1.0)
+    return [
+        Weighed(
+            w.candidate, w.error * float(np.interp(math.log(w.candidate.params), sizes, shares))
+        )
+        for w in ordered
+    ]
 
 
 def _thinned(found: list[Candidate], most: int) -> list[Candidate]:

@@ -31,7 +31,8 @@ from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
 from onnxlr.weighing import Aim, Weighing
 
-PROBED_SAMPLES = 64  # that sensitivities are measured on
+PROBED_SAMPLES = 64  # that sensitivities are measured on, where half a second is enough
+_PROBE_SECONDS, _FEWEST_PROBED = 0.5, 24
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 _BOLDER = 2  # further levels that are tried with sequential correction
@@ -122,7 +123,8 @@ class Choosing:
         samples = feeding.calibration
         origin: list[object] = [self.prepared.source.digest, self.prepared.input_shapes]
         if samples is not None:
-            taken = samples.take(PROBED_SAMPLES)
+            affordable = int(_PROBE_SECONDS / self.assessor.sample_seconds)
+            taken = samples.take(min(PROBED_SAMPLES, max(_FEWEST_PROBED, affordable)))
             origin += [samples.take(CALIBRATION_SAMPLES).digest(), taken.digest()]
             with self.progress.stage("run the original", None):
                 probed = Judge(session, taken, "rel-error")

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -57,7 +58,9 @@ class Jobs:
         from joblib import Parallel, delayed, parallel_config
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        with parallel_config("loky", inner_max_num_threads=1):
+        with parallel_config("loky", inner_max_num_threads=1), warnings.catch_warnings():
+            # A process that has grown is replaced by a fresh one: nothing the user should hear of.
+            warnings.filterwarnings("ignore", message="A worker stopped")
             workers = Parallel(n_jobs=min(self.count, len(items)), return_as="generator")
             try:
                 yield from workers(delayed(function)(*item) for item in items)

@@ -32,8 +32,8 @@ class Options:
         Ingredients that are left out, to see what they bring.
     jobs : int or None
         Processes; None for as many as there are cores.
-    spectra : bool
-        Whether the report shows singular values.
+    report : str, Path or None
+        Where the report goes as a page.
     command : str
         What was called, for the report.
     """
@@ -59,7 +59,7 @@ class Options:
     without: tuple[Ingredient, ...] = ()
     seed: int = 0
     jobs: int | None = None
-    spectra: bool = False
+    report: str | Path | None = None
     command: str = ""
 
     @property
@@ -92,7 +92,7 @@ def command_of(options: Options, model: object, out: object) -> str:
     usual = Options()
     for item in fields(options):
         value = getattr(options, item.name)
-        if value == getattr(usual, item.name) or item.name in ("fraction", "spectra", "command"):
+        if value == getattr(usual, item.name) or item.name in ("fraction", "command"):
             continue
         words += _flag(options, item.name, value)
     return shlex.join(words)

@@ -147,7 +147,7 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
             if point.chosen:
                 _ring(axes, point, right)
         errors = [p.error for p in points]
-        axes.set_xlim(0, right * 1.06 or 1)
+        axes.set_xlim(0, right * 1.06)
         _log_axis(axes, min(errors) / 1.25, max(errors) * 1.25)
         _amount_axis(axes)
         _label(axes, tradeoff.unit, "relative error")
@@ -196,7 +196,7 @@ def tradeoff_of(decision: Decision) -> Tradeoff:
     """What was weighed for a layer, as far as its error and its cost are known.
 
     Costs are milliseconds where any were timed, the chosen one among them; else MACs where all are
-    known; else parameters.
+    known and the layer has some, which a lookup doesn't; else parameters.
     """
     others = decision.alternatives
     taken = [o for o in others if _taken(decision, o)]
@@ -205,7 +205,7 @@ def tradeoff_of(decision: Decision) -> Tradeoff:
         unit, costs = "ms, the layer alone", [o.after_ms for o in others]
         timed = (decision.before_ms, *(o.before_ms for o in others))
         original = next((ms for ms in timed if ms is not None), None)
-    elif all(o.macs is not None for o in others):
+    elif decision.macs_before and all(o.macs is not None for o in others):
         unit, costs, original = "MACs", [o.macs for o in others], decision.macs_before
     else:
         unit, costs, original = "parameters", [o.params for o in others], decision.params_before

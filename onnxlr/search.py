@@ -7,7 +7,7 @@ from onnxlr.plan import Candidate
 from onnxlr.rewrite import Choice
 
 Chosen = dict[str, Candidate]
-MOST_TRIALS = 20
+MOST_TRIALS = 14
 
 
 def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:

@@ -106,7 +106,7 @@ class Outcome:
             self._judged_on(),
             seconds,
             (*self._notes(plan), *self._overridden(plan)),
-            self._spectra() if self.options.spectra else (),
+            self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
         )
 
@@ -233,7 +233,7 @@ class Outcome:
                 continue
             precision = storage_precision(layer.dtype.numpy())
             for i, spectrum in enumerate(fit.spectra):
-                values = np.asarray(spectrum.values, dtype=np.float64)
+                values = np.asarray(spectrum.values, dtype=np.float64).max(axis=0)  # of all groups
                 top = float(values.max(initial=0.0)) or 1.0
                 followed = chosen is not None and chosen.graph_pass is fit.graph_pass
                 rows.append(

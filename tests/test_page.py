@@ -483,6 +483,8 @@ def test_costs_are_times_where_the_chosen_was_timed_else_macs_else_parameters() 
     assert tradeoff_of(unknown).unit == "parameters"
     assert tradeoff_of(unknown).original == 2048
     assert [p.cost for p in tradeoff_of(unknown).points[:2]] == [384, 768]
+    lookup = replace(untimed, macs_before=0)
+    assert tradeoff_of(lookup).unit == "parameters"
     html = write_page(report((partly,), spectra=()))
     assert "5 weighed, 4 shown" in Page(html).all("figcaption")[0]["text"]
 
