@@ -18,8 +18,8 @@ from onnxlr.sequential import correct
 from onnxlr.verify import Judge, Quality
 
 CALIBRATION_SAMPLES = 1024
-SEQUENCE_SAMPLES = 512  # that sequential correction looks at, where a minute is enough for them
-_SEQUENCE_SECONDS = 60.0
+SEQUENCE_SAMPLES = 512  # that sequential correction looks at, where two minutes are enough
+_SEQUENCE_SECONDS = 120.0
 _FEWEST_SAMPLES = 32
 
 
@@ -74,7 +74,7 @@ class Assessor:
         return own
 
     def corrects(self, choices: Mapping[str, Choice]) -> bool:
-        """Whether sequential correction is tried: on as many samples as a minute allows."""
+        """Whether sequential correction is tried: on as many samples as there is time for."""
         samples = self.feeding.calibration if self.feeding is not None else None
         if samples is None or not self.factory.statistics or len(choices) < 2:
             return False

@@ -142,8 +142,10 @@ class Sums:
         self.rows = 0
         self._layer = layer
         n, g = input_size(layer), layer.group
-        rows = min(_MOST_ROWS, _ROWS * n)
-        self._share = max(16, -(-rows // max(1, feeds * len(layer.uses))))  # rows of one batch
+        self.expected = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
+        self._share = max(
+            16, -(-self.expected // max(1, feeds * len(layer.uses)))
+        )  # rows of one batch
         self._rng = np.random.default_rng(seed)
         self._shift: Array | None = None
         self._first = np.zeros((g, n))
@@ -156,18 +158,22 @@ class Sums:
         """Take in some of the inputs of one run, sampled evenly."""
         self._take(self._sample(use, x, self._rng))
 
-    def add_pair(self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]) -> None:
-        """Take in inputs beside those of another model, at the same places."""
+    def add_pair(
+        self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
+    ) -> tuple[Array, Array] | None:
+        """Take in inputs beside those of another model, at the same places; gives what it took."""
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
         # Both or neither: one count of rows serves the moments of both.
         if not np.isfinite(others).all() or (taken := self._take(rows)) is None:
-            return
+            return None
+        pair = rows, others
         if self._other_shift is None:
             self._other_shift = others.mean(axis=1, keepdims=True)
         others = others - self._other_shift
         self._other += others.sum(axis=1)
         self._cross += others.transpose(0, 2, 1) @ taken
+        return pair
 
     def _take(self, rows: Array) -> Array | None:
         if not np.isfinite(rows).all():
