@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import click
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -14,3 +17,11 @@ def replace_file(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def tell_table(lines: Sequence[str], path: Path | None) -> None:
+    """Print a Markdown table, and write it to a file if one is named."""
+    shown = "\n".join(lines)
+    click.echo(shown)
+    if path is not None:
+        replace_file(path, f"{shown}\n".encode())

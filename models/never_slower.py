@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 import onnxlr
-from models.files import replace_file
+from models.files import tell_table
 from models.random_graphs import random_graph
 from onnxlr.latency import Comparison
 
@@ -93,7 +93,7 @@ def check(seed: int, folder: Path) -> Row:
     )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> list[str]:
     """Counts, then a line for each graph that was changed or broke a promise."""
     changed = [row for row in rows if row.replaced]
     verdicts = Counter(row.speed.verdict for row in changed)
@@ -115,7 +115,7 @@ def table(rows: list[Row]) -> str:
         for row in rows
         if row.replaced or row.faults
     ]
-    return "\n".join(lines)
+    return lines
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -130,10 +130,7 @@ def main(out: Path, count: int, seed: int, markdown: Path | None) -> None:
     for number in range(seed, seed + count):
         rows.append(check(number, out))
         click.echo(f"{number}: {rows[-1].replaced} replaced, {rows[-1].speed.speedup:.2f}×")
-    shown = table(rows)
-    click.echo(shown)
-    if markdown is not None:
-        replace_file(markdown, f"{shown}\n".encode())
+    tell_table(table(rows), markdown)
     if any(row.faults for row in rows):
         sys.exit(1)
 

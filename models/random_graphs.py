@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ class Sketch:
     weights: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     sizes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
-    def add(self, op: str, inputs: Sequence[str], **attributes: object) -> None:
+    def add(self, op: str, inputs: Sequence[str], **attributes: Any) -> None:
         """A node whose output is the new end."""
         name = f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))

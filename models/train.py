@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import onnxruntime as ort
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -118,6 +119,21 @@ def accuracy(network: nn.Module, data: Data) -> float:
         for image, label in pairs:
             logits = network(pixels(image))  # (b, 10)
             hits += int((logits.argmax(dim=1) == label).sum())
+    return hits / len(data.label)
+
+
+def exported_accuracy(model: bytes, data: Data) -> float:
+    """The same of an exported model, in ONNX Runtime."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    hits = 0
+    pairs = zip(
+        torch.split(data.image, _EVALUATION_BATCH),
+        torch.split(data.label, _EVALUATION_BATCH),
+        strict=True,
+    )
+    for image, label in pairs:
+        (logits,) = session.run(["logits"], {"image": pixels(image).numpy()})  # (b, 10)
+        hits += int((logits.argmax(1) == label.numpy()).sum())
     return hits / len(data.label)
 
 

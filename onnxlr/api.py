@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeGuard, get_args
 
 import onnx
+from threadpoolctl import threadpool_limits
 
 from onnxlr.assess import CALIBRATION_SAMPLES
 from onnxlr.calibrate import Statistics
@@ -17,6 +18,7 @@ from onnxlr.errors import DataError, UsageError
 from onnxlr.factory import Factory
 from onnxlr.graph_pass import WeightPass, choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
+from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import Source, count_params, load
@@ -239,6 +241,18 @@ def apply(
         If the plan isn't one, is for another model, or needs a method that isn't installed or
         samples that aren't there.
     """
+    # As when the plan was made: sums come out the same to the bit.
+    with threadpool_limits(1):
+        return _apply(plan, model, out, data, progress or Silent())
+
+
+def _apply(
+    plan: str | os.PathLike[str] | Plan,
+    model: Model,
+    out: str | os.PathLike[str] | None,
+    data: str | Path | None,
+    progress: Progress,
+) -> onnx.ModelProto:
     origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
         try:
@@ -268,7 +282,7 @@ def apply(
         # Shapes that only a run shows count here too: which inputs can be looked at.
         prepared = prepare(source, feed=next(iter(taken.batches()))[0])
         layers = [layer for layer in prepared.layers if layer.name in choices]
-        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress or Silent())
+        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress)
     with workspace(path) as folder:
         factory = Factory(
             prepared,
@@ -276,11 +290,13 @@ def apply(
             path.name if path is not None else "model.onnx",
             statistics,
             plan.calibration.digest if plan.calibration is not None else "",
+            Jobs(None),
         )
         if taken is not None and plan.calibration is not None and plan.calibration.sequential:
             feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
-            told = progress or Silent()
-            factory.correct(choices, correct(prepared, choices, factory, feeds, plan.seed, told))
+            factory.correct(
+                choices, correct(prepared, choices, factory, feeds, plan.seed, progress)
+            )
         built = (
             factory.build(choices).path
             if choices

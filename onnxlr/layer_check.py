@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -83,19 +84,18 @@ def _check(
     factory: Factory,
     inputs: Sequence[NDArray[np.generic]],
 ) -> Quality:
-    use = layer.uses[0]
+    # Of the shape at hand, which need not be the one that MACs are counted for.
+    use = replace(layer.uses[0], x_shape=inputs[0].shape, y_shape=None)
     alone = layer_model(layer, use, opset(prepared.model), layer.array())
     replaced = alone.clone()
-    shapes = {"x": inputs[0].shape}
-    if use.y_shape is not None:
-        shapes["y"] = use.y_shape
-    (target,) = find_layers(replaced, shapes)
+    (target,) = find_layers(replaced, {"x": inputs[0].shape})
     replace_layer(replaced, target, choice, factory.factored(layer, choice), Names(replaced))
     before, after = (_run(model, layer, inputs) for model in (alone, replaced))
     centre = before.mean(axis=0)
     spread, apart = (float(np.linalg.norm(a)) for a in (before - centre, before - after))
     whole = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
-    error = apart / spread if spread > 0 else (0.0 if apart == 0 else math.inf)
+    scale = spread or float(np.linalg.norm(before))
+    error = apart / scale if scale > 0 else (0.0 if apart == 0 else math.inf)
     return _quality(error, float(np.vdot(before, after)) / whole if whole > 0 else 1.0)
 
 
@@ -141,9 +141,11 @@ def _inputs(
         return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
     rng = np.random.default_rng(seed)
     shape = use.x_shape or _usual_shape(layer, use)
+    # As many as it takes to see a spread of outputs: one row of a product has none.
+    draws = -(-_ROWS // max(1, math.prod(shape) // shape[-1])) if layer.kind == "matrix" else 1
     if layer.kind == "gather":
         return [rng.integers(0, layer.shape[0], shape)]
-    return [rng.standard_normal(shape).astype(use.dtype.numpy())]
+    return [rng.standard_normal(shape).astype(use.dtype.numpy()) for _ in range(draws)]
 
 
 def _usual_shape(layer: Layer, use: Use) -> tuple[int, ...]:

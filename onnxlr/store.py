@@ -61,7 +61,7 @@ class Store:
             return {}
         path = self._folder / f"{kind}-{key}.npz"
         try:
-            with np.load(path) as file:
+            with path.open("rb") as handle, np.load(handle) as file:
                 found = {name: file[name] for name in file.files}
             path.touch()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

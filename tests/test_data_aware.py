@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr import assess
+from onnxlr import assess, sequential, weighing
 from onnxlr.cli import main
 from onnxlr.model import load
 from onnxlr.plan import Plan
@@ -201,3 +201,148 @@ def test_calibration_may_lack_the_labels_that_validation_has(tmp_path: Path) -> 
     assert result.report.quality.original == 1.0
     assert result.plan.calibration is not None
     assert not result.plan.calibration.half
+
+
+def test_a_second_run_reuses_what_the_first_found_out(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
+    first = onnxlr.optimize(network(), target="macs=0.5", **options)
+
+    def again(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("onnxlr.weighing.weigh_layer", again)
+    monkeypatch.setattr("onnxlr.weighing.probe", again)
+    monkeypatch.setattr("onnxlr.optimizer.calibrate", lambda *_: {})
+    second = onnxlr.optimize(network(), target="macs=0.5", **options)
+    assert second.plan == first.plan
+    assert second.model == first.model
+    assert onnxlr.optimize(network(), target="macs=0.7", **options).plan.replaced
+    with pytest.raises(AssertionError, match="computed again"):
+        onnxlr.optimize(network(seed=1), target="macs=0.5", **options)
+
+
+def test_measuring_sensitivities_goes_on_where_it_stopped(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, probed = weighing.probe, list[str]()
+
+    def stopping(prepared: Any, name: str, *others: Any) -> dict[str, Any]:
+        if len(probed) == 2:
+            raise KeyboardInterrupt
+        probed.append(name)
+        return own(prepared, name, *others)
+
+    def counting(prepared: Any, name: str, *others: Any) -> dict[str, Any]:
+        probed.append(name)
+        return own(prepared, name, *others)
+
+    def optimize() -> None:
+        onnxlr.optimize(
+            network(), data=data, metric="rel-error", max_drop=1, target="macs=0.5", jobs=1
+        )
+
+    monkeypatch.setattr(weighing, "probe", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        optimize()
+    monkeypatch.setattr(weighing, "probe", counting)
+    optimize()
+    assert sorted(probed) == ["conv1", "conv2", "conv3", "fc"]
+
+
+def test_what_is_left_out_is_not_used(data: Path) -> None:
+    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
+    whole = onnxlr.optimize(network(), target="macs=0.5", **options)
+    plain = onnxlr.optimize(network(), target="macs=0.5", without="data", **options)
+    assert plain.plan.calibration is None
+    assert all(d.output_error is None for d in plain.plan.replaced)
+    assert any("left out on request: data" in note for note in plain.report.notes)
+    blunt = onnxlr.optimize(network(), target="macs=0.5", without=["sensitivity"], **options)
+    own = {a.harm == a.error for d in blunt.plan.decisions for a in d.alternatives}
+    assert own == {True}
+    apart = onnxlr.optimize(network(), target="macs=0.5", without=["sequential"], **options)
+    assert apart.plan.calibration is not None
+    assert apart.plan.calibration.sequential == 0
+    for result in (whole, plain, blunt, apart):
+        assert result.report.output.macs <= 0.5 * result.report.input.macs
+    assert whole.report.quality is not None
+    assert plain.report.quality is not None
+    assert whole.report.quality.optimized < 0.9 * plain.report.quality.optimized
+    with pytest.raises(onnxlr.UsageError, match="data, sensitivity, sequential"):
+        onnxlr.optimize(network(), without="luck", **options)
+
+
+def test_all_that_was_weighed_is_kept(data: Path) -> None:
+    result = onnxlr.optimize(
+        network(),
+        data=data,
+        target="macs=0.5",
+        metric="rel-error",
+        max_drop=1,
+        without="sequential",  # with it a layer's error on the original's inputs may rise
+    )
+    text = result.plan.to_json()
+    read = Plan.from_json(text)
+    assert read == result.plan
+    for row in result.plan.replaced:
+        ranks = {(a.method, a.rank): a for a in row.alternatives}
+        assert len(ranks) > 3
+        chosen = ranks[row.decision, row.rank or ()]
+        assert chosen.macs == row.macs_after
+        assert chosen.error is not None
+        assert row.output_error is not None
+        # A glance predicts; the factors that are written are fitted to the end.
+        assert 0.85 * chosen.error <= row.output_error <= 1.05 * chosen.error
+        assert chosen.harm is not None
+    assert all(len(line) < 1000 for line in text.splitlines())
+
+
+def test_the_report_is_written_as_a_page(data: Path, tmp_path: Path) -> None:
+    source, out, page = (tmp_path / name for name in ("net.onnx", "o.onnx", "r.html"))
+    onnx.save(network(), source)
+    command = ["optimize", str(source), str(out), "--data", str(data), "--report", str(page)]
+    done = CliRunner().invoke(
+        main, [*command, "--metric", "rel-error", "--target", "macs=0.5", "--max-drop", "1"]
+    )
+    assert done.exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    for words in ("conv1", "conv2", "conv3", "fc", "--target macs=0.5", "onnxruntime"):
+        assert words in text
+    assert text.count("<svg") > 4
+    refused = CliRunner().invoke(main, [*command[:-1], str(source)])
+    assert refused.exit_code == 2
+    missing = CliRunner().invoke(main, [*command[:-1], str(tmp_path / "no" / "r.html")])
+    assert missing.exit_code == 1
+    assert "doesn't exist" in missing.stderr
+
+
+def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the Relu takes away anyway need not be met: what comes out gets nearer for it."""
+
+    def apart() -> float:
+        result = onnxlr.optimize(
+            network(), data=data, rank=4, metric="rel-error", max_drop=1, method="channel-svd"
+        )
+        return relative(run(network(), held_out)[0], run(result.model, held_out)[0])
+
+    held_out = {"x": images(256, 99)}
+    with_relu = apart()
+    monkeypatch.setattr("onnxlr.sequential.bias_before_relu", lambda _: None)
+    assert with_relu < 0.98 * apart()
+
+
+def test_the_best_z_behind_a_relu() -> None:
+    """Beside a dense grid: (wanted − max(z, 0))² + penalty · (z − reached)² is least there."""
+    rng = np.random.default_rng(0)
+    wanted = np.maximum(rng.standard_normal(50), 0).astype(np.float32)
+    reached = rng.standard_normal(50).astype(np.float32)
+    grid = np.linspace(-5, 5, 20001)
+    for penalty in (0.1, 1.0):
+        z = sequential._let_through(wanted, reached, penalty)
+        cost = (wanted - np.maximum(z, 0)) ** 2 + penalty * (z - reached) ** 2
+        all_costs = (wanted[:, None] - np.maximum(grid, 0)) ** 2 + penalty * (
+            grid - reached[:, None]
+        ) ** 2
+        assert np.allclose(cost, all_costs.min(axis=1), rtol=1e-3, atol=1e-6)

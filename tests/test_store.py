@@ -1,0 +1,74 @@
+"""What runs leave for the next: read back as written, and done without where it can't be."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxlr import store as store_module
+from onnxlr.store import Store, key_of, open_store, read_json
+
+
+def test_entries_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "folder")
+    assert store.read("times", "k") == {}
+    store.write("times", "k", {"conv": [1.5, None]})
+    assert store.read("times", "k") == {"conv": [1.5, None]}
+    assert store.read("times", "other") == {}
+    arrays = {"mean of a/b": np.arange(6.0).reshape(2, 3), "rows": np.array(7)}
+    store.write_arrays("statistics", "k", arrays)
+    found = store.read_arrays("statistics", "k")
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[n], a) and found[n].dtype == a.dtype for n, a in arrays.items())
+    assert not list((tmp_path / "new" / "folder").glob(".*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"PK\x03\x04broken"])
+def test_what_cannot_be_read_is_done_without(content: bytes, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "a-k.json").write_bytes(content)
+    (tmp_path / "a-k.npz").write_bytes(content)
+    assert store.read("a", "k") == {}
+    assert store.read_arrays("a", "k") == {}
+    store.write("a", "k", {"x": 1})
+    assert store.read("a", "k") == {"x": 1}
+
+
+def test_a_folder_that_is_none_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    store = Store(tmp_path / "file" / "below")
+    store.write("a", "k", {"x": 1})
+    store.write_arrays("a", "k", {"x": np.ones(2)})
+    assert store.read("a", "k") == {}
+    assert store.read_arrays("a", "k") == {}
+
+
+def test_the_oldest_arrays_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
+    store = Store(tmp_path)
+    for i, name in enumerate("abc"):
+        store.write_arrays("s", name, {"x": np.full(1000, float(i))})
+        if name == "b":
+            store.read_arrays("s", "a")  # asked for again: b is the oldest now
+        for j, file in enumerate(sorted(tmp_path.glob("*.npz"), key=lambda p: p.stat().st_mtime)):
+            os.utime(file, (j, j))
+    assert {p.name for p in tmp_path.glob("*.npz")} == {"s-a.npz", "s-c.npz"}
+    store.write_arrays("s", "huge", {"x": np.ones(5000)})
+    assert not (tmp_path / "s-huge.npz").exists()
+
+
+def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path))
+    open_store().write("a", "k", {"x": 1})
+    assert read_json(tmp_path / "a-k.json") == {"x": 1}
+    monkeypatch.setenv("ONNXLR_CACHE", "off")
+    assert open_store().path("a", "k") is None
+
+
+def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [key_of("a", 1), key_of("a", 2), key_of("a", "1"), key_of("a1"), key_of(("a", 1))]
+    assert len(set(keys)) == len(keys)
+    assert key_of("a", 1) == keys[0]
+    monkeypatch.setattr("onnxlr.__version__", "9.9")
+    assert key_of("a", 1) != keys[0]
