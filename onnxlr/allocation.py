@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from onnxlr.plan import Candidate
+from onnxlr.fits import Candidate
 
 
 @dataclass(frozen=True)

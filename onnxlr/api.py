@@ -8,32 +8,25 @@ from pathlib import Path
 from typing import TypeGuard, get_args
 
 import onnx
-from threadpoolctl import threadpool_limits
 
-from onnxlr.assess import CALIBRATION_SAMPLES
-from onnxlr.calibrate import Statistics
-from onnxlr.data import Samples, load_samples
 from onnxlr.decompose import parse_rank
-from onnxlr.errors import DataError, UsageError
-from onnxlr.factory import Factory
-from onnxlr.graph_pass import WeightPass, choose_passes
+from onnxlr.errors import UsageError
+from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
-from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
-from onnxlr.layers import Layer, count_macs
+from onnxlr.layers import count_macs
 from onnxlr.model import Source, count_params, load
-from onnxlr.optimizer import Result, calibrate_on
+from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, copy_source, place, workspace, write_text
+from onnxlr.output import check_destination, write_text
 from onnxlr.page import write_page
-from onnxlr.plan import Calibration, Plan
-from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
+from onnxlr.plan import Plan
+from onnxlr.prepare import Feeding, feed_model, open_source, prepare
 from onnxlr.progress import Progress, Silent
+from onnxlr.replay import replay
 from onnxlr.report import Size
-from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, Provider
-from onnxlr.sequential import correct
 from onnxlr.verify import Judge, Quality
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -241,18 +234,6 @@ def apply(
         If the plan isn't one, is for another model, or needs a method that isn't installed or
         samples that aren't there.
     """
-    # As when the plan was made: sums come out the same to the bit.
-    with threadpool_limits(1):
-        return _apply(plan, model, out, data, progress or Silent())
-
-
-def _apply(
-    plan: str | os.PathLike[str] | Plan,
-    model: Model,
-    out: str | os.PathLike[str] | None,
-    data: str | Path | None,
-    progress: Progress,
-) -> onnx.ModelProto:
     origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
         try:
@@ -263,69 +244,7 @@ def _apply(
     path = _destination(out, model, origin)
     source = load(model)
     _check_external(path, source)
-    if plan.model != source.digest:
-        raise UsageError(
-            f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
-            f"{source.digest[:12]}…: make a plan for this one"
-        )
-    prepared = prepare(source, feed=None)
-    choices = plan.choices()
-    known = {layer.name: layer for layer in prepared.layers}
-    for name, choice in choices.items():
-        refusal = _misfit(known.get(name), choice)
-        if refusal is not None:
-            raise UsageError(f"the plan replaces {name!r}, but {refusal}")
-    statistics: dict[str, Statistics] = {}
-    taken = None
-    if plan.calibration is not None and choices:
-        taken = _calibration_samples(plan, plan.calibration, prepared, data)
-        # Shapes that only a run shows count here too: which inputs can be looked at.
-        prepared = prepare(source, feed=next(iter(taken.batches()))[0])
-        layers = [layer for layer in prepared.layers if layer.name in choices]
-        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress)
-    with workspace(path) as folder:
-        factory = Factory(
-            prepared,
-            folder,
-            path.name if path is not None else "model.onnx",
-            statistics,
-            plan.calibration.digest if plan.calibration is not None else "",
-            Jobs(None),
-        )
-        if taken is not None and plan.calibration is not None and plan.calibration.sequential:
-            feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
-            factory.correct(
-                choices, correct(prepared, choices, factory, feeds, plan.seed, progress)
-            )
-        built = (
-            factory.build(choices).path
-            if choices
-            else copy_source(source, folder, factory.file_name)[0]
-        )
-        if path is not None:
-            place(built, path)
-        return onnx.load(built if path is None else path)
-
-
-def _calibration_samples(
-    plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
-) -> Samples:
-    """The samples that a plan's factors were fitted to."""
-    path = data if data is not None else calibration.data
-    try:
-        samples = load_samples(path, prepared.specs, None)
-    except DataError as error:
-        raise UsageError(
-            f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
-            "samples with --data"
-        ) from None
-    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(CALIBRATION_SAMPLES)
-    if taken.digest() != calibration.digest:
-        raise UsageError(
-            f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
-            "with --data, or make a new plan"
-        )
-    return taken
+    return replay(plan, source, path, data, progress or Silent())
 
 
 @dataclass(frozen=True)
@@ -492,20 +411,6 @@ def _ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
 
 def _is_path(model: Model) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(model, (str, os.PathLike))
-
-
-def _misfit(layer: Layer | None, choice: Choice) -> str | None:
-    """Why a plan's choice can't be carried out on a layer."""
-    if layer is None:
-        return "there is no such layer"
-    graph_pass = choice.graph_pass
-    seen = all(use.x_shape is not None for use in layer.uses)
-    # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
-    refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
-    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
-    if (reason := barred or refuses) is not None:
-        return reason
-    return graph_pass.misfit(layer, choice.rank)
 
 
 def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:

@@ -9,10 +9,7 @@ import numpy as np
 
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
-from onnxlr.fitting import GLANCE, closed_errors, closes, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import Array, WeightPass, find_pass
-from onnxlr.layers import Layer
-from onnxlr.plan import (
+from onnxlr.fits import (
     AUTO_ERRORS,
     Candidate,
     Fit,
@@ -21,6 +18,9 @@ from onnxlr.plan import (
     candidate,
     fit_methods,
 )
+from onnxlr.fitting import GLANCE, closed_errors, closes, fit_to_inputs, output_error, rest_of
+from onnxlr.graph_pass import Array, WeightPass, find_pass
+from onnxlr.layers import Layer
 from onnxlr.prepare import Prepared
 
 _RANKS = 8  # of each method for a layer

@@ -11,12 +11,7 @@ from onnxlr.assess import CALIBRATION_SAMPLES, Assessor
 from onnxlr.cost import chain_macs, layer_work
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.factory import Built
-from onnxlr.graph_pass import WeightPass
-from onnxlr.latency_table import LatencyTable
-from onnxlr.layer_timing import LayerTime
-from onnxlr.layers import Layer, count_macs
-from onnxlr.model import count_params
-from onnxlr.plan import (
+from onnxlr.fits import (
     UNVERIFIED_AUTO_ERROR,
     Candidate,
     Fit,
@@ -24,6 +19,11 @@ from onnxlr.plan import (
     auto_candidates,
     named_candidates,
 )
+from onnxlr.graph_pass import WeightPass
+from onnxlr.latency_table import LatencyTable
+from onnxlr.layer_timing import LayerTime
+from onnxlr.layers import Layer, count_macs
+from onnxlr.model import count_params
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice
 from onnxlr.search import Chosen, Trials, boldest, choices_of

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose import RankRule
+from onnxlr.fits import Fit, fit_methods, name_filter
 from onnxlr.graph_pass import Rank, choose_passes
 from onnxlr.layers import Layer
 from onnxlr.model import Source
-from onnxlr.plan import Fit, fit_methods, name_filter
 from onnxlr.prepare import prepare
 from onnxlr.progress import Progress
 

@@ -16,6 +16,7 @@ from onnxlr.choosing import Choosing
 from onnxlr.data import Samples
 from onnxlr.errors import BudgetError, OutputError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
+from onnxlr.fits import Fit, fit_methods, name_filter
 from onnxlr.graph_pass import WeightPass, choose_passes, find_pass
 from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison
@@ -25,7 +26,7 @@ from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, load
 from onnxlr.options import Options
 from onnxlr.output import copy_source, place, workspace, write_failure
-from onnxlr.plan import Calibration, Fit, Plan, fit_methods, name_filter
+from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
 from onnxlr.progress import Progress
 from onnxlr.report import Report

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnxlr.plan import Candidate
+from onnxlr.fits import Candidate
 from onnxlr.rewrite import Choice
 
 Chosen = dict[str, Candidate]

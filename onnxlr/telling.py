@@ -12,13 +12,14 @@ from onnxlr.choosing import Choosing, saved_macs
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.factory import Built
+from onnxlr.fits import Candidate
 from onnxlr.graph_pass import WeightPass, rank_words
 from onnxlr.latency import Comparison
 from onnxlr.latency_table import processor
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import count_params
 from onnxlr.options import Options
-from onnxlr.plan import Alternative, Candidate, Decision, Plan, keep, use
+from onnxlr.plan import Alternative, Decision, Plan, keep, use
 from onnxlr.prepare import Feeding, Prepared
 from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.runtime import runtime_version

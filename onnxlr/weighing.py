@@ -14,6 +14,7 @@ from onnxlr.calibrate import Statistics
 from onnxlr.candidates import Weighed, front, weigh_layer
 from onnxlr.cost import layer_work, weight_error
 from onnxlr.errors import ModelError
+from onnxlr.fits import Candidate, Goal
 from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import WeightPass
 from onnxlr.jobs import Jobs
@@ -21,7 +22,7 @@ from onnxlr.latency_table import LatencyTable
 from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer
 from onnxlr.output import save
-from onnxlr.plan import Alternative, Candidate, Goal
+from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, rewrite

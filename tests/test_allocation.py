@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxlr.allocation import Option, allocate, pareto
+from onnxlr.fits import Candidate
 from onnxlr.graph_pass import choose_passes
-from onnxlr.plan import Candidate
 from onnxlr.rewrite import Choice
 
 SVD = choose_passes(("svd",))[0]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 import onnxlr
 from onnxlr.cost import chain_macs, chain_params, weight_error
 from onnxlr.decompose import compose, parse_rank, tucker2
+from onnxlr.fits import Candidate, auto_candidates, break_even, fit_methods, named_candidates
 from onnxlr.graph_pass import GraphPass, Rank, WeightPass, installed_passes
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import load
-from onnxlr.plan import Candidate, auto_candidates, break_even, fit_methods, named_candidates
 from onnxlr.runtime import ONE_CPU_THREAD
 from onnxlr.shapes import observe_shapes
 from tests.builders import (

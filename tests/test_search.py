@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from onnxlr.fits import Candidate
 from onnxlr.graph_pass import choose_passes
-from onnxlr.plan import Candidate
 from onnxlr.rewrite import Choice
 from onnxlr.search import Trials, boldest
 

@@ -1,0 +1,130 @@
+"""Replaying a plan on the model that it was made for."""
+
+from pathlib import Path
+
+import onnx
+from threadpoolctl import threadpool_limits
+
+from onnxlr.assess import CALIBRATION_SAMPLES
+from onnxlr.calibrate import Statistics
+from onnxlr.data import Samples, load_samples
+from onnxlr.errors import DataError, UsageError
+from onnxlr.factory import Factory
+from onnxlr.graph_pass import WeightPass
+from onnxlr.jobs import Jobs
+from onnxlr.layers import Layer
+from onnxlr.model import Source
+from onnxlr.optimizer import calibrate_on
+from onnxlr.output import copy_source, place, workspace
+from onnxlr.plan import Calibration, Plan
+from onnxlr.prepare import Prepared, prepare
+from onnxlr.progress import Progress
+from onnxlr.rewrite import Choice
+from onnxlr.sequential import correct
+
+
+def replay(
+    plan: Plan, source: Source, path: Path | None, data: str | Path | None, progress: Progress
+) -> onnx.ModelProto:
+    """Build what a plan says, from the samples that it was made with.
+
+    Parameters
+    ----------
+    plan : Plan
+    source : Source
+    path : Path or None
+        Where the model goes.
+    data : str, Path or None
+        Where the samples are, if they have moved.
+    progress : Progress
+
+    Raises
+    ------
+    UsageError
+        If the plan is for another model, or its samples aren't there.
+    """
+    # As when the plan was made: sums come out the same to the bit.
+    with threadpool_limits(1):
+        return _replay(plan, source, path, data, progress)
+
+
+def _replay(
+    plan: Plan, source: Source, path: Path | None, data: str | Path | None, progress: Progress
+) -> onnx.ModelProto:
+    if plan.model != source.digest:
+        raise UsageError(
+            f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
+            f"{source.digest[:12]}…: make a plan for this one"
+        )
+    prepared = prepare(source, feed=None)
+    choices = plan.choices()
+    known = {layer.name: layer for layer in prepared.layers}
+    for name, choice in choices.items():
+        refusal = _misfit(known.get(name), choice)
+        if refusal is not None:
+            raise UsageError(f"the plan replaces {name!r}, but {refusal}")
+    statistics: dict[str, Statistics] = {}
+    taken = None
+    if plan.calibration is not None and choices:
+        taken = _calibration_samples(plan, plan.calibration, prepared, data)
+        # Shapes that only a run shows count here too: which inputs can be looked at.
+        prepared = prepare(source, feed=next(iter(taken.batches()))[0])
+        layers = [layer for layer in prepared.layers if layer.name in choices]
+        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress)
+    with workspace(path) as folder:
+        factory = Factory(
+            prepared,
+            folder,
+            path.name if path is not None else "model.onnx",
+            statistics,
+            plan.calibration.digest if plan.calibration is not None else "",
+            Jobs(None),
+        )
+        if taken is not None and plan.calibration is not None and plan.calibration.sequential:
+            feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
+            factory.correct(
+                choices, correct(prepared, choices, factory, feeds, plan.seed, progress)
+            )
+        built = (
+            factory.build(choices).path
+            if choices
+            else copy_source(source, folder, factory.file_name)[0]
+        )
+        if path is not None:
+            place(built, path)
+        return onnx.load(built if path is None else path)
+
+
+def _calibration_samples(
+    plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
+) -> Samples:
+    """The samples that a plan's factors were fitted to."""
+    path = data if data is not None else calibration.data
+    try:
+        samples = load_samples(path, prepared.specs, None)
+    except DataError as error:
+        raise UsageError(
+            f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
+            "samples with --data"
+        ) from None
+    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(CALIBRATION_SAMPLES)
+    if taken.digest() != calibration.digest:
+        raise UsageError(
+            f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
+            "with --data, or make a new plan"
+        )
+    return taken
+
+
+def _misfit(layer: Layer | None, choice: Choice) -> str | None:
+    """Why a plan's choice can't be carried out on a layer."""
+    if layer is None:
+        return "there is no such layer"
+    graph_pass = choice.graph_pass
+    seen = all(use.x_shape is not None for use in layer.uses)
+    # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
+    refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
+    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
+    if (reason := barred or refuses) is not None:
+        return reason
+    return graph_pass.misfit(layer, choice.rank)
