@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 
-from onnxlr.allocation import allocate
 from onnxlr.assess import CALIBRATION_SAMPLES, Assessor
 from onnxlr.cost import chain_macs, layer_work
 from onnxlr.errors import BudgetError, ModelError
@@ -141,7 +140,7 @@ class Choosing:
             ),
             probed,
             table,
-            self.factory.jobs,
+            self.factory,
             self.store,
             key_of(*origin, options.seed, options.machine),
             self.progress,
@@ -154,8 +153,7 @@ class Choosing:
         """The cheapest choice within a predicted damage."""
         weighing = self.weighing
         assert weighing is not None
-        found = allocate(weighing.options, weighing.kept, most_damage=damage) or {}
-        return {name: option.candidate for name, option in found.items()}
+        return weighing.allocate(most_damage=damage) or {}
 
     def _meet(self, fraction: float) -> Chosen:
         """The least damaging choice within a budget, counted or measured on the saved file.
@@ -176,14 +174,14 @@ class Choosing:
             for name, kept in weighing.kept.items()
         )
         asked = f"--target {goal}={fraction:g}"
+        weighing.refine(budget)
         for _ in range(_CORRECTIONS):
-            found = allocate(weighing.options, weighing.kept, most_cost=budget)
-            if found is None:
+            chosen = weighing.allocate(most_cost=budget)
+            if chosen is None:
                 raise BudgetError(
                     f"{asked} can't be met: the boldest candidates leave {least / total:.0%} of "
                     f"the model's {goal}; allow more, or more methods"
                 )
-            chosen = {name: option.candidate for name, option in found.items()}
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
                 built = self.factory.build(choices_of(chosen))
                 cost = self._cost(goal, total, built, chosen)

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxlr.allocation import Option, pareto
+from onnxlr.allocation import Option, allocate, pareto
 from onnxlr.calibrate import Statistics
 from onnxlr.candidates import Weighed, front, weigh_layer
 from onnxlr.cost import layer_work, weight_error
 from onnxlr.errors import ModelError
+from onnxlr.factory import Factory
 from onnxlr.fits import Candidate, Goal
 from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import WeightPass
-from onnxlr.jobs import Jobs
 from onnxlr.latency_table import LatencyTable
 from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer
@@ -25,13 +25,15 @@ from onnxlr.output import save
 from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
-from onnxlr.rewrite import Choice, rewrite
+from onnxlr.rewrite import Choice, Factored, rewrite
 from onnxlr.runtime import Session
 from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
 
 RANKS = 8  # of each method for a layer
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
+_ROUNDS = 3  # of sensitivities around the choice
+_MOST_CHANGE = 8.0  # of one, in a round
 _LEAST = 1e-7  # below this an error is rounding
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
@@ -92,7 +94,7 @@ class Weighing:
     aim: Aim
     judge: Judge
     table: LatencyTable
-    jobs: Jobs
+    factory: Factory
     store: Store
     origin: str
     progress: Progress
@@ -116,6 +118,65 @@ class Weighing:
             for layer in self.layers:
                 self._count(layer)
         self._scale_all()
+
+    def allocate(
+        self, *, most_damage: float | None = None, most_cost: float | None = None
+    ) -> dict[str, Candidate] | None:
+        """The cheapest choice within a damage, or the least damaging one within a cost."""
+        found = allocate(self.options, self.kept, most_damage=most_damage, most_cost=most_cost)
+        return None if found is None else {name: o.candidate for name, o in found.items()}
+
+    def refine(self, most_cost: float) -> None:
+        """Sensitivities anew, where they count: around the best choice within a cost.
+
+        With all others replaced a layer adds another damage than alone: what is lost less when it
+        alone is put back. That is repeated as long as the choice it leads to is measurably better.
+        """
+        if not self.aim.sensitive:
+            return
+        chosen = self.allocate(most_cost=most_cost) or {}
+        with tempfile.TemporaryDirectory(prefix="onnxlr-") as folder:
+            for _ in range(_ROUNDS):
+                if len(chosen) < 2:
+                    return
+                with self.progress.stage("refine sensitivities", len(chosen)) as step:
+                    whole, without = self._harms(chosen, folder, step)
+                before = dict(self.options), dict(self.sensitivity)
+                for name, harm in without.items():
+                    self._rescale(name, chosen[name], whole**2 - harm**2)
+                better = self.allocate(most_cost=most_cost) or {}
+                if better == chosen:
+                    return
+                if self._harms(better, folder, None)[0] >= whole:
+                    self.options, self.sensitivity = before
+                    return
+                chosen = better
+
+    def _harms(
+        self, chosen: Mapping[str, Candidate], folder: str, step: Any
+    ) -> tuple[float, dict[str, float]]:
+        """Harm of a set as a whole and, if ``step`` is given, without each of its layers."""
+        choices = {name: item.choice for name, item in chosen.items()}
+        factors = self.factory.all_factored(choices)
+        sets = [choices]
+        if step is not None:
+            sets += [{n: c for n, c in choices.items() if n != name} for name in choices]
+        items = [(self.prepared, s, factors, self.judge, folder) for s in sets]
+        found = []
+        for harm in self.factory.jobs.map(harm_of, items):
+            found.append(harm)
+            if step is not None and len(found) > 1:
+                step("")
+        return found[0], dict(zip(choices, found[1:], strict=False))
+
+    def _rescale(self, name: str, item: Candidate, damage: float) -> None:
+        """Scale a layer's damages so that this candidate's is what it was measured to add."""
+        (known,) = (o.damage for o in self.options[name] if o.candidate == item)
+        ratio = min(max(damage / known if known > 0 else 1.0, 1 / _MOST_CHANGE), _MOST_CHANGE)
+        self.sensitivity[name] *= ratio
+        self.options[name] = [
+            Option(o.candidate, o.cost, o.damage * ratio) for o in self.options[name]
+        ]
 
     def alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
         """All that was weighed for a layer, the most saving last."""
@@ -159,7 +220,9 @@ class Weighing:
             )
             for layer in missing
         ]
-        for layer, (found, why) in zip(missing, self.jobs.map(weigh_layer, items), strict=True):
+        for layer, (found, why) in zip(
+            missing, self.factory.jobs.map(weigh_layer, items), strict=True
+        ):
             self._weighed(layer, found, why)
             rows = [item.to_json() for item in found]
             known[layer.name] = {"candidates": rows, "why": why}
@@ -257,7 +320,7 @@ class Weighing:
                 (self.prepared, name, asked[name], self.statistics.get(name), self.judge, folder)
                 for name in missing
             ]
-            for name, found in zip(missing, self.jobs.map(probe, items), strict=True):
+            for name, found in zip(missing, self.factory.jobs.map(probe, items), strict=True):
                 choice = asked[name]
                 known[name] = {"method": choice.graph_pass.name, "rank": choice.rank, **found}
                 self.store.write("sensitivities", key, known)
@@ -291,13 +354,7 @@ def probe(
     graph_pass, rank = choice.graph_pass, choice.rank
     try:
         factored = fit_layer(prepared, name, choice, statistics)
-        model = rewrite(prepared.model, prepared.shapes, {name: choice}, lambda *_: factored)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            path = Path(place) / "probe.onnx"
-            save(model, path)
-            harm = judge.judge(
-                Session(path, judge.machine, "the optimized model")
-            ).fidelity.rel_error
+        harm = harm_of(prepared, {name: choice}, {name: factored}, judge, folder)
     except ModelError as refusal:
         return {"refusal": str(refusal)}
     if statistics is None or isinstance(graph_pass, WeightPass):
@@ -306,6 +363,28 @@ def probe(
         rest = rest_of(graph_pass, layer, rank, factored.factors)
         error = output_error(layer, rest, statistics)
     return {"error": error, "harm": harm if math.isfinite(harm) else None}
+
+
+def harm_of(
+    prepared: Prepared,
+    choices: Mapping[str, Choice],
+    factors: Mapping[str, Factored],
+    judge: Judge,
+    folder: str,
+) -> float:
+    """Relative error of the model's outputs with these layers replaced.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model.
+    """
+    model = rewrite(prepared.model, prepared.shapes, choices, lambda layer, *_: factors[layer.name])
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "probe.onnx"
+        save(model, path)
+        session = Session(path, judge.machine, "the optimized model")
+        return judge.judge(session).fidelity.rel_error
 
 
 def _probe_of(options: Sequence[Option]) -> Candidate:
