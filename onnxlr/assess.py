@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnxlr import latency
 from onnxlr.cost import Work
+from onnxlr.data import Samples
 from onnxlr.factory import Built, Factory
 from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layers import count_macs
@@ -17,8 +18,9 @@ from onnxlr.runtime import Session
 from onnxlr.sequential import correct
 from onnxlr.verify import Judge, Quality
 
-CALIBRATION_SAMPLES = 1024
-SEQUENCE_SAMPLES = 512  # that sequential correction looks at, where two minutes are enough
+MOST_SAMPLES = 8192  # that are looked at, where there is time for them
+_ALWAYS = 1024  # however long they take
+_CALIBRATION_SECONDS = 60.0
 _SEQUENCE_SECONDS = 120.0
 _FEWEST_SAMPLES = 32
 
@@ -60,7 +62,7 @@ class Assessor:
             return own
         assert self.feeding is not None
         assert self.feeding.calibration is not None
-        taken = self.feeding.calibration.take(CALIBRATION_SAMPLES).take(self.samples)
+        taken = calibration_samples(self.prepared, self.feeding.calibration).take(self.samples)
         feeds = [feed for feed, _, _ in taken.batches()]
         seed = self.options.seed
         corrected = correct(self.prepared, choices, self.factory, feeds, seed, self.progress)
@@ -81,16 +83,9 @@ class Assessor:
         if "sequential" in self.options.without:
             return False
         runs = 2 * len(self.factory.statistics)  # of the original and of the model so far
-        affordable = int(_SEQUENCE_SECONDS / (runs * self.sample_seconds))
-        self.samples = min(SEQUENCE_SAMPLES, len(samples), affordable)
+        affordable = int(_SEQUENCE_SECONDS / (runs * sample_seconds(self.prepared)))
+        self.samples = min(MOST_SAMPLES, len(samples), affordable)
         return self.samples >= _FEWEST_SAMPLES
-
-    @property
-    def sample_seconds(self) -> float:
-        """What one sample takes, by the work in it: a measured time would choose by chance."""
-        macs = count_macs(self.prepared.model, self.prepared.shapes)
-        shape = next(iter(self.prepared.input_shapes.values()), ())
-        return max(Work(macs, 0, 1).usual_ms / 1e3 / (shape[0] if shape else 1), 1e-6)
 
     def judged(self, choices: Mapping[str, Choice]) -> Quality:
         """The metric and the fidelity of the saved file."""
@@ -152,3 +147,16 @@ class Assessor:
             and judge.metric == "agreement"
             and judge.agreement_is_blind
         )
+
+
+def calibration_samples(prepared: Prepared, samples: Samples) -> Samples:
+    """As many of the samples as factors are fitted to: a minute's worth, and 1,024 in any case."""
+    affordable = int(_CALIBRATION_SECONDS / sample_seconds(prepared))
+    return samples.take(min(MOST_SAMPLES, max(_ALWAYS, affordable)))
+
+
+def sample_seconds(prepared: Prepared) -> float:
+    """What one sample takes, by the work in it: a measured time would choose by chance."""
+    macs = count_macs(prepared.model, prepared.shapes)
+    shape = next(iter(prepared.input_shapes.values()), ())
+    return max(Work(macs, 0, 1).usual_ms / 1e3 / (shape[0] if shape else 1), 1e-6)

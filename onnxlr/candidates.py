@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
+from onnxlr.decompose.ranks import round_up
 from onnxlr.fits import (
     AUTO_ERRORS,
     Candidate,
@@ -17,6 +18,7 @@ from onnxlr.fits import (
     auto_candidates,
     candidate,
     fit_methods,
+    saves,
 )
 from onnxlr.fitting import GLANCE, closed_errors, closes, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import Array, WeightPass, find_pass
@@ -24,6 +26,7 @@ from onnxlr.layers import Layer
 from onnxlr.prepare import Prepared
 
 _RANKS = 8  # of each method for a layer
+_CLOSED = 48  # ranks where all errors are known at once
 _FITTED = 3  # of the candidates of a method, to see what fitting leaves of an error
 _SLACK = 1.6  # fitting brings errors down by less than this, as a rule
 
@@ -84,6 +87,10 @@ def weigh_layer(
     found: list[Candidate] = []
     why = ""
     for fit in _worthwhile(layer, fits, statistics):
+        closed = statistics is not None and closes(fit.graph_pass, layer, fit.full)
+        if closed and (every := _every(layer, fit, goal, gridded)):
+            found += every
+            continue
         some: dict[Candidate, None] = {}
         for error in AUTO_ERRORS:
             within = auto_candidates(layer, (fit,), error, goal, gridded=gridded)
@@ -163,6 +170,22 @@ def _lowered(
             w.candidate, w.error * float(np.interp(math.log(w.candidate.params), sizes, shares))
         )
         for w in ordered
+    ]
+
+
+def _every(layer: Layer, fit: Fit, goal: Goal, gridded: bool) -> list[Candidate]:
+    """Candidates at ranks from 1 to break-even, evenly on a logarithmic scale.
+
+    Where a closed form tells the error at every rank, many cost no more than one.
+    """
+    (limit,) = fit.limit
+    ranks = np.unique(np.geomspace(1, max(limit, 1), _CLOSED).round().astype(int)).tolist()
+    if gridded:
+        ranks = sorted({round_up(r, limit) for r in ranks})
+    return [
+        candidate(layer, fit.graph_pass, (r,), goal)
+        for r in reversed(ranks)
+        if 0 < r <= limit and saves(layer, fit.graph_pass, (r,))
     ]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from onnxlr.assess import CALIBRATION_SAMPLES, Assessor
+from onnxlr.assess import Assessor, calibration_samples, sample_seconds
 from onnxlr.cost import chain_macs, layer_work
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.factory import Built
@@ -122,9 +122,9 @@ class Choosing:
         samples = feeding.calibration
         origin: list[object] = [self.prepared.source.digest, self.prepared.input_shapes]
         if samples is not None:
-            affordable = int(_PROBE_SECONDS / self.assessor.sample_seconds)
+            affordable = int(_PROBE_SECONDS / sample_seconds(self.prepared))
             taken = samples.take(min(PROBED_SAMPLES, max(_FEWEST_PROBED, affordable)))
-            origin += [samples.take(CALIBRATION_SAMPLES).digest(), taken.digest()]
+            origin += [calibration_samples(self.prepared, samples).digest(), taken.digest()]
             with self.progress.stage("run the original", None):
                 probed = Judge(session, taken, "rel-error")
         passes = {f.graph_pass.name: None for fits in self.fits.values() for f in fits}
@@ -174,7 +174,6 @@ class Choosing:
             for name, kept in weighing.kept.items()
         )
         asked = f"--target {goal}={fraction:g}"
-        weighing.refine(budget)
         for _ in range(_CORRECTIONS):
             chosen = weighing.allocate(most_cost=budget)
             if chosen is None:

@@ -94,11 +94,6 @@ class Factory:
         """A layer's factors, each fitted by itself."""
         return self._own(layer, choice.graph_pass, choice.rank)
 
-    def all_factored(self, choices: Mapping[str, Choice]) -> dict[str, Factored]:
-        """The factors of a whole set, each layer's fitted by itself."""
-        self._fit(choices)
-        return {n: self._factors[n, c.graph_pass.name, c.rank] for n, c in choices.items()}
-
     def error(self, layer: Layer, choice: Choice) -> float:
         """Relative error of a layer's weight by its factors as they are stored."""
         factors = self._factorize(layer, choice.graph_pass, choice.rank).factors

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from threadpoolctl import threadpool_limits
 
-from onnxlr.assess import CALIBRATION_SAMPLES, Assessor
+from onnxlr.assess import Assessor, calibration_samples
 from onnxlr.calibrate import Statistics, calibrate
 from onnxlr.choosing import Choosing
 from onnxlr.data import Samples
@@ -102,8 +102,8 @@ def _optimize(source: Source, out: Path | None, options: Options, progress: Prog
     wanted = options.rank.kind != "exact" and "data" not in options.without
     if feeding is not None and feeding.calibration is not None and wanted:
         fitted = [layer for layer in prepared.layers if fits[layer.name]]
-        taken = feeding.calibration.take(CALIBRATION_SAMPLES)
-        calibration = Calibration(str(options.data), feeding.half, taken.digest())
+        taken = calibration_samples(prepared, feeding.calibration)
+        calibration = Calibration(str(options.data), feeding.half, taken.digest(), len(taken))
         key = key_of(source.digest, calibration.digest, options.seed, prepared.input_shapes)
         with _kept_statistics(store, key, fitted) as statistics:
             missing = [layer for layer in fitted if layer.name not in statistics]

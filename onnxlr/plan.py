@@ -91,6 +91,8 @@ class Calibration:
         Whether the first seeded half of it was taken, the other being judged on.
     digest : str
         SHA-256 of the samples that were taken.
+    samples : int
+        How many they are.
     sequential : int
         How many of them the factors were corrected on in sequence; 0 if each is its own.
     """
@@ -98,6 +100,7 @@ class Calibration:
     data: str
     half: bool
     digest: str
+    samples: int
     sequential: int = 0
 
 
@@ -209,7 +212,8 @@ def _decision(row: Mapping[str, Any]) -> Decision:
 
 def _calibration(fields: Mapping[str, Any]) -> Calibration:
     calibration = Calibration(**fields)
-    if not (isinstance(calibration.data, str) and isinstance(calibration.digest, str)):
+    named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
+    if not named or type(calibration.samples) is not int or calibration.samples < 1:
         raise TypeError("the calibration names no samples")
     return calibration
 

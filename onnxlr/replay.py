@@ -5,7 +5,6 @@ from pathlib import Path
 import onnx
 from threadpoolctl import threadpool_limits
 
-from onnxlr.assess import CALIBRATION_SAMPLES
 from onnxlr.calibrate import Statistics
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import DataError, UsageError
@@ -107,7 +106,7 @@ def _calibration_samples(
             f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
             "samples with --data"
         ) from None
-    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(CALIBRATION_SAMPLES)
+    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(calibration.samples)
     if taken.digest() != calibration.digest:
         raise UsageError(
             f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "

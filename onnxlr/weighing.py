@@ -32,8 +32,6 @@ from onnxlr.verify import Judge
 
 RANKS = 8  # of each method for a layer
 _PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
-_ROUNDS = 3  # of sensitivities around the choice
-_MOST_CHANGE = 8.0  # of one, in a round
 _LEAST = 1e-7  # below this an error is rounding
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
@@ -125,58 +123,6 @@ class Weighing:
         """The cheapest choice within a damage, or the least damaging one within a cost."""
         found = allocate(self.options, self.kept, most_damage=most_damage, most_cost=most_cost)
         return None if found is None else {name: o.candidate for name, o in found.items()}
-
-    def refine(self, most_cost: float) -> None:
-        """Sensitivities anew, where they count: around the best choice within a cost.
-
-        With all others replaced a layer adds another damage than alone: what is lost less when it
-        alone is put back. That is repeated as long as the choice it leads to is measurably better.
-        """
-        if not self.aim.sensitive:
-            return
-        chosen = self.allocate(most_cost=most_cost) or {}
-        with tempfile.TemporaryDirectory(prefix="onnxlr-") as folder:
-            for _ in range(_ROUNDS):
-                if len(chosen) < 2:
-                    return
-                with self.progress.stage("refine sensitivities", len(chosen)) as step:
-                    whole, without = self._harms(chosen, folder, step)
-                before = dict(self.options), dict(self.sensitivity)
-                for name, harm in without.items():
-                    self._rescale(name, chosen[name], whole**2 - harm**2)
-                better = self.allocate(most_cost=most_cost) or {}
-                if better == chosen:
-                    return
-                if self._harms(better, folder, None)[0] >= whole:
-                    self.options, self.sensitivity = before
-                    return
-                chosen = better
-
-    def _harms(
-        self, chosen: Mapping[str, Candidate], folder: str, step: Any
-    ) -> tuple[float, dict[str, float]]:
-        """Harm of a set as a whole and, if ``step`` is given, without each of its layers."""
-        choices = {name: item.choice for name, item in chosen.items()}
-        factors = self.factory.all_factored(choices)
-        sets = [choices]
-        if step is not None:
-            sets += [{n: c for n, c in choices.items() if n != name} for name in choices]
-        items = [(self.prepared, s, factors, self.judge, folder) for s in sets]
-        found = []
-        for harm in self.factory.jobs.map(harm_of, items):
-            found.append(harm)
-            if step is not None and len(found) > 1:
-                step("")
-        return found[0], dict(zip(choices, found[1:], strict=False))
-
-    def _rescale(self, name: str, item: Candidate, damage: float) -> None:
-        """Scale a layer's damages so that this candidate's is what it was measured to add."""
-        (known,) = (o.damage for o in self.options[name] if o.candidate == item)
-        ratio = min(max(damage / known if known > 0 else 1.0, 1 / _MOST_CHANGE), _MOST_CHANGE)
-        self.sensitivity[name] *= ratio
-        self.options[name] = [
-            Option(o.candidate, o.cost, o.damage * ratio) for o in self.options[name]
-        ]
 
     def alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
         """All that was weighed for a layer, the most saving last."""
