@@ -65,7 +65,7 @@ class Sketch:
     def width(self, macs_each: float, multiple: int = 1) -> int:
         """A number of channels or features, of so many multiply-accumulates each."""
         most = max(2, math.log2(max(4.0, min(320.0, _MOST_MACS / macs_each))))
-        whole = 2.0 ** self.rng.uniform(min(4.0, most), most)
+        whole = 2.0 ** self.rng.uniform(min(5.0, most), most)
         return max(1, int(whole) // multiple) * multiple
 
     def layer(self, *, same: bool = False) -> None:
@@ -214,7 +214,7 @@ def random_graph(seed: int) -> onnx.ModelProto:
 
 def _start(rng: np.random.Generator) -> Sketch:
     """The input: an image, a signal, tokens or rows."""
-    kind, width = rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]), int(2 ** rng.uniform(2, 8))
+    kind, width = rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]), int(2 ** rng.uniform(3, 8))
     if kind == 0:
         side = int(2 ** rng.uniform(2.5, 5.5))
         return Sketch(rng, (1, max(1, min(width, 40_000 // side**2)), side, side), spatial=True)
