@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from onnxlr import latency
 from onnxlr.cost import Work
 from onnxlr.data import Samples
+from onnxlr.errors import ModelError
 from onnxlr.factory import Built, Factory
 from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layers import count_macs
 from onnxlr.options import Options
 from onnxlr.prepare import Feeding, Prepared
-from onnxlr.progress import Progress
+from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Session
 from onnxlr.sequential import correct
@@ -60,20 +61,50 @@ class Assessor:
         own = self.judged(choices)
         if not self.corrects(choices):
             return own
-        assert self.feeding is not None
-        assert self.feeding.calibration is not None
-        taken = calibration_samples(self.prepared, self.feeding.calibration).take(self.samples)
-        feeds = [feed for feed, _, _ in taken.batches()]
-        seed = self.options.seed
-        corrected = correct(self.prepared, choices, self.factory, feeds, seed, self.progress)
-        self.factory.correct(choices, corrected)
-        quality = self.judged(choices)
+        quality = self._corrected(choices, self.samples, self.progress, glance=False)
         fits = self.over(quality) is None or self.over(own) is not None
         if fits and quality.fidelity.rel_error < own.fidelity.rel_error:
             self._improved = (dict(choices), quality)
             return quality
         self.factory.forget()
         return own
+
+    def _corrected(
+        self, choices: Mapping[str, Choice], samples: int, progress: Progress, *, glance: bool
+    ) -> Quality:
+        """The quality of a set that was corrected in sequence; the factory goes on building it."""
+        assert self.feeding is not None
+        assert self.feeding.calibration is not None
+        taken = calibration_samples(self.prepared, self.feeding.calibration).take(samples)
+        feeds = [feed for feed, _, _ in taken.batches()]
+        seed = self.options.seed
+        corrected = correct(
+            self.prepared, choices, self.factory, feeds, seed, progress, glance=glance
+        )
+        self.factory.correct(choices, corrected)
+        return self.judged(choices)
+
+    def damage(self, choices: Mapping[str, Choice], samples: int) -> float:
+        """What the metric loses and what the outputs do, together.
+
+        The metric is what counts; on few samples it moves in steps, and how far the outputs get
+        tells such sets apart. With ``samples``, the set is corrected in sequence on as many.
+        """
+        self.factory.forget()
+        try:
+            quality = (
+                self._corrected(choices, samples, Silent(), glance=True)
+                if samples
+                else self.judged(choices)
+            )
+        except ModelError:
+            return math.inf
+        finally:
+            self.factory.forget()
+        found = quality.drop + (
+            quality.fidelity.divergence or 0.0 if self.by_classes else quality.fidelity.rel_error
+        )
+        return found if math.isfinite(found) else math.inf
 
     def corrects(self, choices: Mapping[str, Choice]) -> bool:
         """Whether sequential correction is tried: on as many samples as there is time for."""
@@ -82,10 +113,14 @@ class Assessor:
             return False
         if "sequential" in self.options.without:
             return False
-        runs = 2 * len(self.factory.statistics)  # of the original and of the model so far
-        affordable = int(_SEQUENCE_SECONDS / (runs * sample_seconds(self.prepared)))
+        affordable = int(_SEQUENCE_SECONDS / self.correction_seconds(1))
         self.samples = min(MOST_SAMPLES, len(samples), affordable)
         return self.samples >= _FEWEST_SAMPLES
+
+    def correction_seconds(self, samples: int) -> float:
+        """What correcting on so many samples takes, by the work in it."""
+        runs = 2 * len(self.factory.statistics)  # of the original and of the model so far
+        return runs * samples * sample_seconds(self.prepared)
 
     def judged(self, choices: Mapping[str, Choice]) -> Quality:
         """The metric and the fidelity of the saved file."""
@@ -136,6 +171,17 @@ class Assessor:
                 "(agreement alone says little here)"
             )
         return None
+
+    @property
+    def by_classes(self) -> bool:
+        """Whether class probabilities count, not the outputs' numbers: what a metric looks at."""
+        judge = self.judge
+        return (
+            judge is not None
+            and judge.has_class_vector
+            and judge.metric in ("top1", "agreement")
+            and not self.guarded
+        )
 
     @property
     def guarded(self) -> bool:

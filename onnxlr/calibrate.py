@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 _WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives
 _ROWS = 48  # inputs that are looked at for each element of one
 _MOST_ROWS = 65536
+_BLOCK = 512  # rows that are multiplied at once
 _EXPOSED = 256 << 20  # bytes of activations that one run may give out
 
 
@@ -38,11 +39,15 @@ class Statistics:
     covariance : ndarray of shape (g, n, n)
     rows : int
         How many inputs they come from.
+    metric : ndarray of shape (g, m, m) or None
+        What errors of the outputs are multiplied by before they are measured: the symmetric root of
+        their influence on what the layers behind make of them. None: as they are.
     """
 
     mean: Array
     covariance: Array
     rows: int
+    metric: Array | None = None
 
 
 def why_not(layer: Layer) -> str | None:
@@ -133,13 +138,14 @@ def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
 
 
 class Sums:
-    """Running sums of a layer's inputs in double precision, about the first batch's mean.
+    """Running sums of a layer's inputs in double precision, about the first rows' mean.
 
     ``paired`` ones also keep how another model's inputs at the same places go with them.
     """
 
     def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
         self.rows = 0
+        self._held: list[tuple[Array, Array | None]] = []
         self._layer = layer
         n, g = input_size(layer), layer.group
         self.expected = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
@@ -156,7 +162,9 @@ class Sums:
 
     def add(self, use: Use, x: NDArray[np.generic]) -> None:
         """Take in some of the inputs of one run, sampled evenly."""
-        self._take(self._sample(use, x, self._rng))
+        rows = self._sample(use, x, self._rng)
+        if np.isfinite(rows).all():
+            self._hold(rows, None)
 
     def add_pair(
         self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
@@ -165,26 +173,36 @@ class Sums:
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
         # Both or neither: one count of rows serves the moments of both.
-        if not np.isfinite(others).all() or (taken := self._take(rows)) is None:
+        if not (np.isfinite(rows).all() and np.isfinite(others).all()):
             return None
-        pair = rows, others
-        if self._other_shift is None:
-            self._other_shift = others.mean(axis=1, keepdims=True)
-        others = others - self._other_shift
-        self._other += others.sum(axis=1)
-        self._cross += others.transpose(0, 2, 1) @ taken
-        return pair
+        self._hold(rows, others)
+        return rows, others
 
-    def _take(self, rows: Array) -> Array | None:
-        if not np.isfinite(rows).all():
-            return None
+    def _hold(self, rows: Array, others: Array | None) -> None:
+        """Products of a few rows cost as much as of many: rows wait for company."""
+        self.rows += rows.shape[1]
+        self._held.append((rows, others))
+        if sum(held.shape[1] for held, _ in self._held) >= _BLOCK:
+            self._add_held()
+
+    def _add_held(self) -> None:
+        if not self._held:
+            return
+        rows = np.concatenate([held for held, _ in self._held], axis=1)
+        paired = [others for _, others in self._held if others is not None]
+        self._held.clear()
         if self._shift is None:
             self._shift = rows.mean(axis=1, keepdims=True)
-        rows = rows - self._shift
-        self.rows += rows.shape[1]
+        rows -= self._shift
         self._first += rows.sum(axis=1)
         self._second += rows.transpose(0, 2, 1) @ rows
-        return rows
+        if paired:
+            others = np.concatenate(paired, axis=1)
+            if self._other_shift is None:
+                self._other_shift = others.mean(axis=1, keepdims=True)
+            others -= self._other_shift
+            self._other += others.sum(axis=1)
+            self._cross += others.transpose(0, 2, 1) @ rows
 
     def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
         """Some inputs as (g, rows, n)."""
@@ -207,6 +225,7 @@ class Sums:
 
     def statistics(self) -> Statistics:
         """The moments of all that was taken in."""
+        self._add_held()
         assert self._shift is not None
         offset = self._first / self.rows
         covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
@@ -214,6 +233,7 @@ class Sums:
 
     def other(self) -> tuple[Array, Array]:
         """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
+        self._add_held()
         assert self._other_shift is not None
         first, second = self._other / self.rows, self._first / self.rows
         cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]

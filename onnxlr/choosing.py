@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxlr.assess import Assessor, calibration_samples, sample_seconds
 from onnxlr.cost import chain_macs, layer_work
+from onnxlr.data import Samples
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.factory import Built
 from onnxlr.fits import (
@@ -25,10 +26,10 @@ from onnxlr.layers import Layer, count_macs
 from onnxlr.model import count_params
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice
-from onnxlr.search import Chosen, Trials, boldest, choices_of
+from onnxlr.search import Chosen, Trials, boldest, choices_of, least_damaging
 from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
-from onnxlr.weighing import Aim, Weighing
+from onnxlr.weighing import FEW_PROBES, PROBES, Aim, Weighing
 
 PROBED_SAMPLES = 64  # that sensitivities are measured on, where half a second is enough
 _PROBE_SECONDS, _FEWEST_PROBED = 0.5, 24
@@ -36,6 +37,8 @@ _PROBE_SECONDS, _FEWEST_PROBED = 0.5, 24
 DAMAGES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 _BOLDER = 2  # further levels that are tried with sequential correction
 _CORRECTIONS = 5  # of a budget that the written file misses
+# Sets of equal cost that are measured as a whole, and what is spent on it.
+_MOST_REFINED, _FEWEST_REFINED, _REFINED_ON, _REFINING_SECONDS = 24, 8, 2048, 160.0
 _BOLDEST_ERROR = 0.9  # of a weight, where there is no limit
 
 # Of the methods that fit a layer at a level, how many of the most saving are timed.
@@ -118,11 +121,12 @@ class Choosing:
         assert session is not None
         assert feeding is not None
         assert table is not None
-        options, probed = self.options, judge
+        options, probed, probes = self.options, judge, FEW_PROBES
         samples = feeding.calibration
         origin: list[object] = [self.prepared.source.digest, self.prepared.input_shapes]
         if samples is not None:
             affordable = int(_PROBE_SECONDS / sample_seconds(self.prepared))
+            probes = PROBES if affordable >= PROBED_SAMPLES else FEW_PROBES
             taken = samples.take(min(PROBED_SAMPLES, max(_FEWEST_PROBED, affordable)))
             origin += [calibration_samples(self.prepared, samples).digest(), taken.digest()]
             with self.progress.stage("run the original", None):
@@ -136,7 +140,8 @@ class Choosing:
                 tuple(passes),
                 options.goal,
                 options.latency_vetoes,
-                "sensitivity" not in options.without,
+                () if "sensitivity" in options.without else probes,
+                self.assessor.by_classes,
             ),
             probed,
             table,
@@ -184,12 +189,48 @@ class Choosing:
             with self.progress.stage(f"verify {len(chosen)} replaced layers", None):
                 built = self.factory.build(choices_of(chosen))
                 cost = self._cost(goal, total, built, chosen)
-            if cost <= fraction * total * (1 + 1e-9):
+            most = fraction * total * (1 + 1e-9)
+            if cost <= most:
+                refined = self._refined(chosen, budget)
+                built = self.factory.build(choices_of(refined))
+                if refined != chosen and self._cost(goal, total, built, refined) <= most:
+                    chosen = refined
                 if (why := self._improved_over(chosen)) is not None:
                     raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
                 return chosen
             budget -= cost - fraction * total  # names and nodes take their share too
         raise BudgetError(f"{asked} can't be met: {cost / total:.0%} is the nearest that was found")
+
+    def _refined(self, chosen: Chosen, budget: float) -> Chosen:
+        """The least damaging set near one that the budget leads to, measured on what judges."""
+        weighing, assessor = self.weighing, self.assessor
+        assert weighing is not None
+        if assessor.feeding is None or not isinstance(assessor.feeding.judged, Samples):
+            return chosen
+        samples = 0
+        seconds = len(assessor.feeding.judged) * sample_seconds(self.prepared)
+        if assessor.corrects(choices_of(chosen)):
+            some = min(assessor.samples, _REFINED_ON)
+            longer = seconds + assessor.correction_seconds(some)
+            if longer * _FEWEST_REFINED <= _REFINING_SECONDS:
+                samples, seconds = some, longer
+        most = min(_MOST_REFINED, int(_REFINING_SECONDS / seconds))
+        if most < _FEWEST_REFINED:
+            return chosen
+        named = weighing.predicted(chosen)
+        with self.progress.stage("weigh layers against each other", most) as step:
+
+            def damage(item: Chosen) -> float:
+                step(f"{len(item)} layers")
+                return assessor.damage(choices_of(item), samples)
+
+            return least_damaging(
+                chosen,
+                sorted(named, key=lambda n: -named[n]),
+                lambda weights: weighing.allocate(most_cost=budget, weights=weights),
+                damage,
+                most,
+            )
 
     def _total(self, goal: str) -> float:
         """What the original costs as a whole."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onnxlr.calibrate import Statistics
 from onnxlr.convolution import kernel_of
-from onnxlr.decompose import closed_form, has_closed_form, weighted_fit
+from onnxlr.decompose import Form, closed_form, has_closed_form, weighted_fit
 from onnxlr.errors import ModelError
 from onnxlr.graph_pass import Array, ChainPass, GraphPass, Rank
 from onnxlr.layers import Layer
@@ -57,7 +57,8 @@ def fit_to_inputs(
         Factors fitted to the weight, if they are there already.
     """
     weight = as_matrix(layer, layer.array())
-    return fit_matrix(graph_pass, layer, rank, weight, statistics.covariance, effort, start)
+    covariance, metric = statistics.covariance, statistics.metric
+    return fit_matrix(graph_pass, layer, rank, weight, covariance, metric, effort, start)
 
 
 def fit_layer(
@@ -94,30 +95,52 @@ def fit_matrix(
     rank: Rank,
     weight: Array,
     covariance: Array,
+    metric: Array | None,
     effort: Effort,
     start: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
     """The same for any target (g, m, n) in the place of the weight, and covariance (g, n, n)."""
     form = graph_pass.form(layer, rank)
+    if form is None or form.outputs > 1:
+        metric = None  # outputs in two factors can't be mixed
+    if metric is not None:
+        weight = metric @ weight  # the factor of the outputs is turned back in the end
     if form is not None and has_closed_form(form):
         empty = _empty(graph_pass, layer, rank)
         groups = [
             closed_form(form, shapes, w, c)
             for shapes, w, c in zip(empty, weight, covariance, strict=True)
         ]
-        return graph_pass.pack(layer, rank, groups)
+        return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
     factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
     if weight.shape[2] > _WIDE:
         effort = Effort(effort.sweeps // 2, effort.steps)
+    starts = _turned(form, graph_pass.unpack(layer, rank, factors), metric)
     groups = [
         weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
-        for group, w, c in zip(
-            graph_pass.unpack(layer, rank, factors), weight, covariance, strict=True
-        )
+        for group, w, c in zip(starts, weight, covariance, strict=True)
     ]
-    return graph_pass.pack(layer, rank, groups)
+    return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
+
+
+def _turned(
+    form: Form, groups: list[list[Array]], metric: Array | None, *, back: bool = False
+) -> list[list[Array]]:
+    """Factors of metric · W from those of W, or the other way: the one with the outputs changes."""
+    if metric is None:
+        return groups
+    letter = form.result[0]
+    i = next(i for i, term in enumerate(form.terms) if letter in term)
+    axis = form.terms[i].index(letter)
+    turned = []
+    for group, own in zip(groups, metric, strict=True):
+        flat = np.moveaxis(group[i], axis, 0)
+        found = (np.linalg.inv(own) if back else own) @ flat.reshape(len(flat), -1)
+        found = np.moveaxis(found.reshape(flat.shape), 0, axis)
+        turned.append([*group[:i], found, *group[i + 1 :]])
+    return turned
 
 
 def closes(graph_pass: GraphPass, layer: Layer, rank: Rank) -> bool:
@@ -130,7 +153,7 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
     """Relative output error at every rank, from 0 on; None where it takes fitting to tell."""
     if not closes(graph_pass, layer, graph_pass.full_rank(layer)):
         return None
-    weight = as_matrix(layer, layer.array())
+    weight = measured(statistics, as_matrix(layer, layer.array()))
     values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))
     energy = np.maximum(values[:, ::-1], 0.0).sum(axis=0)
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
@@ -153,10 +176,18 @@ def rest_of(
     )
 
 
+def measured(statistics: Statistics, weight: Array) -> Array:
+    """A weight (g, m, n) whose outputs are measured as those of the layer are."""
+    return weight if statistics.metric is None else statistics.metric @ weight
+
+
 def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
-    """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): exact for the inputs that were looked at, with a free bias."""
-    weight = as_matrix(layer, layer.array())
-    apart, whole = (float(np.sum((w @ statistics.covariance) * w)) for w in (rest, weight))
+    """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): exact for the inputs that were looked at, with a free bias.
+
+    Outputs count as the layers behind take them: by the metric of the statistics, if there is one.
+    """
+    both = (measured(statistics, w) for w in (rest, as_matrix(layer, layer.array())))
+    apart, whole = (float(np.sum((w @ statistics.covariance) * w)) for w in both)
     return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnxlr.errors import BudgetError, OutputError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
 from onnxlr.fits import Fit, fit_methods, name_filter
 from onnxlr.graph_pass import WeightPass, choose_passes, find_pass
+from onnxlr.influence import influences
 from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison
 from onnxlr.latency_table import LatencyTable, machine_table, named_table
@@ -103,11 +104,19 @@ def _optimize(source: Source, out: Path | None, options: Options, progress: Prog
     if feeding is not None and feeding.calibration is not None and wanted:
         fitted = [layer for layer in prepared.layers if fits[layer.name]]
         taken = calibration_samples(prepared, feeding.calibration)
-        calibration = Calibration(str(options.data), feeding.half, taken.digest(), len(taken))
+        calibration = Calibration(
+            str(options.data),
+            feeding.half,
+            taken.digest(),
+            len(taken),
+            influence="sensitivity" not in options.without,
+        )
         key = key_of(source.digest, calibration.digest, options.seed, prepared.input_shapes)
         with _kept_statistics(store, key, fitted) as statistics:
             missing = [layer for layer in fitted if layer.name not in statistics]
             statistics |= calibrate_on(prepared, missing, taken, options.seed, progress)
+        if calibration.influence:
+            statistics = with_influence(prepared, statistics)
     jobs = Jobs(options.jobs, options.machine.threads)
     with workspace(out) as folder:
         factory = Factory(
@@ -195,6 +204,14 @@ def calibrate_on(
     """Statistics of these layers; on one CPU thread, so that a replay has the same to the bit."""
     feeds = [feed for feed, _, _ in samples.batches()]
     return calibrate(prepared, layers, feeds, ONE_CPU_THREAD, seed, progress)
+
+
+def with_influence(
+    prepared: Prepared, statistics: Mapping[str, Statistics]
+) -> dict[str, Statistics]:
+    """Statistics by which errors of outputs count as the layers behind take them."""
+    metrics = influences(prepared)
+    return {name: replace(item, metric=metrics.get(name)) for name, item in statistics.items()}
 
 
 def settle(choosing: Choosing, chosen: Chosen) -> tuple[Chosen, Quality | None, Comparison | None]:

@@ -95,6 +95,8 @@ class Calibration:
         How many they are.
     sequential : int
         How many of them the factors were corrected on in sequence; 0 if each is its own.
+    influence : bool
+        Whether errors of outputs were weighted by what the layers behind make of them.
     """
 
     data: str
@@ -102,6 +104,7 @@ class Calibration:
     digest: str
     samples: int
     sequential: int = 0
+    influence: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnxlr.graph_pass import WeightPass
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source
-from onnxlr.optimizer import calibrate_on
+from onnxlr.optimizer import calibrate_on, with_influence
 from onnxlr.output import copy_source, place, workspace
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Prepared, prepare
@@ -70,6 +70,8 @@ def _replay(
         prepared = prepare(source, feed=next(iter(taken.batches()))[0])
         layers = [layer for layer in prepared.layers if layer.name in choices]
         statistics = calibrate_on(prepared, layers, taken, plan.seed, progress)
+        if plan.calibration.influence:
+            statistics = with_influence(prepared, statistics)
     with workspace(path) as folder:
         factory = Factory(
             prepared,

@@ -8,6 +8,7 @@ from onnxlr.rewrite import Choice
 
 Chosen = dict[str, Candidate]
 MOST_TRIALS = 14
+WEIGHT_STEPS = (8.0, 3.0, 1.5)  # of a prediction, up and down
 
 
 def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
@@ -38,7 +39,7 @@ class Trials:
 
     def ask(self, chosen: Mapping[str, Candidate]) -> str | None:
         """The verdict on a set. The empty set, which changes nothing, is always accepted."""
-        key = frozenset(chosen.items())
+        key = _key(chosen)
         if not chosen:
             return None
         if key not in self._known:
@@ -104,6 +105,54 @@ def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Found:
         _add(chosen, bolder, trials, stuck)
     refused = {n: why for n, why in stuck.items() if n not in chosen}
     return Found(chosen, refused, max(sets, default=-1))
+
+
+def least_damaging(
+    start: Chosen,
+    names: Sequence[str],
+    propose: Callable[[Mapping[str, float]], Chosen | None],
+    damage: Callable[[Chosen], float],
+    most: int,
+) -> Chosen:
+    """The best of some sets of equal cost, by a damage that is measured for each as a whole.
+
+    What was predicted of layers one by one misses how their errors act together. So the predictions
+    are weighted: one layer's counts more, or less, and what the solver makes of that is measured.
+    A weight that helps stays, and the next layer's is tried on top of it, first in large steps.
+
+    Parameters
+    ----------
+    start : dict of str to Candidate
+        What the predictions say as they are.
+    names : sequence of str
+        The layers whose weights are tried, in this order.
+    propose : callable
+        Gives the set for some weights; None if there is none.
+    damage : callable
+    most : int
+        Sets that are measured.
+    """
+    weights = dict.fromkeys(names, 1.0)
+    best, known = start, {_key(start): damage(start)}
+    least = known[_key(start)]
+    for step in WEIGHT_STEPS:
+        for name in names:
+            for factor in (step, 1 / step):
+                if len(known) >= most:
+                    return best
+                moved = weights | {name: weights[name] * factor}
+                found = propose(moved)
+                if found is None or _key(found) in known:
+                    continue
+                reached = known[_key(found)] = damage(found)
+                if reached < least:
+                    best, least, weights = found, reached, moved
+                    break
+    return best
+
+
+def _key(chosen: Mapping[str, Candidate]) -> frozenset[tuple[str, Candidate]]:
+    return frozenset(chosen.items())
 
 
 def _cheaper(item: Candidate, chosen: Chosen, name: str) -> bool:

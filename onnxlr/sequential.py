@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxlr.calibrate import Statistics, Sums, exposed, input_size, why_not
@@ -31,7 +32,7 @@ _RIDGE = 1e-2
 _PENALTIES = (0.1, 0.3, 1.0)
 _HELD = 256 << 20  # bytes of inputs that are held for it
 # Inputs for each of their elements, below which a regression would learn the samples by heart.
-_ROWS = 4
+_ROWS = 2
 
 
 def correct(
@@ -41,6 +42,8 @@ def correct(
     feeds: Sequence[Feed],
     seed: int,
     progress: Progress,
+    *,
+    glance: bool = False,
 ) -> dict[str, Factored]:
     """Factors for every chosen layer, each fitted behind those before it.
 
@@ -54,6 +57,8 @@ def correct(
     feeds : sequence of feeds
     seed : int
         Of the positions that are sampled.
+    glance : bool
+        Whether Relus are passed over: what tells sets apart in a third of the time.
     """
     found: dict[str, Factored] = {}
     layers = [layer for layer in prepared.layers if layer.name in choices]
@@ -66,9 +71,13 @@ def correct(
                 found[layer.name] = plain  # nothing before it has changed, or nothing can be told
             elif not isinstance(choice.graph_pass, WeightPass):
                 done = {n: choices[n] for n in found}
-                pairs = _Pairs(prepared, done, found, layer, feeds, seed)
+                pairs = _Pairs(prepared, done, found, layer, feeds, seed, rows=not glance)
+                own = factory.statistics.get(layer.name)
+                metric = own.metric if own is not None else None
                 enough = pairs.given.rows >= _ROWS * input_size(layer)
-                found[layer.name] = _fitted(layer, choice, plain, pairs) if enough else plain
+                found[layer.name] = (
+                    _fitted(layer, choice, plain, pairs, metric) if enough else plain
+                )
             step(layer.name)
     return found
 
@@ -84,6 +93,8 @@ class _Pairs:
         layer: Layer,
         feeds: Sequence[Feed],
         seed: int,
+        *,
+        rows: bool,
     ) -> None:
         names = {use.x.name or "" for use in layer.uses}
         changed = rewrite(
@@ -94,7 +105,7 @@ class _Pairs:
             for model in (prepared.model, changed)
         )
         sums = Sums(layer, len(feeds), seed, paired=True)
-        bias = bias_before_relu(layer)
+        bias = bias_before_relu(layer) if rows else None
         step = -(-4 * layer.group * input_size(layer) * sums.expected // _HELD)
         self.rows: list[tuple[Rows, Rows]] = []  # some of x̂, and of the y that the original had
         weight = as_matrix(layer, layer.array()).astype(np.float32)
@@ -111,7 +122,9 @@ class _Pairs:
         self.mean, self.cross = sums.other()  # of x, and between x and x̂
 
 
-def _fitted(layer: Layer, choice: Choice, plain: Factored, pairs: _Pairs) -> Factored:
+def _fitted(
+    layer: Layer, choice: Choice, plain: Factored, pairs: _Pairs, metric: Array | None
+) -> Factored:
     """Reduced-rank regression of the original's output on the inputs as they are now."""
     weight = as_matrix(layer, layer.array())
     covariance = pairs.given.covariance.copy()
@@ -120,14 +133,18 @@ def _fitted(layer: Layer, choice: Choice, plain: Factored, pairs: _Pairs) -> Fac
     covariance += ridge * np.eye(n)
     # tr((W − W̃)…) is least for M = (W·C_xx̂ + ε·W)·(C_x̂ + ε)⁻¹, up to what no W̃ can reach.
     right = weight @ (pairs.cross + ridge * np.eye(n))
+    triangles = [scipy.linalg.cho_factor(c) for c in covariance]
 
     def regressed(right: Array, start: Factors, centre: Array) -> Factored:
         """Factors for a C_yx̂ and a mean of y, with the shift of the bias that goes with them."""
-        solved = np.linalg.solve(covariance, right.transpose(0, 2, 1))
-        target = np.asarray(solved.transpose(0, 2, 1), dtype=np.float64)
+        solved = [
+            scipy.linalg.cho_solve(triangle, r.T).T
+            for triangle, r in zip(triangles, right, strict=True)
+        ]
+        target = np.stack(solved)
         doubles = tuple(f.astype(np.float64) for f in start)
         factors = fit_matrix(
-            choice.graph_pass, layer, choice.rank, target, covariance, THOROUGH, doubles
+            choice.graph_pass, layer, choice.rank, target, covariance, metric, THOROUGH, doubles
         )
         stored = tuple(f.astype(layer.dtype.numpy()) for f in factors)
         # ȳ − W·μ̂ is what the mean itself has moved by, W·μ̂ − W̃·μ̂ what the factors lose of it.

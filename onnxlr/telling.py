@@ -1,6 +1,5 @@
 """What is said about a run: a decision with its reason for every layer, and the report."""
 
-import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -190,19 +189,16 @@ class Outcome:
 
     def _outweighed(self, layer: Layer) -> str:
         """Why a layer that has candidates is left as it is."""
-        options = (
-            self.choosing.weighing.options.get(layer.name)
-            if self.choosing.weighing is not None
-            else None
-        )
-        if not options:
+        weighing = self.choosing.weighing
+        options = weighing.options.get(layer.name) if weighing is not None else None
+        if weighing is None or not options:
             return "no method was chosen"
-        mild = min(options, key=lambda o: o.damage)
-        choice = mild.candidate.choice
+        choice = min(options, key=lambda o: o.damage).candidate.choice
+        error = next(w.error for w in weighing.weighed[layer.name] if w.candidate.choice == choice)
         return (
             f"other layers save more for less: {choice.graph_pass.name} at rank "
             f"{rank_words(choice.rank)} alone would leave a rel. error of "
-            f"{math.sqrt(mild.damage):.3g}"
+            f"{weighing.harm(layer.name, error):.3g}"
         )
 
     def _why(self, layer: Layer, item: Candidate) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 from numpy.typing import NDArray
 
 from onnxlr.data import Samples
@@ -18,6 +19,8 @@ from onnxlr.runtime import Feed, Machine, Session
 
 Outputs = dict[str, NDArray[Any]]
 
+_WHOLE = 1e-2  # within which probabilities of low precision add up to 1
+_LEAST_PROBABILITY = 1e-7  # told apart
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
 
@@ -34,11 +37,15 @@ class Fidelity:
         Cosine between y and ŷ, of the output where it is smallest.
     agreement : float or None
         Share of samples with the same arg-max; None where no output is one vector of classes.
+    divergence : float or None
+        Mean Kullback–Leibler divergence of the class probabilities from the original's, in nats;
+        None as for agreement.
     """
 
     rel_error: float
     cosine: float
     agreement: float | None
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,11 @@ class Judge:
         return self._original.machine
 
     @property
+    def has_class_vector(self) -> bool:
+        """Whether an output is one vector of class scores a sample."""
+        return self._one_vector
+
+    @property
     def agreement_is_blind(self) -> bool:
         """Whether arg-max agreement says little here.
 
@@ -118,6 +130,7 @@ class Judge:
         """Run a candidate on every sample."""
         totals = {name: _Totals() for name in self._spreads}
         agree = right = right_before = count = 0
+        divergence = 0.0
         for i, batch in enumerate(self._batches()):
             before = self._reference(i, batch)
             after = _cut(candidate.run(batch.feed), batch)
@@ -127,6 +140,8 @@ class Judge:
                 guess, original = after[self._classes].argmax(-1), before[self._classes].argmax(-1)
                 count += guess.size
                 agree += int(np.count_nonzero(guess == original))
+                if self._one_vector:
+                    divergence += self._divergence(before[self._classes], after[self._classes])
                 if self.metric == "top1" and self.labels is not None:
                     right += int(np.count_nonzero(guess == self.labels[batch.index]))
                     right_before += int(np.count_nonzero(original == self.labels[batch.index]))
@@ -135,6 +150,7 @@ class Judge:
             max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
             min(t.cosine() for t in totals.values()),
             agree / count if count and shown else None,
+            divergence / count if count and self._one_vector else None,
         )
         if self._user is not None:
             if self._baseline is None:
@@ -147,6 +163,20 @@ class Judge:
             "cosine": (1.0, fidelity.cosine),
         }
         return Quality(self.metric, *values[self.metric], fidelity)
+
+    def _divergence(self, before: NDArray[Any], after: NDArray[Any]) -> float:
+        """Σ p · log(p / q) over the samples."""
+        if before.shape != after.shape or not np.isfinite(after).all():
+            return math.inf
+        p, q = (self._log_probabilities(y.astype(np.float64)) for y in (before, after))
+        return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+    def _log_probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of outputs that are probabilities already, or of scores that a softmax makes some of."""
+        if self._probable:
+            scores = np.log(np.maximum(scores, _LEAST_PROBABILITY))
+        found: NDArray[np.float64] = scipy.special.log_softmax(scores, axis=-1)
+        return found
 
     def _default_metric(self) -> str:
         if self.labels is not None:
@@ -170,6 +200,7 @@ class Judge:
         held = 0
         self._classes: str | None = None
         self._one_vector = False
+        self._probable = True  # as long as no sample's scores say otherwise
         self._seen: set[int] = set()
         for batch in self._batches():
             outputs = _cut(self._original.run(batch.feed), batch)
@@ -186,6 +217,10 @@ class Judge:
                 self._one_vector = bool(classes) and outputs[classes[0]].ndim == 2
             if self._classes is not None and len(self._seen) < 2:
                 self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
+            if self._classes is not None:
+                scores = outputs[self._classes].astype(np.float64)
+                whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
+                self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
             if self._kept is not None:

@@ -3,8 +3,7 @@
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,25 @@ import numpy as np
 from onnxlr.allocation import Option, allocate, pareto
 from onnxlr.calibrate import Statistics
 from onnxlr.candidates import Weighed, front, weigh_layer
-from onnxlr.cost import layer_work, weight_error
-from onnxlr.errors import ModelError
+from onnxlr.cost import layer_work
 from onnxlr.factory import Factory
 from onnxlr.fits import Candidate, Goal
-from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import WeightPass
 from onnxlr.latency_table import LatencyTable
 from onnxlr.layer_timing import LayerTime
 from onnxlr.layers import Layer
-from onnxlr.output import save
 from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
-from onnxlr.rewrite import Choice, Factored, rewrite
-from onnxlr.runtime import Session
+from onnxlr.rewrite import Choice
+from onnxlr.sensitivity import LEAST, Sensitivity, probe
 from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
 
 RANKS = 8  # of each method for a layer
-_PROBE = 0.25  # relative output error at which a layer's sensitivity is measured
-_LEAST = 1e-7  # below this an error is rounding
+# Relative output errors at which a layer's sensitivity is measured, and where time is short.
+PROBES: tuple[float, ...] = (0.1, 0.25, 0.6)
+FEW_PROBES: tuple[float, ...] = (0.25,)
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
 
@@ -48,14 +45,17 @@ class Aim:
         ``latency``, ``macs``, ``params`` or ``bytes``.
     vetoed : bool
         Whether what isn't faster than its layer alone takes no part.
-    sensitive : bool
-        Whether sensitivities are measured; else an error counts the same everywhere.
+    probes : tuple of float
+        Errors at which sensitivities are measured; with none, an error counts the same everywhere.
+    by_classes : bool
+        Whether divergences of the class probabilities count, instead of the outputs' errors.
     """
 
     methods: tuple[str, ...]
     target: str
     vetoed: bool
-    sensitive: bool = True
+    probes: tuple[float, ...] = PROBES
+    by_classes: bool = False
 
     @property
     def goal(self) -> Goal:
@@ -72,9 +72,9 @@ class Aim:
 class Weighing:
     """Candidates of all layers, with costs in one unit and damages that add up.
 
-    The damage of a candidate is sensitivity × error²: squared errors of independent layers add, and
-    a layer's sensitivity is the squared relative error of the model's outputs per squared relative
-    error of the layer's own, measured with only that layer replaced.
+    The damage of a candidate is its layer's sensitivity × error²: the squared relative error of the
+    model's outputs, or the divergence of its class probabilities, with only that layer replaced.
+    Of independent layers, such damages add.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Weighing:
     progress: Progress
     options: dict[str, list[Option]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
-    sensitivity: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, Sensitivity] = field(default_factory=dict)
     times: dict[tuple[str, Choice], LayerTime] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     weighed: dict[str, list[Weighed]] = field(default_factory=dict)
@@ -118,16 +118,36 @@ class Weighing:
         self._scale_all()
 
     def allocate(
-        self, *, most_damage: float | None = None, most_cost: float | None = None
+        self,
+        *,
+        most_damage: float | None = None,
+        most_cost: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> dict[str, Candidate] | None:
-        """The cheapest choice within a damage, or the least damaging one within a cost."""
-        found = allocate(self.options, self.kept, most_damage=most_damage, most_cost=most_cost)
+        """The cheapest choice within a damage, or the least damaging one within a cost.
+
+        The damage of a layer counts as often as its weight says, else once.
+        """
+        options: Mapping[str, Sequence[Option]] = self.options
+        if weights:
+            options = {
+                name: [replace(o, damage=o.damage * weights.get(name, 1.0)) for o in rows]
+                for name, rows in options.items()
+            }
+        found = allocate(options, self.kept, most_damage=most_damage, most_cost=most_cost)
         return None if found is None else {name: o.candidate for name, o in found.items()}
+
+    def predicted(self, chosen: Mapping[str, Candidate]) -> dict[str, float]:
+        """The damage that is predicted for every layer that has options, 0 where it is kept."""
+        return {
+            name: next((o.damage for o in rows if o.candidate == chosen.get(name)), 0.0)
+            for name, rows in self.options.items()
+            if rows
+        }
 
     def alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
         """All that was weighed for a layer, the most saving last."""
         rows = []
-        sensitivity = self.sensitivity.get(layer.name)
         for item in sorted(self.weighed.get(layer.name, ()), key=lambda w: w.candidate.saved):
             choice = item.candidate.choice
             timed = self.times.get((layer.name, choice))
@@ -138,19 +158,23 @@ class Weighing:
                     item.candidate.params,
                     item.candidate.macs,
                     item.error,
-                    None
-                    if sensitivity is None or not math.isfinite(sensitivity)
-                    else math.sqrt(sensitivity) * item.error,
+                    self.harm(layer.name, item.error),
                     None if timed is None else timed.before_ms,
                     None if timed is None else timed.after_ms,
                 )
             )
         return tuple(rows)
 
+    def harm(self, name: str, error: float) -> float | None:
+        """Predicted relative error of the model's outputs for an error of this layer's."""
+        found = self.sensitivity.get(name)
+        harm = math.inf if found is None else found.harm(error)
+        return harm if math.isfinite(harm) else None
+
     def _weigh_all(self, step: Any) -> None:
         """The candidates with their errors: those that the store has, and the others."""
         aim = self.aim
-        fitted = sorted(self.statistics)
+        fitted = [(n, s.metric is not None) for n, s in sorted(self.statistics.items())]
         key = key_of(self.origin, aim.methods, aim.goal, aim.gridded, RANKS, fitted)
         known = self.store.read("candidates", key)
         for layer in self.layers:
@@ -237,102 +261,69 @@ class Weighing:
 
     def _scale_all(self) -> None:
         """Turn squared errors into damages by the layers' measured sensitivities."""
-        asked: dict[str, Choice] = {}
+        asked: dict[str, list[Choice]] = {}
         for layer in self.layers:
             options = pareto(self.options[layer.name], self.kept[layer.name])
             self.options[layer.name] = options
             if options:
-                asked[layer.name] = _probe_of(options).choice
-        if not self.aim.sensitive:
-            self.sensitivity = dict.fromkeys(asked, 1.0)
-            return
-        with self.progress.stage("measure sensitivities", len(asked)) as step:
-            self._measure(asked, step)
-        for name in asked:
-            sensitivity = self.sensitivity.get(name, math.inf)
+                asked[layer.name] = _probes_of(options, self.aim.probes)
+        if self.aim.probes:
+            with self.progress.stage("measure sensitivities", len(asked)) as step:
+                self._measure(asked, step)
+        else:
+            self.sensitivity = {name: Sensitivity() for name in asked}
+        for name, sensitivity in self.sensitivity.items():
+            # Until now damages are squared errors.
+            losses = [(o, sensitivity.loss(math.sqrt(o.damage))) for o in self.options[name]]
             self.options[name] = [
-                Option(o.candidate, o.cost, o.damage * sensitivity)
-                for o in self.options[name]
-                if math.isfinite(sensitivity)
+                replace(o, damage=loss) for o, loss in losses if math.isfinite(loss)
             ]
 
-    def _measure(self, asked: Mapping[str, Choice], step: Any) -> None:
+    def _measure(self, asked: Mapping[str, list[Choice]], step: Any) -> None:
         """Sensitivities: those that the store has, and the others."""
-        key = key_of(self.origin, sorted(self.statistics))
+        fitted = [(n, s.metric is not None) for n, s in sorted(self.statistics.items())]
+        key = key_of(self.origin, fitted)
         known = self.store.read("sensitivities", key)
-        missing = [name for name in asked if name not in known]
+        missing = [
+            (name, choice)
+            for name, some in asked.items()
+            for choice in some
+            if _label(name, choice) not in known
+        ]
+        left = {name: sum(n == name for n, _ in missing) for name in asked}
         with tempfile.TemporaryDirectory(prefix="onnxlr-") as folder:
             items = [
-                (self.prepared, name, asked[name], self.statistics.get(name), self.judge, folder)
-                for name in missing
+                (self.prepared, name, choice, self.statistics.get(name), self.judge, folder)
+                for name, choice in missing
             ]
-            for name, found in zip(missing, self.factory.jobs.map(probe, items), strict=True):
-                choice = asked[name]
-                known[name] = {"method": choice.graph_pass.name, "rank": choice.rank, **found}
+            found = self.factory.jobs.map(probe, items)
+            for (name, choice), row in zip(missing, found, strict=True):
+                known[_label(name, choice)] = row
                 self.store.write("sensitivities", key, known)
-                step(name)
-        for name in asked:
-            row = known[name]
-            if "refusal" in row:
-                self.reasons[name] = row["refusal"]
-            elif row["harm"] is not None:
-                self.sensitivity[name] = row["harm"] ** 2 / max(row["error"], _LEAST) ** 2
+                left[name] -= 1
+                if not left[name]:
+                    step(name)
+        for name, some in asked.items():
+            rows = [known[_label(name, choice)] for choice in some]
+            told = [row for row in rows if "refusal" not in row]
+            if told:
+                self.sensitivity[name] = Sensitivity.from_probes(
+                    told, by_classes=self.aim.by_classes
+                )
+            else:
+                self.reasons[name] = rows[0]["refusal"]
+                self.options[name] = []
 
 
-def probe(
-    prepared: Prepared,
-    name: str,
-    choice: Choice,
-    statistics: Statistics | None,
-    judge: Judge,
-    folder: str,
-) -> dict[str, Any]:
-    """What one layer's replacement does to the model.
-
-    Returns
-    -------
-    dict
-        ``error``: relative, of the layer's output or, without statistics, of its weight; ``harm``:
-        relative error of the model's outputs, None if it isn't finite. Or ``refusal``: why there
-        is no such model.
-    """
-    layer = prepared.layer(name)
-    graph_pass, rank = choice.graph_pass, choice.rank
-    try:
-        factored = fit_layer(prepared, name, choice, statistics)
-        harm = harm_of(prepared, {name: choice}, {name: factored}, judge, folder)
-    except ModelError as refusal:
-        return {"refusal": str(refusal)}
-    if statistics is None or isinstance(graph_pass, WeightPass):
-        error = weight_error(layer, graph_pass, rank, factored.factors)
-    else:
-        rest = rest_of(graph_pass, layer, rank, factored.factors)
-        error = output_error(layer, rest, statistics)
-    return {"error": error, "harm": harm if math.isfinite(harm) else None}
+def _label(name: str, choice: Choice) -> str:
+    ranks = "-".join(map(str, choice.rank))
+    return f"{name} {choice.graph_pass.name} {ranks}"
 
 
-def harm_of(
-    prepared: Prepared,
-    choices: Mapping[str, Choice],
-    factors: Mapping[str, Factored],
-    judge: Judge,
-    folder: str,
-) -> float:
-    """Relative error of the model's outputs with these layers replaced.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model.
-    """
-    model = rewrite(prepared.model, prepared.shapes, choices, lambda layer, *_: factors[layer.name])
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "probe.onnx"
-        save(model, path)
-        session = Session(path, judge.machine, "the optimized model")
-        return judge.judge(session).fidelity.rel_error
-
-
-def _probe_of(options: Sequence[Option]) -> Candidate:
-    """The candidate that sensitivity is measured with."""
-    return min(options, key=lambda o: abs(math.log(max(o.damage, _LEAST**2) / _PROBE**2))).candidate
+def _probes_of(options: Sequence[Option], errors: Sequence[float]) -> list[Choice]:
+    """The candidates that sensitivity is measured with: those nearest to some errors."""
+    nearest = [
+        min(options, key=lambda o: abs(math.log(max(o.damage, LEAST**2) / error**2)))
+        for error in errors
+    ]
+    return list(dict.fromkeys(option.candidate.choice for option in nearest))

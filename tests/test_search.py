@@ -1,13 +1,15 @@
 """The search: bisecting levels, then putting back no more than it must."""
 
 from collections.abc import Mapping
+from itertools import product
 
+import numpy as np
 import pytest
 
 from onnxlr.fits import Candidate
 from onnxlr.graph_pass import choose_passes
 from onnxlr.rewrite import Choice
-from onnxlr.search import Trials, boldest
+from onnxlr.search import WEIGHT_STEPS, Trials, boldest, least_damaging
 
 SVD = choose_passes(("svd",))[0]
 
@@ -87,3 +89,66 @@ def test_a_layer_that_fits_no_low_level_is_still_found() -> None:
     found = boldest(levels, Trials(lambda chosen: "a is bad" if "a" in chosen else None))
     assert found.chosen == {"b": item(7)}
     assert found.refused == {"a": "put back: a is bad"}
+
+
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def shared_out(weights: Mapping[str, float]) -> dict[str, Candidate]:
+    """The best of all ways to share 24 ranks out, as predicted from weights."""
+    names = sorted(weights)
+    ways = [w for w in product(RANKS, repeat=len(names)) if sum(w) <= 24]
+    best = min(ways, key=lambda w: sum(weights[n] / r for n, r in zip(names, w, strict=True)))
+    return {n: item(r) for n, r in zip(names, best, strict=True)}
+
+
+def truth(chosen: Mapping[str, Candidate]) -> float:
+    """Layer b counts ten times what is predicted, and c next to nothing."""
+    ranks = {n: c.choice.rank[0] for n, c in chosen.items()}
+    return 1 / ranks["a"] + 10 / ranks["b"] + 0.1 / ranks["c"]
+
+
+def test_wrong_predictions_are_put_right() -> None:
+    names = ["a", "b", "c"]
+    start = shared_out(dict.fromkeys(names, 1.0))
+    measured: list[float] = []
+
+    def damage(chosen: Mapping[str, Candidate]) -> float:
+        measured.append(truth(chosen))
+        return measured[-1]
+
+    asked: list[Mapping[str, float]] = []
+
+    def propose(weights: Mapping[str, float]) -> dict[str, Candidate]:
+        asked.append(weights)
+        return shared_out(weights)
+
+    found = least_damaging(start, names, propose, damage, 40)
+    least = min(
+        truth({n: item(r) for n, r in zip(names, w, strict=True)})
+        for w in product(RANKS, repeat=3)
+        if sum(w) <= 24
+    )
+    assert truth(found) == min(measured) <= 1.05 * least < truth(start)
+    assert len(measured) <= 40
+    assert max(w for weights in asked for w in weights.values()) > max(WEIGHT_STEPS)
+    measured.clear()
+    few = least_damaging(start, names, shared_out, damage, 3)
+    assert len(measured) == 3
+    assert truth(few) == min(measured)
+    assert least_damaging(start, names, lambda _: None, damage, 9) == start
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_that_was_measured_is_taken(seed: int) -> None:
+    rng, measured = np.random.default_rng(seed), dict[float, Mapping[str, Candidate]]()
+
+    def damage(chosen: Mapping[str, Candidate]) -> float:
+        found = float(rng.uniform(0.9, 1.0))
+        measured[found] = chosen
+        return found
+
+    names = ["a", "b", "c"]
+    found = least_damaging(shared_out(dict.fromkeys(names, 1.0)), names, shared_out, damage, 40)
+    assert found == measured[min(measured)]
+    assert len(measured) > 3

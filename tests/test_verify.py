@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import rel_entr, softmax
 
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import DataError, UsageError
@@ -13,7 +14,7 @@ from onnxlr.inputs import input_specs
 from onnxlr.model import load
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 from onnxlr.verify import Judge
-from tests.builders import linear
+from tests.builders import linear, make_model, node
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -51,6 +52,20 @@ def test_all_numbers_by_hand(samples: Samples) -> None:
     assert quality.fidelity.cosine == pytest.approx(cosine, rel=1e-6)
     assert quality.fidelity.agreement == np.mean(y.argmax(1) == z.argmax(1))
     assert not judge.agreement_is_blind
+    p, q = (softmax(a, axis=1) for a in (y, z))
+    assert quality.fidelity.divergence == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-5)
+
+
+def test_probabilities_are_taken_as_they_are(samples: Samples) -> None:
+    def probable(weight: np.ndarray) -> Session:
+        nodes = [node("MatMul", ["x", "w"], "s"), node("Softmax", ["s"], "y", axis=1)]
+        rows = rows_of(samples)
+        model = make_model(nodes, {"x": [rows, 6]}, ["y"], {"w": weight})
+        return Session(model.SerializeToString(), ONE_CPU_THREAD)
+
+    found = Judge(probable(W), samples, None).judge(probable(V)).fidelity
+    scores = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    assert found.divergence == pytest.approx(scores.fidelity.divergence, rel=1e-3)
 
 
 @pytest.mark.parametrize(
