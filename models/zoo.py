@@ -26,6 +26,7 @@ import onnxlr
 from models.files import replace_file
 from models.zoo_data import sample_words, write_samples
 from models.zoo_models import ZOO, ZooModel
+from models.zoo_tasks import set_task
 from onnxlr.model import load
 from onnxlr.prepare import feed_model, open_source
 from onnxlr.runtime import Machine
@@ -38,6 +39,7 @@ _KINDS = (
     ("put back: the whole model is not", "put back: not faster as a whole"),
     ("put back: not verified within", "put back: trials used up"),
     ("put back: the file would grow", "put back: the file would grow"),
+    ("other layers save more", "other layers save more for less"),
     ("the limit is", "put back: accuracy"),
     ("put back:", "put back: other"),
     ("faster", "not faster alone"),
@@ -181,15 +183,19 @@ def _run(
     try:
         show.status.update(f"{model.title}: fetch")
         path = model.fetch(cache)
-        data = None if synthetic else write_samples(model, path, cache)
+        files = None if synthetic else write_samples(model, path, cache)
+        if files is not None:
+            set_task(path, files.judged, files.truth)
+        metric = None if synthetic and ":" in (model.metric or "") else model.metric
         out = cache / "optimized" / f"{model.name}.onnx"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
         result = onnxlr.optimize(
             path,
             out,
-            data=data,
-            metric=model.metric,
+            data=None if files is None else files.fitted,
+            validation=None if files is None else files.judged,
+            metric=metric,
             max_drop=max_drop,
             threads=threads,
             progress=show,
@@ -197,7 +203,7 @@ def _run(
         report = finite(result.report.to_dict())
         failures += _report_failures(report)
         show.status.update(f"{model.title}: check")
-        failures += _file_failures(path, out, data, threads)
+        failures += _file_failures(path, out, None if files is None else files.judged, threads)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split())

@@ -10,6 +10,7 @@ import sysconfig
 import wave
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +28,8 @@ Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
 _SEED = 0
+_TRUTHS = ("text", "boxes", "stream")  # what is known, beside the inputs
+_MOST_LINES = 10  # of a page
 _PHOTOS = Package("foolbox", "3.3.4", "*/imagenet_*.jpg")
 # Not the two display faces, whose names end in y: they hold next to no letters.
 _FONTS = Package("matplotlib", "3.10.8", "*/DejaVuS*[!y].ttf")
@@ -38,8 +41,17 @@ _RATE = 16_000  # Hz, of the clips and of all the speech models but basic-pitch
 _MUSIC_RATE = 22_050
 
 
-def write_samples(model: ZooModel, path: Path, cache: Path) -> Path:
-    """The ``.npz`` of samples for a model, made unless it is there.
+@dataclass(frozen=True)
+class SampleFiles:
+    """``.npz`` files: samples to fit to, others to judge on, and what is known of those."""
+
+    fitted: Path
+    judged: Path
+    truth: Path
+
+
+def write_samples(model: ZooModel, path: Path, cache: Path) -> SampleFiles:
+    """Samples for a model, made unless they are there: the first half is fitted to.
 
     Parameters
     ----------
@@ -54,13 +66,24 @@ def write_samples(model: ZooModel, path: Path, cache: Path) -> Path:
         If a package or library that the samples are made of isn't there.
     """
     build, kind = _BUILDERS[model.name]
-    out = cache / "samples" / f"{model.name}-{kind()}.npz".replace(" ", "-")
-    if not out.exists():
-        content = BytesIO()
-        arrays: Any = build(path, cache)
-        np.savez_compressed(content, **arrays)
-        replace_file(out, content.getvalue())
-    return out
+    folder = cache / "samples" / f"{model.name}-{kind()}".replace(" ", "-")
+    files = SampleFiles(*(folder / f"{name}.npz" for name in ("fitted", "judged", "truth")))
+    if not files.truth.exists():
+        arrays = build(path, cache)
+        inputs = {name: a for name, a in arrays.items() if name not in _TRUTHS}
+        half = len(next(iter(inputs.values()))) // 2
+        known = {n: a if n == "stream" else a[half:] for n, a in arrays.items()}
+        _write(files.fitted, {name: a[:half] for name, a in inputs.items()})
+        _write(files.judged, {name: known[name] for name in inputs})
+        _write(files.truth, {name: a for name, a in known.items() if name in _TRUTHS})
+    return files
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    content, named = BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(content, **named)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getvalue())
 
 
 def sample_words(model: ZooModel) -> str:
@@ -116,8 +139,17 @@ def _text() -> str:
 
 def _draw_text(
     cache: Path, rng: np.random.Generator, size: tuple[int, int], lines: int
-) -> NDArray[np.uint8]:
-    """Words and numbers in random type, ink and paper, with noise: (height, width, 3)."""
+) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64]]:
+    """Words and numbers in random type, ink and paper, with noise.
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3)
+    list of str
+        The lines.
+    ndarray of shape (10, 4)
+        The boxes that they fill: left, top, right, bottom; zeros beyond the last.
+    """
     image, draw, fonts = (_pillow(name) for name in ("Image", "ImageDraw", "ImageFont"))
     faces = sorted(_FONTS.fetch(cache).rglob("*.ttf"))
     words = sorted(set(re.findall(r"\b[A-Za-z]{2,12}\b", _text())))
@@ -126,6 +158,8 @@ def _draw_text(
     picture = image.new("RGB", size, tuple(int(c) for c in paper))
     pen = draw.Draw(picture)
     top = 0.0
+    written: list[str] = []
+    boxes = np.zeros((_MOST_LINES, 4))
     for _ in range(lines):
         room = size[1] / lines
         letter = int(room * rng.uniform(0.5, 0.75))
@@ -140,24 +174,32 @@ def _draw_text(
             text = longer
         where = (int(rng.integers(2, 10)), int(top + rng.uniform(0, room - letter * 1.2)))
         pen.text(where, text, tuple(int(c) for c in ink), font)
+        boxes[len(written)] = pen.textbbox(where, text, font)
+        written.append(text)
         top += room
     noisy = np.asarray(picture) + rng.normal(0, rng.uniform(0, 12), (size[1], size[0], 3))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    return np.clip(noisy, 0, 255).astype(np.uint8), written, boxes
 
 
 def _recogniser(_: Path, cache: Path) -> Arrays:
     rng = np.random.default_rng(_SEED)
-    lines = np.stack([_draw_text(cache, rng, (320, 48), 1) for _ in range(120)])
+    drawn = [_draw_text(cache, rng, (320, 48), 1) for _ in range(400)]
+    lines = np.stack([pixels for pixels, _, _ in drawn])
     scaled = (lines / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    return {"x": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}  # (120, 3, 48, 320)
+    text = np.array([line for _, (line,), _ in drawn])
+    return {"x": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), "text": text}
 
 
 def _detector(_: Path, cache: Path) -> Arrays:
     rng = np.random.default_rng(_SEED)
-    pages = [_draw_text(cache, rng, (320, 320), int(rng.integers(3, 11))) for _ in range(40)]
+    pages = [
+        _draw_text(cache, rng, (320, 320), int(rng.integers(3, _MOST_LINES + 1)))
+        for _ in range(100)
+    ]
     mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
-    scaled = (np.stack(pages) / np.float32(255) - mean) / std
-    return {"x": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}  # (40, 3, 320, 320)
+    scaled = (np.stack([pixels for pixels, _, _ in pages]) / np.float32(255) - mean) / std
+    boxes = np.stack([where for _, _, where in pages])
+    return {"x": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), "boxes": boxes}
 
 
 def _minilm(_: Path, cache: Path, length: int = 64) -> Arrays:
@@ -294,6 +336,7 @@ def _silero(path: Path, _: Path) -> Arrays:
         "input": np.stack([sounds[i] for i in chosen]),  # (200, 576)
         "state": np.stack([states[i] for i in chosen]),  # (200, 2, 1, 128)
         "sr": np.full(len(chosen), rate),
+        "stream": np.stack(sounds),
     }
 
 

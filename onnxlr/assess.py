@@ -40,6 +40,8 @@ class Assessor:
         Whether whole models are timed: not for another machine.
     samples : int
         Of sequential correction, once it was asked for.
+    judgements : int
+        How many files were built, saved and judged so far.
     """
 
     prepared: Prepared
@@ -51,6 +53,7 @@ class Assessor:
     timed: bool
     progress: Progress
     samples: int = 0
+    judgements: int = 0
     _improved: tuple[Mapping[str, Choice], Quality] | None = None
 
     def improved(self, choices: Mapping[str, Choice]) -> Quality:
@@ -124,6 +127,7 @@ class Assessor:
 
     def judged(self, choices: Mapping[str, Choice]) -> Quality:
         """The metric and the fidelity of the saved file."""
+        self.judgements += 1
         assert self.judge is not None
         return self.judge.judge(self._open(self.factory.build(choices)))
 

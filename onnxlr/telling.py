@@ -132,6 +132,8 @@ class Outcome:
                 f"factors were corrected in sequence, each layer behind those before it, on "
                 f"{assessor.samples} samples"
             )
+        if assessor.judgements > 1:
+            notes.append(f"{assessor.judgements} files were built, saved and judged to find this")
         if assessor.guarded:
             notes.append(
                 "arg-max agreement says little on these inputs (synthetic, or all of one class): "
