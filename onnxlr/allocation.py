@@ -75,7 +75,8 @@ def allocate(
         ],
         bounds=scipy.optimize.Bounds(0, 1),
         integrality=np.ones(len(rows), dtype=np.int64),
-        options={"mip_rel_gap": 1e-6},
+        # Presolved solutions that don't quite fit are told of on the standard output.
+        options={"mip_rel_gap": 1e-6, "presolve": False},
     )
     if solved.x is None:
         return None
