@@ -149,6 +149,11 @@ class _Backward:
             return _Spot(out, perm.index(axis) - len(before), spot.places)
         if is_standard(node, "Concat"):
             return self._joined(node, slot, spot, axis, before)
+        if is_standard(node, "ReduceMean"):
+            given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+            axes = ints_attr(node, "axes", ()) if given is None else given.numpy().tolist()
+            if not axes or axis in [a % len(before) for a in axes]:
+                return None
         if is_standard(node, "Flatten", "Reshape", "Squeeze", "Unsqueeze", "ReduceMean"):
             return _reshaped(out, spot, axis, before, after)
         return None

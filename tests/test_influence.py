@@ -50,6 +50,10 @@ TAILS: dict[str, tuple[list[Any], dict[str, Array]]] = {
         ],
         {"a": rand(6, 8), "s": np.array([1, -1])},
     ),
+    "averaged": (
+        [node("ReduceMean", ["h"], "f", axes=[-1, 2], keepdims=0), node("MatMul", ["f", "a"], "y")],
+        {"a": rand(6, 8)},
+    ),
     "tokens": (
         [
             node("Reshape", ["h", "s"], "r"),
@@ -115,6 +119,21 @@ def test_each_way_through_a_join_counts(monkeypatch: pytest.MonkeyPatch) -> None
     wanted = a[:, 3:9].T @ a[:, 3:9] + a[:, 9:].T @ a[:, 9:]
     found = found_in(tail, weights, monkeypatch)
     np.testing.assert_allclose(found[0], wanted * 6 / np.trace(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_are_averaged_away_are_lost() -> None:
+    """Their axis goes, and another takes its place that is as long."""
+    model = make_model(
+        [
+            node("Conv", ["x", "w"], "h", "head"),
+            node("ReduceMean", ["h"], "f", axes=[1], keepdims=0),
+            node("MatMul", ["f", "a"], "y"),
+        ],
+        {"x": (1, 3, 6, 6)},
+        ["y"],
+        {"w": rand(6, 3, 1, 1), "a": rand(6, 4)},
+    )
+    assert "head" not in influences(prepare(load(model), feed=None))
 
 
 def test_groups_are_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
