@@ -1,6 +1,7 @@
 """Whole runs with data: budgets met or refused, factors that data decide, plans that replay."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 import onnxlr
 from onnxlr import sensitivity, sequential, weighing
+from onnxlr.assess import Assessor
 from onnxlr.cli import main
 from onnxlr.model import load
 from onnxlr.plan import Plan
@@ -275,6 +277,29 @@ def test_what_is_left_out_is_not_used(data: Path) -> None:
     assert whole.report.quality.optimized < 0.9 * plain.report.quality.optimized
     with pytest.raises(onnxlr.UsageError, match="data, sensitivity, sequential"):
         onnxlr.optimize(network(), without="luck", **options)
+
+
+def test_sets_of_equal_cost_are_judged_as_a_whole(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, measured = Assessor.damage, list[tuple[float, dict[str, Choice]]]()
+
+    def spying(self: Assessor, choices: Mapping[str, Choice], samples: int) -> float:
+        measured.append((own(self, choices, samples), dict(choices)))
+        return measured[-1][0]
+
+    monkeypatch.setattr(Assessor, "damage", spying)
+    options: dict[str, Any] = {"metric": "rel-error", "max_drop": 1, "target": "macs=0.5"}
+    result = onnxlr.optimize(network(), data=data, **options)
+    assert len(measured) > 2
+    best = min(measured, key=lambda pair: pair[0])[1]
+    assert {n: (c.graph_pass.name, c.rank) for n, c in best.items()} == {
+        d.name: (d.decision, d.rank) for d in result.plan.replaced
+    }
+    assert any("files were built, saved and judged" in note for note in result.report.notes)
+    measured.clear()
+    onnxlr.optimize(network(), **options)  # random inputs are nothing to choose by
+    assert not measured
 
 
 def test_all_that_was_weighed_is_kept(data: Path) -> None:
