@@ -11,7 +11,6 @@ JPEG test set besides.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 import onnxlr
+from models.cifar import read_jpegs
+from models.datasets import DATASETS, pixels
 from models.files import tell_table
-from models.resnet import pixels
+from models.resnet import load_exact
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 
 SHARES = (0.7, 0.5, 0.4)
@@ -55,16 +56,12 @@ class Images:
 
 def load_images(data_dir: Path, jpegs: int) -> Images:
     """Of CIFAR-10, as float32 in 0..1."""
-    with np.load(data_dir / "cifar10-exact-subset.npz") as subset:
-        exact, labels = pixels(subset["test_x"]), subset["test_y"].astype(np.int64)
-    with np.load(data_dir / "cifar10-jpeg-test.npz") as file:
-        content, offsets = file["jpeg"].tobytes(), file["offsets"]
-    chosen = np.linspace(0, len(offsets) - 2, jpegs).astype(int)
-    decoded = [
-        np.asarray(Image.open(io.BytesIO(content[offsets[i] : offsets[i + 1]])).convert("RGB"))
-        for i in chosen
-    ]
-    return Images(exact, labels, pixels(np.stack(decoded)))
+    _, exact = load_exact(data_dir)
+    path = data_dir / "cifar10-jpeg-test.npz"
+    jpeg, _ = read_jpegs(path, DATASETS["cifar10"].remedy, jpegs)
+    return Images(
+        pixels(exact.image).numpy(), exact.label.numpy(), pixels(torch.from_numpy(jpeg)).numpy()
+    )
 
 
 def classes(model: bytes | Path, images: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -1,22 +1,65 @@
-"""Replaces a file in one step, so that an interruption leaves the old file or the new one."""
+"""Reads named arrays with clear errors, and replaces files in one step, whole or not at all."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
+
+# What np.load raises of files that aren't .npz, and TypeError, since a lone array opens nothing.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+class FileError(click.ClickException):
+    """A file is missing or isn't what it should be; the message says which and gives a remedy."""
+
+
+def read_arrays(path: Path, remedy: str, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file: those of `names`, or all.
+
+    Raises FileError when the file can't be read or lacks one of `names`.
+    """
+    try:
+        # Mapped files would stay open after an error; pickled arrays are refused by default.
+        with path.open("rb") as file, np.load(file) as arrays:
+            missing = [name for name in names if name not in arrays.files]
+            if missing:
+                raise FileError(f"{path} lacks the arrays {', '.join(missing)}; {remedy}.")
+            return {name: arrays[name] for name in names or arrays.files}
+    except FileNotFoundError as error:
+        raise FileError(f"no file {path}; {remedy}.") from error
+    except _UNREADABLE as error:
+        raise FileError(
+            f"{path} can't be read as .npz ({type(error).__name__}); {remedy}."
+        ) from error
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, making its folder if need be; never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `content` to `path`, making its folder if need be; never leaves half a file.
+
+    Raises FileError when it can't be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{path} can't be written ({error.strerror}); make room or name another file."
+        ) from error
 
 
 def tell_table(lines: Sequence[str], path: Path | None) -> None:

@@ -10,7 +10,7 @@ run finds the trained models and only measures.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -20,11 +20,12 @@ from rich.console import Console
 
 import onnxlr
 from models.checkpoint import Recipe
-from models.fashion import DEFAULT_DATA_DIR
+from models.datasets import DATASETS, Data, load, pixels
+from models.export import CHECK_IMAGES, export_onnx
 from models.files import tell_table
-from models.train import Data, exported_accuracy, load_data, make_model, pixels
+from models.train import exported_accuracy, train_model
 
-RECIPE = Recipe("mlp", width=1024, batch_size=128, lr=1e-3, seed=0)
+RECIPE = Recipe("mlp", "mnist", width=1024, batch_size=128, lr=1e-3, seed=0)
 EPOCHS = 15
 RANKS = (10, 20, 30, 50)
 _FITTED, _JUDGED = 8192, 2048  # training images, without labels
@@ -41,14 +42,10 @@ class Case:
 
 
 def load_cases(data_dir: Path, fashion_dir: Path) -> Iterator[Case]:
-    """MNIST, 50,000 images to train on and 10,000 to test on by a seeded draw; Fashion-MNIST."""
-    with np.load(data_dir / "mnist-60k.npz") as file:
-        image, label = torch.tensor(file["x"]).unsqueeze(1), torch.tensor(file["y"]).long()
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(label)))
-    train, test = (Data(image[some], label[some]) for some in (order[:50_000], order[50_000:]))
-    yield Case("mnist", train, test, {10: 0.97, 20: 0.982})
-    train, test = (load_data(fashion_dir, split) for split in ("train", "test"))
-    yield Case("fashion", train, test, {10: 0.801, 20: 0.85, 30: 0.862, 50: 0.881})
+    """MNIST, then Fashion-MNIST."""
+    yield Case("mnist", *load("mnist", data_dir), {10: 0.97, 20: 0.982})
+    goals = {10: 0.801, 20: 0.85, 30: 0.862, 50: 0.881}
+    yield Case("fashion", *load("fashion", fashion_dir), goals)
 
 
 def write_samples(train: Data, folder: Path) -> tuple[Path, Path]:
@@ -94,7 +91,7 @@ def measure(case: Case, path: Path, rank: int) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--data-dir", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--fashion-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR)
+@click.option("--fashion-dir", type=click.Path(path_type=Path), default=DATASETS["fashion"].folder)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
 @click.option("--only", default="", help="Data sets whose name contains this.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="File for the table.")
@@ -110,8 +107,9 @@ def main(data_dir: Path, fashion_dir: Path, out: Path, only: str, markdown: Path
             continue
         path = out / f"{case.name}.onnx"
         if not path.exists():
-            checkpoint = path.with_suffix(".pt")
-            make_model(RECIPE, case.train, case.test, EPOCHS, checkpoint, path, Console())
+            recipe, checkpoint = replace(RECIPE, data=case.name), path.with_suffix(".pt")
+            run = train_model(recipe, case.train, case.test, EPOCHS, checkpoint, Console())
+            export_onnx(run.network, pixels(case.test.image[:CHECK_IMAGES]), path)
         for rank in RANKS:
             lines.append(measure(case, path, rank))
         tell_table(lines, markdown)

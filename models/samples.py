@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from models.fashion import DEFAULT_DATA_DIR, load_split
+from models.datasets import DATASETS, load, pixels
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--count", type=click.IntRange(1, 10_000), default=600, help="Images to choose.")
+@click.option("--count", type=click.IntRange(min=1), default=600, help="Images to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the choice.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    default=DEFAULT_DATA_DIR,
+    default=DATASETS["fashion"].folder,
     help="Folder with the Fashion-MNIST IDX files.",
 )
 @click.option(
@@ -35,11 +35,12 @@ def main(count: int, seed: int, data_dir: Path, out: Path) -> None:
     Example:
       python -m models.samples --count 600 --out models/fashion-samples.npz
     """
-    test = load_split(data_dir, "test")
+    _, test = load("fashion", data_dir)
+    if count > len(test.label):
+        raise click.BadParameter(f"{count} of {len(test.label)} test images; ask for fewer.")
     chosen = np.random.default_rng(seed).choice(len(test.label), size=count, replace=False)
-    image = (test.image[chosen, np.newaxis] / np.float32(255)).astype(np.float32)
-    label = test.label[chosen].astype(np.int64)
-    np.savez_compressed(out, image=image, label=label)
+    image, label = pixels(test.image[chosen]), test.label[chosen]
+    np.savez_compressed(out, image=image.numpy(), label=label.numpy())
     click.echo(f"{out}: {count} images, {out.stat().st_size:,} bytes")
 
 

@@ -1,10 +1,10 @@
-"""Command line that trains a network on Fashion-MNIST, resumably, and exports it to ONNX."""
+"""Command line that trains a network on a data set, resumably, and the functions it's made of."""
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,115 +15,144 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
 
-from models.checkpoint import NETWORKS, Recipe, Run, load_run, new_run, save_run
-from models.export import export_onnx
-from models.fashion import DEFAULT_DATA_DIR, load_split
+from models.checkpoint import (
+    Recipe,
+    Run,
+    Twist,
+    digest,
+    load_run,
+    load_weights,
+    make_network,
+    new_run,
+    save_run,
+)
+from models.datasets import DATASETS, Data, DataSet, load, pixels
+from models.networks import NETWORKS
+from onnxlr.errors import ModelError
+from onnxlr.training import DeepTwist
 
 # Few enough to leave a small machine usable; fixed, because sums depend on the thread count.
-_THREADS = 2
-_EXPORT_CHECK_IMAGES = 64
+THREADS = 2
 _EVALUATION_BATCH = 1000
 _INTERRUPTED = 130
+# Weights leave float32 far below; Adam can't even compute with 1e39.
+_MOST_LR = 1e6
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    width: int
-    epochs: int
-    lr: float
+class DivergedError(click.ClickException):
+    """The loss or a weight is no longer a number; the last checkpoint is as it was."""
 
 
-_DEFAULTS = {
-    "mlp": _Defaults(width=1024, epochs=15, lr=1e-3),
-    "cnn": _Defaults(width=32, epochs=8, lr=2e-3),
-    "vgg": _Defaults(width=64, epochs=6, lr=1e-3),
-}
+def augment(image: Tensor, spec: DataSet, generator: torch.Generator) -> Tensor:
+    """Bytes of shape (n, C, S, S), about half of them mirrored, moved by up to `spec.shift`."""
+    n, side, shift = len(image), spec.side, spec.shift
+    if spec.flipped:
+        chosen = torch.rand(n, 1, 1, 1, generator=generator) < 0.5  # (n, 1, 1, 1)
+        image = torch.where(chosen, image.flip(3), image)  # (n, C, S, S)
+    if shift:
+        padded = nn.functional.pad(image, (shift,) * 4)  # (n, C, S + 2 shift, S + 2 shift)
+        corner = torch.randint(2 * shift + 1, (2, n, 1), generator=generator)
+        row, column = corner + torch.arange(side)  # (n, S) each
+        each = torch.arange(n).reshape(-1, 1, 1)  # (n, 1, 1)
+        image = padded.permute(0, 2, 3, 1)[each, row[:, :, None], column[:, None]]  # (n, S, S, C)
+        image = image.permute(0, 3, 1, 2)  # (n, C, S, S)
+    return image
 
 
-def _shown(name: str) -> str:
-    """The defaults of one option, for its help text."""
-    return ", ".join(f"{network} {getattr(of, name)}" for network, of in _DEFAULTS.items())
+def _untold(_done: int, _total: int) -> None:
+    """Progress that nobody watches."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """image: (n, 1, 28, 28) uint8, kept small until a batch is drawn; label: (n,) int64."""
-
-    image: Tensor
-    label: Tensor
-
-
-def load_data(data_dir: Path, split: str) -> Data:
-    """The "train" or "test" images of Fashion-MNIST."""
-    read = load_split(data_dir, split)
-    return Data(torch.tensor(read.image).unsqueeze(1), torch.tensor(read.label).long())
-
-
-def pixels(image: Tensor) -> Tensor:
-    """Bytes as float32 in 0..1, shape unchanged."""
-    return image.float() / 255
-
-
-def _flip(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror about half of the images left to right; shape (n, 1, 28, 28) unchanged."""
-    chosen = torch.rand(len(image), 1, 1, 1, generator=generator) < 0.5  # (n, 1, 1, 1)
-    return torch.where(chosen, image.flip(3), image)
-
-
-def train_epoch(run: Run, data: Data, epochs: int, progress: Progress, task: TaskID) -> float:
+def train_epoch(
+    run: Run, data: Data, epochs: int, tell: Callable[[int, int], None] = _untold
+) -> float:
     """Run one of `epochs` epochs and return its mean loss, in nats an image.
 
-    The learning rate falls along a half cosine from the recipe's to 0 at the end of the last
-    epoch. It's computed from the step alone, so that a resumed run needs no scheduler state.
+    `tell` is given the steps done and those of the epoch, after each. The learning rate falls
+    along a half cosine from the recipe's to 0 at the end of the last epoch. It's computed from the
+    step alone, so that a resumed run needs no scheduler state.
+
+    Raises DivergedError when the loss or a weight is no longer a number.
     """
     run.network.train()
     recipe = run.recipe
+    kind, spec = NETWORKS[recipe.network], DATASETS[recipe.data]
+    layout = torch.channels_last if kind.channels_last else torch.contiguous_format
     order = torch.randperm(len(data.label), generator=run.generator)  # (n,)
     batches = torch.split(order, recipe.batch_size)
-    progress.reset(task, total=len(batches))
     total_loss = 0.0
+    lr = recipe.lr
     for step, chosen in enumerate(batches):
         done = (run.epoch + step / len(batches)) / epochs
+        lr = recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
         for group in run.optimizer.param_groups:
-            group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
-        image = pixels(data.image[chosen])  # (b, 1, 28, 28)
-        if recipe.network != "mlp":
-            image = _flip(image, run.generator)  # (b, 1, 28, 28)
-        logits = run.network(image)  # (b, 10)
+            group["lr"] = lr
+        image = data.image[chosen]  # (b, C, S, S)
+        if kind.augmented:
+            image = augment(image, spec, run.generator)  # (b, C, S, S)
+        logits = run.network(pixels(image).contiguous(memory_format=layout))  # (b, 10)
         loss = nn.functional.cross_entropy(logits, data.label[chosen])  # ()
+        if not math.isfinite(loss.item()):
+            raise _diverged(run, step, lr, f"the loss is {loss.item()}")
         run.optimizer.zero_grad()
         torch.autograd.backward(loss)
         run.optimizer.step()
+        if run.twist is not None:
+            _distort(run.twist.step, run, step, lr)
         total_loss += loss.item() * len(chosen)
-        progress.advance(task)
+        tell(step + 1, len(batches))
+    if run.twist is not None and run.epoch + 1 == epochs:
+        _distort(run.twist.finish, run, len(batches) - 1, lr)
+    # The last step's weights were given to no loss yet; saved, they would spoil the checkpoint.
+    for name, weight in run.network.state_dict().items():
+        if not bool(torch.isfinite(weight).all()):
+            raise _diverged(run, len(batches) - 1, lr, f"{name} is no longer finite")
     run.epoch += 1
     return total_loss / len(order)
 
 
+def _distort(distort: Callable[[], object], run: Run, step: int, lr: float) -> None:
+    try:
+        distort()
+    except ModelError as error:
+        raise _diverged(run, step, lr, "a weight is no longer finite") from error
+
+
+def _diverged(run: Run, step: int, lr: float, what: str) -> DivergedError:
+    return DivergedError(
+        f"epoch {run.epoch + 1}, step {step + 1}: {what} at a learning rate of {lr:.3g} "
+        f"(--lr {run.recipe.lr:g}); start again with a lower --lr, such as {run.recipe.lr / 10:g}, "
+        f"and another --checkpoint: the one of {run.epoch} epochs is kept."
+    )
+
+
+def _hits(network: nn.Module, data: Data) -> Tensor:
+    """Whether the largest logit of each image is at its label, shape (n,)."""
+    network.eval()
+    with torch.no_grad():
+        # (n,), batch by batch
+        classes = [network(pixels(i)).argmax(1) for i in torch.split(data.image, _EVALUATION_BATCH)]
+    return torch.cat(classes) == data.label
+
+
 def accuracy(network: nn.Module, data: Data) -> float:
     """Fraction of the images whose largest logit is at their label."""
-    network.eval()
-    hits = 0
-    with torch.no_grad():
-        pairs = zip(
-            torch.split(data.image, _EVALUATION_BATCH),
-            torch.split(data.label, _EVALUATION_BATCH),
-            strict=True,
-        )
-        for image, label in pairs:
-            logits = network(pixels(image))  # (b, 10)
-            hits += int((logits.argmax(dim=1) == label).sum())
-    return hits / len(data.label)
+    return int(_hits(network, data).sum()) / len(data.label)
+
+
+def class_accuracy(network: nn.Module, data: Data, classes: int = 10) -> list[float]:
+    """The same of each class' images alone; NaN for a class without any."""
+    hits = _hits(network, data)
+    return [float(hits[data.label == label].float().mean()) for label in range(classes)]
 
 
 def exported_accuracy(model: bytes, data: Data) -> float:
-    """The same of an exported model, in ONNX Runtime."""
+    """Accuracy of an exported model, in ONNX Runtime."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     hits = 0
     pairs = zip(
@@ -151,9 +180,13 @@ def _train(
     shown = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task("")
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
         while run.epoch < epochs:
-            progress.update(task, description=f"epoch {run.epoch + 1}/{epochs}")
-            loss = train_epoch(run, train, epochs, progress, task)
+            progress.reset(task, description=f"epoch {run.epoch + 1}/{epochs}")
+            loss = train_epoch(run, train, epochs, tell)
             save_run(run, checkpoint)
             console.print(
                 f"epoch {run.epoch}/{epochs}: loss {loss:.4f}, "
@@ -161,25 +194,28 @@ def _train(
             )
 
 
-def make_model(
+def train_model(
     recipe: Recipe,
     train: Data,
     test: Data,
     epochs: int,
     checkpoint: Path,
-    export: Path,
     console: Console,
-) -> None:
-    """Train up to `epochs` epochs in all, from the checkpoint if there is one, and export.
+    network: nn.Module | None = None,
+    twist: DeepTwist | None = None,
+    threads: int = THREADS,
+) -> Run:
+    """Train up to `epochs` epochs in all, from the checkpoint if there is one.
 
-    Ctrl-C ends the process; what was trained until then is in the checkpoint.
+    What is trained is the recipe's network and twist, or those given. Ctrl-C ends the process;
+    what was trained until then is in the checkpoint.
     """
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(threads)
     if checkpoint.exists():
-        run = load_run(recipe, checkpoint)
+        run = load_run(recipe, checkpoint, network, twist)
         console.print(f"{checkpoint}: {run.epoch} epochs done")
     else:
-        run = new_run(recipe)
+        run = new_run(recipe, network, twist)
         # Saved at once: a checkpoint that can't be written should show before an epoch is spent.
         save_run(run, checkpoint)
     try:
@@ -187,22 +223,29 @@ def make_model(
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from {checkpoint}")
         sys.exit(_INTERRUPTED)
-
     console.print(f"test accuracy {accuracy(run.network, test):.2%}")
-    difference = export_onnx(run.network, pixels(test.image[:_EXPORT_CHECK_IMAGES]), export)
-    console.print(
-        f"{export}: {export.stat().st_size:,} bytes; "
-        f"logits within {difference:.1e} of PyTorch's in ONNX Runtime",
-    )
+    return run
+
+
+def _shown(name: str) -> str:
+    """The defaults of one option, for its help text."""
+    return ", ".join(f"{network} {getattr(of, name)}" for network, of in NETWORKS.items())
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("network", type=click.Choice(sorted(NETWORKS)))
+@click.argument("network", type=click.Choice(list(NETWORKS)))
+@click.option("--data", type=click.Choice(list(DATASETS)), required=True, help="Data set.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    show_default="fashion: that of the Debian package",
+    help="Folder with the data set.",
+)
 @click.option(
     "--width",
     type=click.IntRange(min=1),
     show_default=_shown("width"),
-    help="Units of a hidden layer (mlp), channels of the first convolution (cnn, vgg).",
+    help="Units of a hidden layer (mlp), channels of the first convolution (all others).",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), show_default=_shown("epochs"), help="Epochs in all."
@@ -210,62 +253,95 @@ def make_model(
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, help="Images a step.")
 @click.option(
     "--lr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=_MOST_LR),
     show_default=_shown("lr"),
     help="Learning rate at the start; it falls to 0 along a half cosine.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Seed of the weights, order and flips."
-)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DATA_DIR,
-    help="Folder with the Fashion-MNIST IDX files.",
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Seed of the weights, the order, flips and shifts.",
 )
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
-    show_default="fashion-NETWORK-WIDTH.pt",
+    show_default="DATA-NETWORK-WIDTH.pt",
     help="Written after each epoch; resumed from if it exists.",
 )
 @click.option(
-    "--export",
-    type=click.Path(path_type=Path, dir_okay=False),
-    show_default="fashion-NETWORK-WIDTH.onnx",
-    help="ONNX file to write at the end.",
+    "--init",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Weights to begin with: an .npz of arrays named as in the state_dict, or a checkpoint.",
+)
+@click.option(
+    "--twist", metavar="METHOD", help="Train with DeepTwist by this method, such as tucker2."
+)
+@click.option(
+    "--rank", show_default="0.25", help="Of DeepTwist: a rank as `onnxlr optimize --rank` takes it."
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    show_default="200",
+    help="Of DeepTwist: steps from one distortion to the next.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=THREADS,
+    help="Threads of PyTorch; another number rounds otherwise.",
 )
 def main(
     network: str,
+    data: str,
+    data_dir: Path | None,
     width: int | None,
     epochs: int | None,
     batch_size: int,
     lr: float | None,
     seed: int,
-    data_dir: Path,
     checkpoint: Path | None,
-    export: Path | None,
+    init: Path | None,
+    twist: str | None,
+    rank: str | None,
+    every: int | None,
+    threads: int,
 ) -> None:
-    """Train NETWORK on Fashion-MNIST and export it to ONNX.
+    """Train NETWORK on a data set; `python -m models.export` makes an ONNX file of the checkpoint.
 
-    mlp is 784 -> 5 x WIDTH -> 10; cnn has five 3x3 convolutions of WIDTH to 4 x WIDTH channels,
-    vgg has seven.
-    Ctrl-C stops a run; the same command goes on from its last whole epoch.
+    mlp has five hidden layers of WIDTH; cnn has five 3x3 convolutions of WIDTH to 4 x WIDTH
+    channels, vgg seven; lenet is the tutorials' with two 5x5 convolutions; resnet20, 32 and 56 are
+    the CIFAR networks of He et al. 2015. Ctrl-C stops a run; the same command goes on from its last
+    whole epoch.
 
     \b
     Example:
-      python -m models.train mlp --width 384 --export models/fashion-mlp.onnx
+      python -m models.train mlp --data fashion --width 384
     """
-    defaults = _DEFAULTS[network]
-    width = width or defaults.width
-    epochs = epochs or defaults.epochs
-    checkpoint = checkpoint or Path(f"fashion-{network}-{width}.pt")
-    export = export or Path(f"fashion-{network}-{width}.onnx")
-    recipe = Recipe(network, width, batch_size, lr or defaults.lr, seed)
-
+    kind = NETWORKS[network]
+    width = width or kind.width
+    checkpoint = checkpoint or Path(f"{data}-{network}-{width}.pt")
+    if twist is None and (rank, every) != (None, None):
+        raise click.UsageError("--rank and --every are DeepTwist's: name a method with --twist.")
+    recipe = Recipe(
+        network,
+        data,
+        width,
+        batch_size,
+        lr or kind.lr,
+        seed,
+        "" if init is None else digest(init),
+        None if twist is None else Twist(twist, rank or "0.25", every or 200),
+    )
+    made = make_network(recipe)
+    if init is not None:
+        load_weights(made, init)
     console = Console(highlight=False, soft_wrap=True)
-    train, test = load_data(data_dir, "train"), load_data(data_dir, "test")
-    make_model(recipe, train, test, epochs, checkpoint, export, console)
+    train, test = load(data, data_dir)
+    train_model(
+        recipe, train, test, epochs or kind.epochs, checkpoint, console, made, threads=threads
+    )
 
 
 if __name__ == "__main__":
