@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.convolution import ConvPass, Kernel, kernel_of, refuse_other_ops
-from onnxlr.decompose import Cp, Form, RankRule, Spectrum, cp, exact_rank
-from onnxlr.graph_pass import Rank
+from onnxlr.decompose import Cp, Form, RankRule, Spectrum, cp, exact_rank, spectrum_of
+from onnxlr.graph_pass import Array, Rank
 from onnxlr.kept import Kept
 from onnxlr.layers import Layer
 
@@ -54,6 +54,30 @@ class CpPass(ConvPass):
         inputs = array.transpose(0, 2, 1, 3).reshape(1, kernel.inputs, -1)
         return inputs, array.reshape(1, kernel.outputs, -1)
 
+    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Stable CP."""
+        return self._stored(layer, rank, self.decompose(layer, rank[0]))
+
+    def follow(
+        self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
+    ) -> list[tuple[Array, ...]]:
+        """The same from the factors of the kernel nearby."""
+        followed = []
+        for layer, own in zip(layers, factors, strict=True):
+            kernel = kernel_of(layer)
+            inputs, *axes, outputs = self.unpack(layer, rank, own)[0]
+            near = (outputs, inputs.T, *(axis.T for axis in axes))
+            tensor = kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
+            followed.append(self._stored(layer, rank, cp(tensor, rank[0], near=near)))
+        return followed
+
+    def _stored(self, layer: Layer, rank: Rank, found: Cp) -> tuple[Array, ...]:
+        """Inputs, lines along the axes, outputs: as the kernels of the chain."""
+        outputs, inputs, *axes = found.factors
+        first, *lines, last = self.kernels(layer, rank)
+        middle = (line.store(axis.T) for line, axis in zip(lines, axes, strict=True))
+        return first.store(inputs.T), *middle, last.store(outputs)
+
     def decompose(self, layer: Layer, rank: int) -> Cp:
         """The CP of a layer's kernel, kept for the next who asks for the same."""
         kernel = kernel_of(layer)
@@ -83,7 +107,8 @@ class CpPass(ConvPass):
         """The rank of a rule: the unfoldings' largest for ``evbmf``, rounded up to 8.
 
         A fraction is one of the rank at break-even. ``exact`` and ``energy`` search for the
-        smallest rank up to break-even whose decomposition is that close.
+        smallest rank up to break-even whose decomposition is that close; ``exact`` first looks at
+        the rank of the unfoldings, which a kernel that was made of so many components has.
         """
         (full,) = self.full_rank(layer)
         if rule.kind == "number":
@@ -95,8 +120,12 @@ class CpPass(ConvPass):
             return (min(full, -(-top // _GRID) * _GRID),)
         # A decomposition found by iteration is exact to its tolerance, not to the last bit.
         error = max(precision, 1e-6) if rule.kind == "exact" else float(np.sqrt(1 - rule.value))
-        least = max(int(np.argmax(s.errors <= error)) for s in spectra)
-        return (self._search(layer, error, max(1, least), max(limit[0], 1), step=1) or full,)
+        if rule.kind == "exact":
+            spectra = [*spectra, *map(spectrum_of, self._paired(layer))]
+        least = max(1, *(int(np.argmax(s.errors <= error)) for s in spectra))
+        if rule.kind == "exact" and least <= limit[0] and self._close(layer, error, least):
+            return (least,)
+        return (self._search(layer, error, least, max(limit[0], 1), step=1) or full,)
 
     def ranks_within(
         self,
@@ -127,14 +156,23 @@ class CpPass(ConvPass):
     def _search(self, layer: Layer, error: float, least: int, most: int, step: int) -> int | None:
         """Bisect the ranks least, least + step, … up to most; None if none is close enough."""
         ranks = range(least, most + 1, step)
-
-        def close(rank: int) -> bool:
-            found = self.decompose(layer, rank)
-            return not found.degenerate and found.error <= error
-
+        close = partial(self._close, layer, error)
         if not ranks or not close(ranks[-1]):
             return None
         return _first(ranks, close)
+
+    def _close(self, layer: Layer, error: float, rank: int) -> bool:
+        found = self.decompose(layer, rank)
+        return not found.degenerate and found.error <= error
+
+    def _paired(self, layer: Layer) -> Iterator[NDArray[np.generic]]:
+        """Unfoldings with an axis on each side, whose ranks go beyond the channels."""
+        kernel = kernel_of(layer)
+        shape = self.tensor_shape(kernel)
+        tensor = kernel.load(layer.array()).reshape(shape)
+        for axis in range(2, len(shape)):
+            rows = np.moveaxis(tensor, axis, 1)
+            yield rows.reshape(1, shape[0] * shape[axis], -1)
 
 
 def _first(ranks: range, close: Callable[[int], bool]) -> int:

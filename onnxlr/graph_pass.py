@@ -90,6 +90,15 @@ class GraphPass(ABC):
         """Factors to begin fitting to a layer's inputs with: what a glance at an error needs."""
         return self.factorize(layer, rank)
 
+    def follow(
+        self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
+    ) -> list[tuple[Array, ...]]:
+        """Factors of equal layers whose weights have moved a little since ``factors`` were found.
+
+        The layers have one shape and one number of groups.
+        """
+        return [self.factorize(layer, rank) for layer in layers]
+
     @abstractmethod
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The weight that factors stand for, in the layer's shape."""
@@ -114,6 +123,10 @@ class GraphPass(ABC):
         full = self.full_rank(layer)
         top = max(full)
         return tuple(tuple(-(-r * step // top) for r in full) for step in range(1, top + 1))
+
+    def turned(self, rank: Rank) -> Rank:
+        """The rank of the same factors for the transposed matrix."""
+        return rank
 
     def misfit(self, layer: Layer, rank: Rank) -> str | None:
         """Why a rank is none of this method's for a layer it doesn't refuse; None if it is."""

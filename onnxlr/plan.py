@@ -60,6 +60,8 @@ class Decision:
         Of the layer alone and of what replaces it; None where they weren't timed.
     alternatives : tuple of Alternative
         All that was weighed for the layer, what was chosen among it.
+    weight : str
+        Name of the initializer.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Decision:
     before_ms: float | None = None
     after_ms: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    weight: str = ""
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ def keep(layer: Layer, reason: str, alternatives: tuple[Alternative, ...] = ()) 
         layer.macs,
         None,
         alternatives=alternatives,
+        weight=layer.weight.name or "",
     )
 
 
@@ -273,4 +277,5 @@ def use(
         None if timed is None else timed.before_ms,
         None if timed is None else timed.after_ms,
         alternatives,
+        layer.weight.name or "",
     )

@@ -57,6 +57,11 @@ class TiledPass(GraphPass):
         full, *grid = self.full_rank(layer)
         return tuple((r, *grid) for r in range(1, full + 1))
 
+    def turned(self, rank: Rank) -> Rank:
+        """Rows and columns of tiles change places."""
+        r, p, q = rank
+        return r, q, p
+
     def misfit(self, layer: Layer, rank: Rank) -> str | None:
         """Ranks without a grid, or beyond their tiles."""
         if len(rank) != 3:

@@ -60,6 +60,13 @@ FLOORS = (
         "page",
     ),
     ("api",),
+    (
+        "training.modules",
+        "training.chains",
+        "training.factorized",
+        "training.twist",
+        "training",
+    ),
     ("",),  # the package itself: the public names
     ("tables", "cli"),
 )

@@ -27,6 +27,10 @@ _START_SWEEPS = 60
 _LAST_SWEEPS = 2000  # without a ridge, as long as it pays
 _MOST_WORK = 2e10  # multiply-adds without a ridge; large tensors get fewer sweeps
 _TOLERANCE = 1e-6  # relative change of the error at which a sweep counts as the last
+_NEARLY_EXACT = 0.02  # below this error it pays to go on with Newton steps, up to this
+_EXACT = 1e-9
+_NEWTON_STEPS = 60
+_GRADIENTS = 200  # conjugate gradients in a step
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,13 @@ class Cp:
         return not self.growth < _DEGENERATE
 
 
-def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -> Cp:
+def cp(
+    tensor: NDArray[np.generic],
+    rank: int,
+    starts: int = 3,
+    seed: int = 0,
+    near: tuple[Array, ...] | None = None,
+) -> Cp:
     """Best of several starts of ridge-regularized alternating least squares.
 
     The first start is from the higher-order SVD, the others are random, all seeded. A ridge keeps
@@ -69,6 +79,8 @@ def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -
     rank : int
     starts : int
     seed : int
+    near : tuple of ndarray of shape (n_i, R), optional
+        Factors of a tensor nearby. The descent goes on from them, briefly, and from nowhere else.
 
     Raises
     ------
@@ -93,14 +105,19 @@ def cp(tensor: NDArray[np.generic], rank: int, starts: int = 3, seed: int = 0) -
         return _exact(x, rank)
     rng = np.random.default_rng(seed)
     problem = _Problem(x / scale)
+    share = scale ** (1 / x.ndim)
     # Thousands of small products: handing each to a pool of threads costs far more than it saves.
     with threadpool_limits(1):
+        if near is not None:
+            followed = problem.follow([f / share for f in near])
+            return Cp(tuple(f * share for f in followed.factors), followed.error, followed.growth)
         found = []
         for start in range(starts):
             first = _random(x.shape, rank, rng) if start else _from_hosvd(x / scale, rank, rng)
             found.append(problem.begin(first))
+        if (solved := _from_pencil(x / scale, rank)) is not None:
+            found.append(problem.begin(solved))
         best = problem.finish(min(found, key=lambda c: (c.degenerate, c.error)))
-    share = scale ** (1 / x.ndim)
     return Cp(tuple(f * share for f in best.factors), best.error, best.growth)
 
 
@@ -130,12 +147,86 @@ class _Problem:
         """A start, with a ridge that keeps components small."""
         return self._descend(factors, _RIDGE, _START_SWEEPS)
 
+    def follow(self, factors: list[Array]) -> Cp:
+        """From factors of a tensor nearby, with the lighter ridge."""
+        return self._descend(_balanced(factors), _LIGHT_RIDGE, _START_SWEEPS)
+
     def finish(self, start: Cp) -> Cp:
         """On with a lighter ridge, then without one, as long as it pays and stays stable."""
         work = 2 * self._x.size * start.factors[0].shape[1] * self._x.ndim
         sweeps = int(min(_LAST_SWEEPS, max(_START_SWEEPS, _MOST_WORK / work)))
-        light = self._descend(list(start.factors), _LIGHT_RIDGE, sweeps)
-        return self._descend(list(light.factors), 0.0, sweeps)
+        found = start
+        for ridge in (_LIGHT_RIDGE, 0.0):
+            found = self._descend(list(found.factors), ridge, sweeps)
+            if found.error < _NEARLY_EXACT:
+                return self._converge(found)
+        return found
+
+    def _converge(self, start: Cp) -> Cp:
+        """Damped Gauss-Newton steps: quadratic where sweeps crawl, beside an exact decomposition.
+
+        The products with the Gramian of the Jacobian need no Jacobian (Sorber, Van Barel & De
+        Lathauwer 2013); conjugate gradients solve for the step.
+        """
+        best, damping = start, start.error**2
+        for _ in range(_NEWTON_STEPS):
+            step = self._newton_step(best.factors, damping)
+            moved = tuple(f + s for f, s in zip(best.factors, step, strict=True))
+            found = Cp(moved, self._loss(list(moved), 0.0), _growth(list(moved)))
+            if found.error < best.error and not (found.degenerate and not best.degenerate):
+                gained, best = 1 - found.error / best.error, found
+                damping /= 10
+                if best.error < _EXACT or gained < _TOLERANCE:
+                    break
+            else:
+                damping *= 10
+        return Cp(tuple(_balanced(list(best.factors))), best.error, best.growth)
+
+    def _newton_step(self, factors: tuple[Array, ...], damping: float) -> list[Array]:
+        """(JᵀJ + damping·I)⁻¹·Jᵀ·residual, by conjugate gradients with its diagonal blocks."""
+        grams = [f.T @ f for f in factors]
+
+        def others(*skipped: int) -> Array:
+            kept = [g for m, g in enumerate(grams) if m not in skipped]
+            return reduce(np.multiply, kept, np.ones_like(grams[0]))
+
+        own = [others(n) for n in self._modes]
+        pairs = {(n, m): others(n, m) for n in self._modes for m in self._modes if n != m}
+        damped = [scipy.linalg.cho_factor(g + damping * np.eye(len(g))) for g in own]
+
+        def product(p: list[Array]) -> list[Array]:
+            crossed = [v.T @ f for v, f in zip(p, factors, strict=True)]
+            return [
+                p[n] @ own[n]
+                + damping * p[n]
+                + factors[n] @ sum(pairs[n, m] * crossed[m] for m in self._modes if m != n)
+                for n in self._modes
+            ]
+
+        def conditioned(p: list[Array]) -> list[Array]:
+            return [scipy.linalg.cho_solve(d, v.T).T for d, v in zip(damped, p, strict=True)]
+
+        rest = [
+            self._unfolded[n] @ _khatri_rao([factors[m] for m in self._modes if m != n])
+            - factors[n] @ own[n]
+            for n in self._modes
+        ]
+        step = [np.zeros_like(f) for f in factors]
+        direction = conditioned(rest)
+        steepness = first = _inner(rest, direction)
+        for _ in range(_GRADIENTS):
+            applied = product(direction)
+            length = steepness / _inner(direction, applied)
+            step = [s + length * d for s, d in zip(step, direction, strict=True)]
+            rest = [r - length * a for r, a in zip(rest, applied, strict=True)]
+            towards = conditioned(rest)
+            before, steepness = steepness, _inner(rest, towards)
+            if steepness < 1e-12 * first:
+                break
+            direction = [
+                t + steepness / before * d for t, d in zip(towards, direction, strict=True)
+            ]
+        return step
 
     def _descend(self, factors: list[Array], ridge: float, sweeps: int) -> Cp:
         """Sweep until it pays no more, or until the next step would degenerate."""
@@ -187,6 +278,10 @@ def _growth(factors: list[Array]) -> float:
     return float(np.sum(reduce(np.multiply, (np.sum(f**2, axis=0) for f in factors))))
 
 
+def _inner(a: list[Array], b: list[Array]) -> float:
+    return sum(float(np.vdot(x, y)) for x, y in zip(a, b, strict=True))
+
+
 def _balanced(factors: list[Array]) -> list[Array]:
     """Each component's norm shared out equally among the modes."""
     norms = [np.maximum(np.linalg.norm(f, axis=0), 1e-150) for f in factors]
@@ -208,6 +303,46 @@ def _from_hosvd(x: Array, rank: int, rng: np.random.Generator) -> list[Array]:
         more = rng.standard_normal((size, rank - known)) / np.sqrt(size)
         factors.append(np.hstack([vectors, more]))
     return factors
+
+
+def _from_pencil(x: Array, rank: int) -> list[Array] | None:
+    """The components of a tensor that is all but of this rank, by one eigenproblem.
+
+    Two mixtures of slices share their eigenvectors (Leurgans, Ross & Abel 1993). It takes two modes
+    as long as the rank, and a tensor that their leading vectors span; None for any other.
+    """
+    second, first = (int(m) for m in np.argsort(x.shape, kind="stable")[-2:])
+    if rank > x.shape[second]:
+        return None
+    moved = np.moveaxis(x, (first, second), (0, 1))
+    flat = moved.reshape(*moved.shape[:2], -1)
+    u = leading_vectors(flat.reshape(len(flat), -1), rank)
+    v = leading_vectors(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1), rank)
+    core = np.einsum("ar,abp,bs->prs", u, flat, v)
+    if float(np.sum(x**2) - np.sum(core**2)) > _NEARLY_EXACT**2:
+        return None
+    mixtures = leading_vectors(core.reshape(len(core), -1), 2)
+    top, next_ = np.tensordot(mixtures, core, (0, 0))
+    vectors = np.real(scipy.linalg.eig(top, next_)[1])
+    try:
+        b = v @ np.linalg.inv(vectors).T
+    except np.linalg.LinAlgError:
+        return None
+    a = u @ next_ @ vectors
+    others = np.linalg.lstsq(_khatri_rao([a, b]), flat.reshape(-1, flat.shape[2]), rcond=None)[0]
+    rest = [m for m in range(x.ndim) if m not in (first, second)]
+    factors = [np.zeros((size, rank)) for size in x.shape]
+    factors[first], factors[second] = a, b
+    for r, column in enumerate(others):
+        whole = column.reshape([x.shape[m] for m in rest])
+        for axis, mode in enumerate(rest):
+            line = np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
+            factors[mode][:, r] = leading_vectors(line, 1)[:, 0]
+        size = whole
+        for mode in rest:
+            size = np.tensordot(factors[mode][:, r], size, (0, 0))
+        factors[rest[0]][:, r] *= float(size)
+    return _balanced(factors)
 
 
 def _random(shape: tuple[int, ...], rank: int, rng: np.random.Generator) -> list[Array]:

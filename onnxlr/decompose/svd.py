@@ -10,6 +10,7 @@ Array = NDArray[np.float64]
 # that are not small anyway.
 _FAR_BELOW = 4
 _LARGE = 128
+_TINY = np.finfo(np.float64).tiny
 # Sine of the largest angle to the exact subspace that rounding may bring.
 _ANGLE = 1e-8
 
@@ -103,15 +104,23 @@ def leading_vectors(matrix: Array, rank: int) -> Array:
 
     Parameters
     ----------
-    matrix : ndarray of shape (m, n)
+    matrix : ndarray of shape (m, n) or (g, m, n)
     rank : int
         1 to m, also beyond n.
 
     Returns
     -------
-    ndarray of shape (m, rank)
+    ndarray of shape (m, rank) or (g, m, rank)
     """
-    m, n = matrix.shape
+    m, n = matrix.shape[-2:]
+    if matrix.ndim == 3:
+        if m > min(n, _LARGE):
+            return np.stack([leading_vectors(one, rank) for one in matrix])
+        tops = np.maximum(np.abs(matrix).max(axis=(1, 2), keepdims=True), _TINY)
+        scaled = matrix / tops
+        # Of small matrices all vectors take less time than a choice of them.
+        found = np.linalg.eigh(scaled @ scaled.swapaxes(1, 2))[1][..., : -rank - 1 : -1]
+        return np.asarray(_signed(found)[0])
     if m > n:
         vectors: Array = truncated_svd(matrix[None], min(rank, n))[0][0]
         if rank <= n:
@@ -120,7 +129,7 @@ def leading_vectors(matrix: Array, rank: int) -> Array:
         full[:, :n] = vectors
         return np.asarray(full)
     # The Gram matrix is far smaller, and what its squaring loses lies below 1e-8 of the largest.
-    scaled = matrix / max(float(np.abs(matrix).max(initial=0.0)), np.finfo(np.float64).tiny)
+    scaled = matrix / max(float(np.abs(matrix).max(initial=0.0)), _TINY)
     _, found = scipy.linalg.eigh(scaled @ scaled.T, subset_by_index=(m - rank, m - 1))
     return np.asarray(_signed(found[:, ::-1])[0])
 

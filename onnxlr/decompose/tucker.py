@@ -13,7 +13,10 @@ _TOLERANCE = 1e-5  # relative change of the squared error at which a sweep count
 
 
 def tucker2(
-    kernel: NDArray[np.generic], ranks: tuple[int, int], sweeps: int = _MOST_SWEEPS
+    kernel: NDArray[np.generic],
+    ranks: tuple[int, int],
+    sweeps: int = _MOST_SWEEPS,
+    start: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Tucker-2 of a kernel: ``K[t, s, p] ≈ Σ U[t, a] · C[a, b, p] · V[s, b]``.
 
@@ -23,18 +26,22 @@ def tucker2(
 
     Parameters
     ----------
-    kernel : ndarray of shape (T, S, P)
-        Output channels, input channels, kernel positions.
+    kernel : ndarray of shape (T, S, P) or (g, T, S, P)
+        Output channels, input channels, kernel positions; or a stack of such kernels, which are
+        decomposed side by side, until the last of them is done.
     ranks : tuple of int
         ``(r_s, r_t)``: of the input and of the output channels, as in Kim et al. 2015.
     sweeps : int
         The most; with none it's the truncated higher-order SVD.
+    start : ndarray of shape (T, r_t) or (g, T, r_t), optional
+        Orthonormal U to begin with in its place: that of a kernel nearby.
 
     Returns
     -------
     V : ndarray of shape (S, r_s)
     C : ndarray of shape (r_t, r_s, P)
     U : ndarray of shape (T, r_t)
+        Each with a first axis g for a stack.
 
     Examples
     --------
@@ -43,23 +50,44 @@ def tucker2(
     >>> bool(np.allclose(np.einsum("ta,abp,sb->tsp", U, C, V), K))
     True
     """
+    if kernel.ndim == 3:
+        first = None if start is None else start[None]
+        v, core, u = tucker2(kernel[None], ranks, sweeps, first)
+        return v[0], core[0], u[0]
     k = np.asarray(kernel, dtype=np.float64)
-    scale = float(np.abs(k).max(initial=0.0)) or 1.0
+    scale = np.abs(k).max(axis=(1, 2, 3), keepdims=True, initial=0.0)
+    scale[scale == 0.0] = 1.0
     k = k / scale
-    outputs, inputs, _ = k.shape
+    stack, outputs, inputs, _ = k.shape
     r_s, r_t = ranks
-    v = leading_vectors(k.transpose(1, 0, 2).reshape(inputs, -1), r_s)
-    u = leading_vectors(k.reshape(outputs, -1), r_t)
-    core = np.tensordot(u, np.tensordot(k, v, (1, 0)).transpose(0, 2, 1), (0, 0))
-    whole, previous = float(np.sum(k**2)), 0.0
+    by_inputs = k.transpose(0, 2, 1, 3).reshape(stack, inputs, -1)  # (g, S, T·P)
+    u = leading_vectors(k.reshape(stack, outputs, -1), r_t) if start is None else start
+    if sweeps == 0:
+        v = leading_vectors(by_inputs, r_s)
+        core = _core(u, _without_inputs(k, v))
+    whole, previous = np.sum(k**2, axis=(1, 2, 3)), np.zeros(stack)
     for _ in range(sweeps):
-        # (S, r_t·P): what is left of the kernel once the outputs are projected, and so on in turn.
-        v = leading_vectors(np.tensordot(k, u, (0, 0)).reshape(inputs, -1), r_s)
-        projected = np.tensordot(k, v, (1, 0)).transpose(0, 2, 1)
-        u = leading_vectors(projected.reshape(outputs, -1), r_t)
-        core = np.tensordot(u, projected, (0, 0))
-        norm = float(np.sum(core**2))
-        if norm - previous <= _TOLERANCE * max(whole - norm, _EPS * whole):
+        # What is left of the kernel once the outputs are projected, and so on in turn.
+        kept = u.swapaxes(1, 2) @ k.reshape(stack, outputs, -1)  # (g, r_t, S·P)
+        kept = kept.reshape(stack, r_t, inputs, -1).transpose(0, 2, 1, 3)
+        v = leading_vectors(kept.reshape(stack, inputs, -1), r_s)
+        projected = _without_inputs(k, v)
+        u = leading_vectors(projected.reshape(stack, outputs, -1), r_t)
+        core = _core(u, projected)
+        norm = np.sum(core**2, axis=(1, 2, 3))
+        if np.all(norm - previous <= _TOLERANCE * np.maximum(whole - norm, _EPS * whole)):
             break
         previous = norm
     return v, core * scale, u
+
+
+def _without_inputs(k: Array, v: Array) -> Array:
+    """(g, T, S, P) and (g, S, r_s) to (g, T, r_s, P)."""
+    return np.asarray(v.swapaxes(1, 2)[:, None] @ k)
+
+
+def _core(u: Array, projected: Array) -> Array:
+    """(g, T, r_t) and (g, T, r_s, P) to (g, r_t, r_s, P)."""
+    stack, outputs, *rest = projected.shape
+    flat = u.swapaxes(1, 2) @ projected.reshape(stack, outputs, -1)
+    return np.asarray(flat.reshape(stack, -1, *rest))

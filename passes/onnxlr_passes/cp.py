@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide
 from onnxlr.cp_chain import CpPass
-from onnxlr.graph_pass import Array, Rank, Writer
+from onnxlr.graph_pass import Rank, Writer
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr
 
@@ -44,13 +44,6 @@ class CpChain(CpPass):
             *lines,
             Kernel(1, kernel.outputs, r, ones),
         )
-
-    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
-        """Stable CP."""
-        outputs, inputs, *axes = self.decompose(layer, rank[0]).factors
-        first, *lines, last = self.kernels(layer, rank)
-        middle = [line.store(axis.T) for line, axis in zip(lines, axes, strict=True)]
-        return first.store(inputs.T), *middle, last.store(outputs)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

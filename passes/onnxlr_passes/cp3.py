@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide
 from onnxlr.cp_chain import CpPass
-from onnxlr.graph_pass import Array, Rank, Writer
+from onnxlr.graph_pass import Rank, Writer
 from onnxlr.layers import Layer, Use
 
 
@@ -30,12 +30,6 @@ class Cp3(CpPass):
             Kernel(r, 1, 1, kernel.spatial, kernel.transposed),
             Kernel(1, kernel.outputs, r, ones),
         )
-
-    def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
-        """Stable CP."""
-        outputs, inputs, positions = self.decompose(layer, rank[0]).factors
-        first, middle, last = self.kernels(layer, rank)
-        return first.store(inputs.T), middle.store(positions.T), last.store(outputs)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

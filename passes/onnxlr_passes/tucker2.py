@@ -1,5 +1,6 @@
 """tucker2: a convolution becomes 1×1 to fewer inputs, a small core, and 1×1 to all outputs."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -69,17 +70,36 @@ class Tucker2(ConvPass):
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Higher-order orthogonal iteration from the truncated higher-order SVD."""
-        return self._decomposed(layer, rank)
+        kernels = kernel_of(layer).load(layer.array())
+        return self._stored(layer, rank, *tucker2(kernels, (rank[0], rank[1])))
 
     def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The truncated higher-order SVD."""
-        return self._decomposed(layer, rank, 0)
+        kernels = kernel_of(layer).load(layer.array())
+        return self._stored(layer, rank, *tucker2(kernels, (rank[0], rank[1]), sweeps=0))
 
-    def _decomposed(self, layer: Layer, rank: Rank, *sweeps: int) -> tuple[Array, ...]:
-        kernel, parts = kernel_of(layer), self.kernels(layer, rank)
-        groups = [tucker2(k, (rank[0], rank[1]), *sweeps) for k in kernel.load(layer.array())]
-        v, core, u = (np.stack(factors) for factors in zip(*groups, strict=True))
-        return parts[0].store(v.transpose(0, 2, 1)), parts[1].store(core), parts[2].store(u)
+    def follow(
+        self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
+    ) -> list[tuple[Array, ...]]:
+        """Higher-order orthogonal iteration of all at once, from the outputs' factors."""
+        kernels = np.concatenate([kernel_of(item).load(item.array()) for item in layers])
+        starts = [
+            u
+            for item, near in zip(layers, factors, strict=True)
+            for _, _, u in self.unpack(item, rank, near)
+        ]
+        found = tucker2(kernels, (rank[0], rank[1]), start=np.stack(starts))
+        parts = [np.split(part, len(layers)) for part in found]
+        return [
+            self._stored(item, rank, *own)
+            for item, own in zip(layers, zip(*parts, strict=True), strict=True)
+        ]
+
+    def _stored(
+        self, layer: Layer, rank: Rank, v: Array, core: Array, u: Array
+    ) -> tuple[Array, ...]:
+        first, middle, last = self.kernels(layer, rank)
+        return first.store(v.transpose(0, 2, 1)), middle.store(core), last.store(u)
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

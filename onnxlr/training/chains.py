@@ -1,0 +1,288 @@
+"""What a pass writes in a layer's place, as modules of PyTorch that train and export."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from onnxlr.errors import UsageError
+from onnxlr.graph_pass import Array, AttributeValue, ChainPass
+from onnxlr.rewrite import Choice
+from onnxlr.training.modules import OPSET, ModuleLayer, padding
+
+_PADS = {"reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
+
+Dims = tuple[int, ...]
+
+
+def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) -> nn.Module:
+    """The chain of a pass around factors, ready to train in the module's place.
+
+    It is made of the nodes that the pass writes into a graph: a ``Sequential`` of convolutions,
+    linear or embedding modules, or ``Steps`` where there is more to it than a straight line. Its
+    bias is the module's own parameter.
+
+    Parameters
+    ----------
+    item : ModuleLayer
+    choice : Choice
+        Of a ``ChainPass``.
+    factors : sequence of ndarray
+        As they are stored.
+
+    Raises
+    ------
+    UsageError
+        If the pass writes an operator that has no module here.
+    """
+    graph_pass, module = choice.graph_pass, item.module
+    assert isinstance(graph_pass, ChainPass)
+    (use,) = item.layer.uses
+    writer = _ModuleWriter(use.x, graph_pass.name)
+    stored = tuple(writer.parameter(f, module.weight) for f in factors)
+    if getattr(module, "bias", None) is not None:
+        bias = use.node.inputs[2]
+        assert bias is not None
+        writer.parameters[bias] = module.bias
+    graph_pass.write(item.layer, use, choice.rank, stored, writer)
+    steps = writer.steps
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        before, after = padding(module)
+        both = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
+        kind = f"{_PADS[module.padding_mode]}Pad{len(before)}d"
+        steps = [(getattr(nn, kind)(tuple(both)), (0,)), *((s, _later(i)) for s, i in steps)]
+    straight = all(inputs == (i,) for i, (_, inputs) in enumerate(steps))
+    chain = nn.Sequential(*(s for s, _ in steps)) if straight else Steps(steps)
+    return chain.train(module.training)
+
+
+class Steps(nn.Module):
+    """Operators that take results of earlier ones: the input is result 0, the last one is given.
+
+    Parameters
+    ----------
+    steps : sequence of (torch.nn.Module, tuple of int)
+        Each with the results that it takes.
+    """
+
+    def __init__(self, steps: Sequence[tuple[nn.Module, Dims]]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(step for step, _ in steps)
+        self._inputs = tuple(inputs for _, inputs in steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output of its input."""
+        results = [x]
+        for step, inputs in zip(self.steps, self._inputs, strict=True):
+            results.append(step(*(results[i] for i in inputs)))
+        return results[-1]
+
+
+class Product(nn.Module):
+    """A product with a weight of any number of axes, on the data's left or right."""
+
+    def __init__(self, weight: nn.Parameter, *, left: bool) -> None:
+        super().__init__()
+        self.weight, self.left = weight, left
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W·x or x·W, batched over leading axes."""
+        return self.weight @ x if self.left else x @ self.weight
+
+
+class Shift(nn.Module):
+    """A bias by itself."""
+
+    def __init__(self, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X + b."""
+        return x + self.bias
+
+
+class ShapeOf(nn.Module):
+    """The sizes of a tensor, or a slice of them."""
+
+    def forward(self, x: Tensor) -> Dims:
+        """All of them."""
+        return tuple(x.shape)
+
+
+class Part(nn.Module):
+    """Some of a tensor's sizes."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def forward(self, dims: Dims) -> Dims:
+        """Those from start to end."""
+        return dims[self.start : self.end]
+
+
+class Joined(nn.Module):
+    """Sizes that are known and sizes that are read off a tensor, in a row."""
+
+    def __init__(self, parts: Sequence[Dims | None]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+
+    def forward(self, *dims: Dims) -> Dims:
+        """The known ones with those given in between."""
+        given = iter(dims)
+        return tuple(d for part in self.parts for d in (next(given) if part is None else part))
+
+
+class Reshaped(nn.Module):
+    """ONNX's Reshape: 0 stands for the size that the data has there."""
+
+    def __init__(self, dims: Dims | None) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor, dims: Dims = ()) -> Tensor:
+        """The same elements in another shape."""
+        wanted = dims if self.dims is None else self.dims
+        return x.reshape([d if d != 0 else x.shape[i] for i, d in enumerate(wanted)])
+
+
+class Permuted(nn.Module):
+    """Axes in another order."""
+
+    def __init__(self, perm: Dims) -> None:
+        super().__init__()
+        self.perm = perm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The permuted view."""
+        return x.permute(self.perm)
+
+
+class _ModuleWriter:
+    """Makes a module of every node (the ``Writer`` that a pass is given)."""
+
+    opset = OPSET
+
+    def __init__(self, x: ir.Value, method: str) -> None:
+        self.parameters: dict[ir.Value, nn.Parameter] = {}
+        self.steps: list[tuple[nn.Module, Dims]] = []
+        self._method = method
+        self._numbers: dict[ir.Value, Dims] = {}
+        self._results = {x: 0}
+
+    def parameter(self, array: Array, like: nn.Parameter) -> ir.Value:
+        """A factor that trains, of the type and on the device of the weight."""
+        data = torch.from_numpy(np.ascontiguousarray(array)).to(like.detach())
+        value = ir.Value(shape=ir.Shape(array.shape))
+        self.parameters[value] = nn.Parameter(data, requires_grad=like.requires_grad)
+        return value
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
+        """Add a module and return its output."""
+        given = [v for v in inputs if v is not None]
+        module = self._module(op_type, given, attributes)
+        self.steps.append((module, tuple(self._results[v] for v in given if v in self._results)))
+        output = ir.Value()
+        self._results[output] = len(self.steps)
+        return output
+
+    def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Add sizes, axes or bounds."""
+        value = ir.Value(shape=ir.Shape(array.shape))
+        self._numbers[value] = tuple(int(n) for n in array.reshape(-1))
+        return value
+
+    def _module(
+        self, op_type: str, given: list[ir.Value], attributes: Mapping[str, AttributeValue]
+    ) -> nn.Module:
+        weights = [self.parameters[v] for v in given if v in self.parameters]
+        numbers = [self._numbers[v] for v in given if v in self._numbers]
+        match op_type:
+            case "Conv" | "ConvTranspose":
+                return _convolution(op_type, attributes, *weights)
+            case "Gemm" if attributes.get("transB") == 1:
+                return _linear(*weights)
+            case "MatMul" if len(weights) == 1:
+                (weight,) = weights
+                left = given[0] in self.parameters
+                if left or weight.ndim > 2:
+                    return Product(weight, left=left)
+                return _linear(nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad))
+            case "Gather" if given[0] in self.parameters:
+                embedding = nn.Embedding(*weights[0].shape, device="meta")
+                embedding.weight = weights[0]
+                return embedding
+            case "Add" if len(weights) == 1:
+                return Shift(weights[0])
+            case "Shape":
+                return ShapeOf()
+            case "Slice":
+                return Part(numbers[0][0], numbers[1][0])
+            case "Concat":
+                return Joined([self._numbers.get(v) for v in given])
+            case "Reshape":
+                return Reshaped(numbers[0] if numbers else None)
+            case "Transpose":
+                perm = attributes["perm"]
+                assert isinstance(perm, tuple)
+                return Permuted(perm)
+        raise UsageError(
+            f"{self._method} writes {op_type}, which has no module here: train the whole weight "
+            "with DeepTwist, and factorize the exported model"
+        )
+
+
+def _convolution(
+    op_type: str,
+    attributes: Mapping[str, AttributeValue],
+    weight: nn.Parameter,
+    bias: nn.Parameter | None = None,
+) -> nn.Module:
+    """A convolution module around a kernel."""
+
+    def numbers(name: str, default: int) -> Dims:
+        found = attributes.get(name, (default,) * count)
+        assert isinstance(found, tuple)
+        return found
+
+    kernel = attributes["kernel_shape"]
+    assert isinstance(kernel, tuple)
+    count, group = len(kernel), attributes.get("group", 1)
+    assert isinstance(group, int)
+    pads = numbers("pads", 0) if "pads" in attributes else (0,) * (2 * count)
+    before, after = pads[:count], pads[count:]
+    options = {
+        "stride": numbers("strides", 1),
+        # Uneven pads come of padding="same" alone.
+        "padding": before if before == after else "same",
+        "dilation": numbers("dilations", 1),
+        "groups": group,
+        "bias": bias is not None,
+        "device": "meta",
+    }
+    outputs, inputs = weight.shape[0], weight.shape[1] * group
+    if op_type == "ConvTranspose":
+        outputs, inputs = weight.shape[1] * group, weight.shape[0]
+        options["output_padding"] = numbers("output_padding", 0)
+    made: nn.Module = getattr(nn, f"{op_type}{count}d")(inputs, outputs, kernel, **options)
+    made.weight, made.bias = weight, bias
+    return made
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
+    outputs, inputs = weight.shape
+    made = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    made.weight, made.bias = weight, bias
+    return made
+
+
+def _later(inputs: Dims) -> Dims:
+    """The same results after a step was put before the first."""
+    return tuple(i + 1 for i in inputs)

@@ -1,0 +1,162 @@
+"""Modules factorized in place: the chains of a plan, to be trained themselves."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from onnxlr.errors import UsageError
+from onnxlr.graph_pass import WeightPass
+from onnxlr.layers import Layer
+from onnxlr.model import load
+from onnxlr.plan import Decision, Plan
+from onnxlr.prepare import prepare
+from onnxlr.rewrite import Choice
+from onnxlr.training.chains import chain_module
+from onnxlr.training.modules import KNOWN, ModuleLayer, Refused, module_layers, unwrapped
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def factorize_(
+    model: nn.Module,
+    plan: Plan | str | os.PathLike[str],
+    exported: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Replace a model's modules by the chains that a plan names, in place.
+
+    What is exported after training has the graph that ``onnxlr apply`` makes of the exported
+    original with that plan. The factors start from the decomposition of each weight by itself; a
+    plan's samples aren't looked at. Make the optimizer afterwards: parameters are new.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Wrappers that compile or distribute it come after this.
+    plan : Plan or path
+        Of ``onnxlr optimize --plan-out`` for the exported model, or ``DeepTwist.plan``. Layers are
+        found by the module's path, or by the weight's name in the exported model.
+    exported : path, optional
+        The model that the plan was made for. Exporters give new names to weights that they
+        transpose (a Linear on more than two axes): there the values tell which module is meant.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
+
+    Raises
+    ------
+    UsageError
+        If the plan isn't for this model, or a module can't be replaced; nothing is changed then.
+    ModelError
+        If a weight holds NaN or infinity.
+
+    Examples
+    --------
+    >>> from onnxlr.training import DeepTwist
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    >>> factorize_(model, DeepTwist(model, method="svd", rank=4).plan)[0]
+    Sequential(
+      (0): Linear(in_features=64, out_features=4, bias=False)
+      (1): Linear(in_features=4, out_features=32, bias=True)
+    )
+    """
+    root = unwrapped(model)
+    if root is not model:
+        raise UsageError("factorize the model before it is compiled or distributed")
+    if not isinstance(plan, Plan):
+        path = Path(plan)
+        try:
+            plan = Plan.from_json(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read the plan {path}: {error}") from None
+    finder = _Finder(model, exported)
+    choices = plan.choices()
+    chains = {}
+    for decision in plan.replaced:
+        item, turned = finder.find(decision)
+        choice = choices[decision.name]
+        if item.name in chains:
+            raise UsageError(f"the plan replaces the module {item.name!r} twice")
+        if turned:
+            choice = replace(choice, rank=choice.graph_pass.turned(choice.rank))
+        if (reason := _misfit(root, item, choice)) is not None:
+            raise UsageError(f"the plan replaces {decision.name!r}, but {reason}")
+        factors = choice.graph_pass.factorize(item.read(), choice.rank)
+        chains[item.name] = chain_module(item, choice, factors)
+    for name, chain in chains.items():
+        root.set_submodule(name, chain)
+    return model
+
+
+class _Finder:
+    """Finds the module that a plan's layer stands for."""
+
+    def __init__(self, model: nn.Module, exported: str | os.PathLike[str] | None) -> None:
+        found = list(module_layers(model))
+        self._items = {m.name: m for m in found if isinstance(m, ModuleLayer)}
+        self._reasons = {m.name: m.reason for m in found if isinstance(m, Refused)}
+        layers = () if exported is None else prepare(load(exported), feed=None).layers
+        self._exported = {layer.name: layer for layer in layers}
+
+    def find(self, decision: Decision) -> tuple[ModuleLayer, bool]:
+        """The module, and whether the exported weight is the transpose of its own."""
+        stem, _, key = decision.weight.rpartition(".")
+        for name in (stem if key == "weight" else None, decision.name):
+            if name in self._reasons:
+                raise UsageError(f"the plan replaces {name!r}, but {self._reasons[name]}")
+            if name in self._items:
+                item = self._items[name]
+                if item.layer.shape != decision.shape:
+                    raise UsageError(
+                        f"the plan's {decision.name!r} has shape {decision.shape}, the model's "
+                        f"{name!r} has {item.layer.shape}: make a plan for this model"
+                    )
+                return item, False
+        if decision.name in self._exported:
+            return self._by_value(self._exported[decision.name])
+        raise UsageError(
+            f"the plan replaces {decision.name!r} (weight {decision.weight!r}), which no module of "
+            "the model is called: name the exported model that the plan is for (exported=), so "
+            "that weights can be compared"
+        )
+
+    def _by_value(self, exported: Layer) -> tuple[ModuleLayer, bool]:
+        array = exported.array()
+        for item in self._items.values():
+            own = item.read().array()
+            if own.shape == array.shape and np.array_equal(own, array):
+                return item, False
+            if own.ndim == 2 and own.T.shape == array.shape and np.array_equal(own.T, array):
+                return item, True
+        raise UsageError(
+            f"no module of the model has the weight of {exported.name!r} in the exported model: "
+            "export the model anew and make the plan for that"
+        )
+
+
+def _misfit(root: nn.Module, item: ModuleLayer, choice: Choice) -> str | None:
+    """Why a choice can't be carried out on a module."""
+    graph_pass, module = choice.graph_pass, item.module
+    if isinstance(graph_pass, WeightPass):
+        return (
+            f"{graph_pass.name} leaves the weight whole where it is used: train it with DeepTwist"
+        )
+    if (reason := graph_pass.refuse(item.layer)) is not None:
+        return reason
+    if (reason := graph_pass.misfit(item.layer, choice.rank)) is not None:
+        return reason
+    if not item.name:
+        return "it is the whole model, which can't be replaced in place: put it in a Sequential"
+    if type(module).forward not in {known.forward for known in KNOWN}:
+        return f"{type(module).__name__} computes in a way of its own"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "it has hooks, which its chain would not have"
+    owner = root.get_submodule(item.name.rpartition(".")[0])
+    library = type(owner).__module__.startswith("torch.nn.")
+    if library and not isinstance(owner, _CONTAINERS):
+        return f"{type(owner).__name__} reads its weight itself"
+    return None

@@ -1,0 +1,217 @@
+"""Modules of PyTorch as the layers that graph passes know: one node around a weight."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from onnxlr.errors import ModelError
+from onnxlr.layers import Layer, find_layers
+
+OPSET = 18
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KNOWN = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
+Predicate = Callable[[str, nn.Module], bool]
+
+_DTYPES = {torch.float64: ir.DataType.DOUBLE}  # all others are fitted in float32
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleLayer:
+    """A module whose weight a pass may factorize.
+
+    Attributes
+    ----------
+    name : str
+        Its path in the model.
+    module : torch.nn.Module
+    layer : Layer
+        One node as the exporter writes it, around the weight; sizes of images aren't known.
+    """
+
+    name: str
+    module: nn.Module
+    layer: Layer
+
+    def read(self) -> Layer:
+        """The layer with the weight as it is now.
+
+        Raises
+        ------
+        ModelError
+            If it holds NaN or infinity.
+        """
+        array = _array(self.module.weight)
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"the weight of {self.name!r} holds {int((~np.isfinite(array)).sum())} NaN or "
+                f"infinite values out of {array.size}: go back to the last good checkpoint, and "
+                "train on with a lower learning rate"
+            )
+        self.layer.weight.const_value = ir.Tensor(array)
+        return self.layer
+
+    def write(self, weight: NDArray[np.float64]) -> None:
+        """Replace the weight in place, in its own type and on its own device."""
+        with torch.no_grad():
+            self.module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A module with a weight that no pass can take, and why."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module: without what compiles it or spreads it over devices."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile
+        if inner is None and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def module_layers(model: nn.Module) -> Iterator[ModuleLayer | Refused]:
+    """Every module of a model that has a weight of two axes or more, in the model's order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As it is trained; wrappers that compile or distribute it are looked through.
+    """
+    owners: dict[int, str] = {}
+    for name, module in unwrapped(model).named_modules():
+        for key, weight in _weights(module):
+            reason = _refusal(module, key, weight)
+            first = owners.setdefault(id(weight), name) if reason is None else name
+            if first != name:
+                reason = f"it shares its weight with {first!r}, which speaks for both"
+            if reason is None:
+                yield ModuleLayer(name, module, _layer(name, module))
+            else:
+                path = name if key == "weight" else f"{name}.{key}".lstrip(".")
+                shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
+                yield Refused(path, type(module).__name__, shape, reason)
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module:
+    """The module at a path."""
+    return unwrapped(model).get_submodule(name)
+
+
+def geometry(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
+    """Attributes of a convolution's node. A padding that isn't of zeros stands before the node."""
+    kernel, dilation = module.kernel_size, module.dilation
+    before, after = padding(module)
+    if module.padding_mode != "zeros":
+        before = after = (0,) * len(kernel)
+    attributes: dict[str, int | tuple[int, ...]] = {
+        "kernel_shape": tuple(kernel),
+        "strides": tuple(module.stride),
+        "dilations": tuple(dilation),
+        "group": module.groups,
+        "pads": (*before, *after),
+    }
+    if isinstance(module, _TRANSPOSED):
+        attributes["output_padding"] = tuple(module.output_padding)
+    return attributes
+
+
+def padding(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows added before and after, an entry each spatial axis."""
+    if module.padding == "valid":
+        zeros = (0,) * len(module.kernel_size)
+        return zeros, zeros
+    if module.padding == "same":
+        spans = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        return tuple(s // 2 for s in spans), tuple(s - s // 2 for s in spans)
+    return tuple(module.padding), tuple(module.padding)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of a module's own with two axes or more; what is computed from them counts too."""
+    if isinstance(module, KNOWN):
+        yield "weight", module.weight
+        return
+    for key, value in module.named_parameters(recurse=False):
+        if value.ndim > 1:
+            yield key, value
+
+
+def _refusal(module: nn.Module, key: str, weight: Tensor) -> str | None:
+    if isinstance(module, parametrize.ParametrizationList) or not isinstance(module, KNOWN):
+        return f"{type(module).__name__} is no Linear, Conv, ConvTranspose or Embedding"
+    if isinstance(weight, UninitializedParameter):
+        return "its weight has no shape yet: run a batch first"
+    if parametrize.is_parametrized(module, key) or key not in module._parameters:
+        return "its weight is computed from other parameters: remove the parametrization first"
+    if hasattr(weight, "device_mesh"):
+        return "its weight is sharded over processes: only whole weights can be factorized"
+    if not weight.is_floating_point():
+        return f"its weight is stored as {weight.dtype}"
+    if 0 in weight.shape:
+        return f"its weight is empty (shape {tuple(weight.shape)})"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "it changes its rows as it looks them up (max_norm)"
+    return None
+
+
+def _layer(name: str, module: nn.Module) -> Layer:
+    weight = module.weight
+    dtype = _DTYPES.get(weight.dtype, ir.DataType.FLOAT)
+    stored = ir.Value(
+        name=f"{name}.weight".lstrip("."),
+        shape=ir.Shape(weight.shape),
+        type=ir.TensorType(dtype),
+        const_value=ir.Tensor(np.zeros(tuple(weight.shape), dtype.numpy())),
+    )
+    rows = ir.DataType.INT64 if isinstance(module, nn.Embedding) else dtype
+    x = ir.Value(name="x", type=ir.TensorType(rows))
+    inputs: list[ir.Value | None] = [x, stored]
+    shapes: dict[str, tuple[int, ...]] = {}
+    if isinstance(module, nn.Embedding):
+        node = ir.node("Gather", [stored, x], {"axis": 0}, name=name)
+        shapes = {"x": (1,), "y": (1, weight.shape[1])}
+    else:
+        bias = None
+        if module.bias is not None:
+            shape = ir.Shape(module.bias.shape)
+            bias = ir.Value(name=f"{name}.bias".lstrip("."), shape=shape, type=ir.TensorType(dtype))
+            inputs.append(bias)
+        if isinstance(module, nn.Linear):
+            node = ir.node("Gemm", inputs, {"transB": 1}, name=name)
+            shapes = {"x": (1, weight.shape[1]), "y": (1, weight.shape[0])}
+        else:
+            op = "ConvTranspose" if isinstance(module, _TRANSPOSED) else "Conv"
+            node = ir.node(op, inputs, geometry(module), name=name)
+    node.outputs[0].name = "y"
+    others = [v for v in node.inputs if v is not None and v is not stored]
+    graph = ir.Graph(
+        others, node.outputs, nodes=[node], initializers=[stored], opset_imports={"": OPSET}
+    )
+    (layer,) = find_layers(ir.Model(graph, ir_version=9), shapes)
+    return layer
+
+
+def _array(weight: Tensor) -> NDArray[np.generic]:
+    """A copy in float32, or in float64 where the weight is; half precision has no numpy type."""
+    detached = weight.detach().cpu()
+    if detached.dtype != torch.float64:
+        detached = detached.float()
+    return np.array(detached.numpy())
