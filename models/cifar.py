@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from models.files import FileError, read_arrays
 
@@ -89,10 +90,6 @@ def read_jpegs(path: Path, remedy: str, chosen: int | None = None) -> Images:
     The .npz holds `jpeg`, the files one after the other, `offsets`, n + 1 places where they begin
     and end, and `labels`. Raises FileError when it's anything else.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise FileError(f"{path} holds JPEGs: python -m pip install pillow") from error
     arrays = read_arrays(path, remedy, ("jpeg", "offsets", "labels"))
     jpeg, offsets, label = arrays["jpeg"], arrays["offsets"], _labels(arrays["labels"])
     count = len(label)

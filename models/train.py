@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -218,13 +219,20 @@ def train_model(
         run = new_run(recipe, network, twist)
         # Saved at once: a checkpoint that can't be written should show before an epoch is spent.
         save_run(run, checkpoint)
-    try:
+    with _stopping(checkpoint, console):
         _train(run, train, test, epochs, checkpoint, console)
+        console.print(f"test accuracy {accuracy(run.network, test):.2%}")
+    return run
+
+
+@contextmanager
+def _stopping(checkpoint: Path, console: Console) -> Iterator[None]:
+    """End the process on Ctrl-C as a shell expects it, and say how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from {checkpoint}")
         sys.exit(_INTERRUPTED)
-    console.print(f"test accuracy {accuracy(run.network, test):.2%}")
-    return run
 
 
 def _shown(name: str) -> str:
@@ -338,7 +346,8 @@ def main(
     if init is not None:
         load_weights(made, init)
     console = Console(highlight=False, soft_wrap=True)
-    train, test = load(data, data_dir)
+    with _stopping(checkpoint, console):
+        train, test = load(data, data_dir)
     train_model(
         recipe, train, test, epochs or kind.epochs, checkpoint, console, made, threads=threads
     )

@@ -18,10 +18,10 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 torch = pytest.importorskip("torch")
-Image = pytest.importorskip("PIL.Image")
 
 from models import export, resnet, train  # noqa: E402
 from models.checkpoint import (  # noqa: E402
@@ -492,6 +492,13 @@ def test_a_resnet_32_has_the_names_and_counts_of_the_published_weights() -> None
     )
 
 
+def test_a_lenet_is_that_of_the_tutorials() -> None:
+    network = NETWORKS["lenet"].build(DATASETS["cifar10"], NETWORKS["lenet"].width)
+    weights = list(network.parameters())
+    assert [w.shape[0] for w in weights if w.ndim > 1] == [6, 16, 120, 84, 10]
+    assert sum(w.numel() for w in weights) == 62_006
+
+
 def test_trained_weights_keep_the_normalization_they_were_trained_with(tmp_path: Path) -> None:
     made = NETWORKS["resnet32"].build(DATASETS["cifar10"], 16)
     arrays = {n: w.numpy() for n, w in made.state_dict().items() if "num_batches" not in n}
@@ -662,6 +669,35 @@ def test_ctrl_c_ends_with_130_and_goes_on_to_the_same_file(
     assert equal(state(cut), state(whole))
 
 
+def test_ctrl_c_while_data_is_read_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "load", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    stopped = train_lenet(tmp_path, tmp_path / "run.pt")
+    assert stopped.exit_code == 130
+    assert not (tmp_path / "run.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg", "resnet20"])
+def test_convolutions_resume_to_the_bit_and_export_as_trained(tmp_path: Path, name: str) -> None:
+    """Layouts, momentum, running statistics, flips and shifts too."""
+    image, label = images("cifar10", TRAIN, 0)
+    data = Data(torch.tensor(image), torch.tensor(label).long())
+    recipe = Recipe(name, "cifar10", width=4, batch_size=16, lr=1e-2, seed=0)
+    whole, half = new_run(recipe), new_run(recipe)
+    train.train_epoch(whole, data, 2)
+    train.train_epoch(whole, data, 2)
+    train.train_epoch(half, data, 2)
+    save_run(half, tmp_path / "half.pt")
+    again = load_run(recipe, tmp_path / "half.pt")
+    train.train_epoch(again, data, 2)
+    for run, path in ((whole, "whole.pt"), (again, "again.pt")):
+        save_run(run, tmp_path / path)
+    assert equal(state(tmp_path / "again.pt"), state(tmp_path / "whole.pt"))
+    assert not equal(state(tmp_path / "half.pt"), state(tmp_path / "whole.pt"))
+    export.export_onnx(again.network, pixels(data.image[:3]), tmp_path / "net.onnx")
+
+
 def test_more_epochs_go_on_from_a_finished_run(tmp_path: Path) -> None:
     write_idx(tmp_path)
     path = tmp_path / "run.pt"
@@ -754,6 +790,22 @@ def test_a_checkpoint_that_cannot_be_written_shows_before_an_epoch(tmp_path: Pat
     assert done.exit_code == 1
     assert len(done.output.splitlines()) == 1
     assert "run.pt can't be written (" in done.output
+
+
+def test_a_file_is_never_half_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    whole = Path.write_bytes
+
+    def interrupted(self: Path, content: bytes) -> None:
+        whole(self, content[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, b"new one")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_replacing_a_file_fails_whole(tmp_path: Path) -> None:
