@@ -549,6 +549,22 @@ def test_only_what_gains_is_augmented() -> None:
     assert [n for n, network in NETWORKS.items() if not network.augmented] == ["mlp"]
 
 
+def test_what_an_epoch_trains_on_is_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    seen: list[tuple[str, int]] = []
+    for name, network in NETWORKS.items():
+        recipe = Recipe(name, "fashion", WIDTHS.get(name, 4), batch_size=4, lr=0.01, seed=0)
+
+        def augmented(image: Any, spec: Any, _: Any, name: str = name) -> Any:
+            assert spec is DATASETS["fashion"]
+            seen.append((name, len(image)))
+            return image
+
+        monkeypatch.setattr(train, "augment", augmented)
+        train.train_epoch(new_run(recipe), data, 1)
+        assert seen.count((name, 4)) == 2 * network.augmented
+
+
 def test_learning_rates_optimizers_and_layouts() -> None:
     data = Data(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     for name, network in NETWORKS.items():
