@@ -27,6 +27,7 @@ _START_SWEEPS = 60
 _LAST_SWEEPS = 2000  # without a ridge, as long as it pays
 _MOST_WORK = 2e10  # multiply-adds without a ridge; large tensors get fewer sweeps
 _TOLERANCE = 1e-6  # relative change of the error at which a sweep counts as the last
+_NEAR = 1e-4  # the same from a decomposition nearby
 _NEARLY_EXACT = 0.02  # below this error it pays to go on with Newton steps, up to this
 _EXACT = 1e-9
 _NEWTON_STEPS = 60
@@ -149,7 +150,7 @@ class _Problem:
 
     def follow(self, factors: list[Array]) -> Cp:
         """From factors of a tensor nearby, with the lighter ridge."""
-        return self._descend(_balanced(factors), _LIGHT_RIDGE, _START_SWEEPS)
+        return self._descend(_balanced(factors), _LIGHT_RIDGE, _START_SWEEPS, _NEAR)
 
     def finish(self, start: Cp) -> Cp:
         """On with a lighter ridge, then without one, as long as it pays and stays stable."""
@@ -228,7 +229,9 @@ class _Problem:
             ]
         return step
 
-    def _descend(self, factors: list[Array], ridge: float, sweeps: int) -> Cp:
+    def _descend(
+        self, factors: list[Array], ridge: float, sweeps: int, tolerance: float = _TOLERANCE
+    ) -> Cp:
         """Sweep until it pays no more, or until the next step would degenerate."""
         error = self._loss(factors, ridge)
         stable = _growth(factors) < _DEGENERATE
@@ -247,7 +250,7 @@ class _Problem:
                 factors = previous
                 break
             stable = held
-            if before - error < _TOLERANCE * max(error, 1e-12):
+            if before - error < tolerance * max(error, 1e-12):
                 break
         return Cp(tuple(factors), self._loss(factors, 0.0), _growth(factors))
 
