@@ -1,0 +1,171 @@
+"""Rows of an experiment: computed once, kept on disk, written as CSV, Markdown and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib as mpl
+import torch
+from rich.console import Console
+
+from models.files import replace_file
+from onnxlr import __version__
+from onnxlr.latency_table import processor
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+Row = dict[str, Any]
+
+
+class Record:
+    """The rows of one experiment in a folder, a file each.
+
+    A row that is there isn't computed again: an experiment that was stopped goes on where it was,
+    and two processes may compute different rows of one.
+
+    Parameters
+    ----------
+    name : str
+        Of the files: name.csv, name.md, name.png, and rows as they were measured in name-rows.
+    folder : Path
+    settings : mapping
+        What all rows have in common. Rows of other settings aren't mixed in.
+    """
+
+    def __init__(self, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.console = folder, Console(highlight=False, soft_wrap=True)
+        self._name = name
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._seconds = 0.0
+
+    def row(self, key: str, compute: Callable[[], Row]) -> Row:
+        """The row of a key, computed and saved if it isn't there; with its wall time.
+
+        Raises click.ClickException when the one that is there was measured otherwise.
+        """
+        path = self.folder / f"{self._name}-rows" / f"{key}.json"
+        if path.exists():
+            row = self._read(path)
+        else:
+            start = time.perf_counter()
+            row = compute()
+            row["seconds"] = round(time.perf_counter() - start, 1)
+            content = json.dumps({"settings": self._settings, "row": row}, indent=1)
+            replace_file(path, content.encode())
+            self.console.print(f"{key}: {row['seconds']} s")
+        self._seconds += row["seconds"]
+        return row
+
+    def _read(self, path: Path) -> Row:
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            found, row = dict(known["settings"]), dict(known["row"])
+            row["seconds"] = float(row["seconds"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise click.ClickException(
+                f"{path} can't be read as a row ({type(error).__name__}); delete it or name "
+                "another --out."
+            ) from error
+        if found != self._settings:
+            changes = [
+                f"{n} {found.get(n)!r} (now {self._settings.get(n)!r})"
+                for n in sorted({*found, *self._settings})
+                if found.get(n) != self._settings.get(n)
+            ]
+            raise click.ClickException(
+                f"{path} was measured with {', '.join(changes)}; use the same settings, or name "
+                "another --out."
+            )
+        return row
+
+    def write(
+        self,
+        title: str,
+        columns: Mapping[str, str],
+        rows: Sequence[Row],
+        draw: Callable[[Axes], None],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Write the table and the plot, and print the table.
+
+        Parameters
+        ----------
+        columns : mapping of str to str
+            From a row's key to the format of its values (``".2%"``; ``""`` as they are).
+        rows : sequence of dict
+            A key that a row lacks leaves a gap.
+        draw : callable
+            Draws on the axes that it is given.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*columns], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self._path("csv"), text.getvalue().encode())
+
+        def cell(row: Row, key: str) -> str:
+            value = row.get(key)
+            return "" if value is None else format(value, columns[key])
+
+        lines = [
+            f"| {' | '.join(key.replace('_', ' ') for key in columns)} |",
+            f"|{'|'.join(' ---: ' if form else ' --- ' for form in columns.values())}|",
+            *(f"| {' | '.join(cell(row, key) for key in columns)} |" for row in rows),
+        ]
+        settings = ", ".join(f"{name} {value}" for name, value in self._settings.items())
+        tail = [
+            f"Settings: {settings}.",
+            f"{processor()}, {torch.get_num_threads()} thread(s), "
+            f"{'CUDA' if torch.cuda.is_available() else 'no GPU'}; Python "
+            f"{platform.python_version()}, torch {torch.__version__}, onnxlr {__version__}; "
+            f"{self._seconds / 60:.1f} minutes in all.",
+        ]
+        shown = "\n".join([f"# {title}", "", *lines, "", *notes, *tail])
+        replace_file(self._path("md"), f"{shown}\n".encode())
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        draw(axes)
+        axes.set_title(title, fontsize=10)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
+        plt.close(figure)
+        replace_file(self._path("png"), picture.getvalue())
+        self.console.print(shown, markup=False)
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"{self._name}.{suffix}"
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a sample; no spread of a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def out_option(function: Callable[..., None]) -> Callable[..., None]:
+    """``--out``, the folder of an experiment's files."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        help="Folder for the table, the plot and checkpoints; a second run goes on from it.",
+    )(function)
+
+
+def quick_option(function: Callable[..., None]) -> Callable[..., None]:
+    """``--quick``, a form that only shows that everything runs."""
+    return click.option(
+        "--quick",
+        is_flag=True,
+        help="Few images, steps and rows: shows in a minute that everything runs, no result.",
+    )(function)
