@@ -1,9 +1,9 @@
 """DeepTwist beside training the decomposed model: Tucker-2 on a CIFAR ResNet.
 
 ``python -m models.experiments.deeptwist --data-dir DIR --out FOLDER`` starts from one pre-trained
-network (``--init`` trained weights, first trained on to the images at hand). At each compression it
-trains on with DeepTwist, and, with the same schedule and images, what Tucker-2 of that network makes
-(the first comparison of Lee et al. 2019, arXiv 1905.10145). Both end with the same ranks and
+network (``--init`` trained weights, first trained on to the images at hand). At each compression
+it trains on with DeepTwist, and, with the same schedule and images, what Tucker-2 of that network
+makes (the first comparison of Lee et al. 2019, arXiv 1905.10145). Both end with the same ranks and
 parameters. Runs go on from their checkpoints.
 """
 
@@ -16,7 +16,6 @@ import click
 from matplotlib.axes import Axes
 from torch import nn
 
-from models.checkpoint import load_network
 from models.experiments.record import Record, Row, mean_and_spread, out_option, quick_option
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
 from models.train import accuracy
@@ -41,9 +40,9 @@ def measure(bench: Bench, share: float, seed: int) -> Row:
         return network, twisted(network, "tucker2", share, every, exclude=_STEM)
 
     def decomposed(network: nn.Module) -> Made:
-        return factorize_(network, with_twist(network)[1].plan), None  # type: ignore[union-attr]
+        return factorize_(network, plan), None
 
-    _, base = load_network(bench.base())
+    base = bench.pretrained()
     plan = twisted(base, "tucker2", share, every, exclude=_STEM).plan
     before = sum(d.params_before for d in plan.replaced)
     after = sum(d.params_after for d in plan.replaced)
@@ -80,8 +79,7 @@ def main(
     if quick:
         shares, seeds = (0.5, 0.3), (0,)
     bench = make_bench(out, quick, **options)
-    _, network = load_network(bench.base())
-    original = accuracy(network, bench.test)
+    original = accuracy(bench.pretrained(), bench.test)
     record = Record("deeptwist", out, bench.settings)
     rows: list[Row] = []
     gains = []
@@ -113,10 +111,9 @@ def main(
     ahead = sum(row["gain"] > 0 for row in rows)
 
     def draw(axes: Axes) -> None:
+        ratios = [row["compression"] for row in rows]
         for key in ("deeptwist", "decomposed"):
-            axes.plot(
-                [r["compression"] for r in rows], [100 * r[key] for r in rows], "o-", label=key
-            )
+            axes.plot(ratios, [100 * row[key] for row in rows], "o-", label=key)
         axes.axhline(100 * original, color="grey", linestyle=":", label="original")
         axes.set_xlabel("compression of the distorted layers")
         axes.set_ylabel("top-1, %")

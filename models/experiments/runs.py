@@ -1,9 +1,9 @@
-"""Training runs that experiments share: a CIFAR ResNet, pre-trained, then trained on to low rank."""
+"""Training runs that experiments share: a CIFAR ResNet, pre-trained, then trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from models.train import THREADS, train_model
 from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 
-_QUICK_IMAGES = 256
+CONSOLE = Console(highlight=False, soft_wrap=True)
 Made = tuple[nn.Module, DeepTwist | None]
 
 
@@ -38,15 +38,17 @@ class Schedule:
     """Of the training images, the first so many; all if None."""
 
 
-QUICK = {
-    "network": "resnet20",
-    "width": 8,
-    "base_epochs": 1,
-    "epochs": 1,
-    "batch_size": 64,
-    "every": 2,
-    "images": _QUICK_IMAGES,
-}
+_QUICK = Schedule(
+    network="resnet20",
+    width=8,
+    base_epochs=1,
+    base_lr=0.01,
+    epochs=1,
+    lr=0.02,
+    batch_size=64,
+    every=2,
+    images=256,
+)
 
 
 @dataclass(frozen=True)
@@ -55,62 +57,66 @@ class Bench:
 
     schedule: Schedule
     folder: Path
-    init: Path | None
+    init: str
+    """Digest of the weights that training began with; empty if they were drawn."""
     train: Data
     test: Data
     threads: int
-    console: Console
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a row depends on, all runs alike."""
-        init = "" if self.init is None else digest(self.init)
-        return {**asdict(self.schedule), "init": init, "test_images": len(self.test.label)}
+        return {**asdict(self.schedule), "init": self.init, "test_images": len(self.test.label)}
 
+    @property
     def base(self) -> Path:
-        """The checkpoint of the network that all runs start from, trained if it isn't there."""
-        s, path = self.schedule, self.folder / "base.pt"
-        init = "" if self.init is None else digest(self.init)
-        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.base_lr, 0, init)
-        network = None
-        if self.init is not None:
-            network = make_network(recipe)
-            load_weights(network, self.init)
-        train_model(
-            recipe,
-            self.train,
-            self.test,
-            s.base_epochs,
-            path,
-            self.console,
-            network,
-            threads=self.threads,
-        )
-        return path
+        """The checkpoint of the network that all runs start from."""
+        return self.folder / "base.pt"
+
+    def pretrained(self) -> nn.Module:
+        """That network, a new one each time."""
+        return load_network(self.base)[1]
+
+    def pretrain(self, init: Path | None) -> None:
+        """Train it, as far as it isn't."""
+        s = self.schedule
+        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.base_lr, 0, self.init)
+        network = make_network(recipe)
+        if init is not None:
+            load_weights(network, init)
+        self._trained(recipe, s.base_epochs, self.base, network, None)
 
     def run(self, name: str, seed: int, make: Callable[[nn.Module], Made]) -> nn.Module:
         """Train what `make` makes of the pre-trained network; its checkpoint resumes.
 
         `make` gives the network to train, and the DeepTwist that goes with it if one does.
         """
-        s, base = self.schedule, self.base()
-        _, pretrained = load_network(base)
-        network, twist = make(pretrained)
-        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.lr, seed, digest(base))
+        s = self.schedule
+        network, twist = make(self.pretrained())
+        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.lr, seed, digest(self.base))
+        CONSOLE.print(f"{name}, seed {seed}: {s.epochs} epochs")
         path = self.folder / "runs" / f"{name}-{seed}.pt"
-        self.console.print(f"{name}, seed {seed}: {s.epochs} epochs")
-        done = train_model(
+        return self._trained(recipe, s.epochs, path, network, twist)
+
+    def _trained(
+        self,
+        recipe: Recipe,
+        epochs: int,
+        path: Path,
+        network: nn.Module,
+        twist: DeepTwist | None,
+    ) -> nn.Module:
+        return train_model(
             recipe,
             self.train,
             self.test,
-            s.epochs,
+            epochs,
             path,
-            self.console,
+            CONSOLE,
             network,
             twist,
             threads=self.threads,
-        )
-        return done.network
+        ).network
 
 
 def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -170,15 +176,14 @@ def make_bench(
     """The bench that options ask for; a quick one is small whatever else they say."""
     schedule = Schedule(network, 16, base_epochs, base_lr, epochs, lr, batch_size, every, None)
     if quick:
-        schedule, init, threads = replace(schedule, **QUICK), None, 1
+        schedule, init, threads = _QUICK, None, 1
     train, test = load("cifar10", data_dir)
     if schedule.images is not None:
-        train, test = (
-            Data(d.image[: schedule.images], d.label[: schedule.images]) for d in (train, test)
-        )
-    return Bench(
-        schedule, out, init, train, test, threads, Console(highlight=False, soft_wrap=True)
-    )
+        some = slice(schedule.images)
+        train, test = (Data(d.image[some], d.label[some]) for d in (train, test))
+    bench = Bench(schedule, out, "" if init is None else digest(init), train, test, threads)
+    bench.pretrain(init)
+    return bench
 
 
 def twisted(network: nn.Module, method: str, rank: Any, every: int, **where: Any) -> DeepTwist:
