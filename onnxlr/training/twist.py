@@ -91,19 +91,23 @@ class DeepTwist:
         passes = choose_passes((method,) if isinstance(method, str) else tuple(method))
         rule = _rule(rank)
         self._order: list[str] = []
+        meant: list[Decision] = []  # but not fitting
         for item in module_layers(model):
             self._order.append(item.name)
             if isinstance(item, Refused):
                 self._kept[item.name] = _refused(item)
                 continue
-            reason = _left_out(item, include, exclude)
-            found = reason or _fitting(item.read(), passes, rule)
+            if (reason := _left_out(item, include, exclude)) is not None:
+                self._kept[item.name] = keep(item.layer, reason)
+                continue
+            found = _fitting(item.read(), passes, rule)
             if isinstance(found, str):
                 self._kept[item.name] = keep(item.layer, found)
+                meant.append(self._kept[item.name])
             else:
                 self._twisted[item.name] = _Twisted(item, found.choice)
         if not self._twisted:
-            first = next(iter(self._kept.values()), None)
+            first = next(iter(meant or self._kept.values()), None)
             told = "it has none" if first is None else f"{first.name}: {first.reason}"
             raise UsageError(f"no layer of the model can be distorted: {told}")
 

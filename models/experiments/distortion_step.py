@@ -1,0 +1,108 @@
+"""Accuracy against the distortion step S_D of DeepTwist.
+
+``python -m models.experiments.distortion_step --data-dir DIR --out FOLDER``: Tucker-2 at one share
+of the channels of a CIFAR ResNet, distorted every 1 to 5000 steps of the same schedule (Lee et al.
+2019, arXiv 1905.10145, section 2). Whatever S_D is, training ends on a distortion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from matplotlib.axes import Axes
+from torch import nn
+
+from models.experiments.record import Record, Row, mean_and_spread, out_option, quick_option
+from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
+from models.train import accuracy
+
+STEPS = (1, 5, 20, 100, 200, 500, 1000, 5000)
+_STEM = "^conv1$"
+
+
+def measure(bench: Bench, share: float, every: int, seed: int) -> Row:
+    """One S_D."""
+
+    def with_twist(network: nn.Module) -> Made:
+        return network, twisted(network, "tucker2", share, every, exclude=_STEM)
+
+    network = bench.run(f"every-{every}", seed, with_twist)
+    steps = -(-len(bench.train.label) // bench.schedule.batch_size) * bench.schedule.epochs
+    return {
+        "distortion_step": every,
+        "seed": seed,
+        "distortions": steps // every + 1,
+        "accuracy": accuracy(network, bench.test),
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    help="Of the channels that ranks are.",
+)
+@click.option("--step", "steps", multiple=True, default=STEPS, help="S_D; repeatable.")
+@schedule_options()
+@out_option
+@quick_option
+def main(
+    share: float,
+    steps: tuple[int, ...],
+    seeds: tuple[int, ...],
+    out: Path,
+    quick: bool,
+    **options: Any,
+) -> None:
+    """Train with DeepTwist at several distortion steps."""
+    if quick:
+        steps, seeds = (1, 3), (0,)
+    # Each run has an S_D of its own: what the option says isn't theirs.
+    bench = make_bench(out, quick, **options)
+    original = accuracy(bench.pretrained(), bench.test)
+    settings = {k: v for k, v in bench.settings.items() if k != "every"}
+    record = Record("distortion-step", out, settings | {"share": share})
+    found = {
+        (every, seed): record.row(
+            f"{every}-{seed}",
+            lambda e=every, s=seed: measure(bench, share, e, s),  # type: ignore[misc]
+        )
+        for seed in seeds
+        for every in steps
+    }
+    rows = []
+    for every in steps:
+        mean, spread = mean_and_spread([found[every, seed]["accuracy"] for seed in seeds])
+        rows.append({**found[every, seeds[0]], "accuracy": mean, "spread": 100 * spread})
+
+    def draw(axes: Axes) -> None:
+        axes.errorbar(
+            [row["distortion_step"] for row in rows],
+            [100 * row["accuracy"] for row in rows],
+            [row["spread"] for row in rows],
+            fmt="o-",
+            capsize=3,
+        )
+        axes.axhline(100 * original, color="grey", linestyle=":", label="original")
+        axes.set_xscale("log")
+        axes.set_xlabel("S_D, steps between distortions")
+        axes.set_ylabel("top-1, %")
+        axes.legend()
+
+    record.write(
+        f"{bench.schedule.network}, Tucker-2 at {share:g} of the channels: accuracy against S_D",
+        {"distortion_step": "d", "distortions": "d", "accuracy": ".2%", "spread": ".2f"},
+        rows,
+        draw,
+        [
+            f"Original {original:.2%} on {len(bench.test.label):,} test images; spread: standard "
+            f"deviation over seeds {', '.join(map(str, seeds))}, in points.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
