@@ -74,16 +74,21 @@ def make_network(recipe: Recipe) -> nn.Module:
 
 
 def new_run(
-    recipe: Recipe, network: nn.Module | None = None, twist: DeepTwist | None = None
+    recipe: Recipe,
+    network: nn.Module | None = None,
+    twist: DeepTwist | None = None,
+    device: str = "cpu",
 ) -> Run:
     """A run at epoch 0, with weights, image order and augmentation drawn from the recipe's seed.
 
-    A `network` given is trained as it is, in place of the recipe's; so is a `twist` of it.
+    A `network` given is trained as it is, in place of the recipe's; so is a `twist` of it. What is
+    random is drawn on the CPU whatever the `device`, so that both see the same images.
     Raises click.UsageError when the recipe's twist makes no sense for the network.
     """
     kind = NETWORKS[recipe.network]
     network = make_network(recipe) if network is None else network
     torch.manual_seed(recipe.seed)  # a network may draw more as it trains: dropout does
+    network = network.to(device)
     if kind.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if twist is None and recipe.twist is not None:
@@ -124,6 +129,7 @@ def load_run(
     path: Path,
     network: nn.Module | None = None,
     twist: DeepTwist | None = None,
+    device: str = "cpu",
 ) -> Run:
     """Read back the run that save_run wrote to `path`, into a `network` and `twist` if given.
 
@@ -132,7 +138,7 @@ def load_run(
     found, state = _read_state(path)
     if found != recipe:
         raise _other_recipe(path, _flat(found), _flat(recipe))
-    run = new_run(recipe, network, twist)
+    run = new_run(recipe, network, twist, device)
     _fill(run.network, state["network"], path)
     try:
         run.optimizer.load_state_dict(state["optimizer"])
@@ -186,7 +192,7 @@ _UNREADABLE = (
 def _read_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a checkpoint and all that the file holds."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         settings = dict(state["recipe"])
         twist = settings.pop("twist")
         recipe = Recipe(**settings, twist=twist and Twist(**twist))

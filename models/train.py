@@ -6,7 +6,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import onnxruntime as ort
@@ -43,6 +46,40 @@ _EVALUATION_BATCH = 1000
 _INTERRUPTED = 130
 # Weights leave float32 far below; Adam can't even compute with 1e39.
 _MOST_LR = 1e6
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a network is trained."""
+
+    threads: int = THREADS
+    device: str = "cpu"
+
+
+def place_options(function: Callable[..., None]) -> Callable[..., None]:
+    """``--threads`` and ``--device``, given to a command as ``place``."""
+
+    @wraps(function)
+    def placed(*, threads: int, device: str, **options: Any) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise click.UsageError(
+                "--device cuda: PyTorch sees no CUDA device; use a machine that has one and a "
+                "build of PyTorch with CUDA, or leave the option out."
+            )
+        function(place=Place(threads, device), **options)
+
+    placed = click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to train."
+    )(placed)
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=THREADS,
+        help="Threads of PyTorch; another number rounds otherwise.",
+    )(placed)
+
+
+_HERE = Place()
 
 
 class DivergedError(click.ClickException):
@@ -86,6 +123,7 @@ def train_epoch(
     layout = torch.channels_last if kind.channels_last else torch.contiguous_format
     order = torch.randperm(len(data.label), generator=run.generator)  # (n,)
     batches = torch.split(order, recipe.batch_size)
+    device = device_of(run.network)
     total_loss = 0.0
     lr = recipe.lr
     for step, chosen in enumerate(batches):
@@ -96,8 +134,9 @@ def train_epoch(
         image = data.image[chosen]  # (b, C, S, S)
         if kind.augmented:
             image = augment(image, spec, run.generator)  # (b, C, S, S)
-        logits = run.network(pixels(image).contiguous(memory_format=layout))  # (b, 10)
-        loss = nn.functional.cross_entropy(logits, data.label[chosen])  # ()
+        image = pixels(image.to(device)).contiguous(memory_format=layout)  # (b, C, S, S)
+        logits = run.network(image)  # (b, 10)
+        loss = nn.functional.cross_entropy(logits, data.label[chosen].to(device))  # ()
         if not math.isfinite(loss.item()):
             raise _diverged(run, step, lr, f"the loss is {loss.item()}")
         run.optimizer.zero_grad()
@@ -132,12 +171,21 @@ def _diverged(run: Run, step: int, lr: float, what: str) -> DivergedError:
     )
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(network.parameters()).device
+
+
 def _hits(network: nn.Module, data: Data) -> Tensor:
     """Whether the largest logit of each image is at its label, shape (n,)."""
     network.eval()
+    device = device_of(network)
     with torch.no_grad():
         # (n,), batch by batch
-        classes = [network(pixels(i)).argmax(1) for i in torch.split(data.image, _EVALUATION_BATCH)]
+        classes = [
+            network(pixels(image.to(device))).argmax(1).cpu()
+            for image in torch.split(data.image, _EVALUATION_BATCH)
+        ]
     return torch.cat(classes) == data.label
 
 
@@ -204,19 +252,19 @@ def train_model(
     console: Console,
     network: nn.Module | None = None,
     twist: DeepTwist | None = None,
-    threads: int = THREADS,
+    place: Place = _HERE,
 ) -> Run:
     """Train up to `epochs` epochs in all, from the checkpoint if there is one.
 
     What is trained is the recipe's network and twist, or those given. Ctrl-C ends the process;
     what was trained until then is in the checkpoint.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(place.threads)
     if checkpoint.exists():
-        run = load_run(recipe, checkpoint, network, twist)
+        run = load_run(recipe, checkpoint, network, twist, place.device)
         console.print(f"{checkpoint}: {run.epoch} epochs done")
     else:
-        run = new_run(recipe, network, twist)
+        run = new_run(recipe, network, twist, place.device)
         # Saved at once: a checkpoint that can't be written should show before an epoch is spent.
         save_run(run, checkpoint)
     with _stopping(checkpoint, console):
@@ -294,12 +342,7 @@ def _shown(name: str) -> str:
     show_default="200",
     help="Of DeepTwist: steps from one distortion to the next.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=THREADS,
-    help="Threads of PyTorch; another number rounds otherwise.",
-)
+@place_options
 def main(
     network: str,
     data: str,
@@ -314,7 +357,7 @@ def main(
     twist: str | None,
     rank: str | None,
     every: int | None,
-    threads: int,
+    place: Place,
 ) -> None:
     """Train NETWORK on a data set; `python -m models.export` makes an ONNX file of the checkpoint.
 
@@ -348,9 +391,7 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     with _stopping(checkpoint, console):
         train, test = load(data, data_dir)
-    train_model(
-        recipe, train, test, epochs or kind.epochs, checkpoint, console, made, threads=threads
-    )
+    train_model(recipe, train, test, epochs or kind.epochs, checkpoint, console, made, place=place)
 
 
 if __name__ == "__main__":

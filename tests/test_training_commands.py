@@ -860,7 +860,9 @@ def test_an_experiment_trains_its_own_network(tmp_path: Path) -> None:
 
     def trained(path: Path) -> Any:
         console = Console(file=io.StringIO())
-        return train.train_model(recipe, data, data, 2, path, console, network(), threads=1)
+        return train.train_model(
+            recipe, data, data, 2, path, console, network(), place=train.Place(threads=1)
+        )
 
     whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
     trained(whole)
@@ -877,3 +879,13 @@ def test_an_experiment_trains_its_own_network(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"made with seed 0 \(now 1\)"):
         load_run(replace(recipe, seed=1), cut, network())
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    write_idx(tmp_path)
+    done = train_lenet(tmp_path, tmp_path / "a.pt", "--device", "cuda")
+    assert done.exit_code == 2
+    assert "Error: --device cuda: PyTorch sees no CUDA device" in done.output
+    assert not (tmp_path / "a.pt").exists()

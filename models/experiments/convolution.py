@@ -16,7 +16,7 @@ from models.checkpoint import Recipe, digest, load_network
 from models.datasets import DATASETS, Data, load
 from models.experiments.record import Record, Row, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
-from models.train import THREADS, accuracy, class_accuracy, train_model
+from models.train import Place, accuracy, class_accuracy, place_options, train_model
 from onnxlr.plan import Decision, Plan
 from onnxlr.training import factorize_
 
@@ -50,7 +50,7 @@ def measure(
     recipe: Recipe,
     data: tuple[Data, Data],
     epochs: int,
-    threads: int,
+    place: Place,
 ) -> Row:
     """Accuracy of a variant, in all and by class, before and after training on."""
     train, test = data
@@ -67,7 +67,7 @@ def measure(
         "before_by_class": class_accuracy(network, test, len(spec.classes)),
     }
     path = base.with_name(f"{name.replace(' ', '-')}.pt")
-    run = train_model(recipe, train, test, epochs, path, CONSOLE, network, threads=threads)
+    run = train_model(recipe, train, test, epochs, path, CONSOLE, network, place=place)
     return row | {
         "after": accuracy(run.network, test),
         "after_by_class": class_accuracy(run.network, test, len(spec.classes)),
@@ -83,7 +83,7 @@ def measure(
 @click.option("--tune-epochs", default=4, help="Of each variant after it.")
 @click.option("--tune-lr", default=3e-4, help="Learning rate of the variants.")
 @click.option("--seed", default=0, help="Of the weights and of the order of the images.")
-@click.option("--threads", default=THREADS, help="Threads of PyTorch.")
+@place_options
 @out_option
 @quick_option
 def main(
@@ -93,7 +93,7 @@ def main(
     tune_epochs: int,
     tune_lr: float,
     seed: int,
-    threads: int,
+    place: Place,
     out: Path,
     quick: bool,
 ) -> None:
@@ -102,11 +102,12 @@ def main(
     ranks: dict[str, int | str] = {"conv1": 1, "conv2": "evbmf"}
     if quick:
         ranks["conv2"] = 8  # EVBMF finds nothing but noise in weights that hardly trained
-        epochs = tune_epochs = threads = 1
+        epochs = tune_epochs = 1
+        place = Place(threads=1)
         train, test = (Data(d.image[:512], d.label[:512]) for d in (train, test))
     base = out / "base.pt"
     recipe = Recipe("lenet", "cifar10", 6, 128, lr, seed)
-    train_model(recipe, train, test, epochs, base, CONSOLE, threads=threads)
+    train_model(recipe, train, test, epochs, base, CONSOLE, place=place)
     settings = {
         "epochs": epochs,
         "lr": lr,
@@ -122,7 +123,7 @@ def main(
         record.row(
             name.replace(" ", "-"),
             lambda n=name: measure(  # type: ignore[misc]
-                base, n, ranks, again, (train, test), tune_epochs, threads
+                base, n, ranks, again, (train, test), tune_epochs, place
             ),
         )
         for name in VARIANTS

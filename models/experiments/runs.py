@@ -13,7 +13,7 @@ from torch import nn
 
 from models.checkpoint import Recipe, digest, load_network, load_weights, make_network
 from models.datasets import Data, load
-from models.train import THREADS, train_model
+from models.train import Place, place_options, train_model
 from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 
@@ -61,7 +61,7 @@ class Bench:
     """Digest of the weights that training began with; empty if they were drawn."""
     train: Data
     test: Data
-    threads: int
+    place: Place
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,13 +115,13 @@ class Bench:
             CONSOLE,
             network,
             twist,
-            threads=self.threads,
+            place=self.place,
         ).network
 
 
 def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of a Schedule and of a Bench; ``make_bench`` takes what they give."""
-    options = [
+    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
         click.option(
             "--data-dir",
             type=click.Path(path_type=Path, exists=True),
@@ -148,7 +148,7 @@ def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
             default=(0, 1),
             help="Of the order of the images and their augmentation; repeatable.",
         ),
-        click.option("--threads", default=THREADS, help="Threads of PyTorch."),
+        place_options,
     ]
 
     def added(function: Callable[..., None]) -> Callable[..., None]:
@@ -171,17 +171,17 @@ def make_bench(
     lr: float,
     batch_size: int,
     every: int,
-    threads: int,
+    place: Place,
 ) -> Bench:
     """The bench that options ask for; a quick one is small whatever else they say."""
     schedule = Schedule(network, 16, base_epochs, base_lr, epochs, lr, batch_size, every, None)
     if quick:
-        schedule, init, threads = _QUICK, None, 1
+        schedule, init, place = _QUICK, None, Place(threads=1)
     train, test = load("cifar10", data_dir)
     if schedule.images is not None:
         some = slice(schedule.images)
         train, test = (Data(d.image[some], d.label[some]) for d in (train, test))
-    bench = Bench(schedule, out, "" if init is None else digest(init), train, test, threads)
+    bench = Bench(schedule, out, "" if init is None else digest(init), train, test, place)
     bench.pretrain(init)
     return bench
 

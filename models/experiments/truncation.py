@@ -17,7 +17,7 @@ from models.checkpoint import Recipe, digest, load_network
 from models.datasets import DATASETS, Data, load
 from models.experiments.record import Record, Row, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
-from models.train import THREADS, accuracy, train_model
+from models.train import Place, accuracy, place_options, train_model
 from onnxlr.plan import Plan
 from onnxlr.training import factorize_
 
@@ -30,7 +30,7 @@ def cut(network: nn.Module, rank: int) -> Plan:
 
 
 def measure(
-    base: Path, rank: int, recipe: Recipe, data: tuple[Data, Data], epochs: int, threads: int
+    base: Path, rank: int, recipe: Recipe, data: tuple[Data, Data], epochs: int, place: Place
 ) -> Row:
     """Accuracy at a rank, before and after training the factors."""
     train, test = data
@@ -39,7 +39,7 @@ def measure(
     factorize_(network, plan)
     before = accuracy(network, test)
     path = base.with_name(f"retrained-{rank}.pt")
-    run = train_model(recipe, train, test, epochs, path, CONSOLE, network, threads=threads)
+    run = train_model(recipe, train, test, epochs, path, CONSOLE, network, place=place)
     return {
         "D": rank,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -56,7 +56,7 @@ def measure(
 @click.option("--retrain-epochs", default=4, help="Of the factors.")
 @click.option("--retrain-lr", default=3e-4, help="Learning rate of the factors.")
 @click.option("--seed", default=0, help="Of the weights and of the order of the images.")
-@click.option("--threads", default=THREADS, help="Threads of PyTorch.")
+@place_options
 @out_option
 @quick_option
 def main(
@@ -67,7 +67,7 @@ def main(
     retrain_epochs: int,
     retrain_lr: float,
     seed: int,
-    threads: int,
+    place: Place,
     out: Path,
     quick: bool,
 ) -> None:
@@ -75,11 +75,12 @@ def main(
     width, ranks = (64, (4, 16)) if quick else (1024, RANKS)
     train, test = load(data, data_dir)
     if quick:
-        epochs = retrain_epochs = threads = 1
+        epochs = retrain_epochs = 1
+        place = Place(threads=1)
         train, test = (Data(d.image[:512], d.label[:512]) for d in (train, test))
     base = out / "base.pt"
     recipe = Recipe("mlp", data, width, 128, lr, seed)
-    whole = train_model(recipe, train, test, epochs, base, CONSOLE, threads=threads).network
+    whole = train_model(recipe, train, test, epochs, base, CONSOLE, place=place).network
     original, size = accuracy(whole, test), sum(p.numel() for p in whole.parameters())
     settings = {
         "data": data,
@@ -97,7 +98,7 @@ def main(
     rows = [
         record.row(
             f"{rank}",
-            lambda r=rank: measure(base, r, again, (train, test), retrain_epochs, threads),  # type: ignore[misc]
+            lambda r=rank: measure(base, r, again, (train, test), retrain_epochs, place),  # type: ignore[misc]
         )
         for rank in ranks
     ]
