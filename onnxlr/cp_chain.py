@@ -58,6 +58,12 @@ class CpPass(ConvPass):
         """Stable CP."""
         return self._stored(layer, rank, self.decompose(layer, rank[0]))
 
+    def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """A CP from one start, with the ridge."""
+        kernel = kernel_of(layer)
+        tensor = kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
+        return self._stored(layer, rank, cp(tensor, rank[0], starts=1, thorough=False))
+
     def follow(
         self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
     ) -> list[tuple[Array, ...]]:

@@ -153,9 +153,13 @@ def candidate(
 
 
 def named_candidates(
-    layer: Layer, fits: Sequence[Fit], rule: RankRule, goal: Goal
+    layer: Layer, fits: Sequence[Fit], rule: RankRule, goal: Goal, *, factorizing: bool = True
 ) -> list[Candidate] | str:
-    """Every method at the rank a rule gives it, the most saving first, or why there is none."""
+    """Every method at the rank a rule gives it, the most saving first, or why there is none.
+
+    Factors that only show when they are made to be unusable are refused, unless ``factorizing`` is
+    off.
+    """
     found: list[Candidate] = []
     reasons: list[str] = []
     precision = storage_precision(layer.dtype.numpy())
@@ -167,7 +171,7 @@ def named_candidates(
             reasons.append(_zero_rank(rule, fit))
         elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
-        elif (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
+        elif factorizing and (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
             instead = _fall_back(layer, fit, rank, goal, unusable)
             if instead is None:
                 reasons.append(unusable)

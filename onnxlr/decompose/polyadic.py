@@ -64,6 +64,8 @@ def cp(
     starts: int = 3,
     seed: int = 0,
     near: tuple[Array, ...] | None = None,
+    *,
+    thorough: bool = True,
 ) -> Cp:
     """Best of several starts of ridge-regularized alternating least squares.
 
@@ -82,6 +84,8 @@ def cp(
     seed : int
     near : tuple of ndarray of shape (n_i, R), optional
         Factors of a tensor nearby. The descent goes on from them, briefly, and from nowhere else.
+    thorough : bool
+        Whether the best start goes on without the ridge; a sketch doesn't.
 
     Raises
     ------
@@ -118,7 +122,9 @@ def cp(
             found.append(problem.begin(first))
         if (solved := _from_pencil(x / scale, rank)) is not None:
             found.append(problem.begin(solved))
-        best = problem.finish(min(found, key=lambda c: (c.degenerate, c.error)))
+        best = min(found, key=lambda c: (c.degenerate, c.error))
+        if thorough:
+            best = problem.finish(best)
     return Cp(tuple(f * share for f in best.factors), best.error, best.growth)
 
 

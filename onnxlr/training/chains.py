@@ -82,15 +82,15 @@ class Steps(nn.Module):
 
 
 class Product(nn.Module):
-    """A product with a weight of any number of axes, on the data's left or right."""
+    """A product with a stack of matrices."""
 
-    def __init__(self, weight: nn.Parameter, *, left: bool) -> None:
+    def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
-        self.weight, self.left = weight, left
+        self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """W·x or x·W, batched over leading axes."""
-        return self.weight @ x if self.left else x @ self.weight
+        """x·W, batched over leading axes."""
+        return x @ self.weight
 
 
 class Shift(nn.Module):
@@ -209,11 +209,10 @@ class _ModuleWriter:
                 return _convolution(op_type, attributes, *weights)
             case "Gemm" if attributes.get("transB") == 1:
                 return _linear(*weights)
-            case "MatMul" if len(weights) == 1:
+            case "MatMul" if given[1] in self.parameters:
                 (weight,) = weights
-                left = given[0] in self.parameters
-                if left or weight.ndim > 2:
-                    return Product(weight, left=left)
+                if weight.ndim > 2:
+                    return Product(weight)
                 return _linear(nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad))
             case "Gather" if given[0] in self.parameters:
                 embedding = nn.Embedding(*weights[0].shape, device="meta")

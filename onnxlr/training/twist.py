@@ -233,12 +233,8 @@ class DeepTwist:
             for alike in self._alike():
                 layers = [twisted.item.layer for twisted in alike]
                 graph_pass, rank = alike[0].choice.graph_pass, alike[0].choice.rank
-                known = [t.factors for t in alike if t.factors is not None]
-                made = (
-                    graph_pass.follow(layers, rank, known)
-                    if len(known) == len(alike)
-                    else [graph_pass.factorize(layer, rank) for layer in layers]
-                )
+                known = [t.factors or graph_pass.sketch(t.item.layer, rank) for t in alike]
+                made = graph_pass.follow(layers, rank, known)
                 for twisted, factors in zip(alike, made, strict=True):
                     twisted.error = weight_error(twisted.item.layer, graph_pass, rank, factors)
                     twisted.factors = factors
@@ -286,7 +282,8 @@ def _fitting(layer: Layer, passes: Sequence[GraphPass], rule: RankRule) -> Candi
     fits, reasons = fit_methods(layer, passes)
     if not fits:
         return "; ".join(reasons)
-    found = named_candidates(layer, fits, rule, "params")
+    # Weights that are trained on are followed, which keeps factors usable.
+    found = named_candidates(layer, fits, rule, "params", factorizing=False)
     return found if isinstance(found, str) else found[0]
 
 
