@@ -105,16 +105,20 @@ def test_a_chain_computes_what_its_composed_weight_does(name: str, method: str) 
     model = nn.Sequential(make()).double()
     x = sample()
     x = x if name == "embedding" else x.double()
-    twist = DeepTwist(model, method, 1)
-    plan = twist.plan
+    plan = DeepTwist(model, method, 1).plan
+    (decision,) = plan.replaced
+    assert decision.rank is not None
     chain = factorize_(copy.deepcopy(model), plan)
-    twist.distort()
+    (item,) = module_layers(model)
+    assert isinstance(item, ModuleLayer)
+    graph_pass, layer = find_pass(method), item.read()
+    factors = graph_pass.factorize(layer, decision.rank)
+    item.write(graph_pass.compose(layer, decision.rank, factors))
     expected = model(x)
     found = chain(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     # Its parameters are the factors and the bias, and all of them train.
-    (decision,) = plan.replaced
     bias = getattr(model[0], "bias", None)
     stored = sum(p.numel() for p in chain.parameters())
     assert stored == decision.params_after + (0 if bias is None else bias.numel())

@@ -53,8 +53,8 @@ def measure(
 @click.option("--data-dir", type=click.Path(path_type=Path, exists=True), help="Its folder.")
 @click.option("--epochs", default=15, help="Of the whole network.")
 @click.option("--lr", default=1e-3, help="Learning rate of the whole network.")
-@click.option("--retrain-epochs", default=4, help="Of the factors.")
-@click.option("--retrain-lr", default=3e-4, help="Learning rate of the factors.")
+@click.option("--retrain-epochs", default=10, help="Of the factors.")
+@click.option("--retrain-lr", default=1e-3, help="Learning rate of the factors.")
 @click.option("--seed", default=0, help="Of the weights and of the order of the images.")
 @place_options
 @out_option
