@@ -40,23 +40,38 @@ class ModuleLayer:
     module: nn.Module
     layer: Layer
 
+    def check(self) -> None:
+        """Hold the weight against NaN and infinity.
+
+        Raises
+        ------
+        ModelError
+            If it holds any.
+        """
+        weight = self.module.weight.detach()
+        bad = weight.numel() - int(torch.isfinite(weight).sum())
+        if bad:
+            raise ModelError(
+                f"the weight of {self.name!r} holds {bad} NaN or infinite values out of "
+                f"{weight.numel()}: go back to the last good checkpoint, and train on with a lower "
+                "learning rate"
+            )
+
     def read(self) -> Layer:
-        """The layer with the weight as it is now.
+        """The layer with a copy of the weight as it is now.
 
         Raises
         ------
         ModelError
             If it holds NaN or infinity.
         """
-        array = _array(self.module.weight)
-        if not np.isfinite(array).all():
-            raise ModelError(
-                f"the weight of {self.name!r} holds {int((~np.isfinite(array)).sum())} NaN or "
-                f"infinite values out of {array.size}: go back to the last good checkpoint, and "
-                "train on with a lower learning rate"
-            )
-        self.layer.weight.const_value = ir.Tensor(array)
+        self.check()
+        self.layer.weight.const_value = ir.Tensor(_array(self.module.weight))
         return self.layer
+
+    def forget(self) -> None:
+        """Let go of the copy."""
+        self.layer.weight.const_value = None
 
     def write(self, weight: NDArray[np.float64]) -> None:
         """Replace the weight in place, in its own type and on its own device."""

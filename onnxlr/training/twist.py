@@ -12,7 +12,7 @@ from torch import nn
 
 from onnxlr.cost import weight_error
 from onnxlr.decompose import RankRule, parse_rank
-from onnxlr.errors import ModelError, OnnxlrError, UsageError
+from onnxlr.errors import ModelError, UsageError
 from onnxlr.fits import Candidate, candidate, fit_methods, name_filter, named_candidates
 from onnxlr.graph_pass import Array, GraphPass, choose_passes, find_pass
 from onnxlr.layers import Layer
@@ -101,6 +101,7 @@ class DeepTwist:
                 self._kept[item.name] = keep(item.layer, reason)
                 continue
             found = _fitting(item.read(), passes, rule)
+            item.forget()
             if isinstance(found, str):
                 self._kept[item.name] = keep(item.layer, found)
                 meant.append(self._kept[item.name])
@@ -159,19 +160,16 @@ class DeepTwist:
     def distort(self) -> None:
         """Replace every chosen weight by what its factors make."""
         spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        failed: OnnxlrError | None = None
-        weights: list[Array] = []
+        failed: Exception | None = None
         if not spread or dist.get_rank() == 0:
             try:
-                weights = self._distorted()
-            except OnnxlrError as error:
+                self._distort()
+            except Exception as error:  # the others wait: they are told, whatever it is
                 failed = error
         if spread:
             failed = _shared(failed)
         if failed is not None:
             raise failed
-        for twisted, weight in zip(self._twisted.values(), weights, strict=False):
-            twisted.item.write(weight)
         if spread:
             for twisted in self._twisted.values():
                 dist.broadcast(twisted.item.module.weight.data, 0)
@@ -223,26 +221,21 @@ class DeepTwist:
             twisted.choice, twisted.factors = choice, factors[name]
         self._steps = steps
 
-    def _distorted(self) -> list[Array]:
-        """The new weights; none is written before all are there."""
-        found = []
+    def _distort(self) -> None:
+        for twisted in self._twisted.values():
+            twisted.item.check()
         # Small matrices: handing each product to a pool of threads costs more than it saves.
         with threadpool_limits(1):
-            for twisted in self._twisted.values():
-                twisted.item.read()
             for alike in self._alike():
-                layers = [twisted.item.layer for twisted in alike]
                 graph_pass, rank = alike[0].choice.graph_pass, alike[0].choice.rank
+                layers = [twisted.item.read() for twisted in alike]
                 known = [t.factors or graph_pass.sketch(t.item.layer, rank) for t in alike]
                 made = graph_pass.follow(layers, rank, known)
-                for twisted, factors in zip(alike, made, strict=True):
-                    twisted.error = weight_error(twisted.item.layer, graph_pass, rank, factors)
+                for twisted, layer, factors in zip(alike, layers, made, strict=True):
+                    twisted.error = weight_error(layer, graph_pass, rank, factors)
                     twisted.factors = factors
-        for twisted in self._twisted.values():
-            assert twisted.factors is not None
-            layer, choice = twisted.item.layer, twisted.choice
-            found.append(choice.graph_pass.compose(layer, choice.rank, twisted.factors))
-        return found
+                    twisted.item.write(graph_pass.compose(layer, rank, factors))
+                    twisted.item.forget()
 
     def _alike(self) -> Iterable[list[_Twisted]]:
         """Weights of one shape, method and rank, which are decomposed side by side."""
@@ -294,8 +287,8 @@ def _refused(item: Refused) -> Decision:
     )
 
 
-def _shared(failed: OnnxlrError | None) -> OnnxlrError | None:
+def _shared(failed: Exception | None) -> Exception | None:
     """What went wrong in the first process, told to all, so that none waits for weights."""
-    words = [None if failed is None else str(failed)]
+    words = [None if failed is None else str(failed) or type(failed).__name__]
     dist.broadcast_object_list(words, 0)
     return None if words[0] is None else failed or ModelError(words[0])
