@@ -144,7 +144,8 @@ def main(
             axes.bar(places, [100 * row[c] for c in classes], width, label=label)
         axes.set_xticks(range(len(classes)), classes, rotation=45, fontsize=8)
         axes.set_ylabel("accuracy, %")
-        axes.legend(fontsize=6, ncols=2)
+        axes.set_ylim(0, 110)  # room for the legend
+        axes.legend(fontsize=6, ncols=4, loc="upper center")
 
     record.write(
         "A small CIFAR-10 network: conv1 by slices, conv2 by CP",
