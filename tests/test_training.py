@@ -348,6 +348,8 @@ def test_a_plan_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     hooked = Net()
     hooked.last.register_forward_hook(lambda *_: None)
     refused(hooked, "it has hooks")
+    odd = Odd()
+    refused(odd, "'tied' has the same weight", DeepTwist(odd, "svd", 4, include="good").plan)
     frame = nn.TransformerEncoderLayer(16, 2, 64)
     refused(frame, "reads its weight itself", DeepTwist(frame, "svd", 2, include="linear1").plan)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -153,6 +153,10 @@ def _misfit(root: nn.Module, item: ModuleLayer, choice: Choice) -> str | None:
         return "it is the whole model, which can't be replaced in place: put it in a Sequential"
     if type(module).forward not in {known.forward for known in KNOWN}:
         return f"{type(module).__name__} computes in a way of its own"
+    paths = root.named_modules(remove_duplicate=False)
+    same = [n for n, m in paths if m._parameters.get("weight") is module.weight and n != item.name]
+    if same:
+        return f"{same[0]!r} has the same weight, and would keep it whole"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return "it has hooks, which its chain would not have"
     owner = root.get_submodule(item.name.rpartition(".")[0])
