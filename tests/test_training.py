@@ -333,7 +333,7 @@ def test_a_plan_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     plan = DeepTwist(model, "tucker2", 4).plan
     before = {k: v.clone() for k, v in model.state_dict().items()}
 
-    def refused(what: nn.Module, words: str, plan: Any = plan) -> None:
+    def refused(what: Any, words: str, plan: Any = plan) -> None:
         with pytest.raises(UsageError, match=words):
             factorize_(what, plan)
 
@@ -345,12 +345,18 @@ def test_a_plan_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     refused(model, "train it with DeepTwist", DeepTwist(model, "expand-at-load", 4).plan)
     refused(torch.compile(model, backend="eager"), "before it is compiled")
     refused(model, "can't read the plan", tmp_path / "none.json")
+    refused(model, "give a Plan, or the path of one", 3)
+    refused("model", "give a torch.nn.Module")
     hooked = Net()
     hooked.last.register_forward_hook(lambda *_: None)
     refused(hooked, "it has hooks")
     odd = Odd()
-    refused(odd, "'tied' has the same weight", DeepTwist(odd, "svd", 4, include="good").plan)
-    frame = nn.TransformerEncoderLayer(16, 2, 64)
+    refused(odd, "'tied.weight' is the same weight", DeepTwist(odd, "svd", 4, include="good").plan)
+
+    class Frame(nn.TransformerEncoderLayer):
+        """One of the user's own."""
+
+    frame = Frame(16, 2, 64)
     refused(frame, "reads its weight itself", DeepTwist(frame, "svd", 2, include="linear1").plan)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert {type(m) for m in model.children()} == {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
@@ -389,6 +395,102 @@ def test_what_is_left_alone_is_listed_with_its_reason() -> None:
     assert repr(twist) == "DeepTwist(1 layers by svd every 200 steps, 10 left alone, 0 steps done)"
 
 
+class Standardized(nn.Conv2d):
+    """Convolves with another weight than its own."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = super()._conv_forward(x, weight - weight.mean(), bias)
+        return y
+
+
+def test_weights_that_cannot_be_taken_have_their_reason() -> None:
+    def reason(module: nn.Module) -> str:
+        found = [m for m in module_layers(nn.Sequential(module)) if m.name == "0"]
+        assert len(found) == 1
+        return getattr(found[0], "reason", "")
+
+    assert reason(nn.Linear(8, 8)) == ""
+    assert "computes in a way of its own" in reason(Standardized(8, 8, 3))
+    patched = nn.Linear(8, 8)
+    patched.forward = lambda x: x
+    assert "computes in a way of its own" in reason(patched)
+    assert "no values yet" in reason(nn.Linear(8, 8, device="meta"))
+    with torch.inference_mode():
+        assert "made for inference" in reason(nn.Linear(8, 8))
+    expanded = nn.Linear(8, 8)
+    expanded.weight = nn.Parameter(torch.zeros(1, 8).expand(8, 8))
+    assert "expanded" in reason(expanded)
+    narrow = nn.Linear(8, 8)
+    narrow.weight = nn.Parameter(narrow.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    assert "stored as torch.float8_e4m3fn" in reason(narrow)
+    frozen = nn.Sequential(nn.Linear(32, 32).requires_grad_(False), nn.Linear(32, 32))
+    (kept, _) = DeepTwist(frozen, "svd", 4).plan.decisions
+    assert (kept.decision, kept.reason[:12]) == (KEEP, "it is frozen")
+
+
+def test_what_is_left_alone_is_not_touched() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(32, 32)), nn.Linear(32, 32))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    DeepTwist(model, "svd", 4)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_model_that_changed_is_not_twisted_in_silence() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    twist = DeepTwist(model, "svd", 4)
+    model[1] = nn.Linear(32, 32)
+    with pytest.raises(UsageError, match="the module '1' was replaced"):
+        twist.finish()
+    twist = DeepTwist(model, "svd", 4)
+    parametrizations.weight_norm(model[0])
+    with pytest.raises(UsageError, match="'0' has changed: its weight is computed"):
+        twist.finish()
+
+
+def test_one_image_may_come_without_its_batch() -> None:
+    torch.manual_seed(0)
+    for method in ("tiled-svd", "tucker2", "slice-svd"):
+        model = nn.Sequential(nn.Conv2d(16, 16, 3))
+        twist = DeepTwist(model, method, 1)
+        twist.finish()
+        x = rand(16, 8, 8)
+        expected = model(x)
+        found = factorize_(model, twist.plan)(x)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_factorized_table_looks_up_as_it_did() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 16, padding_idx=3, sparse=True))
+    chain = factorize_(model, DeepTwist(model, "embedding-svd", 4).plan)[0]
+    assert (chain[0].padding_idx, chain[0].sparse) == (3, True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.autograd.backward(model(torch.arange(40)).square().sum() / 40)
+        optimizer.step()
+    assert not bool(model(torch.tensor([3])).any())
+
+
+@pytest.mark.parametrize("method", ["cp", "cp3", "tucker2"])
+def test_components_that_died_come_back(method: str) -> None:
+    torch.manual_seed(0)
+    parts = [torch.einsum("t,s,i,j->tsij", *(rand(n) for n in (16, 16, 3, 3))) for _ in range(4)]
+    model = nn.Sequential(nn.Conv2d(16, 16, 3))
+    model[0].weight.data.zero_()
+    twist = DeepTwist(model, method, 4)
+    twist.distort()  # nothing but zeros
+    for count in (2, 4):
+        for _ in range(3):
+            model[0].weight.data = torch.stack(parts[:count]).sum(0)
+            twist.distort()
+        (decision,) = twist.plan.replaced
+        assert decision.error is not None
+        assert decision.error < 0.02
+
+
 def test_layers_are_chosen_by_name_or_by_a_function() -> None:
     def names(**where: Any) -> list[str]:
         return [d.name for d in DeepTwist(Net(), "svd", 4, **where).plan.replaced]
@@ -417,6 +519,9 @@ def test_layers_are_chosen_by_name_or_by_a_function() -> None:
         ({"rank": "many"}, "is not a rank"),
         ({"rank": (1, 2, 3, 4)}, "is not a rank"),
         ({"method": "qr"}, "'qr' is not installed"),
+        ({"method": 3}, "give the name of a method"),
+        ({"method": []}, "give the name of a method"),
+        ({"include": 3}, "give an expression or a function"),
         ({"include": "nowhere"}, "no layer of the model can be distorted: stem: not named"),
         ({"include": "("}, "not a regular expression"),
         ({"method": "svd", "rank": "evbmf", "include": "hidden"}, r"hidden: svd: evbmf .*rank 0"),
@@ -520,6 +625,15 @@ def test_a_state_of_another_model_is_refused() -> None:
             "doesn't fit 'hidden'",
         ),
         (
+            {
+                "steps": 1,
+                "layers": {
+                    n: r | {"factors": [torch.zeros(4, 4)] * 2} for n, r in state["layers"].items()
+                },
+            },
+            r"factors have shapes",
+        ),
+        (
             {"steps": 1, "layers": {n: r | {"method": "qr"} for n, r in state["layers"].items()}},
             "not installed",
         ),
@@ -596,7 +710,15 @@ def _worker(rank: int, folder: str, broken: bool) -> None:
     except ModelError as error:
         told = str(error)
     weights = {k: v for k, v in model.module.state_dict().items() if "running" not in k}
-    torch.save({"weights": weights, "told": told}, f"{folder}/{rank}.pt")
+    plan = twist.plan.to_json()
+    two = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    other = ""
+    try:  # another layer in each process
+        DeepTwist(two, "svd", 4, include=str(rank)).distort()
+    except UsageError as error:
+        other = str(error)
+    result = {"weights": weights, "told": told, "plan": plan, "other": other}
+    torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -604,6 +726,8 @@ def _worker(rank: int, folder: str, broken: bool) -> None:
 def test_every_process_ends_with_the_same_weights(broken: bool, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_worker, (str(tmp_path), broken), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert "different layers" in first["other"]
+    assert "different layers" in second["other"]
     if broken:
         assert "'head' holds" in first["told"]
         assert second["told"] == first["told"]
@@ -611,6 +735,7 @@ def test_every_process_ends_with_the_same_weights(broken: bool, tmp_path: Path) 
     assert not first["told"]
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
+    assert first["plan"] == second["plan"]
     rank = torch.linalg.matrix_rank(first["weights"]["hidden.weight"].double(), rtol=1e-6)
     assert int(rank) == 12
 

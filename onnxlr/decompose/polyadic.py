@@ -30,6 +30,8 @@ _TOLERANCE = 1e-6  # relative change of the error at which a sweep counts as the
 _NEAR = 1e-4  # the same from a decomposition nearby
 _NEARLY_EXACT = 0.02  # below this error it pays to go on with Newton steps, up to this
 _EXACT = 1e-9
+_EXACT_ENOUGH = 1e-6  # of a decomposition that needs no other beside it
+_DEAD = 1e-6  # norm of a component, of a tensor of norm 1
 _NEWTON_STEPS = 60
 _GRADIENTS = 200  # conjugate gradients in a step
 
@@ -113,16 +115,18 @@ def cp(
     share = scale ** (1 / x.ndim)
     # Thousands of small products: handing each to a pool of threads costs far more than it saves.
     with threadpool_limits(1):
+        if near is None and (solved := _from_pencil(x / scale, rank)) is not None:
+            found = problem.solved(solved)
+            if found.error < _EXACT_ENOUGH and not found.degenerate:
+                return Cp(tuple(f * share for f in found.factors), found.error, found.growth)
         if near is not None:
             followed = problem.follow([f / share for f in near])
             return Cp(tuple(f * share for f in followed.factors), followed.error, followed.growth)
-        found = []
+        begun = []
         for start in range(starts):
             first = _random(x.shape, rank, rng) if start else _from_hosvd(x / scale, rank, rng)
-            found.append(problem.begin(first))
-        if (solved := _from_pencil(x / scale, rank)) is not None:
-            found.append(problem.begin(solved))
-        best = min(found, key=lambda c: (c.degenerate, c.error))
+            begun.append(problem.begin(first))
+        best = min(begun, key=lambda c: (c.degenerate, c.error))
         if thorough:
             best = problem.finish(best)
     return Cp(tuple(f * share for f in best.factors), best.error, best.growth)
@@ -155,8 +159,24 @@ class _Problem:
         return self._descend(factors, _RIDGE, _START_SWEEPS)
 
     def follow(self, factors: list[Array]) -> Cp:
-        """From factors of a tensor nearby, with the lighter ridge."""
+        """From factors of a tensor nearby, with the lighter ridge.
+
+        Components that have died get another chance: no sweep would bring them back from zero.
+        """
+        sizes = reduce(np.multiply, (np.linalg.norm(f, axis=0) for f in factors))
+        dead = sizes < _DEAD
+        if dead.any():
+            rest = self._x - compose(tuple(f * ~dead for f in factors))
+            fresh = _from_hosvd(rest, int(dead.sum()), np.random.default_rng(0))
+            factors = [f.copy() for f in factors]
+            for factor, columns in zip(factors, fresh, strict=True):
+                factor[:, dead] = columns
         return self._descend(_balanced(factors), _LIGHT_RIDGE, _START_SWEEPS, _NEAR)
+
+    def solved(self, factors: list[Array]) -> Cp:
+        """From factors that are all but exact: small components would not outlive a ridge."""
+        start = Cp(tuple(factors), self._loss(factors, 0.0), _growth(factors))
+        return self._converge(start) if start.error < _NEARLY_EXACT else start
 
     def finish(self, start: Cp) -> Cp:
         """On with a lighter ridge, then without one, as long as it pays and stays stable."""
@@ -325,6 +345,8 @@ def _from_pencil(x: Array, rank: int) -> list[Array] | None:
         return None
     moved = np.moveaxis(x, (first, second), (0, 1))
     flat = moved.reshape(*moved.shape[:2], -1)
+    if flat.shape[2] < 2:
+        return None  # a matrix, which the higher-order SVD decomposes
     u = leading_vectors(flat.reshape(len(flat), -1), rank)
     v = leading_vectors(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1), rank)
     core = np.einsum("ar,abp,bs->prs", u, flat, v)

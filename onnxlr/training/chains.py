@@ -41,7 +41,7 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
     graph_pass, module = choice.graph_pass, item.module
     assert isinstance(graph_pass, ChainPass)
     (use,) = item.layer.uses
-    writer = _ModuleWriter(use.x, graph_pass.name)
+    writer = _ModuleWriter(use.x, graph_pass.name, module)
     stored = tuple(writer.parameter(f, module.weight) for f in factors)
     if getattr(module, "bias", None) is not None:
         bias = use.node.inputs[2]
@@ -55,7 +55,8 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
         kind = f"{_PADS[module.padding_mode]}Pad{len(before)}d"
         steps = [(getattr(nn, kind)(tuple(both)), (0,)), *((s, _later(i)) for s, i in steps)]
     straight = all(inputs == (i,) for i, (_, inputs) in enumerate(steps))
-    chain = nn.Sequential(*(s for s, _ in steps)) if straight else Steps(steps)
+    axes = len(module.kernel_size) + 2 if item.layer.convolves else None
+    chain = nn.Sequential(*(s for s, _ in steps)) if straight else Steps(steps, axes)
     return chain.train(module.training)
 
 
@@ -66,15 +67,20 @@ class Steps(nn.Module):
     ----------
     steps : sequence of (torch.nn.Module, tuple of int)
         Each with the results that it takes.
+    axes : int, optional
+        Of a batch of images, where one image may come without its batch.
     """
 
-    def __init__(self, steps: Sequence[tuple[nn.Module, Dims]]) -> None:
+    def __init__(self, steps: Sequence[tuple[nn.Module, Dims]], axes: int | None = None) -> None:
         super().__init__()
+        self._axes = axes
         self.steps = nn.ModuleList(step for step, _ in steps)
         self._inputs = tuple(inputs for _, inputs in steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output of its input."""
+        if self._axes is not None and x.ndim == self._axes - 1:
+            return self(x[None])[0]
         results = [x]
         for step, inputs in zip(self.steps, self._inputs, strict=True):
             results.append(step(*(results[i] for i in inputs)))
@@ -168,10 +174,10 @@ class _ModuleWriter:
 
     opset = OPSET
 
-    def __init__(self, x: ir.Value, method: str) -> None:
+    def __init__(self, x: ir.Value, method: str, origin: nn.Module) -> None:
         self.parameters: dict[ir.Value, nn.Parameter] = {}
         self.steps: list[tuple[nn.Module, Dims]] = []
-        self._method = method
+        self._method, self._origin = method, origin
         self._numbers: dict[ir.Value, Dims] = {}
         self._results = {x: 0}
 
@@ -215,9 +221,7 @@ class _ModuleWriter:
                     return Product(weight)
                 return _linear(nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad))
             case "Gather" if given[0] in self.parameters:
-                embedding = nn.Embedding(*weights[0].shape, device="meta")
-                embedding.weight = weights[0]
-                return embedding
+                return _embedding(weights[0], self._origin)
             case "Add" if len(weights) == 1:
                 return Shift(weights[0])
             case "Shape":
@@ -272,6 +276,22 @@ def _convolution(
         options["output_padding"] = numbers("output_padding", 0)
     made: nn.Module = getattr(nn, f"{op_type}{count}d")(inputs, outputs, kernel, **options)
     made.weight, made.bias = weight, bias
+    return made
+
+
+def _embedding(weight: nn.Parameter, origin: nn.Module) -> nn.Module:
+    """A table that is looked up as the original was; its row of padding stays zero if it was."""
+    padding = origin.padding_idx
+    made = nn.Embedding(
+        *weight.shape,
+        padding_idx=padding,
+        scale_grad_by_freq=origin.scale_grad_by_freq,
+        sparse=origin.sparse,
+        device="meta",
+    )
+    made.weight = weight
+    if padding is not None and not bool(origin.weight[padding].any()):
+        weight.data[padding] = 0
     return made
 
 

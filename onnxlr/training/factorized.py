@@ -15,7 +15,7 @@ from onnxlr.plan import Decision, Plan
 from onnxlr.prepare import prepare
 from onnxlr.rewrite import Choice
 from onnxlr.training.chains import chain_module
-from onnxlr.training.modules import KNOWN, ModuleLayer, Refused, module_layers, unwrapped
+from onnxlr.training.modules import ModuleLayer, Refused, module_layers, unwrapped
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -29,7 +29,9 @@ def factorize_(
 
     What is exported after training has the graph that ``onnxlr apply`` makes of the exported
     original with that plan. The factors start from the decomposition of each weight by itself; a
-    plan's samples aren't looked at. Make the optimizer afterwards: parameters are new.
+    plan's samples aren't looked at. Make the optimizer afterwards: parameters are new. Code of the
+    model that reads a replaced module's ``weight`` itself, or calls it with more than its input,
+    can't be seen from here: leave those layers out of the plan.
 
     Parameters
     ----------
@@ -64,16 +66,18 @@ def factorize_(
       (1): Linear(in_features=4, out_features=32, bias=True)
     )
     """
+    finder = _Finder(model, exported)
     root = unwrapped(model)
     if root is not model:
         raise UsageError("factorize the model before it is compiled or distributed")
     if not isinstance(plan, Plan):
+        if not isinstance(plan, str | os.PathLike):
+            raise UsageError(f"plan={plan!r}: give a Plan, or the path of one")
         path = Path(plan)
         try:
             plan = Plan.from_json(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {path}: {error}") from None
-    finder = _Finder(model, exported)
     choices = plan.choices()
     chains = {}
     for decision in plan.replaced:
@@ -151,16 +155,16 @@ def _misfit(root: nn.Module, item: ModuleLayer, choice: Choice) -> str | None:
         return reason
     if not item.name:
         return "it is the whole model, which can't be replaced in place: put it in a Sequential"
-    if type(module).forward not in {known.forward for known in KNOWN}:
-        return f"{type(module).__name__} computes in a way of its own"
-    paths = root.named_modules(remove_duplicate=False)
-    same = [n for n, m in paths if m._parameters.get("weight") is module.weight and n != item.name]
-    if same:
-        return f"{same[0]!r} has the same weight, and would keep it whole"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    for path, other in root.named_modules(remove_duplicate=False):
+        for key, value in other._parameters.items():
+            if value is module.weight and (path, key) != (item.name, "weight"):
+                return f"{f'{path}.{key}'.lstrip('.')!r} is the same weight, and would stay whole"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for name in hooks) or module.weight._backward_hooks:
         return "it has hooks, which its chain would not have"
     owner = root.get_submodule(item.name.rpartition(".")[0])
-    library = type(owner).__module__.startswith("torch.nn.")
-    if library and not isinstance(owner, _CONTAINERS):
-        return f"{type(owner).__name__} reads its weight itself"
+    for kind in type(owner).__mro__:
+        library = kind.__module__.startswith("torch.nn.")
+        if library and kind is not nn.Module and kind not in _CONTAINERS:
+            return f"{kind.__name__} reads its weight itself"
     return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from onnxlr.errors import ModelError
+from onnxlr.errors import ModelError, UsageError
 from onnxlr.layers import Layer, find_layers
 
 OPSET = 18
@@ -20,6 +21,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KNOWN = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
 Predicate = Callable[[str, nn.Module], bool]
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {torch.float64: ir.DataType.DOUBLE}  # all others are fitted in float32
 
 
@@ -47,7 +49,11 @@ class ModuleLayer:
         ------
         ModelError
             If it holds any.
+        UsageError
+            If it is no longer the module's own.
         """
+        if reason := _refusal(self.module, "weight", self.module._parameters.get("weight")):
+            raise UsageError(f"{self.name!r} has changed: {reason}")
         weight = self.module.weight.detach()
         bad = weight.numel() - int(torch.isfinite(weight).sum())
         if bad:
@@ -109,7 +115,14 @@ def module_layers(model: nn.Module) -> Iterator[ModuleLayer | Refused]:
     ----------
     model : torch.nn.Module
         As it is trained; wrappers that compile or distribute it are looked through.
+
+    Raises
+    ------
+    UsageError
+        If it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model is a {type(model).__name__}: give a torch.nn.Module")
     owners: dict[int, str] = {}
     for name, module in unwrapped(model).named_modules():
         for key, weight in _weights(module):
@@ -121,13 +134,9 @@ def module_layers(model: nn.Module) -> Iterator[ModuleLayer | Refused]:
                 yield ModuleLayer(name, module, _layer(name, module))
             else:
                 path = name if key == "weight" else f"{name}.{key}".lstrip(".")
-                shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
+                known = weight is not None and not isinstance(weight, UninitializedParameter)
+                shape = tuple(weight.shape) if known else ()
                 yield Refused(path, type(module).__name__, shape, reason)
-
-
-def module_named(model: nn.Module, name: str) -> nn.Module:
-    """The module at a path."""
-    return unwrapped(model).get_submodule(name)
 
 
 def geometry(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
@@ -159,27 +168,42 @@ def padding(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(module.padding), tuple(module.padding)
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of a module's own with two axes or more; what is computed from them counts too."""
+def computes_as_known(module: nn.Module) -> bool:
+    """Whether a module computes what its class in ``torch.nn`` does, with the weight as it is."""
+    methods = ("forward", "_conv_forward")
+    own = any(name in vars(module) for name in methods)
+    known = {getattr(kind, name, None) for kind in KNOWN for name in methods}
+    return not own and all(getattr(type(module), name, None) in known for name in methods)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Parameters of a module's own with two axes or more; None where one is computed."""
     if isinstance(module, KNOWN):
-        yield "weight", module.weight
+        # Not the attribute: to read one that is computed may change what it is computed from.
+        yield "weight", module._parameters.get("weight")
         return
     for key, value in module.named_parameters(recurse=False):
         if value.ndim > 1:
             yield key, value
 
 
-def _refusal(module: nn.Module, key: str, weight: Tensor) -> str | None:
+def _refusal(module: nn.Module, key: str, weight: Any) -> str | None:
     if isinstance(module, parametrize.ParametrizationList) or not isinstance(module, KNOWN):
         return f"{type(module).__name__} is no Linear, Conv, ConvTranspose or Embedding"
+    if weight is None or parametrize.is_parametrized(module, key):
+        return "its weight is computed from other parameters: remove the parametrization first"
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet: run a batch first"
-    if parametrize.is_parametrized(module, key) or key not in module._parameters:
-        return "its weight is computed from other parameters: remove the parametrization first"
+    if not computes_as_known(module):
+        return f"{type(module).__name__} computes in a way of its own"
     if hasattr(weight, "device_mesh"):
         return "its weight is sharded over processes: only whole weights can be factorized"
-    if not weight.is_floating_point():
+    if weight.dtype not in _FLOATS:
         return f"its weight is stored as {weight.dtype}"
+    if weight.device.type == "meta":
+        return "its weight has no values yet (meta device)"
+    if weight.is_inference() or (0 in weight.stride() and weight.numel() > 1):
+        return "its weight can't be changed in place (made for inference, or expanded)"
     if 0 in weight.shape:
         return f"its weight is empty (shape {tuple(weight.shape)})"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:

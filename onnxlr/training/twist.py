@@ -18,7 +18,13 @@ from onnxlr.graph_pass import Array, GraphPass, choose_passes, find_pass
 from onnxlr.layers import Layer
 from onnxlr.plan import KEEP, Decision, Plan, keep, use
 from onnxlr.rewrite import Choice
-from onnxlr.training.modules import ModuleLayer, Predicate, Refused, module_layers
+from onnxlr.training.modules import (
+    ModuleLayer,
+    Predicate,
+    Refused,
+    module_layers,
+    unwrapped,
+)
 
 
 @dataclass
@@ -40,7 +46,8 @@ class DeepTwist:
     ``onnxlr optimize --rank exact``. The factors are those of the graph passes, in double
     precision, found from those of the last distortion where a method iterates.
 
-    Under DistributedDataParallel every process calls ``step``; the first one's weights go to all.
+    Where ``torch.distributed`` runs, every process calls ``step``, and the first one's weights go
+    to all: make the DeepTwist after DistributedDataParallel, and save the first one's state.
 
     Parameters
     ----------
@@ -88,7 +95,15 @@ class DeepTwist:
         self._steps = 0
         self._twisted: dict[str, _Twisted] = {}
         self._kept: dict[str, Decision] = {}
-        passes = choose_passes((method,) if isinstance(method, str) else tuple(method))
+        self._model = model
+        names = [method] if isinstance(method, str) else method
+        if (
+            not isinstance(names, Sequence)
+            or not all(isinstance(n, str) for n in names)
+            or not names
+        ):
+            raise UsageError(f"method={method!r}: give the name of a method, or several")
+        passes = choose_passes(tuple(names))
         rule = _rule(rank)
         self._order: list[str] = []
         meant: list[Decision] = []  # but not fitting
@@ -150,6 +165,10 @@ class DeepTwist:
     def finish(self) -> None:
         """Distort for the last time: the weights factorize without loss from here.
 
+        Another optimizer step would undo it. Weights in half precision are rounded, and lose the
+        rank with that: call ``model.float()`` first. Averages of weights (EMA) are of no low rank:
+        make a DeepTwist for them, and finish that.
+
         Raises
         ------
         ModelError
@@ -160,6 +179,8 @@ class DeepTwist:
     def distort(self) -> None:
         """Replace every chosen weight by what its factors make."""
         spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if spread:
+            self._agree()
         failed: Exception | None = None
         if not spread or dist.get_rank() == 0:
             try:
@@ -167,12 +188,32 @@ class DeepTwist:
             except Exception as error:  # the others wait: they are told, whatever it is
                 failed = error
         if spread:
-            failed = _shared(failed)
+            failed = self._shared(failed)
         if failed is not None:
             raise failed
         if spread:
             for twisted in self._twisted.values():
                 dist.broadcast(twisted.item.module.weight.data, 0)
+
+    def _agree(self) -> None:
+        """Hold the layers of all processes against each other: each would wait for its own."""
+        names: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(names, list(self._twisted))
+        if any(other != names[0] for other in names):
+            raise UsageError(
+                "the processes distort different layers: make the DeepTwist where all have the "
+                "same weights, after DistributedDataParallel"
+            )
+
+    def _shared(self, failed: Exception | None) -> Exception | None:
+        """What the first process did, told to all; so is what went wrong there."""
+        rows = [(t.choice.graph_pass.name, t.choice.rank, t.error) for t in self._twisted.values()]
+        told: list[Any] = [None if failed is None else str(failed) or type(failed).__name__, rows]
+        dist.broadcast_object_list(told, 0)
+        words, rows = told
+        for twisted, (method, rank, error) in zip(self._twisted.values(), rows, strict=True):
+            twisted.choice, twisted.error = Choice(find_pass(method), rank), error
+        return None if words is None else failed or ModelError(words)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, methods, ranks and factors: what a resumed run needs to go on as if never cut."""
@@ -202,7 +243,7 @@ class DeepTwist:
             rows, steps = state["layers"], int(state["steps"])
             choices = {n: Choice(find_pass(r["method"]), tuple(r["rank"])) for n, r in rows.items()}
             factors = {
-                n: None if r["factors"] is None else tuple(f.numpy() for f in r["factors"])
+                n: None if r["factors"] is None else tuple(map(_to_array, r["factors"]))
                 for n, r in rows.items()
             }
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -215,14 +256,16 @@ class DeepTwist:
                 "the arguments that it was made with"
             )
         for name, twisted in self._twisted.items():
-            choice = choices[name]
-            if (reason := choice.graph_pass.misfit(twisted.item.layer, choice.rank)) is not None:
+            if (reason := _unlike(twisted.item.layer, choices[name], factors[name])) is not None:
                 raise UsageError(f"the state doesn't fit {name!r}: {reason}")
-            twisted.choice, twisted.factors = choice, factors[name]
+        for name, twisted in self._twisted.items():
+            twisted.choice, twisted.factors = choices[name], factors[name]
         self._steps = steps
 
     def _distort(self) -> None:
-        for twisted in self._twisted.values():
+        for name, twisted in self._twisted.items():
+            if unwrapped(self._model).get_submodule(name) is not twisted.item.module:
+                raise UsageError(f"the module {name!r} was replaced: make a new DeepTwist")
             twisted.item.check()
         # Small matrices: handing each product to a pool of threads costs more than it saves.
         with threadpool_limits(1):
@@ -248,7 +291,7 @@ class DeepTwist:
 
 
 def _rule(rank: int | tuple[int, ...] | float | str) -> RankRule:
-    text = ",".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
+    text = ",".join(map(str, rank)) if isinstance(rank, tuple | list) else str(rank)
     rule = parse_rank(text)
     if rule.kind == "auto":
         raise UsageError("rank='auto' needs a model that is judged as it is shrunk: name a rank")
@@ -259,6 +302,11 @@ def _left_out(
     item: ModuleLayer, include: str | Predicate | None, exclude: str | Predicate | None
 ) -> str | None:
     """Why a module isn't asked for; None if it is."""
+    for words in (include, exclude):
+        if words is not None and not callable(words) and not isinstance(words, str):
+            raise UsageError(f"include/exclude={words!r}: give an expression or a function")
+    if not item.module.weight.requires_grad:
+        return "it is frozen: training would not make up for what it loses"
     if callable(include):
         if not include(item.name, item.module):
             return "not taken by include"
@@ -287,8 +335,16 @@ def _refused(item: Refused) -> Decision:
     )
 
 
-def _shared(failed: Exception | None) -> Exception | None:
-    """What went wrong in the first process, told to all, so that none waits for weights."""
-    words = [None if failed is None else str(failed) or type(failed).__name__]
-    dist.broadcast_object_list(words, 0)
-    return None if words[0] is None else failed or ModelError(words[0])
+def _to_array(factor: torch.Tensor) -> Array:
+    array: Array = factor.detach().to("cpu", torch.float64).numpy()
+    return array
+
+
+def _unlike(layer: Layer, choice: Choice, factors: tuple[Array, ...] | None) -> str | None:
+    """Why a choice and its factors are not this layer's."""
+    graph_pass, rank = choice.graph_pass, choice.rank
+    reason = graph_pass.refuse(layer) or graph_pass.misfit(layer, rank)
+    if reason is not None or factors is None:
+        return reason
+    found, wanted = tuple(f.shape for f in factors), tuple(graph_pass.factor_shapes(layer, rank))
+    return None if found == wanted else f"its factors have shapes {found}, not {wanted}"
