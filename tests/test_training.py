@@ -743,3 +743,28 @@ def test_every_process_ends_with_the_same_weights(broken: bool, tmp_path: Path) 
 def test_a_plan_of_modules_is_a_plan() -> None:
     plan = DeepTwist(Net(), "svd", 4).plan
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_as_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    model, (images, labels) = Net().cuda(), task(64)
+    twist = DeepTwist(model, ("tucker2", "svd"), 0.25, every=2, exclude="stem")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    scaler = torch.amp.GradScaler("cuda")
+    for _ in range(5):
+        with torch.autocast("cuda", torch.float16):
+            loss = nn.functional.cross_entropy(model(images.cuda()), labels.cuda())
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        twist.step()
+    twist.load_state_dict(twist.state_dict())
+    twist.finish()
+    assert model.hidden.weight.device.type == "cuda"
+    rank = torch.linalg.matrix_rank(model.hidden.weight.detach().cpu().double(), rtol=1e-6)
+    assert int(rank) == 12
+    expected = model.eval()(images.cuda())
+    found = factorize_(model, twist.plan)(images.cuda())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
