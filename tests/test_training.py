@@ -118,6 +118,8 @@ def test_a_chain_computes_what_its_composed_weight_does(name: str, method: str) 
     found = chain(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert all(m.training for m in chain.modules())
+    assert not any(m.training for m in factorize_(copy.deepcopy(model).eval(), plan).modules())
     # Its parameters are the factors and the bias, and all of them train.
     bias = getattr(model[0], "bias", None)
     stored = sum(p.numel() for p in chain.parameters())

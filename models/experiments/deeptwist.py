@@ -107,6 +107,7 @@ def main(
                 else None,
             }
         )
+    rows.sort(key=lambda row: row["compression"])
     mean, spread = mean_and_spread(gains)
     ahead = sum(row["gain"] > 0 for row in rows)
 
