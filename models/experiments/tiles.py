@@ -60,13 +60,31 @@ def measure(bench: Bench, compression: int, side: int, seed: int) -> Row:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--compression",
+    "compressions",
+    multiple=True,
+    default=(2, 4),
+    help="Of the nine layers; repeatable.",
+)
+@click.option(
+    "--side", "sides", multiple=True, default=(64, 32, 16, 8), help="Of a tile; repeatable."
+)
 @schedule_options()
 @out_option
 @quick_option
-def main(seeds: tuple[int, ...], out: Path, quick: bool, **options: Any) -> None:
+def main(
+    compressions: tuple[int, ...],
+    sides: tuple[int, ...],
+    seeds: tuple[int, ...],
+    out: Path,
+    quick: bool,
+    **options: Any,
+) -> None:
     """Train with DeepTwist on tiles of several sizes."""
-    cases = [(2, 8), (4, 8)] if quick else list(PUBLISHED)
-    seeds = (0,) if quick else seeds
+    if quick:
+        sides, seeds = (8,), (0,)
+    cases = [(compression, side) for compression in compressions for side in sides]
     bench = make_bench(out, quick, **options)
     original = accuracy(bench.pretrained(), bench.test)
     record = Record("tiles", out, bench.settings)
