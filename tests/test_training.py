@@ -201,7 +201,7 @@ HAND_OVER: dict[str, int | tuple[int, ...]] = {
     "channel-svd": 6,
     "spatial-svd": 8,
     "tucker2": (8, 6),
-    "cp": 16,
+    "cp": 40,  # beyond the channels
     "cp3": 30,
     "expand-at-load": (4, 1, 1),
 }
