@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -600,6 +600,15 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int, what: Callable[[Any
     monkeypatch.setattr(train, "pixels", spoiled)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT as a terminal's: tests that a shell started in the background have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_ends_with_130_and_goes_on_to_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -621,6 +630,7 @@ def test_ctrl_c_ends_with_130_and_goes_on_to_the_same_file(
     assert equal(state(cut), state(whole))
 
 
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_while_data_is_read_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
