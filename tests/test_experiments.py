@@ -68,7 +68,7 @@ def test_a_quick_run_writes_its_table_and_plot_and_is_not_run_twice(
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     files = {p.name for p in (tmp_path / f"{name}-rows").iterdir()}
-    monkeypatch.setattr(module, "measure", None)
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured twice"))
     again = run(module, *arguments)
     assert again.exit_code == 0, again.output
     assert (tmp_path / f"{name}.md").read_text() == table

@@ -7,6 +7,7 @@ after training on. The whole network is trained on for as long, for a fair compa
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -122,9 +123,7 @@ def main(
     found = [
         record.row(
             name.replace(" ", "-"),
-            lambda n=name: measure(  # type: ignore[misc]
-                base, n, ranks, again, (train, test), tune_epochs, place
-            ),
+            partial(measure, base, name, ranks, again, (train, test), tune_epochs, place),
         )
         for name in VARIANTS
     ]

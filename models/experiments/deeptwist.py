@@ -9,6 +9,7 @@ parameters. Runs go on from their checkpoints.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def main(
     gains = []
     # A seed at all shares first: what is there after half of the time is a whole table.
     found = {
-        (share, seed): record.row(f"{share}-{seed}", lambda a=share, s=seed: measure(bench, a, s))  # type: ignore[misc]
+        (share, seed): record.row(f"{share}-{seed}", partial(measure, bench, share, seed))
         for seed in seeds
         for share in shares
     }

@@ -7,6 +7,7 @@ of the channels of a CIFAR ResNet, distorted every 1 to 5000 steps of the same s
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(
     found = {
         (every, seed): record.row(
             f"{every}-{seed}",
-            lambda e=every, s=seed: measure(bench, share, e, s),  # type: ignore[misc]
+            partial(measure, bench, share, every, seed),
         )
         for seed in seeds
         for every in steps

@@ -7,6 +7,7 @@ as one, as 16 × 16 and as 128 × 128 tiles, at a quarter of the elements (the f
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -61,7 +62,7 @@ def main(seeds: int, out: Path, quick: bool) -> None:
     shown, drawn = [], {}
     for tiles in grids:
         rows = [
-            record.row(f"{tiles}-{seed}", lambda t=tiles, s=seed: measure(side, t, s))  # type: ignore[misc]
+            record.row(f"{tiles}-{seed}", partial(measure, side, tiles, seed))
             for seed in range(seeds)
         ]
         means = {

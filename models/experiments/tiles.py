@@ -7,6 +7,7 @@ compression (table 1 of Lee et al. 2019, arXiv 1905.10145).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def main(
     found = {
         (case, seed): record.row(
             f"{case[0]}x-{case[1]}-{seed}",
-            lambda c=case, s=seed: measure(bench, c[0], c[1], s),  # type: ignore[misc]
+            partial(measure, bench, *case, seed),
         )
         for seed in seeds
         for case in cases

@@ -7,6 +7,7 @@ truncated SVD of every layer but the last (the notebook that the project began w
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -98,7 +99,7 @@ def main(
     rows = [
         record.row(
             f"{rank}",
-            lambda r=rank: measure(base, r, again, (train, test), retrain_epochs, place),  # type: ignore[misc]
+            partial(measure, base, rank, again, (train, test), retrain_epochs, place),
         )
         for rank in ranks
     ]
