@@ -60,9 +60,8 @@ class CpPass(ConvPass):
 
     def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """A CP from one start, with the ridge."""
-        kernel = kernel_of(layer)
-        tensor = kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
-        return self._stored(layer, rank, cp(tensor, rank[0], starts=1, thorough=False))
+        found = cp(self._tensor(layer), rank[0], starts=1, thorough=False)
+        return self._stored(layer, rank, found)
 
     def follow(
         self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
@@ -70,11 +69,10 @@ class CpPass(ConvPass):
         """The same from the factors of the kernel nearby."""
         followed = []
         for layer, own in zip(layers, factors, strict=True):
-            kernel = kernel_of(layer)
             inputs, *axes, outputs = self.unpack(layer, rank, own)[0]
             near = (outputs, inputs.T, *(axis.T for axis in axes))
-            tensor = kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
-            followed.append(self._stored(layer, rank, cp(tensor, rank[0], near=near)))
+            found = cp(self._tensor(layer), rank[0], near=near)
+            followed.append(self._stored(layer, rank, found))
         return followed
 
     def _stored(self, layer: Layer, rank: Rank, found: Cp) -> tuple[Array, ...]:
@@ -86,10 +84,13 @@ class CpPass(ConvPass):
 
     def decompose(self, layer: Layer, rank: int) -> Cp:
         """The CP of a layer's kernel, kept for the next who asks for the same."""
+        tensor = np.ascontiguousarray(self._tensor(layer))
+        return _KEPT.get(tensor, rank, partial(cp, tensor, rank))
+
+    def _tensor(self, layer: Layer) -> NDArray[np.generic]:
+        """The kernel with the modes that are separated."""
         kernel = kernel_of(layer)
-        tensor = np.ascontiguousarray(kernel.load(layer.array()))
-        shape = self.tensor_shape(kernel)
-        return _KEPT.get(tensor, (shape, rank), partial(cp, tensor.reshape(shape), rank))
+        return kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
 
     def form(self, layer: Layer, rank: Rank) -> Form:
         """Outputs, inputs and the axes in between, joined by one letter."""
@@ -173,12 +174,10 @@ class CpPass(ConvPass):
 
     def _paired(self, layer: Layer) -> Iterator[NDArray[np.generic]]:
         """Unfoldings with an axis on each side, whose ranks go beyond the channels."""
-        kernel = kernel_of(layer)
-        shape = self.tensor_shape(kernel)
-        tensor = kernel.load(layer.array()).reshape(shape)
-        for axis in range(2, len(shape)):
+        tensor = self._tensor(layer)
+        for axis in range(2, tensor.ndim):
             rows = np.moveaxis(tensor, axis, 1)
-            yield rows.reshape(1, shape[0] * shape[axis], -1)
+            yield rows.reshape(1, rows.shape[0] * rows.shape[1], -1)
 
 
 def _first(ranks: range, close: Callable[[int], bool]) -> int:

@@ -17,7 +17,14 @@ import click
 from matplotlib.axes import Axes
 from torch import nn
 
-from models.experiments.record import Record, Row, mean_and_spread, out_option, quick_option
+from models.experiments.record import (
+    Record,
+    Row,
+    label_accuracy,
+    mean_and_spread,
+    out_option,
+    quick_option,
+)
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
 from models.train import accuracy
 from onnxlr.training import factorize_
@@ -116,10 +123,7 @@ def main(
         ratios = [row["compression"] for row in rows]
         for key in ("deeptwist", "decomposed"):
             axes.plot(ratios, [100 * row[key] for row in rows], "o-", label=key)
-        axes.axhline(100 * original, color="grey", linestyle=":", label="original")
-        axes.set_xlabel("compression of the distorted layers")
-        axes.set_ylabel("top-1, %")
-        axes.legend()
+        label_accuracy(axes, "compression of the distorted layers", original)
 
     record.write(
         f"{bench.schedule.network}, Tucker-2: DeepTwist and training the decomposed model",

@@ -15,7 +15,15 @@ import click
 from matplotlib.axes import Axes
 from torch import nn
 
-from models.experiments.record import Record, Row, mean_and_spread, out_option, quick_option
+from models.experiments.record import (
+    Record,
+    Row,
+    label_accuracy,
+    mean_and_spread,
+    note_on_seeds,
+    out_option,
+    quick_option,
+)
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
 from models.train import accuracy
 
@@ -87,11 +95,8 @@ def main(
             fmt="o-",
             capsize=3,
         )
-        axes.axhline(100 * original, color="grey", linestyle=":", label="original")
         axes.set_xscale("log")
-        axes.set_xlabel("S_D, steps between distortions")
-        axes.set_ylabel("top-1, %")
-        axes.legend()
+        label_accuracy(axes, "S_D, steps between distortions", original)
 
     record.write(
         f"{bench.schedule.network}, Tucker-2 at {share:g} of the channels: accuracy against S_D",
@@ -99,8 +104,7 @@ def main(
         rows,
         draw,
         [
-            f"Original {original:.2%} on {len(bench.test.label):,} test images; spread: standard "
-            f"deviation over seeds {', '.join(map(str, seeds))}, in points.",
+            note_on_seeds(original, len(bench.test.label), seeds),
         ],
     )
 

@@ -147,6 +147,22 @@ class Record:
         return self.folder / f"{self._name}.{suffix}"
 
 
+def label_accuracy(axes: Axes, x: str, original: float) -> None:
+    """Finish a plot of accuracies in percent over x, beside the original network's (a fraction)."""
+    axes.axhline(100 * original, color="grey", linestyle=":", label="original")
+    axes.set_xlabel(x)
+    axes.set_ylabel("top-1, %")
+    axes.legend()
+
+
+def note_on_seeds(original: float, images: int, seeds: Sequence[int]) -> str:
+    """What a table of means over seeds has to say: the original (a fraction), and the spread."""
+    return (
+        f"Original {original:.2%} on {images:,} test images; spread: standard deviation over seeds "
+        f"{', '.join(map(str, seeds))}, in points."
+    )
+
+
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation of a sample; no spread of a single value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -15,7 +15,15 @@ import click
 from matplotlib.axes import Axes
 from torch import nn
 
-from models.experiments.record import Record, Row, mean_and_spread, out_option, quick_option
+from models.experiments.record import (
+    Record,
+    Row,
+    label_accuracy,
+    mean_and_spread,
+    note_on_seeds,
+    out_option,
+    quick_option,
+)
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
 from models.train import accuracy
 
@@ -117,10 +125,7 @@ def main(
             shown = [row for row in rows if row["compression"] == compression]
             sides = [row["tiles"] for row in shown]
             axes.plot(sides, [100 * r["accuracy"] for r in shown], "o-", label=f"{compression}×")
-        axes.axhline(100 * original, color="grey", linestyle=":", label="original")
-        axes.set_xlabel("tile")
-        axes.set_ylabel("top-1, %")
-        axes.legend()
+        label_accuracy(axes, "tile", original)
 
     record.write(
         f"{bench.schedule.network}: DeepTwist with SVD of tiles of the largest convolutions",
@@ -136,8 +141,7 @@ def main(
         rows,
         draw,
         [
-            f"Original {original:.2%} on {len(bench.test.label):,} test images; spread: standard "
-            f"deviation over seeds {', '.join(map(str, seeds))}, in points.",
+            note_on_seeds(original, len(bench.test.label), seeds),
         ],
     )
 

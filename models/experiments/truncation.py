@@ -16,7 +16,7 @@ from torch import nn
 
 from models.checkpoint import Recipe, digest, load_network
 from models.datasets import DATASETS, Data, load
-from models.experiments.record import Record, Row, out_option, quick_option
+from models.experiments.record import Record, Row, label_accuracy, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
 from models.train import Place, accuracy, place_options, train_model
 from onnxlr.plan import Plan
@@ -107,10 +107,7 @@ def main(
     def draw(axes: Axes) -> None:
         for key in ("truncated", "retrained"):
             axes.plot([r["D"] for r in rows], [100 * r[key] for r in rows], "o-", label=key)
-        axes.axhline(100 * original, color="grey", linestyle=":", label="original")
-        axes.set_xlabel("D")
-        axes.set_ylabel("top-1, %")
-        axes.legend()
+        label_accuracy(axes, "D", original)
 
     record.write(
         f"MLP on {data}: hidden layers cut to rank D, and their factors trained",
