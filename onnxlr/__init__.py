@@ -3,6 +3,7 @@
 from onnxlr.api import apply, bench, compare, inspect, optimize
 from onnxlr.errors import (
     BudgetError,
+    ClusterError,
     DataError,
     ModelError,
     OnnxlrError,
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "ClusterError",
     "DataError",
     "ModelError",
     "OnnxlrError",

@@ -22,7 +22,7 @@ from onnxlr.options import Ingredient, Options, Target, command_of
 from onnxlr.output import check_destination, write_text
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
-from onnxlr.prepare import Feeding, feed_model, open_source, prepare
+from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.report import Size
@@ -58,6 +58,7 @@ def optimize(
     report: str | Path | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Replace a model's heavy weights by low-rank chains, verified on the saved file.
@@ -108,11 +109,15 @@ def optimize(
     jobs : int, optional
         Processes for what can be computed side by side; as many as there are cores by default.
         Nothing is timed while they work.
+    dask : str, optional
+        Address of a dask scheduler whose workers do that instead. They read the model from the path
+        it has here.
 
     Returns
     -------
     Result
-        ``model``, ``plan`` and ``report``.
+        ``model``, ``plan`` and ``report``. A model with external data, written to ``out``, is given
+        without them: they are beside it.
 
     Raises
     ------
@@ -172,6 +177,7 @@ def optimize(
         without=left_out,
         seed=seed,
         jobs=jobs,
+        dask=dask,
         report=report,
     )
     options = replace(options, command=command_of(options, model, out))
@@ -226,7 +232,7 @@ def apply(
     """Replay a plan on the model that it was made for: the same bytes again.
 
     A plan whose factors were fitted to data needs that data again, from where it was or from
-    ``data``.
+    ``data``. A model with external data, written to ``out``, is given without them.
 
     Raises
     ------
@@ -290,10 +296,9 @@ def compare(
     """
     machine = _machine(provider, threads, batch, seed)
     sources = load(a), load(b)
-    sessions = [open_source(source, machine) for source in sources]
-    feeding = feed_model(
+    original, feeding = open_fed(
         sources[0],
-        sessions[0],
+        machine,
         data=data,
         validation=data,
         labels=labels,
@@ -301,6 +306,7 @@ def compare(
         batch=batch,
         seed=seed,
     )
+    sessions = original, open_beside(sources[1], machine, feeding.timed)
     missing = set(sessions[0].output_names) - set(sessions[1].output_names)
     if missing:
         raise UsageError(
@@ -357,15 +363,13 @@ def bench(
     if not 0 < seconds <= 86_400:
         raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
     source = load(a)
-    first = open_source(source, machine)
-    feeding = feed_model(source, first, data=data, shapes=shape, batch=batch, seed=seed)
+    first, feeding = open_fed(source, machine, data=data, shapes=shape, batch=batch, seed=seed)
     size = _first_size(feeding)
     told = progress or Silent()
     if b is None:
         with told.stage("time it", None):
             return Benchmark(time_session(first, feeding.timed, seconds), None, machine, size)
-    second = open_source(load(b), machine)
-    second.run(feeding.timed)
+    second = open_beside(load(b), machine, feeding.timed)
     with told.stage("time both in turn", None):
         result = compare_sessions(first, second, feeding.timed, seconds)
     return Benchmark(result.a, result, machine, size)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxlr import latency
+from onnxlr.child import CrashError, Trial
 from onnxlr.cost import Work
 from onnxlr.data import Samples
 from onnxlr.errors import ModelError
@@ -55,6 +56,7 @@ class Assessor:
     samples: int = 0
     judgements: int = 0
     _improved: tuple[Mapping[str, Choice], Quality] | None = None
+    _tried: Built | None = None
 
     def improved(self, choices: Mapping[str, Choice]) -> Quality:
         """Judge a set, corrected in sequence where that helps on samples it wasn't fitted to."""
@@ -64,7 +66,11 @@ class Assessor:
         own = self.judged(choices)
         if not self.corrects(choices):
             return own
-        quality = self._corrected(choices, self.samples, self.progress, glance=False)
+        try:
+            quality = self._corrected(choices, self.samples, self.progress, glance=False)
+        except CrashError:
+            self.factory.forget()
+            return own
         fits = self.over(quality) is None or self.over(own) is not None
         if fits and quality.fidelity.rel_error < own.fidelity.rel_error:
             self._improved = (dict(choices), quality)
@@ -151,6 +157,13 @@ class Assessor:
         return speed
 
     def _open(self, built: Built) -> Session:
+        """A built model in the runtime, once it has been seen to run in the child process."""
+        if self._tried is not built and self.feeding is not None:
+            with Trial(
+                built.path, self.options.machine, "the optimized model", built.nbytes
+            ) as trial:
+                trial.run(self.feeding.timed)
+            self._tried = built
         return Session(built.path, self.options.machine, "the optimized model")
 
     def too_large(self, built: Built) -> str | None:

@@ -4,6 +4,7 @@ The error of an approximation W̃ of a layer y = W·x with a free bias is exactl
 tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors are fitted to.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxlr.data import Samples
+from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer, Use
-from onnxlr.model import int_attr, ints_attr, str_attr, to_proto
+from onnxlr.model import Source, int_attr, ints_attr, serialize, str_attr, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
-from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.runtime import Machine, Session
 
 Array = NDArray[np.float64]
 
@@ -25,6 +28,7 @@ _WIDEST = 4608  # elements of an input; a covariance beyond that costs more than
 _ROWS = 48  # inputs that are looked at for each element of one
 _MOST_ROWS = 65536
 _BLOCK = 512  # rows that are multiplied at once
+_MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # of the data; a model is opened anew for each
 _EXPOSED = 256 << 20  # bytes of activations that one run may give out
 
 
@@ -75,19 +79,24 @@ def input_size(layer: Layer) -> int:
 def calibrate(
     prepared: Prepared,
     layers: Sequence[Layer],
-    feeds: Sequence[Feed],
+    samples: Samples,
     machine: Machine,
     seed: int,
     progress: Progress,
+    jobs: Jobs,
 ) -> dict[str, Statistics]:
     """Stream the data through the model once for each batch of layers; nothing is held a sample.
+
+    Shards of the data are looked at side by side. Which samples a shard holds depends on their
+    number alone, and their moments are put together in its order: however many processes there are,
+    the result is the same to the bit.
 
     Parameters
     ----------
     prepared : Prepared
     layers : sequence of Layer
         Those whose inputs are to be looked at; the ones that ``why_not`` speaks of are left out.
-    feeds : sequence of feeds
+    samples : Samples
     machine : Machine
     seed : int
         Of the positions that are sampled.
@@ -98,29 +107,72 @@ def calibrate(
         By layer name.
     """
     wanted = [layer for layer in layers if why_not(layer) is None]
-    sums = {layer.name: Sums(layer, len(feeds), seed) for layer in wanted}
-    batches = list(_batches(wanted))
-    with progress.stage("calibrate", len(feeds) * len(batches)) as step:
-        for batch in batches:
-            names = {use.x.name or "" for layer in batch for use in layer.uses}
-            session = exposed(prepared.model, names, machine, prepared.source.label)
-            for feed in feeds:
-                values = dict(feed) | session.run(feed)
-                for layer in batch:
-                    for use in layer.uses:
-                        sums[layer.name].add(use, values[use.x.name or ""])
-                step(f"{len(batch)} layers")
-    return {name: s.statistics() for name, s in sums.items() if s.rows > 1}
+    runs = -(-len(samples) // samples.batch)
+    shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
+    bounds = [runs * i // shards for i in range(shards + 1)]
+    items = [
+        ([layer.name for layer in batch], first, last, runs, seed, machine)
+        for batch in _batches(wanted)
+        for first, last in itertools.pairwise(bounds)
+    ]
+    found: dict[str, Statistics] = {}
+    needs = 6 * prepared.source.nbytes + max(
+        (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in items), default=0
+    )
+    with progress.stage("calibrate", len(items)) as step:
+        results = jobs.map(moments, items, prepared, samples, needs=needs)
+        for (names, *_), part in zip(items, results, strict=True):
+            for name, item in part.items():
+                found[name] = together(found[name], item) if name in found else item
+            step(f"{len(names)} layers")
+    return {name: item for name, item in found.items() if item.rows > 1}
 
 
-def exposed(model: ir.Model, names: Iterable[str], machine: Machine, label: str) -> Session:
-    """A model that gives out these values besides its outputs."""
+def moments(
+    prepared: Prepared,
+    samples: Samples,
+    names: Sequence[str],
+    first: int,
+    last: int,
+    runs: int,
+    seed: int,
+    machine: Machine,
+) -> dict[str, Statistics]:
+    """Moments of some layers' inputs over a shard of the samples: runs ``first`` to ``last``."""
+    layers = [prepared.layer(name) for name in names]
+    sums = {layer.name: Sums(layer, runs, seed + first) for layer in layers}
+    inputs = {use.x.name or "" for layer in layers for use in layer.uses}
+    session = exposed(prepared.model, inputs, machine, prepared.source)
+    for feed, _, _ in itertools.islice(samples.batches(), first, last):
+        values = dict(feed) | session.run(feed)
+        for layer in layers:
+            for use in layer.uses:
+                sums[layer.name].add(use, values[use.x.name or ""])
+    return {name: s.statistics() for name, s in sums.items() if s.rows}
+
+
+def together(a: Statistics, b: Statistics) -> Statistics:
+    """The moments of two sets of inputs as one (Chan, Golub & LeVeque 1983)."""
+    rows = a.rows + b.rows
+    share = b.rows / rows
+    apart = b.mean - a.mean
+    covariance = (1 - share) * a.covariance + share * b.covariance
+    covariance += share * (1 - share) * apart[:, :, None] * apart[:, None, :]
+    return Statistics(a.mean + share * apart, covariance, rows)
+
+
+def _covariance_bytes(layer: Layer) -> int:
+    return 16 * layer.group * input_size(layer) ** 2
+
+
+def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Source) -> Session:
+    """A model, made from a source, that gives out these values besides its outputs."""
     proto = to_proto(model)
     present = {v.name for v in (*proto.graph.output, *proto.graph.input)}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
     )
-    return Session(proto.SerializeToString(), machine, label)
+    return Session(serialize(proto, source.label), machine, source.label, source.folder)
 
 
 def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:

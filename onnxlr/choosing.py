@@ -21,7 +21,7 @@ from onnxlr.fits import (
 )
 from onnxlr.graph_pass import WeightPass
 from onnxlr.latency_table import LatencyTable
-from onnxlr.layer_timing import LayerTime
+from onnxlr.layer_timing import CRASHED, LayerTime
 from onnxlr.layers import Layer, count_macs
 from onnxlr.model import count_params
 from onnxlr.prepare import Prepared
@@ -310,7 +310,8 @@ class Choosing:
             if timed is None:
                 paying.append((0.0, item))  # the whole model's timing will tell
                 continue
-            self.times[layer.name, item.choice] = timed
+            if timed is not CRASHED:
+                self.times[layer.name, item.choice] = timed
             if timed.faster:
                 paying.append((-timed.saved_ms, item))
             else:

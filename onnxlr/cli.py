@@ -235,6 +235,12 @@ def main() -> None:
     help="Processes for what can be computed side by side [default: as many as cores]. Nothing is "
     "timed meanwhile.",
 )
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Let the workers of a dask scheduler do that, to the same bytes; they read IN from the "
+    "same path.",
+)
 @click.option("--quiet", is_flag=True, help="No progress and no tables.")
 def optimize(
     source: str,

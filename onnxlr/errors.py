@@ -6,6 +6,7 @@
     ├── ModelError          1   the model can't be read, checked or run
     ├── DataError           1   the data can't be read or doesn't fit the model
     ├── RuntimeMissingError 1   ONNX Runtime or the execution provider asked for isn't there
+    ├── ClusterError        1   the cluster asked for can't be reached, or can't do the work
     ├── OutputError         1   the result can't be written
     ├── UsageError          2   the request itself makes no sense
     └── BudgetError         3   the budget asked for can't be met within the accuracy allowed
@@ -32,6 +33,10 @@ class DataError(OnnxlrError):
 
 class RuntimeMissingError(OnnxlrError):
     """ONNX Runtime, or the execution provider asked for, isn't there."""
+
+
+class ClusterError(OnnxlrError):
+    """The cluster asked for can't be reached, or its workers can't do the work."""
 
 
 class OutputError(OnnxlrError):

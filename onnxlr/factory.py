@@ -1,23 +1,33 @@
 """Building and saving models for sets of choices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
-from onnxlr.errors import ModelError, one_line
+from onnxlr.errors import ModelError, OutputError, one_line
 from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import GraphPass, Rank, WeightPass
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, to_proto
-from onnxlr.output import save
+from onnxlr.output import save, write_failure
 from onnxlr.plan import plan_digest
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice, Factored, rewrite
+from onnxlr.spectra import DECOMPOSING, STORED_FROM
+from onnxlr.store import Store, key_of
+
+_BUDGET = 256 << 20  # bytes of factors that are held in memory
+
+
+def _silent(_: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +44,28 @@ class Factory:
     """Builds and saves models for sets of choices; each factorization is made once.
 
     There is one file, that of the last build. Asked for the same choices again, it is given as it
-    lies there: what is handed over is the very file that was verified.
+    lies there: what is handed over is the very file that was verified. Factors beyond a budget of
+    memory lie in files beside that folder; large ones are in the store too, for the next run.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the model that is built, and nothing else.
+    calibration : str
+        Digest of the samples that the statistics come from.
+    origin : str
+        Digest of all that factors depend on besides the method and the rank.
     """
 
     prepared: Prepared
     folder: Path
     file_name: str
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    calibration: str = ""  # digest of what the statistics come from
+    calibration: str = ""
     jobs: Jobs = field(default_factory=lambda: Jobs(1))
+    store: Store = field(default_factory=lambda: Store(None))
+    origin: str = ""
+    _held: int = 0  # bytes of factors in memory
     _sequence: tuple[Mapping[str, Choice], Mapping[str, Factored]] | None = None
     _last: tuple[Mapping[str, Choice], Built] | None = None
     _factors: dict[tuple[str, str, Rank], Factored] = field(default_factory=dict)
@@ -60,7 +83,7 @@ class Factory:
         prepared = self.prepared
         corrected = self._sequence is not None and self._sequence[0] == choices
         if not corrected:
-            self._fit(choices)
+            self.fit(choices)
         factorize = self._factorize if corrected else self._own
         model = rewrite(prepared.model, prepared.shapes, choices, factorize)
         chosen = {n: (c.graph_pass.name, c.rank) for n, c in choices.items()}
@@ -69,7 +92,8 @@ class Factory:
             prepared.source.digest, chosen, self.calibration
         )
         path = self.folder / self.file_name
-        built = Built(path, save(model, path), count_params(model))
+        params = count_params(model)
+        built = Built(path, save(model, path, outside=bool(prepared.source.external)), params)
         self._last = (dict(choices), built)
         return built
 
@@ -113,22 +137,76 @@ class Factory:
         return found or self._own(layer, graph_pass, rank)
 
     def _own(self, layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
-        self._fit({layer.name: Choice(graph_pass, rank)})
+        self.fit({layer.name: Choice(graph_pass, rank)})
         return self._factors[layer.name, graph_pass.name, rank]
 
-    def _fit(self, choices: Mapping[str, Choice]) -> None:
-        """Factorize what isn't there yet."""
-        missing = {
-            (name, choice.graph_pass.name, choice.rank): choice
-            for name, choice in choices.items()
-            if (name, choice.graph_pass.name, choice.rank) not in self._factors
-        }
+    def fit(self, choices: Mapping[str, Choice], step: Callable[[str], None] = _silent) -> None:
+        """Factorize what neither is there nor in the store."""
+        missing: dict[tuple[str, str, Rank], Choice] = {}
+        for name, choice in choices.items():
+            key = (name, choice.graph_pass.name, choice.rank)
+            if key not in self._factors:
+                if (found := self._stored(key)) is not None:
+                    self._keep(key, found)
+                    step(name)
+                else:
+                    missing[key] = choice
         items = [
-            (self.prepared, key[0], choice, self.statistics.get(key[0]))
-            for key, choice in missing.items()
+            (name, choice, self.statistics.get(name)) for (name, *_), choice in missing.items()
         ]
-        for key, found in zip(missing, self.jobs.map(fit_layer, items), strict=True):
-            self._factors[key] = found
+        needs = max(
+            (DECOMPOSING * self.prepared.layer(name).params for name, *_ in missing), default=0
+        )
+        results = self.jobs.map(fit_layer, items, self.prepared, needs=needs)
+        for key, found in zip(missing, results, strict=True):
+            self._store(key, found)
+            self._keep(key, found)
+            step(key[0])
+
+    def _keep(self, key: tuple[str, str, Rank], found: Factored) -> None:
+        """Hold factors in memory as far as the budget goes, then in files."""
+        size = sum(factor.nbytes for factor in found.factors)
+        if self._held + size > _BUDGET:
+            scratch = self.folder.parent / "factors"
+            try:
+                scratch.mkdir(exist_ok=True)
+                found = found.filed(scratch / str(len(self._factors)))
+            except OSError as error:
+                raise OutputError(write_failure(scratch, error)) from None
+        else:
+            self._held += size
+        self._factors[key] = found
+
+    def _entry(self, key: tuple[str, str, Rank]) -> str | None:
+        """Where factors are in the store: those that took long to make."""
+        if not self.origin or self.prepared.layer(key[0]).params < STORED_FROM:
+            return None
+        return key_of(self.origin, key)
+
+    def _store(self, key: tuple[str, str, Rank], found: Factored) -> None:
+        if (entry := self._entry(key)) is not None:
+            arrays = {f"factor {i}": _as_bytes(f) for i, f in enumerate(found.factors)}
+            shapes = {f"shape {i}": np.array(f.shape) for i, f in enumerate(found.factors)}
+            shift = {} if found.shift is None else {"shift": found.shift}
+            self.store.write_arrays("factors", entry, arrays | shapes | shift)
+
+    def _stored(self, key: tuple[str, str, Rank]) -> Factored | None:
+        entry = self._entry(key)
+        arrays = {} if entry is None else self.store.read_arrays("factors", entry)
+        dtype, count = self.prepared.layer(key[0]).dtype.numpy(), len(arrays) // 2
+        try:
+            factors = tuple(
+                arrays[f"factor {i}"].view(dtype).reshape(arrays[f"shape {i}"].tolist())
+                for i in range(count)
+            )
+        except (KeyError, ValueError, TypeError):  # not what was written
+            return None
+        return Factored(factors, arrays.get("shift")) if factors else None
+
+
+def _as_bytes(factor: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """An array of any type, bfloat16 too, as what every file format knows."""
+    return np.ascontiguousarray(factor).view(np.uint8)
 
 
 def check_graph(source: Source) -> None:

@@ -33,14 +33,14 @@ class Fit:
     limit : tuple of int
         The largest rank in proportion to the full one that saves both parameters and MACs; all
         zeros if none does.
-    spectra : sequence of Spectrum
+    spectra : Spectra
         One for each unfolding that the method looks at, computed when it is first looked at.
     """
 
     graph_pass: GraphPass
     full: Rank
     limit: Rank
-    spectra: Sequence[Spectrum]
+    spectra: "Spectra"
 
 
 class Spectra(Sequence[Spectrum]):
@@ -48,6 +48,10 @@ class Spectra(Sequence[Spectrum]):
 
     def __init__(self, layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> None:
         self._layer, self._pass, self._known = layer, graph_pass, known
+
+    def fill(self, spectra: tuple[Spectrum, ...]) -> None:
+        """Take what was computed elsewhere."""
+        self.__dict__["_all"] = spectra
 
     @cached_property
     def _all(self) -> tuple[Spectrum, ...]:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.layers import Shape
 from onnxlr.model import constant, is_standard
-from onnxlr.runtime import Feed, Session
+from onnxlr.runtime import Feed
 
 # Sizes to try for the dynamic axes of images (height, width) and of sequences, until one runs.
 _SIZES = (
@@ -28,6 +28,13 @@ _SIZES = (
 )
 _FORWARD = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten")
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
+
+
+class Runner(Protocol):
+    """What a model can be run by, here or in another process."""
+
+    def run(self, feed: Feed) -> object:
+        """Run it; ``ModelError`` if it doesn't."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def _table_size(value: ir.Value) -> int | None:
             table = constant(node.inputs[0])
             if table is not None:
                 axis = node.attributes.get("axis")
-                sizes.append(int(table.numpy().shape[axis.as_int() if axis is not None else 0]))
+                sizes.append(int(table.shape.numpy()[axis.as_int() if axis is not None else 0]))
         elif is_standard(node, "OneHot") and slot == 0:
             depth = constant(node.inputs[1])
             if depth is not None:
@@ -212,7 +219,7 @@ def _fill(
 
 
 def find_runnable_shapes(
-    model: ir.Model, session: Session, given: Mapping[str, Shape], batch: int, seed: int
+    model: ir.Model, session: Runner, given: Mapping[str, Shape], batch: int, seed: int
 ) -> tuple[dict[str, Shape], int]:
     """Input shapes, and a level of caution, with which the model runs on synthetic inputs.
 

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from onnxlr.decompose import RankRule
 from onnxlr.fits import Fit, fit_methods, name_filter
 from onnxlr.graph_pass import Rank, choose_passes
+from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source
 from onnxlr.prepare import prepare
 from onnxlr.progress import Progress
+from onnxlr.spectra import decompose
+from onnxlr.store import open_store
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +70,18 @@ def inspect_source(
     passes = choose_passes(tuple(methods))
     excluded = name_filter(include, exclude)
     prepared = prepare(source, feed=None, shapes=shapes, batch=batch)
-    rows = []
-    with progress.stage("decompose", len(prepared.layers)) as step:
-        for layer in prepared.layers:
-            if excluded(layer) is None:
-                fits, reasons = fit_methods(layer, passes)
-                found = tuple(_describe(fit) for fit in fits)
-                rows.append(LayerInspection(layer, found, reasons))
-            step(layer.name)
-    return tuple(rows)
+    wanted = {
+        layer.name: fit_methods(layer, passes)
+        for layer in prepared.layers
+        if excluded(layer) is None
+    }
+    with progress.stage("decompose", len(wanted)) as step:
+        fits = {name: found for name, (found, _) in wanted.items()}
+        decompose(prepared, fits, Jobs(None), open_store(), step)
+    return tuple(
+        LayerInspection(prepared.layer(name), tuple(_describe(fit) for fit in found), reasons)
+        for name, (found, reasons) in wanted.items()
+    )
 
 
 def _describe(fit: Fit) -> MethodFit:

@@ -68,11 +68,17 @@ def time_session(session: Session, feed: Feed, seconds: float | None = None) -> 
     """Time one session on a feed for about this long."""
     run = session.bound(feed)
     count, cost = _block(run)
-    return _timing(np.array([_time(run, count) for _ in range(_rounds(cost, seconds or SECONDS))]))
+    return _timing(
+        np.array([_time(run, count) for _ in range(_rounds(cost, seconds or SECONDS, FEWEST))])
+    )
 
 
 def interleave(
-    a: Callable[[], None], b: Callable[[], None], seconds: float, most_rounds: int = 400
+    a: Callable[[], None],
+    b: Callable[[], None],
+    seconds: float,
+    most_rounds: int = 400,
+    fewest: int | None = None,
 ) -> Comparison:
     """Time two functions in alternating order (AB, BA, AB, …), after a warm-up of both.
 
@@ -80,12 +86,14 @@ def interleave(
     ----------
     a, b : callable
     seconds : float
-        Rough length of the whole run; at least ``FEWEST`` rounds are made however long they take.
+        Rough length of the whole run.
     most_rounds : int
+    fewest : int, optional
+        Rounds that are made however long they take; ``FEWEST`` unless told otherwise.
     """
     count_a, cost_a = _block(a)
     count_b, cost_b = _block(b)
-    rounds = min(_rounds(cost_a + cost_b, seconds), most_rounds)
+    rounds = min(_rounds(cost_a + cost_b, seconds, fewest or FEWEST), most_rounds)
     times = np.empty((rounds, 2))
     for i in range(rounds):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
@@ -126,8 +134,8 @@ def _block(run: Callable[[], None]) -> tuple[int, float]:
     return count, once * count
 
 
-def _rounds(cost: float, seconds: float) -> int:
-    return max(FEWEST, min(2000, round(seconds / max(cost, 1e-9))))
+def _rounds(cost: float, seconds: float, fewest: int) -> int:
+    return max(fewest, min(2000, round(seconds / max(cost, 1e-9))))
 
 
 def _time(run: Callable[[], None], count: int) -> float:

@@ -15,7 +15,7 @@ from onnxlr import layer_timing
 from onnxlr.cost import chain_work, layer_work
 from onnxlr.errors import UsageError
 from onnxlr.graph_pass import ChainPass
-from onnxlr.layer_timing import LayerTime, signature
+from onnxlr.layer_timing import CRASHED, LayerTime, signature
 from onnxlr.layers import Layer, Use
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, runtime_version
@@ -67,6 +67,8 @@ class LatencyTable:
         times = [p for p in parts if p is not None]
         if len(times) < len(parts):
             return None
+        if CRASHED in times:
+            return CRASHED
         return LayerTime(
             sum(t.before_ms for t in times),
             sum(t.after_ms for t in times),
@@ -87,7 +89,7 @@ class LatencyTable:
             step = 2 if len(group) > _MEASURED else 1
             ends = [group[i] for i in sorted({*range(0, len(group), step), len(group) - 1})]
             found |= {c: self.time(model, layer, c) for c in ends}
-            anchors = [(works[c], t) for c in ends if (t := found[c]) is not None]
+            anchors = [(works[c], t) for c in ends if (t := found[c]) not in (None, CRASHED)]
             for choice in group:
                 if choice not in found:
                     found[choice] = _between(anchors, works[choice])
@@ -117,6 +119,8 @@ class LatencyTable:
             if not self.measures:
                 return self._unmeasured(layer, use, choice, ranks)
             measured = layer_timing.measure(model, layer, use, choice, self.machine, self._seconds)
+            if measured is CRASHED:  # not a time: the next run shall see for itself
+                return CRASHED
             self._changed = True
             ranks[rank] = None if measured is None else [round(ms, 6) for ms in astuple(measured)]
         known = ranks[rank]  # as it is written: a run that reads the table sees the same

@@ -9,11 +9,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.calibrate import exposed
+from onnxlr.child import CrashError, in_child
 from onnxlr.errors import ModelError
 from onnxlr.factory import Factory
 from onnxlr.layer_timing import layer_model
 from onnxlr.layers import Layer, Use, find_layers
-from onnxlr.model import Names, opset, to_proto
+from onnxlr.model import Names, opset, serialize, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, replace_layer
@@ -32,7 +33,7 @@ def check_layers(
     feeds: Sequence[Feed],
     seed: int,
     progress: Progress,
-) -> dict[str, Quality]:
+) -> tuple[dict[str, Quality], dict[str, str]]:
     """Relative error of each replaced layer's output, run alone in ONNX Runtime.
 
     Parameters
@@ -52,8 +53,10 @@ def check_layers(
     -------
     dict of str to Quality
         By layer name.
+    dict of str to str
+        Of those whose replacement brought the runtime down: what is said of it.
     """
-    found = {}
+    found, crashed = {}, {}
     with progress.stage("compare layers alone", len(choices)) as step:
         for layer in prepared.layers:
             if layer.name in choices:
@@ -61,10 +64,12 @@ def check_layers(
                 try:
                     inputs = _inputs(prepared, layer, feeds, seed)
                     found[layer.name] = _check(prepared, layer, choice, factory, inputs)
+                except CrashError as crash:
+                    crashed[layer.name] = str(crash)
                 except ModelError:  # bfloat16 on the CPU, for one: its weight tells
                     found[layer.name] = _by_weight(layer, choice, factory)
                 step(layer.name)
-    return found
+    return found, crashed
 
 
 def worst(qualities: Mapping[str, Quality]) -> Quality:
@@ -112,14 +117,22 @@ def _quality(error: float, cosine: float) -> Quality:
 def _run(
     model: ir.Model, layer: Layer, inputs: Sequence[NDArray[np.generic]]
 ) -> NDArray[np.float64]:
-    """Outputs of a one-layer model as (positions, outputs)."""
-    session = Session(to_proto(model).SerializeToString(), ONE_CPU_THREAD, layer.name)
+    """Outputs of a one-layer model, run in the child process, as (positions, outputs)."""
+    blob = serialize(to_proto(model), layer.name)
+    given = in_child(_outputs, blob, layer.name, list(inputs), what=f"running {layer.name!r} alone")
     outputs = []
-    for x in inputs:
-        y = session.run({"x": x})["y"].astype(np.float64)
+    for y in given:
+        y = y.astype(np.float64)
         y = np.moveaxis(y, 1, -1) if layer.kind in ("conv", "conv-transpose") else y
         outputs.append(y.reshape(-1, y.shape[-1]))
     return np.concatenate(outputs)
+
+
+def _outputs(
+    model: bytes, label: str, inputs: Sequence[NDArray[np.generic]]
+) -> list[NDArray[np.generic]]:
+    session = Session(model, ONE_CPU_THREAD, label)
+    return [session.run({"x": x})["y"] for x in inputs]
 
 
 def _inputs(
@@ -137,7 +150,7 @@ def _inputs(
         raise ModelError(f"{layer.op} isn't run alone")
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
-        session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source.label)
+        session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source)
         return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
     rng = np.random.default_rng(seed)
     shape = use.x_shape or _usual_shape(layer, use)

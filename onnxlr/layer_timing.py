@@ -1,19 +1,24 @@
 """Timing one layer beside its replacement, each alone in a model of its own."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError
+from onnxlr import latency
+from onnxlr.child import CrashError, in_child
+from onnxlr.errors import ModelError, one_line
 from onnxlr.graph_pass import rank_words
-from onnxlr.latency import MARGIN, interleave
+from onnxlr.latency import MARGIN, Comparison, interleave
 from onnxlr.layers import Layer, Use, find_layers
-from onnxlr.model import Names, add_initializer, opset, to_proto
+from onnxlr.model import Names, add_initializer, opset, serialize, to_proto
 from onnxlr.rewrite import Choice, Factored, replace_layer
-from onnxlr.runtime import Machine, Session
+from onnxlr.runtime import Feed, Machine, Session
 
+_PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
 SECONDS = 0.12  # a comparison, unless told otherwise
 _MOST_ROUNDS = 40
 
@@ -41,6 +46,8 @@ class LayerTime:
 
     def refusal(self, choice: Choice) -> str:
         """Why a replacement that isn't faster isn't used."""
+        if self is CRASHED:
+            return f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} crashed the runtime"
         return (
             f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} takes "
             f"{self.after_ms:.3f} ms, the original {self.before_ms:.3f} ms: not measurably faster"
@@ -50,6 +57,10 @@ class LayerTime:
     def saved_ms(self) -> float:
         """Milliseconds saved."""
         return self.before_ms - self.after_ms
+
+
+# Of a replacement that brought the runtime down.
+CRASHED = LayerTime(1.0, math.inf, math.inf)
 
 
 def measure(
@@ -63,7 +74,7 @@ def measure(
     """Time one use of a layer and what would replace it, interleaved.
 
     Values don't matter for time, so that weights and factors are random. None where shapes are
-    unknown or the runtime refuses it.
+    unknown or the runtime refuses it, ``CRASHED`` where that goes down.
     """
     if use.x_shape is None or use.y_shape is None:
         return None
@@ -81,15 +92,42 @@ def measure(
     else:
         feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
     try:
-        a, b = (
-            Session(to_proto(m).SerializeToString(), machine, layer.name).bound(feed)
-            for m in (alone, replaced)
-        )
-        result = interleave(a, b, seconds or SECONDS, _MOST_ROUNDS)
-    except (ModelError, RuntimeError):  # bfloat16 on the CPU, for one
+        models = tuple(serialize(to_proto(m), layer.name) for m in (alone, replaced))
+        what = f"timing {choice.graph_pass.name} for {layer.name!r}"
+        result = timed_apart(models, machine, feed, seconds or SECONDS, what)
+    except CrashError:
+        return CRASHED
+    except ModelError:  # bfloat16 on the CPU, for one
         return None
     before = result.a.median_ms
     return LayerTime(before, result.b.median_ms, before / result.low)
+
+
+def timed_apart(
+    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, what: str
+) -> Comparison:
+    """Two models timed in turn, in the child process: what crashes there costs a candidate only.
+
+    Raises
+    ------
+    CrashError
+        If the child process goes down.
+    ModelError
+        If the runtime refuses one of them.
+    """
+    return in_child(
+        _timed, models, machine, feed, seconds, latency.FEWEST, seconds=_PATIENCE, what=what
+    )
+
+
+def _timed(
+    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, fewest: int
+) -> Comparison:
+    a, b = (Session(m, machine).bound(feed) for m in models)
+    try:
+        return interleave(a, b, seconds, _MOST_ROUNDS, fewest)
+    except Exception as error:  # the runtime's own kinds
+        raise ModelError(one_line(error)) from None
 
 
 def signature(layer: Layer, use: Use) -> str:

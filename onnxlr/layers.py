@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
-from onnxlr.model import constant, int_attr, is_standard
+from onnxlr.model import constant, int_attr, is_standard, values_of
 from onnxlr.tracing import Trace, foreign_user, trace
 
 Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
@@ -195,7 +195,7 @@ class Layer:
         """
         tensor = constant(self.weight)
         assert tensor is not None
-        array: NDArray[np.generic] = np.asarray(tensor.numpy())
+        array = values_of(tensor)
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise ModelError(

@@ -1,10 +1,12 @@
 """Reading, preparing, counting and writing ONNX models."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +28,9 @@ PROTOBUF_LIMIT = 2**31 - 1
 _TRAINING = "onnxlr_training_info"
 
 
+Stamp = tuple[tuple[str, int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A model as the user gave it.
@@ -39,11 +44,13 @@ class Source:
     path : Path or None
         Where it came from, when it came from a file.
     digest : str
-        SHA-256 of the serialized model and of its external data's names and sizes.
+        SHA-256 of the serialized model and of its external data.
     nbytes : int
         Size in bytes, external data included.
     external : tuple of str
         Locations of external data files, relative to the model's folder.
+    stamp : tuple of (str, int, int)
+        Location, bytes and time of change of each of them, when its digest was taken.
     data : bytes or None
         The serialized model, when it came from memory.
     """
@@ -54,13 +61,32 @@ class Source:
     digest: str
     nbytes: int
     external: tuple[str, ...] = ()
+    stamp: Stamp = ()
     data: bytes | None = None
 
+    @property
+    def folder(self) -> str | None:
+        """Where its external data lie; None where it has none."""
+        if self.path is None or not self.external:
+            return None
+        return str(self.path.parent.absolute())
 
-def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
+
+def load(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    known: tuple[str, Stamp] | None = None,
+) -> Source:
     """Read a model from a path, from bytes or from a ``ModelProto``.
 
     Weights in external data stay on disk until they are used.
+
+    Parameters
+    ----------
+    model : path, bytes or ModelProto
+    known : (str, Stamp), optional
+        The digest that it has as long as its external data carry this stamp: they needn't be read
+        for it then.
 
     Raises
     ------
@@ -89,12 +115,13 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     check_tensors(proto, label)
     external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
-    nbytes = len(data)
+    nbytes = len(data) + sum(size for _, size, _ in external)
     original = data if path is None else None
     del data
-    for location, size in external.items():
-        digest.update(f"{location}:{size}".encode())
-        nbytes += size
+    if known is not None and external and known[1] == external:
+        told = known[0]
+    else:
+        told = _digest_with(digest, path, external)
     try:
         built = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises whatever the malformed part trips over
@@ -108,7 +135,21 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     if path is not None:
         for graph in all_graphs(built):
             ir.external_data.set_base_dir(graph, path.parent)
-    return Source(built, label, path, digest.hexdigest(), nbytes, tuple(external), original)
+    locations = tuple(location for location, _, _ in external)
+    return Source(built, label, path, told, nbytes, locations, external, original)
+
+
+def _digest_with(digest: Any, path: Path | None, external: Stamp) -> str:
+    """The digest of a model and its external data, which pass through in pieces."""
+    for location, size, _ in external:
+        assert path is not None
+        digest.update(f"{location}:{size}".encode())
+        try:
+            with (path.parent / location).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"can't read {path.parent / location}: {error.strerror}") from None
+    return str(digest.hexdigest())
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -212,12 +253,42 @@ class Names:
         return candidate
 
 
+@dataclass(frozen=True, eq=False)
+class Filed:
+    """An array in a file, read when it is asked for."""
+
+    path: Path
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    def array(self) -> NDArray[np.generic]:
+        """What the file holds."""
+        return np.fromfile(self.path, np.uint8).view(self.dtype).reshape(self.shape)
+
+
 def add_initializer(
-    graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
+    graph: ir.Graph,
+    name: str,
+    array: NDArray[np.generic] | Filed,
+    dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Register a new initializer, stored as ``dtype`` (by default the array's own type)."""
+    """Register a new initializer, stored as ``dtype`` (by default the array's own type).
+
+    One in a file stays there until the model is written.
+    """
     stored = dtype or ir.DataType.from_numpy(array.dtype)
-    tensor = ir.Tensor(np.ascontiguousarray(array, dtype=stored.numpy()), dtype=stored, name=name)
+    tensor: ir.TensorProtocol
+    if isinstance(array, Filed):
+        tensor = ir.LazyTensor(
+            lambda: ir.Tensor(array.array(), dtype=stored),
+            dtype=stored,
+            shape=ir.Shape(array.shape),
+            name=name,
+        )
+    else:
+        tensor = ir.Tensor(
+            np.ascontiguousarray(array, dtype=stored.numpy()), dtype=stored, name=name
+        )
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=tensor
     )
@@ -251,9 +322,22 @@ def remove_unused(values: Sequence[ir.Value]) -> None:
             node.graph.remove(node, safe=True)
 
 
+def values_of(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
+    """A tensor's values; those of external data are read, and their file is let go of."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.asarray(tensor.numpy())
+    try:
+        return np.array(tensor.numpy())
+    except (OSError, ValueError) as error:  # it went, or was cut short, since it was checked
+        raise ModelError(f"can't read the weight {tensor.name!r}: {one_line(error)}") from None
+    finally:
+        with contextlib.suppress(BufferError):  # still looked at elsewhere
+            tensor.release()
+
+
 def to_float64(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
     """A tensor's values in double precision."""
-    return np.asarray(tensor.numpy()).astype(np.float64)
+    return values_of(tensor).astype(np.float64)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -13,11 +13,12 @@ from threadpoolctl import threadpool_limits
 from onnxlr.assess import Assessor, calibration_samples
 from onnxlr.calibrate import Statistics, calibrate
 from onnxlr.choosing import Choosing
+from onnxlr.cluster import Cluster
 from onnxlr.data import Samples
 from onnxlr.errors import BudgetError, OutputError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
 from onnxlr.fits import Fit, fit_methods, name_filter
-from onnxlr.graph_pass import WeightPass, choose_passes, find_pass
+from onnxlr.graph_pass import GraphPass, WeightPass, choose_passes, find_pass
 from onnxlr.influence import influences
 from onnxlr.jobs import Jobs
 from onnxlr.latency import Comparison
@@ -26,13 +27,14 @@ from onnxlr.layer_check import check_layers, worst
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, load
 from onnxlr.options import Options
-from onnxlr.output import copy_source, place, workspace, write_failure
+from onnxlr.output import copy_source, place, read_back, workspace, write_failure
 from onnxlr.plan import Calibration, Plan
-from onnxlr.prepare import Feeding, Prepared, feed_model, open_source, prepare
+from onnxlr.prepare import Feeding, Prepared, check_room, open_fed, prepare
 from onnxlr.progress import Progress
 from onnxlr.report import Report
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 from onnxlr.search import Chosen, choices_of
+from onnxlr.spectra import decompose
 from onnxlr.store import Store, key_of, open_store
 from onnxlr.telling import Outcome
 from onnxlr.verify import Judge, Quality
@@ -73,6 +75,32 @@ def _optimize(source: Source, out: Path | None, options: Options, progress: Prog
             f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
             f"{', '.join(p.name for p in passes)} takes"
         )
+    with _means(options, out, progress) as (folder, jobs):
+        return _run(source, out, options, passes, folder, jobs, progress, started)
+
+
+@contextlib.contextmanager
+def _means(options: Options, out: Path | None, progress: Progress) -> Iterator[tuple[Path, Jobs]]:
+    """A folder for the model while it is made, and who does the work."""
+    with contextlib.ExitStack() as held:
+        workers = None
+        if options.dask is not None:
+            with progress.stage(f"connect to {options.dask}", None):
+                workers = held.enter_context(contextlib.closing(Cluster(options.dask)))
+        folder = held.enter_context(workspace(out))
+        yield folder, Jobs(options.jobs, options.machine.threads, folder.parent, workers)
+
+
+def _run(
+    source: Source,
+    out: Path | None,
+    options: Options,
+    passes: Sequence[GraphPass],
+    folder: Path,
+    jobs: Jobs,
+    progress: Progress,
+    started: float,
+) -> Result:
     excluded = name_filter(options.include, options.exclude)
     session, feeding = _open(source, options, progress)
     with progress.stage("infer shapes", None):
@@ -83,74 +111,94 @@ def _optimize(source: Source, out: Path | None, options: Options, progress: Prog
             shapes=options.shapes,
             batch=options.batch,
         )
+    store = open_store()
     fits: dict[str, tuple[Fit, ...]] = {}
     kept: dict[str, str] = {}
-    with progress.stage("decompose", len(prepared.layers)) as step:
-        for layer in prepared.layers:
-            why = excluded(layer)
-            found, reasons = ((), (why,)) if why else fit_methods(layer, passes)
-            fits[layer.name] = found
-            if not found:
-                kept[layer.name] = "; ".join(dict.fromkeys(reasons))
-            if options.rank.needs_spectrum:  # now, where progress shows, not at the first look
-                for fit in found:
-                    len(fit.spectra)
-            step(layer.name)
-    store = open_store()
-    statistics: dict[str, Statistics] = {}
-    calibration = None
+    for layer in prepared.layers:
+        why = excluded(layer)
+        found, reasons = ((), (why,)) if why else fit_methods(layer, passes)
+        fits[layer.name] = found
+        if not found:
+            kept[layer.name] = "; ".join(dict.fromkeys(reasons))
+    if options.rank.needs_spectrum:  # now, where progress shows, not at the first look
+        with progress.stage("decompose", len(fits)) as step:
+            decompose(prepared, fits, jobs, store, step)
+    statistics, calibration, origin = _calibrated(
+        prepared, options, feeding, fits, store, jobs, progress
+    )
+    factory = Factory(
+        prepared,
+        folder,
+        out.name if out is not None else "model.onnx",
+        statistics,
+        calibration.digest if calibration is not None else "",
+        jobs,
+        store,
+        origin,
+    )
+    judge = table = None
+    if options.verify != "none":
+        table = _open_table(options, store)
+    if options.verify == "full" and session is not None and feeding is not None:
+        with progress.stage("run the original", None):
+            judge = Judge(session, feeding.judged, options.metric)
+    timed = judge is not None and options.measure and not (table and table.foreign)
+    assessor = Assessor(prepared, options, factory, session, feeding, judge, timed, progress)
+    choosing = Choosing(assessor, fits, kept, table, store)
+    chosen, quality, speed = settle(choosing, choosing.choose())
+    _save_times(table, options)
+    built = _finished(assessor, chosen)
+    if calibration is not None and factory.corrects:
+        calibration = replace(calibration, sequential=assessor.samples)
+    outcome = Outcome(assessor, choosing, chosen, quality, speed)
+    plan = Plan(source.digest, outcome.decisions(), options.seed, calibration if chosen else None)
+    if out is not None:
+        place(built.path, out)
+    model = read_back(built.path if out is None else out, whole=out is None)
+    label = None if out is None else str(out)
+    report = outcome.report(plan, built, label, time.perf_counter() - started)
+    return Result(model, plan, report)
+
+
+def _calibrated(
+    prepared: Prepared,
+    options: Options,
+    feeding: Feeding | None,
+    fits: Mapping[str, Sequence[Fit]],
+    store: Store,
+    jobs: Jobs,
+    progress: Progress,
+) -> tuple[dict[str, Statistics], Calibration | None, str]:
+    """What layers are given, the samples it comes from, and a digest of all that factors are of."""
+    digest = prepared.source.digest
     # At their numerical ranks factors are exact: inputs could only bring rounding in.
     wanted = options.rank.kind != "exact" and "data" not in options.without
-    if feeding is not None and feeding.calibration is not None and wanted:
-        fitted = [layer for layer in prepared.layers if fits[layer.name]]
-        taken = calibration_samples(prepared, feeding.calibration)
-        calibration = Calibration(
-            str(options.data),
-            feeding.half,
-            taken.digest(),
-            len(taken),
-            influence="sensitivity" not in options.without,
-        )
-        key = key_of(source.digest, calibration.digest, options.seed, prepared.input_shapes)
-        with _kept_statistics(store, key, fitted) as statistics:
-            missing = [layer for layer in fitted if layer.name not in statistics]
-            statistics |= calibrate_on(prepared, missing, taken, options.seed, progress)
-        if calibration.influence:
-            statistics = with_influence(prepared, statistics)
-    jobs = Jobs(options.jobs, options.machine.threads)
-    with workspace(out) as folder:
-        factory = Factory(
-            prepared,
-            folder,
-            out.name if out is not None else "model.onnx",
-            statistics,
-            calibration.digest if calibration is not None else "",
-            jobs,
-        )
-        judge = table = None
-        if options.verify != "none":
-            table = _open_table(options, store)
-        if options.verify == "full" and session is not None and feeding is not None:
-            with progress.stage("run the original", None):
-                judge = Judge(session, feeding.judged, options.metric)
-        timed = judge is not None and options.measure and not (table and table.foreign)
-        assessor = Assessor(prepared, options, factory, session, feeding, judge, timed, progress)
-        choosing = Choosing(assessor, fits, kept, table, store)
-        chosen, quality, speed = settle(choosing, choosing.choose())
-        _save_times(table, options)
-        built = _finished(assessor, chosen)
-        if calibration is not None and factory.corrects:
-            calibration = replace(calibration, sequential=assessor.samples)
-        outcome = Outcome(assessor, choosing, chosen, quality, speed)
-        plan = Plan(
-            source.digest, outcome.decisions(), options.seed, calibration if chosen else None
-        )
-        if out is not None:
-            place(built.path, out)
-        model = onnx.load(built.path if out is None else out)
-        label = None if out is None else str(out)
-        report = outcome.report(plan, built, label, time.perf_counter() - started)
-    return Result(model, plan, report)
+    if feeding is None or feeding.calibration is None or not wanted:
+        return {}, None, key_of(digest)
+    fitted = [layer for layer in prepared.layers if fits[layer.name]]
+    taken = calibration_samples(prepared, feeding.calibration)
+    calibration = Calibration(
+        str(options.data),
+        feeding.half,
+        taken.digest(),
+        len(taken),
+        influence="sensitivity" not in options.without,
+        layers=tuple(layer.name for layer in fitted),
+    )
+    key = statistics_key(prepared, calibration, options.seed)
+    with _kept_statistics(store, key, fitted) as statistics:
+        missing = [layer for layer in fitted if layer.name not in statistics]
+        statistics |= calibrate_on(prepared, missing, taken, options.seed, progress, jobs)
+    if calibration.influence:
+        statistics = with_influence(prepared, statistics)
+    return statistics, calibration, key_of(key, calibration.influence)
+
+
+def statistics_key(prepared: Prepared, calibration: Calibration, seed: int) -> str:
+    """What the statistics of layers that are looked at together depend on."""
+    return key_of(
+        prepared.source.digest, calibration.digest, seed, prepared.input_shapes, calibration.layers
+    )
 
 
 def _open(
@@ -161,10 +209,10 @@ def _open(
         check_graph(source)
         return None, None
     with progress.stage("open the model", None):
-        session = open_source(source, options.machine)
-        feeding = feed_model(
+        check_room(source, options.machine, 2)  # it, and what it becomes
+        return open_fed(
             source,
-            session,
+            options.machine,
             data=options.data,
             validation=options.validation,
             labels=options.labels,
@@ -172,7 +220,6 @@ def _open(
             batch=options.batch,
             seed=options.seed,
         )
-    return session, feeding
 
 
 @contextlib.contextmanager
@@ -199,11 +246,15 @@ def _kept_statistics(
 
 
 def calibrate_on(
-    prepared: Prepared, layers: Sequence[Layer], samples: Samples, seed: int, progress: Progress
+    prepared: Prepared,
+    layers: Sequence[Layer],
+    samples: Samples,
+    seed: int,
+    progress: Progress,
+    jobs: Jobs,
 ) -> dict[str, Statistics]:
     """Statistics of these layers; on one CPU thread, so that a replay has the same to the bit."""
-    feeds = [feed for feed, _, _ in samples.batches()]
-    return calibrate(prepared, layers, feeds, ONE_CPU_THREAD, seed, progress)
+    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, seed, progress, jobs)
 
 
 def with_influence(
@@ -263,7 +314,7 @@ def _settle_alone(choosing: Choosing, chosen: Chosen) -> tuple[Chosen, Quality, 
     if feeding is not None and isinstance(feeding.judged, Samples):
         judged = feeding.judged.take(_CHECKED_FEEDS * feeding.judged.batch)
         feeds = [feed for feed, _, _ in judged.batches()]
-    found = check_layers(
+    found, crashed = check_layers(
         assessor.prepared,
         choices_of(chosen),
         assessor.factory,
@@ -271,6 +322,7 @@ def _settle_alone(choosing: Choosing, chosen: Chosen) -> tuple[Chosen, Quality, 
         assessor.options.seed,
         assessor.progress,
     )
+    choosing.kept |= {name: f"put back: {why}" for name, why in crashed.items()}
     passed = {}
     for name, quality in found.items():
         if (why := assessor.over(quality)) is None:

@@ -32,6 +32,8 @@ class Options:
         Ingredients that are left out, to see what they bring.
     jobs : int or None
         Processes; None for as many as there are cores.
+    dask : str or None
+        Address of a scheduler whose workers do what can be done side by side.
     report : str, Path or None
         Where the report goes as a page.
     command : str
@@ -59,6 +61,7 @@ class Options:
     without: tuple[Ingredient, ...] = ()
     seed: int = 0
     jobs: int | None = None
+    dask: str | None = None
     report: str | Path | None = None
     command: str = ""
 

@@ -3,20 +3,39 @@
 import contextlib
 import errno
 import filecmp
+import hashlib
+import mmap
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import OutputError, UsageError
 from onnxlr.model import PROTOBUF_LIMIT, Source, all_graphs, serialize, to_proto
 
+_WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
+_DATA = "weights-"  # what external data made here are called, with their digest and .data
+_DATA_NAME = rb"weights-[0-9a-f]{16}\.data"
+_OUTSIDE_FROM = 1024  # bytes; what is smaller stays in the model's own file
 
-def save(model: ir.Model, path: Path) -> int:
-    """Write a model to a new file and return the bytes written; external data past 2 GB.
+
+def save(model: ir.Model, path: Path, *, outside: bool = False) -> int:
+    """Write a model to a new file and return the bytes written.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Its tensors are those of the data file afterwards, if there is one.
+    path : Path
+    outside : bool
+        Whether weights go into a data file beside it, one after the other, so that no more than one
+        is held; past 2 GB they do in any case.
 
     Raises
     ------
@@ -24,23 +43,60 @@ def save(model: ir.Model, path: Path) -> int:
         If the file can't be written; what was begun is removed.
     """
     try:
-        return _save(model, path)
+        held = [v for g in all_graphs(model) for v in g.initializers.values()]
+        stored = sum(v.const_value.nbytes for v in held if v.const_value is not None)
+        outside = outside or stored > PROTOBUF_LIMIT - (64 << 20)
+        nbytes = _write_data(model, path.parent) if outside else 0
+        return nbytes + _write(path, serialize(to_proto(model), str(path)))
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
         raise OutputError(write_failure(path, error)) from None
 
 
-def _save(model: ir.Model, path: Path) -> int:
-    held = [v for g in all_graphs(model) for v in g.initializers.values()]
-    tensors = [v.const_value for v in held if v.const_value is not None]
-    if sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT - (64 << 20):
-        data = f"{path.name}.data"
-        ir.save(model, path, external_data=data)
-        return path.stat().st_size + (path.parent / data).stat().st_size
-    # What IN keeps in files of its own goes into OUT, which is then whole by itself.
-    ir.external_data.load_to_model(model)
-    blob = serialize(to_proto(model), str(path))
+def _write_data(model: ir.Model, folder: Path) -> int:
+    """Write the weights into one file beside the model, and let the model refer to it.
+
+    The file is named by its content: a model and the data of another never come together, whatever
+    ends or runs at the same time, and the same plan gives the same bytes under any name.
+    """
+    for old in folder.glob(f"{_DATA}*"):  # of the build before, which is this one's to replace
+        old.unlink()
+    passing = folder / f"{_DATA}passing"
+    ir.external_data.unload_from_model(
+        model, folder, passing.name, size_threshold_bytes=_OUTSIDE_FROM
+    )
+    values = [v for g in all_graphs(model) for v in g.initializers.values()]
+    moved = [
+        (value, tensor)
+        for value in values
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    ]
+    if not moved:
+        passing.unlink(missing_ok=True)
+        return 0
+    with passing.open("rb+") as file:
+        os.fsync(file.fileno())
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    name = f"{_DATA}{content[:16]}.data"
+    nbytes = passing.stat().st_size
+    passing.rename(folder / name)
+    for value, tensor in moved:
+        value.const_value = ir.ExternalTensor(
+            name,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+            base_dir=folder,
+        )
+    return nbytes
+
+
+def _write(path: Path, blob: bytes) -> int:
     with path.open("wb") as file:
         file.write(blob)
         file.flush()
@@ -90,22 +146,70 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
 def workspace(out: Path | None) -> Iterator[Path]:
     """A temporary folder beside the output, so that the last step is a rename.
 
+    Folders that runs left behind which were killed are removed.
+
     Raises
     ------
     OutputError
         If it can't be made.
     """
-    parent = None if out is None else out.parent
+    parent = Path(tempfile.gettempdir()) if out is None else out.parent
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".onnxlr-", dir=parent)
+        _remove_abandoned(parent)
+        folder = tempfile.TemporaryDirectory(
+            prefix=_WORKSPACE, dir=parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
-        raise OutputError(write_failure(out or Path(tempfile.gettempdir()), error)) from None
-    with folder as name:
-        yield Path(name)
+        raise OutputError(write_failure(out or parent, error)) from None
+    with folder as name, _owned(Path(name)):
+        inner = Path(name) / "model"
+        try:
+            inner.mkdir()
+        except OSError as error:
+            raise OutputError(write_failure(out or parent, error)) from None
+        yield inner
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Mark a folder as that of a living process: by a lock, which ends with the process."""
+    unclaimed = folder / "claim"
+    try:
+        file = unclaimed.open("wb")
+    except OSError as error:
+        raise OutputError(write_failure(folder, error)) from None
+    with file:
+        _lock(file)
+        unclaimed.rename(folder / _OWNER)  # locked by the time it can be found
+        yield
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of runs that are no more: nobody holds their lock."""
+    for folder in parent.glob(f"{_WORKSPACE}*"):
+        with contextlib.suppress(OSError), (folder / _OWNER).open("rb+") as file:
+            if _lock(file):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the lock of a file; False where another process has it, or there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is taken for abandoned there
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def place(path: Path, out: Path) -> None:
     """Move a finished model, its external data first, to where it belongs.
+
+    What the model that was there before had as external data goes, if it was made here and no
+    other model beside it has it too.
 
     Raises
     ------
@@ -119,24 +223,48 @@ def place(path: Path, out: Path) -> None:
                 target = out.parent / extra.relative_to(path.parent)
                 if target.exists() and filecmp.cmp(extra, target, shallow=False):
                     continue  # the very weights are there already: IN's own, as a rule
-                if target.exists() and target.name != f"{out.name}.data":
+                if target.exists():
                     raise OutputError(
                         f"can't write {target}, the model's external data: another file of that "
                         "name is there; choose another folder for OUT"
                     )
                 moves.append((extra, target))
+        before = _data_of(out)
         for extra, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
             extra.replace(target)
         path.replace(out)
+        for name in before - _data_of(out):
+            others = (p for p in out.parent.iterdir() if not re.match(_DATA, p.name))
+            if not any(name in _data_of(other) for other in others):
+                (out.parent / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
+
+
+def _data_of(model: Path) -> set[str]:
+    """Names of data files made here that a model mentions."""
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return {m.group().decode() for m in re.finditer(_DATA_NAME, text)}
+    except (OSError, ValueError):  # none there, or empty
+        return set()
+
+
+def read_back(path: Path, *, whole: bool) -> onnx.ModelProto:
+    """A model that was written.
+
+    Its external data are read only where they won't stay: a model past 2 GB is as large in memory.
+    """
+    return onnx.load(path, load_external_data=whole)
 
 
 def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
     """The original, byte for byte, with its external data."""
     path = folder / name
     try:
+        for built in folder.iterdir():  # what was tried and not taken
+            built.unlink()
         if source.path is None:
             return path, path.write_bytes(source.data or b"")
         shutil.copyfile(source.path, path)

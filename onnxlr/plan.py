@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxlr.errors import UsageError
@@ -100,6 +100,9 @@ class Calibration:
         How many of them the factors were corrected on in sequence; 0 if each is its own.
     influence : bool
         Whether errors of outputs were weighted by what the layers behind make of them.
+    layers : tuple of str
+        Those whose inputs were looked at together: what a runtime fuses, and so the last bit of
+        what is seen, depends on it. Empty: those that are replaced.
     """
 
     data: str
@@ -108,6 +111,7 @@ class Calibration:
     samples: int
     sequential: int = 0
     influence: bool = False
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _calibration(fields: Mapping[str, Any]) -> Calibration:
     named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
     if not named or type(calibration.samples) is not int or calibration.samples < 1:
         raise TypeError("the calibration names no samples")
-    return calibration
+    return replace(calibration, layers=tuple(map(str, calibration.layers)))
 
 
 def plan_digest(

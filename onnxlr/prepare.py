@@ -1,5 +1,6 @@
 """From a loaded model to what every command works on: shapes, feeds and layers."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.batch_norm import fold_batch_norms
+from onnxlr.child import Trial
 from onnxlr.data import Samples, load_samples
-from onnxlr.errors import UsageError
+from onnxlr.errors import ModelError, UsageError
 from onnxlr.functions import inline_functions
 from onnxlr.inputs import (
     InputSpec,
@@ -22,11 +24,13 @@ from onnxlr.inputs import (
     synthetic_feeds,
 )
 from onnxlr.layers import Layer, Shape, find_layers, heavy_nodes
-from onnxlr.model import Source, constant, load, to_proto
+from onnxlr.memory import available, words
+from onnxlr.model import Source, Stamp, all_graphs, constant, load, serialize, to_proto
 from onnxlr.runtime import ONE_CPU_THREAD, Feed, Machine, Session
 from onnxlr.shapes import infer_shapes, observe_shapes
 
 SYNTHETIC_SAMPLES = 8
+_OPENING = 2  # copies of its weights that the runtime makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +64,9 @@ class Prepared:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as the original and what was found out about it."""
         path, data = self.source.path, self.source.data
-        content = path if path is not None else np.frombuffer(data or b"", np.uint8)
-        return _again, (content, self.source.digest, self.specs, self.input_shapes, self.shapes)
+        content = path.absolute() if path is not None else np.frombuffer(data or b"", np.uint8)
+        known = self.source.digest, self.source.stamp
+        return _again, (content, known, self.specs, self.input_shapes, self.shapes)
 
 
 _LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
@@ -69,14 +74,20 @@ _LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
 
 def _again(
     content: Path | NDArray[np.uint8],
-    digest: str,
+    known: tuple[str, Stamp],
     specs: tuple[InputSpec, ...],
     input_shapes: dict[str, Shape],
     shapes: dict[str, Shape],
 ) -> Prepared:
+    digest, _ = known
     found = _LATEST.get(digest)
     if found is None or found.shapes != shapes:
-        source = load(content if isinstance(content, Path) else content.tobytes())
+        source = load(content if isinstance(content, Path) else content.tobytes(), known=known)
+        if source.digest != digest:
+            raise ModelError(
+                f"{source.label} on {platform.node()} is not the model that this run began with: "
+                "leave it as it is while it is being optimized, and give all workers the same"
+            )
         model = folded(source)
         layers = find_layers(model, shapes)
         found = Prepared(source, model, specs, input_shapes, shapes, layers)
@@ -118,15 +129,111 @@ class Feeding:
 
 
 def open_source(source: Source, machine: Machine) -> Session:
-    """The original in ONNX Runtime."""
+    """The original in ONNX Runtime.
+
+    Raises
+    ------
+    ModelError
+        If there is not enough memory for it, or the runtime refuses it.
+    """
+    check_room(source, machine, 1)
+    return Session(_runnable(source), machine, source.label)
+
+
+def _runnable(source: Source) -> Path | bytes:
     if source.path is not None:
-        return Session(source.path, machine, source.label)
-    return Session(to_proto(source.model).SerializeToString(), machine, source.label)
+        return source.path
+    return serialize(to_proto(source.model), source.label)
+
+
+def check_room(source: Source, machine: Machine, models: int) -> None:
+    """Refuse to open a model that will not fit into memory.
+
+    Parameters
+    ----------
+    models : int
+        Of its size, that are open at the same time.
+
+    Raises
+    ------
+    ModelError
+        With what it takes, what there is, and what to do.
+    """
+    needed, room = models * runtime_bytes(source.model, machine), available()
+    if needed > room:
+        raise ModelError(
+            f"{source.label} takes about {words(needed)} of memory to be run"
+            f"{' beside what it becomes' if models > 1 else ''}, {words(room)} are free: --verify "
+            "layers compares each layer alone, --verify none runs nothing; else use a machine with "
+            "more memory"
+        )
+
+
+def runtime_bytes(model: ir.Model, machine: Machine) -> int:
+    """Roughly what ONNX Runtime takes for a model's weights while it opens it."""
+    total = 0
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            narrow = tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            # CPUs have no kernels for half precision: weights are cast once, and held as float32.
+            widened = narrow and machine.provider == "cpu"
+            total += _OPENING * tensor.nbytes + (2 * tensor.nbytes if widened else 0)
+    return total
+
+
+def open_fed(
+    source: Source,
+    machine: Machine,
+    *,
+    data: str | Path | None = None,
+    validation: str | Path | None = None,
+    labels: str | None = None,
+    shapes: Sequence[str] = (),
+    batch: int = 1,
+    seed: int = 0,
+) -> tuple[Session, "Feeding"]:
+    """The original in ONNX Runtime, and what it is run on.
+
+    It is opened and run in the child process first: a model that nobody knows may bring the runtime
+    down, or never come to an end.
+
+    Raises
+    ------
+    OnnxlrError
+        As ``feed_model`` and ``open_source`` do, and for what the child process didn't survive.
+    """
+    check_room(source, machine, 1)
+    with Trial(_runnable(source), machine, source.label, source.nbytes) as trial:
+        trial.open()
+        feeding = feed_model(
+            source,
+            trial,
+            data=data,
+            validation=validation,
+            labels=labels,
+            shapes=shapes,
+            batch=batch,
+            seed=seed,
+        )
+        if data is not None:
+            trial.run(feeding.timed)
+    return open_source(source, machine), feeding
+
+
+def open_beside(source: Source, machine: Machine, feed: Feed) -> Session:
+    """Another model in ONNX Runtime, tried in the child process on this feed first."""
+    check_room(source, machine, 1)
+    with Trial(_runnable(source), machine, source.label, source.nbytes) as trial:
+        trial.run(feed)
+    return open_source(source, machine)
 
 
 def feed_model(
     source: Source,
-    session: Session,
+    session: Session | Trial,
     *,
     data: str | Path | None = None,
     validation: str | Path | None = None,
@@ -212,6 +319,6 @@ def prepare(
         if v is not None and v.name not in known and constant(v) is None
     ]
     if unknown and feed is not None:
-        known |= observe_shapes(model, unknown, feed, machine)
+        known |= observe_shapes(model, unknown, feed, machine, source.folder)
         layers = find_layers(model, known)
     return Prepared(source, model, specs, input_shapes, known, layers)

@@ -13,13 +13,14 @@ from onnxlr.graph_pass import WeightPass
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source
-from onnxlr.optimizer import calibrate_on, with_influence
-from onnxlr.output import copy_source, place, workspace
+from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
+from onnxlr.output import copy_source, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Prepared, prepare
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice
 from onnxlr.sequential import correct
+from onnxlr.store import key_of, open_store
 
 
 def replay(
@@ -55,6 +56,24 @@ def _replay(
             f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
             f"{source.digest[:12]}…: make a plan for this one"
         )
+    with workspace(path) as folder:
+        jobs = Jobs(None, folder=folder.parent)
+        built = _built(plan, source, path, data, folder, jobs, progress)
+        if path is not None:
+            place(built, path)
+        return read_back(built if path is None else path, whole=path is None)
+
+
+def _built(
+    plan: Plan,
+    source: Source,
+    path: Path | None,
+    data: str | Path | None,
+    folder: Path,
+    jobs: Jobs,
+    progress: Progress,
+) -> Path:
+    """The file that a plan makes."""
     prepared = prepare(source, feed=None)
     choices = plan.choices()
     known = {layer.name: layer for layer in prepared.layers}
@@ -64,36 +83,39 @@ def _replay(
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
     statistics: dict[str, Statistics] = {}
     taken = None
+    origin = key_of(source.digest)
     if plan.calibration is not None and choices:
         taken = _calibration_samples(plan, plan.calibration, prepared, data)
         # Shapes that only a run shows count here too: which inputs can be looked at.
         prepared = prepare(source, feed=next(iter(taken.batches()))[0])
-        layers = [layer for layer in prepared.layers if layer.name in choices]
-        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress)
+        seen = plan.calibration.layers or tuple(choices)
+        layers = [layer for layer in prepared.layers if layer.name in seen]
+        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress, jobs)
         if plan.calibration.influence:
             statistics = with_influence(prepared, statistics)
-    with workspace(path) as folder:
-        factory = Factory(
-            prepared,
-            folder,
-            path.name if path is not None else "model.onnx",
-            statistics,
-            plan.calibration.digest if plan.calibration is not None else "",
-            Jobs(None),
+        origin = key_of(
+            statistics_key(prepared, plan.calibration, plan.seed), plan.calibration.influence
         )
-        if taken is not None and plan.calibration is not None and plan.calibration.sequential:
-            feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
-            factory.correct(
-                choices, correct(prepared, choices, factory, feeds, plan.seed, progress)
-            )
-        built = (
-            factory.build(choices).path
-            if choices
-            else copy_source(source, folder, factory.file_name)[0]
-        )
-        if path is not None:
-            place(built, path)
-        return onnx.load(built if path is None else path)
+    name = path.name if path is not None else "model.onnx"
+    if not choices:
+        return copy_source(source, folder, name)[0]
+    factory = Factory(
+        prepared,
+        folder,
+        name,
+        statistics,
+        plan.calibration.digest if plan.calibration is not None else "",
+        jobs,
+        open_store(),
+        origin,
+    )
+    if taken is not None and plan.calibration is not None and plan.calibration.sequential:
+        feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
+        factory.correct(choices, correct(prepared, choices, factory, feeds, plan.seed, progress))
+    with progress.stage("decompose", len(choices)) as step:
+        factory.fit(choices, step)
+    with progress.stage("write", None):
+        return factory.build(choices).path
 
 
 def _calibration_samples(

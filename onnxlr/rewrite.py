@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer, Shapes, Use, find_layers
 from onnxlr.model import (
+    Filed,
     Names,
     add_initializer,
     carry_over,
@@ -29,14 +31,34 @@ class Factored:
 
     Attributes
     ----------
-    factors : tuple of ndarray
-        As they are stored.
+    held : tuple of ndarray or Filed
+        The factors as they are stored, in memory or in files.
     shift : ndarray of shape (outputs,) or None
         What the mean of the layer's output lost, for its bias to make up for.
     """
 
-    factors: Factors
+    held: tuple[NDArray[np.generic] | Filed, ...]
     shift: NDArray[np.float64] | None = None
+
+    @property
+    def factors(self) -> Factors:
+        """The factors; read anew each time where they lie in files."""
+        return tuple(f.array() if isinstance(f, Filed) else f for f in self.held)
+
+    def filed(self, stem: Path) -> "Factored":
+        """The same with the factors in files of this name and a number.
+
+        Raises
+        ------
+        OSError
+            If they can't be written.
+        """
+        files = []
+        for i, factor in enumerate(self.factors):
+            path = stem.with_name(f"{stem.name}-{i}")
+            np.ascontiguousarray(factor).view(np.uint8).tofile(path)
+            files.append(Filed(path, factor.dtype, factor.shape))
+        return Factored(tuple(files), self.shift)
 
 
 Factorize = Callable[[Layer, GraphPass, Rank], Factored]
@@ -89,7 +111,7 @@ def replace_layer(
     stem = layer.weight.name or layer.name
     stored = [
         add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
-        for i, factor in enumerate(factored.factors)
+        for i, factor in enumerate(factored.held)
     ]
     if isinstance(choice.graph_pass, WeightPass):
         _restore_weight(model, layer, choice.graph_pass, choice.rank, stored, names)

@@ -15,6 +15,7 @@ Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
 
 
@@ -32,6 +33,15 @@ ONE_CPU_THREAD = Machine()
 class Session:
     """A model opened in ONNX Runtime, run by name.
 
+    Parameters
+    ----------
+    model : bytes or path
+    machine : Machine
+    label : str
+        What messages call it.
+    folder : str, optional
+        Where the external data of a model in bytes lies.
+
     Raises
     ------
     ModelError
@@ -42,7 +52,11 @@ class Session:
     """
 
     def __init__(
-        self, model: bytes | str | os.PathLike[str], machine: Machine, label: str = ""
+        self,
+        model: bytes | str | os.PathLike[str],
+        machine: Machine,
+        label: str = "",
+        folder: str | None = None,
     ) -> None:
         runtime = _onnxruntime()
         wanted = _PROVIDERS[machine.provider]
@@ -57,12 +71,14 @@ class Session:
         options.log_severity_level = _SILENT
         # Idle spinning of one session's threads would slow the session it is compared with.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if folder is not None:
+            options.add_session_config_entry(_FOLDER, folder)
         self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
         self.machine = machine
-        self._model = model
-        source = model if isinstance(model, bytes) else str(Path(model))
+        whole = model if isinstance(model, bytes) else str(Path(model).absolute())
+        self._model, self._folder = whole, folder
         try:
-            self.raw = runtime.InferenceSession(source, options, providers=[wanted])
+            self.raw = runtime.InferenceSession(whole, options, providers=[wanted])
         except Exception as error:
             raise ModelError(
                 f"ONNX Runtime {runtime.__version__} can't open {self.label}: {_reason(error)}"
@@ -80,7 +96,7 @@ class Session:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again where it arrives."""
-        return Session, (self._model, self.machine, self.label)
+        return Session, (self._model, self.machine, self.label, self._folder)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """All tensor outputs by name.

@@ -95,9 +95,11 @@ def _check_arity(node: ir.Node, model: ir.Model, label: str) -> None:
         )
 
 
-def external_files(proto: onnx.ModelProto, path: Path | None, label: str) -> dict[str, int]:
-    """Location and size of every external data file, each checked to be there in full."""
-    files: dict[str, int] = {}
+def external_files(
+    proto: onnx.ModelProto, path: Path | None, label: str
+) -> tuple[tuple[str, int, int], ...]:
+    """Location, bytes and time of change of every external data file, each there in full."""
+    files: dict[str, tuple[str, int, int]] = {}
     for tensor in _all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -120,20 +122,26 @@ def external_files(proto: onnx.ModelProto, path: Path | None, label: str) -> dic
                 f"{label}: the external data of {tensor.name!r} is missing: {file}; "
                 "copy it beside the model"
             )
-        if not file.resolve().is_relative_to(path.parent.resolve()):
+        if file.resolve() != path.parent.resolve() / parts:
             raise ModelError(
-                f"{label}: {file} is a link to {file.resolve()}, outside the model's folder; "
-                "copy the model and its data without links (cp -L)"
+                f"{label}: {file} is a link to {file.resolve()}: external data must be files of "
+                "their own; copy the model and its data without links (cp -L)"
             )
-        size = file.stat().st_size
+        about = file.stat()
+        if about.st_nlink > 1:
+            raise ModelError(
+                f"{label}: {file} is a hard link, one of {about.st_nlink} names of its file: "
+                "external data must be files of their own; copy the model and its data"
+            )
+        size = about.st_size
         end = _external_end(tensor, entries, label)
         if end > size:
             raise ModelError(
                 f"{label}: {file} holds {size:,} bytes, {tensor.name!r} ends at {end:,}: "
                 "it is cut short, copy it again"
             )
-        files[location] = size
-    return files
+        files[location] = (location, size, about.st_mtime_ns)
+    return tuple(files[location] for location in sorted(files))
 
 
 def _external_end(tensor: onnx.TensorProto, entries: Mapping[str, str], label: str) -> int:

@@ -82,13 +82,23 @@ class Sensitivity:
 
 def probe(
     prepared: Prepared,
+    judge: Judge,
+    folder: str,
     name: str,
     choice: Choice,
     statistics: Statistics | None,
-    judge: Judge,
-    folder: str,
 ) -> dict[str, Any]:
     """What one layer's replacement does to the model.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    judge : Judge
+    folder : str
+        Where the model is written for a moment, if it is here.
+    name : str
+    choice : Choice
+    statistics : Statistics or None
 
     Returns
     -------
@@ -128,8 +138,9 @@ def fidelity_of(
         If there is no such model.
     """
     model = rewrite(prepared.model, prepared.shapes, choices, lambda layer, *_: factors[layer.name])
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    here = folder if Path(folder).is_dir() else None  # a worker on another machine has its own
+    with tempfile.TemporaryDirectory(dir=here) as place:
         path = Path(place) / "probe.onnx"
-        save(model, path)
+        save(model, path, outside=bool(prepared.source.external))
         session = Session(path, judge.machine, "the optimized model")
         return judge.judge(session).fidelity

@@ -101,7 +101,7 @@ class _Pairs:
             prepared.model, prepared.shapes, choices, lambda item, *_: factors[item.name]
         )
         before, after = (
-            exposed(model, names, ONE_CPU_THREAD, prepared.source.label)
+            exposed(model, names, ONE_CPU_THREAD, prepared.source)
             for model in (prepared.model, changed)
         )
         sums = Sums(layer, len(feeds), seed, paired=True)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxlr.errors import ModelError
 from onnxlr.layers import Shape
-from onnxlr.model import to_proto
+from onnxlr.model import serialize, to_proto
 from onnxlr.runtime import Feed, Machine, Session
 
 _SMALL = 1024  # elements; a larger initializer doesn't decide shapes, and its data stays behind
@@ -58,15 +58,19 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
 
 
 def observe_shapes(
-    model: ir.Model, names: Iterable[str], feed: Feed, machine: Machine
+    model: ir.Model, names: Iterable[str], feed: Feed, machine: Machine, folder: str | None = None
 ) -> dict[str, Shape]:
-    """Shapes of intermediate tensors, seen by running the model once with them as outputs."""
+    """Shapes of intermediate tensors, seen by running the model once with them as outputs.
+
+    ``folder`` is where its external data lie.
+    """
     proto = to_proto(model)
     present = {o.name for o in proto.graph.output}
     wanted = [n for n in dict.fromkeys(names) if n]
     proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in present)
     try:
-        outputs = Session(proto.SerializeToString(), machine, "the model").run(feed)
+        blob = serialize(proto, "the model")
+        outputs = Session(blob, machine, "the model", folder).run(feed)
     except (ModelError, ValueError):
         return {}
     return {n: tuple(outputs[n].shape) for n in wanted if n in outputs}

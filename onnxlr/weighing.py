@@ -16,13 +16,14 @@ from onnxlr.factory import Factory
 from onnxlr.fits import Candidate, Goal
 from onnxlr.graph_pass import WeightPass
 from onnxlr.latency_table import LatencyTable
-from onnxlr.layer_timing import LayerTime
+from onnxlr.layer_timing import CRASHED, LayerTime
 from onnxlr.layers import Layer
 from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice
 from onnxlr.sensitivity import LEAST, Sensitivity, probe
+from onnxlr.spectra import DECOMPOSING
 from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
 
@@ -31,6 +32,7 @@ RANKS = 8  # of each method for a layer
 PROBES: tuple[float, ...] = (0.1, 0.25, 0.6)
 FEW_PROBES: tuple[float, ...] = (0.25,)
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
+_MODELS = 6  # of the model's size, that a process takes which runs it beside another
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
 
 
@@ -185,14 +187,14 @@ class Weighing:
         missing = [layer for layer in self.layers if layer.name not in known]
         items = [
             (
-                *(self.prepared, layer.name, aim.methods, aim.goal, aim.gridded),
+                *(layer.name, aim.methods, aim.goal, aim.gridded),
                 *(self.statistics.get(layer.name), RANKS),
             )
             for layer in missing
         ]
-        for layer, (found, why) in zip(
-            missing, self.factory.jobs.map(weigh_layer, items), strict=True
-        ):
+        needs = DECOMPOSING * max((layer.params for layer in missing), default=0)
+        results = self.factory.jobs.map(weigh_layer, items, self.prepared, needs=needs)
+        for layer, (found, why) in zip(missing, results, strict=True):
             self._weighed(layer, found, why)
             rows = [item.to_json() for item in found]
             known[layer.name] = {"candidates": rows, "why": why}
@@ -237,6 +239,9 @@ class Weighing:
             if timed is None:
                 stored = isinstance(item.choice.graph_pass, WeightPass)
                 share = 1.0 if stored else (item.macs or item.params) / (layer.macs or layer.params)
+            elif timed is CRASHED:
+                slow.append(timed.refusal(item.choice))
+                continue
             else:
                 self.times[layer.name, item.choice] = timed
                 before.append(timed.before_ms)
@@ -291,12 +296,14 @@ class Weighing:
             if _label(name, choice) not in known
         ]
         left = {name: sum(n == name for n, _ in missing) for name in asked}
-        with tempfile.TemporaryDirectory(prefix="onnxlr-") as folder:
-            items = [
-                (self.prepared, name, choice, self.statistics.get(name), self.judge, folder)
-                for name, choice in missing
-            ]
-            found = self.factory.jobs.map(probe, items)
+        with tempfile.TemporaryDirectory(dir=self.factory.folder.parent) as folder:
+            items = [(name, choice, self.statistics.get(name)) for name, choice in missing]
+            found = self.factory.jobs.map(
+                probe,
+                items,
+                *(self.prepared, self.judge, folder),
+                needs=_MODELS * self.prepared.source.nbytes,
+            )
             for (name, choice), row in zip(missing, found, strict=True):
                 known[_label(name, choice)] = row
                 self.store.write("sensitivities", key, known)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
-    ("errors", "progress", "kept"),
+    ("errors", "progress", "kept", "memory"),
     (
         "decompose.svd",
         "decompose.evbmf",
@@ -29,8 +29,8 @@ FLOORS = (
         "decompose.weighted",
         "decompose",
     ),
-    ("sanity", "model", "batch_norm", "functions", "output", "store", "jobs"),
-    ("tracing", "runtime", "latency"),
+    ("sanity", "model", "batch_norm", "functions", "output", "store", "jobs", "cluster"),
+    ("tracing", "runtime", "child", "latency"),
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite"),
     (
@@ -42,6 +42,7 @@ FLOORS = (
         "influence",
         "options",
         "fits",
+        "spectra",
         "plan",
     ),
     ("search", "verify", "inspection", "report"),
@@ -134,6 +135,7 @@ def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
 def test_exports() -> None:
     assert sorted(onnxlr.__all__) == [
         "BudgetError",
+        "ClusterError",
         "DataError",
         "ModelError",
         "OnnxlrError",

@@ -1,6 +1,6 @@
 """Statistics of inputs: what they predict of a layer's output is what ONNX Runtime measures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 
 from onnxlr import calibrate as module
 from onnxlr.calibrate import Statistics, calibrate, why_not
+from onnxlr.data import Samples
 from onnxlr.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
+from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import load, to_proto
 from onnxlr.prepare import Prepared, prepare
@@ -73,11 +75,20 @@ def prepared_of(model: onnx.ModelProto, rows: int = 6) -> tuple[Prepared, list[F
     return prepare(load(model), feed=feeds[0]), feeds
 
 
+def calibrated(
+    prepared: Prepared, layers: Sequence[Layer], feeds: list[Feed]
+) -> dict[str, Statistics]:
+    """Statistics on some feeds, each of them one sample."""
+    parts = tuple({name: array[None] for name, array in feed.items()} for feed in feeds)
+    samples = Samples("feeds", parts, None, np.arange(len(feeds)), prepared.specs)
+    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, 0, Silent(), Jobs(1))
+
+
 def the_fit(
     prepared: Prepared, feeds: list[Feed], method: str
 ) -> tuple[Layer, GraphPass, Rank, Statistics]:
     (layer,) = prepared.layers
-    statistics = calibrate(prepared, [layer], feeds, ONE_CPU_THREAD, 0, Silent())[layer.name]
+    statistics = calibrated(prepared, [layer], feeds)[layer.name]
     (graph_pass,) = choose_passes((method,))
     ladder = graph_pass.ladder(layer)
     return layer, graph_pass, ladder[min(len(ladder) // 2, 20)], statistics
@@ -147,8 +158,8 @@ def test_samples_of_patches_come_close() -> None:
     model = conv((8, 6, 30, 30), (8, 6, 3, 3))
     prepared, feeds = prepared_of(model, rows=8)
     (layer,) = prepared.layers
-    few = calibrate(prepared, [layer], feeds, ONE_CPU_THREAD, 0, Silent())[layer.name]
-    again = calibrate(prepared, [layer], feeds, ONE_CPU_THREAD, 0, Silent())[layer.name]
+    few = calibrated(prepared, [layer], feeds)[layer.name]
+    again = calibrated(prepared, [layer], feeds)[layer.name]
     np.testing.assert_array_equal(few.covariance, again.covariance)
     assert few.rows < 8 * 8 * 28 * 28 / 2
     sums = module.Sums(layer, 1, 0)
@@ -170,7 +181,7 @@ def test_shared_weights_see_all_their_users() -> None:
     )
     prepared, feeds = prepared_of(model)
     (layer,) = prepared.layers
-    found = calibrate(prepared, [layer], feeds, ONE_CPU_THREAD, 0, Silent())[layer.name]
+    found = calibrated(prepared, [layer], feeds)[layer.name]
     rows = np.concatenate([np.concatenate([f["x"], f["x"] @ w]) for f in feeds]).astype(np.float64)
     np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-3)
@@ -190,7 +201,7 @@ def test_layers_that_are_not_looked_at_say_why(
     prepared, feeds = prepared_of(model(), rows=1)
     (layer,) = prepared.layers
     assert reason in (why_not(layer) or "")
-    assert calibrate(prepared, [layer], feeds, ONE_CPU_THREAD, 0, Silent()) == {}
+    assert calibrated(prepared, [layer], feeds) == {}
 
 
 def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +224,7 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     found: list[Mapping[str, Statistics]] = []
     for limit in (10**9, 1):
         monkeypatch.setattr(module, "_EXPOSED", limit)
-        found.append(calibrate(prepared, prepared.layers, feeds, ONE_CPU_THREAD, 0, Silent()))
+        found.append(calibrated(prepared, prepared.layers, feeds))
     assert seen == [2, 1, 1]
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name].covariance, found[1][name].covariance)
@@ -223,5 +234,5 @@ def test_the_graph_is_left_as_it_was() -> None:
     model = conv((4, 6, 9, 8), (8, 6, 3, 3))
     prepared, feeds = prepared_of(model)
     before = ir.to_proto(prepared.model).SerializeToString()
-    calibrate(prepared, prepared.layers, feeds, ONE_CPU_THREAD, 0, Silent())
+    calibrated(prepared, prepared.layers, feeds)
     assert ir.to_proto(prepared.model).SerializeToString() == before

@@ -234,14 +234,15 @@ def test_measuring_sensitivities_goes_on_where_it_stopped(
 ) -> None:
     own, probed = sensitivity.probe, list[tuple[str, Choice]]()
 
-    def stopping(prepared: Any, name: str, choice: Choice, *others: Any) -> dict[str, Any]:
+    def stopping(*given: Any) -> dict[str, Any]:
         if len(probed) == 2:
             raise KeyboardInterrupt
-        return counting(prepared, name, choice, *others)
+        return counting(*given)
 
-    def counting(prepared: Any, name: str, choice: Choice, *others: Any) -> dict[str, Any]:
+    def counting(*given: Any) -> dict[str, Any]:
+        _, _, _, name, choice, _ = given
         probed.append((name, choice))
-        return own(prepared, name, choice, *others)
+        return own(*given)
 
     def optimize() -> None:
         onnxlr.optimize(

@@ -62,7 +62,7 @@ def test_the_whole_model_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> Non
     def opened(*_: Any) -> None:
         raise AssertionError("the whole model was opened")
 
-    monkeypatch.setattr("onnxlr.optimizer.open_source", opened)
+    monkeypatch.setattr("onnxlr.optimizer.open_fed", opened)
     monkeypatch.setattr("onnxlr.layer_check.exposed", opened)
     assert worst_of(network(), rank=4, max_drop=1).plan.replaced
 

@@ -168,8 +168,12 @@ class Spectrum:
 
 def spectrum_of(stack: NDArray[np.generic]) -> Spectrum:
     """The spectrum of a stack of matrices of shape (g, m, n)."""
-    values = spectrum(stack)
-    return Spectrum(values, stack.shape[1], stack.shape[2], tail_error(values))
+    return spectrum_from(spectrum(stack), stack.shape[1], stack.shape[2])
+
+
+def spectrum_from(values: Array, m: int, n: int) -> Spectrum:
+    """The spectrum of a stack of m × n matrices whose singular values (g, L) are known."""
+    return Spectrum(values, m, n, tail_error(values))
 
 
 def rank_for_error(values: Array, error: float) -> int:

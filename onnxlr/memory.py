@@ -1,0 +1,60 @@
+"""How much memory there is for what comes next."""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+# Of the control group a container runs in: version 2, then version 1.
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def available() -> int:
+    """Bytes that can still be had: of the machine, the container, and this process's own limit."""
+    return max(0, min(int(psutil.virtual_memory().available), _of_container(), _of_process()))
+
+
+def _of_container() -> int:
+    for limit, used in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+            # What is cached of files counts as used, and is given back when it is asked for.
+            return left + _cached(Path(limit).parent / "memory.stat")
+    return 1 << 62
+
+
+def _cached(stat: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        rows = dict(line.split() for line in stat.read_text().splitlines())
+        return int(rows.get("inactive_file", 0)) + int(rows.get("active_file", 0))
+    return 0
+
+
+def _of_process() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 1 << 62
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 62
+    return soft - int(psutil.Process().memory_info().vms)
+
+
+def words(nbytes: float) -> str:
+    """A number of bytes as people say it.
+
+    Examples
+    --------
+    >>> words(3_250_000_000)
+    '3.2 GB'
+    >>> words(740_000)
+    '0.7 MB'
+    """
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
