@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxlr.assess import Assessor
 from onnxlr.choosing import Choosing, saved_macs
+from onnxlr.cluster import Cluster
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.factory import Built
@@ -153,6 +154,10 @@ class Outcome:
                 f"{table.estimated} latencies were in no table: they were estimated from "
                 "multiply-accumulates, elements moved and operators started"
             )
+        jobs = assessor.factory.jobs
+        notes += jobs.notes
+        if isinstance(jobs.workers, Cluster):
+            notes.append(jobs.workers.words())
         if self.options.without:
             notes.append(f"left out on request: {', '.join(self.options.without)}")
         return notes
