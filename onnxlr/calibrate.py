@@ -29,6 +29,7 @@ _ROWS = 48  # inputs that are looked at for each element of one
 _MOST_ROWS = 65536
 _BLOCK = 512  # rows that are multiplied at once
 _MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # of the data; a model is opened anew for each
+_LEAST_EXPOSED = 1 << 20  # below this, fewer at once won't help
 _EXPOSED = 256 << 20  # bytes of activations that one run may give out
 
 
@@ -107,12 +108,39 @@ def calibrate(
         By layer name.
     """
     wanted = [layer for layer in layers if why_not(layer) is None]
+    exposed_bytes = _EXPOSED
+    while True:
+        try:
+            return _calibrated(
+                prepared,
+                list(_batches(wanted, exposed_bytes)),
+                samples,
+                machine,
+                seed,
+                progress,
+                jobs,
+            )
+        except MemoryError:
+            if exposed_bytes < _LEAST_EXPOSED:
+                raise
+            exposed_bytes //= 8  # fewer layers at once, in more passes over the data
+
+
+def _calibrated(
+    prepared: Prepared,
+    batches: Sequence[Sequence[Layer]],
+    samples: Samples,
+    machine: Machine,
+    seed: int,
+    progress: Progress,
+    jobs: Jobs,
+) -> dict[str, Statistics]:
     runs = -(-len(samples) // samples.batch)
     shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
     bounds = [runs * i // shards for i in range(shards + 1)]
     items = [
         ([layer.name for layer in batch], first, last, runs, seed, machine)
-        for batch in _batches(wanted)
+        for batch in batches
         for first, last in itertools.pairwise(bounds)
     ]
     found: dict[str, Statistics] = {}
@@ -175,12 +203,12 @@ def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Sou
     return Session(serialize(proto, source.label), machine, source.label, source.folder)
 
 
-def _batches(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
+def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:
     batch: list[Layer] = []
     size = 0
     for layer in layers:
         own = sum(4 * math.prod(use.x_shape or ()) for use in layer.uses)
-        if batch and size + own > _EXPOSED:
+        if batch and size + own > most:
             yield batch
             batch, size = [], 0
         batch.append(layer)

@@ -54,7 +54,11 @@ class _Group(click.Group):
                 click.echo(f"onnxlr: {error.strerror or error}", err=True)
             ctx.exit(1)
         except MemoryError:
-            click.echo("onnxlr: out of memory; nothing was written", err=True)
+            click.echo(
+                "onnxlr: out of memory; nothing was written: close other programs, name fewer "
+                "--jobs or a smaller --batch, or use a machine with more",
+                err=True,
+            )
             ctx.exit(1)
         except Exception as error:
             # A defect of ours, not of the input. A pipeline still gets one line and no half file.

@@ -53,6 +53,7 @@ class LatencyTable:
         self.machine = machine
         self._path = path
         found = read_json(path) if path is not None else {}
+        found = found if _is_table(found) else {}  # a damaged one is begun anew
         self.origin: dict[str, Any] = found.get("machine") or describe(machine)
         self.foreign = self.origin != describe(machine)
         self.measures = measures and not self.foreign
@@ -96,7 +97,7 @@ class LatencyTable:
         return found
 
     def save(self) -> None:
-        """Write the file, if there is one and something is new.
+        """Write the file, if there is one and something is new; what other runs added stays.
 
         Raises
         ------
@@ -105,8 +106,19 @@ class LatencyTable:
         """
         if self._path is None or not self._changed:
             return
+        self._take(read_json(self._path))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, {"machine": self.origin, "unit": "ms", "times": self._known})
         self._changed = False
+
+    def _take(self, found: dict[str, Any]) -> None:
+        """Times that are in the file by now and not here."""
+        if not _is_table(found) or found["machine"] != self.origin:
+            return
+        for use, methods in found["times"].items():
+            for method, ranks in methods.items():
+                own = self._known.setdefault(use, {}).setdefault(method, {})
+                own |= {rank: times for rank, times in ranks.items() if rank not in own}
 
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if use.x_shape is None or use.y_shape is None:

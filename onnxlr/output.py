@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxlr.errors import OutputError, UsageError
 from onnxlr.model import PROTOBUF_LIMIT, Source, all_graphs, serialize, to_proto
 
+TEMPORARY = ".onnxlr-"  # what files are called that are being written
 _WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
 _DATA = "weights-"  # what external data made here are called, with their digest and .data
 _DATA_NAME = rb"weights-[0-9a-f]{16}\.data"
@@ -300,7 +301,7 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         If it can't.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".onnxlr-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from onnxlr.output import replacing
+from onnxlr.output import TEMPORARY, replacing
 
 FOLDER_VARIABLE = "ONNXLR_CACHE"
 OFF = "off"
+_ABANDONED = 3600.0  # seconds after which a file that was begun won't be finished
 MOST_BYTES = 2 << 30  # of arrays: those not asked for the longest go first
 
 
@@ -44,16 +45,19 @@ class Store:
         return None if self._folder is None else self._folder / f"{kind}-{key}.json"
 
     def read(self, kind: str, key: str) -> dict[str, Any]:
-        """An entry; empty if there is none that can be read."""
+        """The rows of an entry; empty if there is none that is as it was written."""
         path = self.path(kind, key)
-        return read_json(path) if path is not None else {}
+        found = read_json(path) if path is not None else {}
+        rows = found.get("rows")
+        return rows if isinstance(rows, dict) and found.get("digest") == _digest(rows) else {}
 
-    def write(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
-        """Replace an entry in one step."""
+    def write(self, kind: str, key: str, rows: Mapping[str, Any]) -> None:
+        """Add rows to an entry in one step: those that another run has added meanwhile stay."""
         if (path := self.path(kind, key)) is not None:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, entry)
+                whole = self.read(kind, key) | dict(rows)
+                write_json(path, {"digest": _digest(whole), "rows": whole})
 
     def read_arrays(self, kind: str, key: str) -> dict[str, NDArray[Any]]:
         """The arrays of an entry; empty if there are none that can be read."""
@@ -64,7 +68,7 @@ class Store:
             with path.open("rb") as handle, np.load(handle) as file:
                 found = {name: file[name] for name in file.files}
             path.touch()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # whatever zip, zlib and NumPy trip over in a file that was damaged
             return {}
         return found
 
@@ -120,7 +124,15 @@ def write_json(path: Path, entry: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
 
 
+def _digest(rows: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
 def _trim(folder: Path) -> None:
+    for abandoned in folder.glob(f"{TEMPORARY}*"):  # by a run that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > _ABANDONED:
+                abandoned.unlink()
     files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
     held = 0
     for file in files:

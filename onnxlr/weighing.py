@@ -1,5 +1,6 @@
 """What every candidate of every layer costs, and what it does to the model, both measured."""
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,8 @@ class Weighing:
             with self.progress.stage("time candidates", len(self.layers)) as step:
                 for layer in self.layers:
                     self._time(layer)
+                    with contextlib.suppress(OSError):  # told at the end, where it counts
+                        self.table.save()  # now: a run that is killed has paid for it
                     step(layer.name)
         else:
             for layer in self.layers:

@@ -24,7 +24,13 @@ def test_entries_come_back(tmp_path: Path) -> None:
     assert not list((tmp_path / "new" / "folder").glob(".*"))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"PK\x03\x04broken"])
+DAMAGED = [
+    *(b"", b"{", b"[1]", b"\xff\xfe", b"PK\x03\x04broken", b"{}", b'{"rows": 1}'),
+    b'{"rows": {"x": 5}, "digest": "of something else"}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_what_cannot_be_read_is_done_without(content: bytes, tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / "a-k.json").write_bytes(content)
@@ -60,7 +66,7 @@ def test_the_oldest_arrays_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path))
     open_store().write("a", "k", {"x": 1})
-    assert read_json(tmp_path / "a-k.json") == {"x": 1}
+    assert read_json(tmp_path / "a-k.json")["rows"] == {"x": 1}
     monkeypatch.setenv("ONNXLR_CACHE", "off")
     assert open_store().path("a", "k") is None
 
@@ -71,3 +77,33 @@ def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key_of("a", 1) == keys[0]
     monkeypatch.setattr("onnxlr.__version__", "9.9")
     assert key_of("a", 1) != keys[0]
+
+
+def test_one_bit_that_flips_is_seen(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("a", "k", {"x": 1.0})
+    store.write_arrays("a", "k", {"x": np.ones(100)})
+    text = tmp_path / "a-k.json"
+    text.write_text(text.read_text().replace("1.0", "1.5"))
+    packed = bytearray((tmp_path / "a-k.npz").read_bytes())
+    packed[len(packed) // 2] ^= 1
+    (tmp_path / "a-k.npz").write_bytes(packed)
+    assert store.read("a", "k") == {}
+    assert store.read_arrays("a", "k") == {}
+
+
+def test_two_runs_add_to_one_entry(tmp_path: Path) -> None:
+    one, other = Store(tmp_path), Store(tmp_path)
+    one.write("a", "k", {"x": 1})
+    other.write("a", "k", {"y": 2})
+    assert one.read("a", "k") == {"x": 1, "y": 2}
+
+
+def test_files_that_a_killed_run_began_go_after_a_while(tmp_path: Path) -> None:
+    old, new = tmp_path / ".onnxlr-old", tmp_path / ".onnxlr-new"
+    for path in (old, new):
+        path.write_text("begun")
+    os.utime(old, (1, 1))
+    Store(tmp_path).write_arrays("a", "k", {"x": np.ones(3)})
+    assert not old.exists()
+    assert new.exists()

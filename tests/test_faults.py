@@ -1,0 +1,370 @@
+"""What goes wrong around a run: crashes of the runtime, processes that are killed, memory, disks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxlr
+from onnxlr import child, jobs, layer_check, layer_timing, memory, prepare
+from onnxlr.child import CrashError, Trial, in_child
+from onnxlr.errors import ModelError
+from onnxlr.jobs import Jobs
+from onnxlr.model import load
+from onnxlr.output import workspace
+from onnxlr.runtime import ONE_CPU_THREAD
+from tests.builders import linear, make_model, node
+from tests.test_data_aware import images, network
+from tests.test_layer_check import noisy
+
+TOOL = [sys.executable, "-c", "from onnxlr.cli import main; main()"]
+
+
+def crash(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(*_: object) -> None:
+    time.sleep(60)
+
+
+def same(value: int) -> int:
+    return value
+
+
+def test_a_crash_costs_the_child_only() -> None:
+    with pytest.raises(CrashError, match=r"trying it: ONNX Runtime crashed"):
+        in_child(crash, what="trying it")
+    assert in_child(same, 3, what="going on") == 3
+
+
+def test_what_does_not_end_is_stopped() -> None:
+    started = time.perf_counter()
+    with pytest.raises(CrashError, match=r"waiting: it did not end within 1 s"):
+        in_child(sleep, seconds=1.0, what="waiting")
+    assert time.perf_counter() - started < 30
+    assert in_child(same, 3, what="going on") == 3
+
+
+def endless() -> onnx.ModelProto:
+    """A loop of 2^62 rounds."""
+    body = onnx.helper.make_graph(
+        [node("Identity", ["c"], "c_out"), node("Relu", ["v"], "v_out")],
+        "body",
+        [
+            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [4, 32]),
+        ],
+        [
+            onnx.helper.make_tensor_value_info("c_out", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("v_out", onnx.TensorProto.FLOAT, [4, 32]),
+        ],
+    )
+    loop = onnx.helper.make_node("Loop", ["rounds", "go", "h"], ["y"], body=body)
+    weights = {"w": noisy(4, 0.1)[:32, :32], "rounds": np.array(2**62), "go": np.array(True)}
+    return make_model([node("MatMul", ["x", "w"], "h"), loop], {"x": (4, 32)}, ["y"], weights)
+
+
+def test_a_model_that_never_ends_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(child, "LONGEST", 2.0)
+    with pytest.raises(ModelError, match=r"running <model>: it did not end within .* --verify none"):
+        onnxlr.optimize(endless(), tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+_OWN_TIMED, _OWN_OUTPUTS = layer_timing._timed, layer_check._outputs
+
+
+def timed_or_crashed(models: Sequence[bytes], *rest: Any) -> Any:
+    """Timing that crashes on what replaces a layer of 40 inputs, and on nothing else."""
+    if any(b"Gemm" in m or b"MatMul" in m for m in models) and _width(models[1]) == 40:
+        crash()
+    return _OWN_TIMED(models, *rest)
+
+
+def outputs_or_crashed(model: bytes, *rest: Any) -> Any:
+    """Running that crashes on what replaces a layer of 40 inputs."""
+    proto = onnx.load_from_string(model)
+    if _width(model) == 40 and len(proto.graph.node) > 1:
+        crash()
+    return _OWN_OUTPUTS(model, *rest)
+
+
+def _width(model: bytes) -> int:
+    shape = onnx.load_from_string(model).graph.input[0].type.tensor_type.shape
+    return int(shape.dim[-1].dim_value)
+
+
+def two_layers() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    first, second = (
+        (rng.standard_normal((a, 4)) @ rng.standard_normal((4, b))).astype(np.float32)
+        for a, b in ((48, 40), (40, 40))
+    )
+    return make_model(
+        [node("MatMul", ["x", "a"], "h", "fine"), node("MatMul", ["h", "b"], "y", "bad")],
+        {"x": (256, 48)},
+        ["y"],
+        {"a": first, "b": second},
+    )
+
+
+def test_a_candidate_that_crashes_the_runtime_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_timing, "_timed", timed_or_crashed)
+    result = onnxlr.optimize(two_layers(), max_drop=1)
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["bad"].decision == "keep"
+    assert "crashed the runtime" in rows["bad"].reason
+    assert all(a.after_ms is None for a in rows["bad"].alternatives)
+    assert any(a.after_ms is not None for a in rows["fine"].alternatives)
+
+
+def test_a_layer_that_crashes_the_runtime_alone_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layer_check, "_outputs", outputs_or_crashed)
+    result = onnxlr.optimize(two_layers(), verify="layers", rank=4, max_drop=1)
+    rows = {d.name: d for d in result.plan.decisions}
+    assert rows["fine"].decision == "svd"
+    assert rows["bad"].decision == "keep"
+    assert "put back: running 'bad' alone: ONNX Runtime crashed" in rows["bad"].reason
+
+
+def test_a_whole_model_that_crashes_the_runtime_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = Trial.run
+
+    def run(trial: Trial, feed: Any) -> None:
+        if trial._label == "the optimized model":
+            raise CrashError("running the optimized model: ONNX Runtime crashed")
+        own(trial, feed)
+
+    monkeypatch.setattr(Trial, "run", run)
+    result = onnxlr.optimize(two_layers(), rank=4, max_drop=1)
+    assert not result.plan.replaced
+    assert all("ONNX Runtime crashed" in d.reason for d in result.plan.decisions)
+
+
+# Processes that decompose.
+
+
+def die_once(marker: str, i: int) -> int:
+    if i == 2 and not Path(marker).exists():
+        Path(marker).touch()
+        crash()
+    return i * i
+
+
+def die(i: int) -> int:
+    if i == 2:
+        crash()
+    return i * i
+
+
+def hunger(limit: int, i: int) -> int:
+    """More memory than there is, unless one works alone."""
+    running = Path(os.environ["ONNXLR_CACHE"]) / "running"
+    running.mkdir(exist_ok=True)
+    own = running / str(os.getpid())
+    own.touch()
+    time.sleep(0.2)
+    try:
+        if len(list(running.iterdir())) > limit:
+            raise MemoryError("too many")
+    finally:
+        own.unlink(missing_ok=True)
+    return i
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_WORTHWHILE", 0.0)
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    items = [(i,) for i in range(6)]
+    found = list(Jobs(2).map(die_once, items, str(tmp_path / "died")))
+    assert found == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.usefixtures("apart")
+def test_one_that_dies_again_and_again_ends_the_run() -> None:
+    found = []
+    with pytest.raises(MemoryError, match=r"ended before its time"):
+        for value in Jobs(2).map(die, [(i,) for i in range(6)]):
+            found.append(value)
+    assert found == [0, 1]
+
+
+@pytest.mark.usefixtures("apart")
+def test_where_memory_runs_out_fewer_work() -> None:
+    assert list(Jobs(2).map(hunger, [(i,) for i in range(5)], 1)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("apart")
+def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "available", lambda: 3 << 30)
+    widths = []
+    own = jobs._processes
+
+    def counted(width: int) -> Any:
+        widths.append(width)
+        return own(width)
+
+    monkeypatch.setattr(jobs, "_processes", counted)
+    items = [(i,) for i in range(8)]
+    assert list(Jobs(4).map(same, items, needs=1 << 30)) == list(range(8))
+    assert widths == [2]
+
+
+def test_what_will_not_fit_is_said_beforehand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weight = noisy(4, 0.1)
+    monkeypatch.setattr(prepare, "available", lambda: 3 * weight.nbytes)
+    out = tmp_path / "out.onnx"
+    with pytest.raises(ModelError, match=r"MB of memory to be run beside.*--verify layers"):
+        onnxlr.optimize(linear(weight), out)
+    assert not out.exists()
+    assert onnxlr.optimize(linear(weight), out, verify="layers", rank=4).plan.replaced
+
+
+def test_half_precision_is_widened_on_cpus() -> None:
+    wide, narrow = (linear(noisy(4, 0.1).astype(t)) for t in (np.float32, np.float16))
+    sizes = [prepare.runtime_bytes(load(m).model, ONE_CPU_THREAD) for m in (wide, narrow)]
+    assert sizes[1] == sizes[0] > 0
+
+
+def test_memory_is_that_of_the_process_too() -> None:
+    code = (
+        "import resource\n"
+        "from onnxlr.memory import available\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))\n"
+        "print(available())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 8 << 30
+    assert memory.available() > 0
+
+
+# Runs that are killed.
+
+
+def test_a_killed_run_leaves_out_as_it_was_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    source, data, out = (tmp_path / n for n in ("net.onnx", "d.npz", "out.onnx"))
+    onnx.save(network(), source)
+    np.savez(data, x=images(96, 0))
+    out.write_bytes(b"of before")
+    before = source.read_bytes()
+    command = [
+        *(*TOOL, "optimize", str(source), str(out), "--data", str(data), "--quiet"),
+        *("--metric", "rel-error", "--max-drop", "1", "--target", "macs=0.6"),
+    ]
+    cache = Path(os.environ["ONNXLR_CACHE"])
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("sensitivities-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert source.read_bytes() == before
+    assert out.read_bytes() == b"of before"
+    assert list(tmp_path.glob(".onnxlr-run-*"))
+    kept = {p.name: p.read_bytes() for p in cache.glob("sensitivities-*")}
+    assert subprocess.run(command, check=False).returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "net.onnx", "out.onnx"]
+    onnx.checker.check_model(out)
+    assert all((cache / name).exists() for name in kept)
+    whole = out.read_bytes()
+    shutil.rmtree(cache)
+    assert subprocess.run(command, check=False).returncode == 0
+    assert out.read_bytes() == whole
+
+
+def test_a_living_run_s_folder_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from onnxlr.output import workspace\n"
+        "with workspace(Path(sys.argv[1])) as folder:\n"
+        "    print(folder, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    theirs = Path(process.stdout.readline().strip())
+    with workspace(out) as own:
+        assert own.exists()
+        assert theirs.exists()
+    process.kill()
+    process.wait()
+    process.communicate()
+    assert theirs.exists()
+    with workspace(out):
+        assert not theirs.parent.exists()
+
+
+def big(tmp_path: Path, seed: int = 0) -> Path:
+    """A model with its weights in a file beside it."""
+    model = network(seed=seed)
+    path = tmp_path / "big.onnx"
+    onnx.save(
+        model, path, save_as_external_data=True, location="big.data", size_threshold=64
+    )
+    return path
+
+
+def test_external_data_are_named_by_their_content(tmp_path: Path) -> None:
+    source, out = big(tmp_path), tmp_path / "out.onnx"
+    plans = [
+        onnxlr.optimize(source, out, rank=rank, verify="none").plan for rank in ("0.25", "0.5")
+    ]
+    (first,) = tmp_path.glob("weights-*.data")  # what the first run had written is gone
+    again = tmp_path / "again.onnx"
+    onnxlr.apply(plans[1], source, again)
+    assert again.read_bytes() == out.read_bytes()
+    onnxlr.optimize(source, out, rank="0.25", verify="none")
+    assert first.exists()  # again.onnx has it as well
+    for path in (out, again):
+        onnx.checker.check_model(path)
+    assert len(list(tmp_path.glob("weights-*.data"))) == 2
+
+
+def test_a_model_of_other_weights_is_another_model(tmp_path: Path) -> None:
+    """The same graph, names and sizes: only the numbers in the data file differ."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    source, other = big(tmp_path), big(folder, seed=1)
+    assert source.read_bytes() == other.read_bytes()
+    plan = onnxlr.optimize(source, rank=4, verify="none").plan
+    with pytest.raises(onnxlr.UsageError, match="the plan is for a model with digest"):
+        onnxlr.apply(plan, other)
+
+
+def test_external_data_that_go_away_meanwhile(tmp_path: Path) -> None:
+    source = big(tmp_path)
+    loaded = load(source)
+    (tmp_path / "big.data").write_bytes(b"")
+    prepared = prepare.prepare(loaded, feed=None)
+    with pytest.raises(ModelError, match="can't read the weight"):
+        prepared.layers[0].array()
