@@ -157,7 +157,7 @@ def main(
             console.print(f"  failure: {escape(failure)}", style="red", highlight=False)
         outcomes.append(outcome)
     rows = [_row(outcome) for outcome in outcomes]
-    kept = [(o.model.title, _kept_words(o.report)) for o in outcomes if o.report is not None]
+    kept = [(o.model.title, kept_words(o.report)) for o in outcomes if o.report is not None]
     notes = _notes(outcomes, threads)
     for part in (slice(1, 6), slice(6, None)):  # as one table, too wide for most terminals
         _show(console, (_COLUMNS[0], *_COLUMNS[part]), [(r[0], *r[part]) for r in rows])
@@ -263,7 +263,8 @@ def _kind(reason: str) -> str:
     return next(found, f"other ({re.sub(r'[0-9][0-9.,]*', '#', reason)})")
 
 
-def _kept_words(report: dict[str, Any]) -> str:
+def kept_words(report: dict[str, Any]) -> str:
+    """How many layers of a report were kept for each kind of reason."""
     kinds = Counter(_kind(r["reason"]) for r in report["layers"] if r["decision"] == "keep")
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"
 

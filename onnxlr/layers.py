@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,47 +12,12 @@ from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
 from onnxlr.model import constant, int_attr, is_standard, values_of
+from onnxlr.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
 from onnxlr.tracing import Trace, foreign_user, trace
 
-Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 T = TypeVar("T", bound=np.generic)
-
-# Operator → which inputs may hold its weight, and what kind of layer that makes.
-_STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {
-    "MatMul": ((1, 0), "matrix"),
-    "Gemm": ((1, 0), "matrix"),
-    "Conv": ((1,), "conv"),
-    "ConvTranspose": ((1,), "conv-transpose"),
-    "Gather": ((0,), "gather"),
-    "LSTM": ((1, 2), "recurrent"),
-    "GRU": ((1, 2), "recurrent"),
-    "RNN": ((1, 2), "recurrent"),
-    "ConvInteger": ((1,), "quantized"),
-    "MatMulInteger": ((1, 0), "quantized"),
-    "QLinearConv": ((3,), "quantized"),
-    "QLinearMatMul": ((3, 0), "quantized"),
-    "DeformConv": ((1,), "other"),
-    "Einsum": ((0, 1, 2, 3), "other"),
-}
-_MICROSOFT: dict[str, tuple[tuple[int, ...], Kind]] = {
-    "FusedConv": ((1,), "other"),
-    "FusedGemm": ((1,), "other"),
-    "FusedMatMul": ((1, 0), "other"),
-    "Attention": ((1,), "other"),
-    "QGemm": ((3,), "quantized"),
-    "MatMulNBits": ((1,), "quantized"),
-    "MatMulIntegerToFloat": ((1,), "quantized"),
-    "DynamicQuantizeMatMul": ((1,), "quantized"),
-    "QLinearConv": ((3,), "quantized"),
-}
-_FLOATS = (
-    ir.DataType.FLOAT16,
-    ir.DataType.BFLOAT16,
-    ir.DataType.FLOAT,
-    ir.DataType.DOUBLE,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,10 +286,10 @@ def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
 
 
 def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
-    if is_standard(node, *_STANDARD):
-        slots, kind = _STANDARD[node.op_type]
-    elif node.domain == "com.microsoft" and node.op_type in _MICROSOFT:
-        slots, kind = _MICROSOFT[node.op_type]
+    if is_standard(node, *STANDARD):
+        slots, kind = STANDARD[node.op_type]
+    elif node.domain == "com.microsoft" and node.op_type in MICROSOFT:
+        slots, kind = MICROSOFT[node.op_type]
     else:
         return
     traced = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
@@ -332,14 +297,24 @@ def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
     if kind == "matrix" and len(weights) > 1:
         return  # constant times constant: nothing runs through it
     for slot, seen in weights:
-        embeds = seen.dtype is not None and seen.dtype.is_floating_point() and len(seen.perm) > 1
-        if kind == "gather" and not embeds:
+        if kind == "gather" and not _embeds(seen):
             continue  # shapes and indices, not an embedding
         use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None)
         x = shapes.get(use.x.name or "") if node.inputs and node.inputs[0] is not None else None
         y = shapes.get(node.outputs[0].name or "")
         use = replace(use, x_shape=x, y_shape=y)
         yield _Sighting(use, kind, seen)
+
+
+def _embeds(seen: Trace) -> bool:
+    """Whether what a Gather looks up in is a table of features, quantized or not."""
+    tensor = constant(seen.root)
+    if tensor is None or len(tensor.shape) < 2:
+        return False
+    if seen.quantized:
+        return True
+    kind = seen.dtype
+    return kind is not None and (kind.is_floating_point() or kind in QUANTIZED)
 
 
 def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Layer:
@@ -384,7 +359,9 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
         return f"{layer.op} is already quantized: left alone"
     if any(s.seen.quantized for s in sightings):
         return next(s.seen.reason for s in sightings if s.seen.quantized)
-    if layer.dtype not in _FLOATS:
+    if layer.dtype in QUANTIZED:
+        return f"the weight is quantized (stored as {layer.dtype.name.lower()}): left alone"
+    if layer.dtype not in FLOATS:
         return f"the weight is stored as {layer.dtype.name.lower()}: left alone"
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
@@ -397,7 +374,7 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
 
 def _refusal(layer: Layer, sightings: list[_Sighting]) -> str | None:
     """Why no chain can replace the layer, whatever the method."""
-    if any(s.use.dtype not in _FLOATS for s in sightings):
+    if any(s.use.dtype not in FLOATS for s in sightings):
         return "its users cast it to something other than floating point"
     kinds = {s.kind for s in sightings}
     if len(kinds) > 1:

@@ -30,7 +30,7 @@ FLOORS = (
         "decompose",
     ),
     ("sanity", "model", "batch_norm", "functions", "output", "store", "jobs", "cluster"),
-    ("tracing", "runtime", "child", "latency"),
+    ("operators", "tracing", "runtime", "child", "latency"),
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite"),
     (

@@ -1,4 +1,4 @@
-"""What goes wrong around a run: crashes of the runtime, processes that are killed, memory, disks."""
+"""What goes wrong around a run: runtimes that crash, processes that are killed, memory, disks."""
 
 import os
 import shutil
@@ -79,7 +79,9 @@ def test_a_model_that_never_ends_is_refused_in_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(child, "LONGEST", 2.0)
-    with pytest.raises(ModelError, match=r"running <model>: it did not end within .* --verify none"):
+    with pytest.raises(
+        ModelError, match=r"running <model>: it did not end within .* --verify none"
+    ):
         onnxlr.optimize(endless(), tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -203,10 +205,9 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("apart")
 def test_one_that_dies_again_and_again_ends_the_run() -> None:
-    found = []
+    found: list[int] = []
     with pytest.raises(MemoryError, match=r"ended before its time"):
-        for value in Jobs(2).map(die, [(i,) for i in range(6)]):
-            found.append(value)
+        found.extend(Jobs(2).map(die, [(i,) for i in range(6)]))
     assert found == [0, 1]
 
 
@@ -328,9 +329,7 @@ def big(tmp_path: Path, seed: int = 0) -> Path:
     """A model with its weights in a file beside it."""
     model = network(seed=seed)
     path = tmp_path / "big.onnx"
-    onnx.save(
-        model, path, save_as_external_data=True, location="big.data", size_threshold=64
-    )
+    onnx.save(model, path, save_as_external_data=True, location="big.data", size_threshold=64)
     return path
 
 

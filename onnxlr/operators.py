@@ -1,0 +1,48 @@
+"""The operators that hold weights, and the types that weights are stored in."""
+
+from typing import Literal
+
+import onnx_ir as ir
+
+Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
+
+# Operator → which inputs may hold its weight, and what kind of layer that makes.
+STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {
+    "MatMul": ((1, 0), "matrix"),
+    "Gemm": ((1, 0), "matrix"),
+    "Conv": ((1,), "conv"),
+    "ConvTranspose": ((1,), "conv-transpose"),
+    "Gather": ((0,), "gather"),
+    "LSTM": ((1, 2), "recurrent"),
+    "GRU": ((1, 2), "recurrent"),
+    "RNN": ((1, 2), "recurrent"),
+    "ConvInteger": ((1,), "quantized"),
+    "MatMulInteger": ((1, 0), "quantized"),
+    "QLinearConv": ((3,), "quantized"),
+    "QLinearMatMul": ((3, 0), "quantized"),
+    "DeformConv": ((1,), "other"),
+    "Einsum": ((0, 1, 2, 3), "other"),
+}
+MICROSOFT: dict[str, tuple[tuple[int, ...], Kind]] = {
+    "FusedConv": ((1,), "other"),
+    "FusedGemm": ((1,), "other"),
+    "FusedMatMul": ((1, 0), "other"),
+    "Attention": ((1,), "other"),
+    "QGemm": ((3,), "quantized"),
+    "MatMulNBits": ((1,), "quantized"),
+    "MatMulIntegerToFloat": ((1,), "quantized"),
+    "DynamicQuantizeMatMul": ((1,), "quantized"),
+    "DynamicQuantizeLSTM": ((1, 2), "quantized"),
+    "MatMulBnb4": ((1,), "quantized"),
+    "GatherBlockQuantized": ((0,), "quantized"),
+    "QAttention": ((1,), "quantized"),
+    "QEmbedLayerNormalization": ((2, 3, 4), "quantized"),
+    "QLinearConv": ((3,), "quantized"),
+}
+FLOATS = (
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
+)
+QUANTIZED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
