@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psutil
 
 from onnxlr.errors import ModelError
+from onnxlr.jobs import end
 from onnxlr.memory import available
 from onnxlr.runtime import Feed, Machine, Session
 
@@ -63,7 +64,7 @@ class _Child:
         """Stop the process, whatever it does."""
         if self._executor is not None:
             executor, self._executor = self._executor, None
-            executor.shutdown(wait=True, kill_workers=True)
+            end(executor)
 
 
 _CHILD = _Child()

@@ -8,17 +8,19 @@ import contextlib
 import itertools
 import os
 import pickle
+import sys
 import threading
 import time
 import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
+import psutil
 from threadpoolctl import threadpool_limits
 
 from onnxlr.memory import available
@@ -199,9 +201,23 @@ def _processes(width: int) -> Iterator[Executor]:
         executor = get_reusable_executor(width, env=_ONE_THREAD)
         try:
             yield executor
+        except Exception:
+            raise  # what is under way was seen to its end
         except BaseException:
-            executor.shutdown(wait=True, kill_workers=True)
+            end(executor)
             raise
+
+
+def end(executor: Any) -> None:
+    """End a pool of processes now, whatever they do.
+
+    Its own way to do that may trip over a result that comes in at the same time; processes that die
+    it knows how to bury.
+    """
+    for pid in list(executor._processes or ()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    executor.shutdown(wait=True)
 
 
 def _in_order(
@@ -232,8 +248,9 @@ def _in_order(
             submit(1)
             yield pickle.loads(found)  # noqa: S301 - made by ``_work`` of this very run
     finally:
-        for future in waiting:
-            future.cancel()
+        running = [future for future in waiting if not future.cancel()]
+        if workers is None and isinstance(sys.exception(), Exception):
+            wait(running)
 
 
 def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 import onnxlr
@@ -184,7 +185,7 @@ def hunger(limit: int, i: int) -> int:
     own.touch()
     time.sleep(0.2)
     try:
-        if len(list(running.iterdir())) > limit:
+        if sum(psutil.pid_exists(int(p.name)) for p in running.iterdir()) > limit:
             raise MemoryError("too many")
     finally:
         own.unlink(missing_ok=True)
@@ -241,7 +242,7 @@ def test_what_will_not_fit_is_said_beforehand(
     with pytest.raises(ModelError, match=r"MB of memory to be run beside.*--verify layers"):
         onnxlr.optimize(linear(weight), out)
     assert not out.exists()
-    assert onnxlr.optimize(linear(weight), out, verify="layers", rank=4).plan.replaced
+    assert onnxlr.optimize(linear(weight), out, verify="layers", rank=4, max_drop=1).plan.replaced
 
 
 def test_half_precision_is_widened_on_cpus() -> None:
