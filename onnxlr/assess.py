@@ -222,4 +222,5 @@ def sample_seconds(prepared: Prepared) -> float:
     """What one sample takes, by the work in it: a measured time would choose by chance."""
     macs = count_macs(prepared.model, prepared.shapes)
     shape = next(iter(prepared.input_shapes.values()), ())
-    return max(Work(macs, 0, 1).usual_ms / 1e3 / (shape[0] if shape else 1), 1e-6)
+    samples = max(1, shape[0]) if shape else 1  # an input may be empty
+    return max(Work(macs, 0, 1).usual_ms / 1e3 / samples, 1e-6)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from onnxlr.errors import ModelError
-from onnxlr.jobs import end
+from onnxlr.jobs import end, follow
 from onnxlr.memory import available
 from onnxlr.runtime import Feed, Machine, Session
 
@@ -42,7 +43,9 @@ class _Child:
                 from joblib.externals.loky.backend.context import get_context
                 from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
-                self._executor = ProcessPoolExecutor(1, context=get_context("loky"))
+                self._executor = ProcessPoolExecutor(
+                    1, context=get_context("loky"), initializer=follow, initargs=(os.getpid(),)
+                )
             try:
                 found: T = self._executor.submit(function, *args).result(seconds)
             except BrokenExecutor:

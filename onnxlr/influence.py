@@ -60,8 +60,10 @@ class _Backward:
 
     def visit(self, layer: Layer) -> None:
         """Find G, (m, m) over all groups' outputs, where every user has the same axis of them."""
+        if layer.kind not in ("matrix", "conv", "conv-transpose") or len(layer.shape) < 2:
+            return
         channels = _outputs(layer)
-        if channels > _WIDEST or layer.kind not in ("matrix", "conv", "conv-transpose"):
+        if channels > _WIDEST:
             return
         total, known, unknown = np.zeros((channels, channels)), 0, 0
         for use in layer.uses:
@@ -233,18 +235,20 @@ def influences(prepared: Prepared) -> dict[str, Array]:
     dict of str to ndarray of shape (g, m, m)
         By layer name; G is scaled to a mean diagonal of 1 over all groups.
     """
-    users = {use.node: (layer, use) for layer in prepared.layers for use in layer.uses}
+    # What is stored for a refused layer need not be the weight that its users see.
+    layers = [layer for layer in prepared.layers if layer.refusal is None]
+    users = {use.node: (layer, use) for layer in layers for use in layer.uses}
     backward = _Backward(prepared, users)
     order = {node: i for i, node in enumerate(prepared.model.graph)}
     last = {
         layer.name: max((order.get(use.node, -1) for use in layer.uses), default=-1)
-        for layer in prepared.layers
+        for layer in layers
     }
-    for layer in sorted(prepared.layers, key=lambda item: -last[item.name]):
+    for layer in sorted(layers, key=lambda item: -last[item.name]):
         if last[layer.name] >= 0:
             backward.visit(layer)
     roots = {}
-    for layer in prepared.layers:
+    for layer in layers:
         whole = backward.found.get(layer.name)
         if whole is not None:
             m = len(whole) // layer.group

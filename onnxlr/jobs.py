@@ -198,7 +198,9 @@ def _processes(width: int) -> Iterator[Executor]:
     with warnings.catch_warnings():
         # A process that has grown is replaced by a fresh one: nothing the user should hear of.
         warnings.filterwarnings("ignore", message="A worker stopped")
-        executor = get_reusable_executor(width, env=_ONE_THREAD)
+        executor = get_reusable_executor(
+            width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(),)
+        )
         try:
             yield executor
         except Exception:
@@ -206,6 +208,17 @@ def _processes(width: int) -> Iterator[Executor]:
         except BaseException:
             end(executor)
             raise
+
+
+def follow(parent: int) -> None:
+    """End this process when the one that began it is no more, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end(executor: Any) -> None:

@@ -362,7 +362,8 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
     if layer.dtype in QUANTIZED:
         return f"the weight is quantized (stored as {layer.dtype.name.lower()}): left alone"
     if layer.dtype not in FLOATS:
-        return f"the weight is stored as {layer.dtype.name.lower()}: left alone"
+        computed = next((s.seen.reason for s in sightings if s.seen.reason), None)
+        return computed or f"the weight is stored as {layer.dtype.name.lower()}: left alone"
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
     if place is not None:

@@ -177,6 +177,9 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is None or not is_standard(node, "Constant") or len(node.attributes) != 1:
         return None
+    tensor = node.attributes.get("value")
+    if tensor is not None and not tensor.is_ref():
+        return tensor.as_tensor()  # the library's own way would give it the output's name
     try:
         return ir.convenience.get_const_tensor(value)
     except ValueError:  # sparse constants

@@ -81,6 +81,7 @@ def _write_data(model: ir.Model, folder: Path) -> int:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     name = f"{_DATA}{content[:16]}.data"
     nbytes = passing.stat().st_size
+    passing.chmod(0o666 & ~_umask())
     passing.rename(folder / name)
     for value, tensor in moved:
         value.const_value = ir.ExternalTensor(

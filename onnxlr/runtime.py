@@ -1,6 +1,7 @@
 """ONNX Runtime sessions: one place that opens them, and says clearly why one can't be opened."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ Feed = Mapping[str, NDArray[Any]]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FOLDER = "session.model_external_initializers_file_folder_path"
+# A file and line of its source, and the signature of the function there.
+_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
 
 
@@ -155,7 +158,7 @@ def _onnxruntime() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """ONNX Runtime's message without its error class and code."""
-    text = one_line(error)
+    """ONNX Runtime's message without its error class and code, and where in its source that was."""
+    text = one_line(_PLACE.sub("", str(error)))
     parts = text.split(" : ", 3)
     return parts[3] if text.startswith("[ONNXRuntimeError]") and len(parts) == 4 else text

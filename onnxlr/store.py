@@ -81,7 +81,8 @@ class Store:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                # NumPy below 2.1 would store its `allow_pickle` as one more array.
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             _trim(self._folder)
 
 

@@ -92,7 +92,7 @@ def _text(name: str, text: str) -> Setup:
 
 
 def _arrays(**arrays: Array) -> Setup:
-    return lambda: np.savez("data.npz", allow_pickle=True, **arrays)
+    return lambda: np.savez("data.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _then(*setups: Setup) -> Setup:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -174,6 +175,22 @@ def test_the_readme_names_every_command_and_flag_of_optimize() -> None:
 def test_the_readme_s_table_of_methods_is_that_of_the_passes() -> None:
     readme = README.read_text(encoding="utf-8")
     assert f"{BEGIN}{passes_table()}{END}" in readme, "run python -m models.readme_tables"
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    allowed = dict(
+        line.split(">=") for line in [*project["dependencies"], *extras["cpu"], *extras["test"]]
+    )
+    for name in ("mypy", "ruff", "scipy-stubs"):  # which are only run with the newest
+        del allowed[name]
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert tested.pop("pyparsing")  # not ours
+    assert {name: f"{version}.0.0".split(".")[:3] for name, version in allowed.items()} == {
+        name: version.split(".") for name, version in tested.items()
+    }
 
 
 def test_the_changelog_knows_the_version() -> None:
