@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from onnxlr.errors import ModelError
-from onnxlr.jobs import end, follow
+from onnxlr.jobs import end, follow, joblib_late
 from onnxlr.memory import available
 from onnxlr.runtime import Feed, Machine, Session
 
@@ -38,16 +38,15 @@ class _Child:
     def run(self, function: Callable[..., T], *args: Any, seconds: float, what: str) -> T:
         """See ``in_child``."""
         with self._lock:
-            if self._executor is None:
-                # Imported here: most commands that only look at a model never need it.
-                from joblib.externals.loky.backend.context import get_context
-                from joblib.externals.loky.process_executor import ProcessPoolExecutor
-
-                self._executor = ProcessPoolExecutor(
-                    1, context=get_context("loky"), initializer=follow, initargs=(os.getpid(),)
-                )
             try:
-                found: T = self._executor.submit(function, *args).result(seconds)
+                if self._executor is None:
+                    self._executor = _pool()
+                future = self._executor.submit(function, *args)
+            except OSError:  # some systems let nobody have semaphores: it is done here then
+                self._executor = None
+                return function(*args)
+            try:
+                found: T = future.result(seconds)
             except BrokenExecutor:
                 self.end()
                 raise CrashError(f"{what}: ONNX Runtime crashed, or was out of memory") from None
@@ -68,6 +67,15 @@ class _Child:
         if self._executor is not None:
             executor, self._executor = self._executor, None
             end(executor)
+
+
+def _pool() -> Any:
+    """One process, that ends when this one does."""
+    loky = joblib_late().externals.loky
+    context = loky.backend.context.get_context("loky")
+    return loky.process_executor.ProcessPoolExecutor(
+        1, context=context, initializer=follow, initargs=(os.getpid(),)
+    )
 
 
 _CHILD = _Child()

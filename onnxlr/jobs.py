@@ -137,32 +137,38 @@ class Jobs:
         shared: tuple[Any, ...],
         needs: int,
     ) -> Iterator[T]:
-        """In processes here: one less, and less again, where one dies or memory runs out."""
-        import joblib  # it takes a fifth of a second, and most commands never need it
-
+        """In processes here: fewer where one dies or memory runs out, none where none can start."""
         room = max(1, available() // (_PROCESS + needs))
         width = min(self.count, len(items), room)
         done, failed = 0, -1
+        while done < len(items):
+            try:
+                with self._shared(shared) as (common, token), _processes(width) as executor:
+                    for result in _in_order(executor, function, items[done:], token, common, width):
+                        done += 1
+                        yield result
+            except (BrokenExecutor, MemoryError) as error:
+                if width == 1 and failed == done:  # alone, and no further than before
+                    raise MemoryError(
+                        "a process that decomposed ended before its time, most likely for "
+                        "want of memory"
+                        if isinstance(error, BrokenExecutor)
+                        else str(error)
+                    ) from None
+                width, failed = max(1, width // 2), done
+            except OSError:  # no room for files, no semaphores: some systems let nobody have them
+                for item in items[done:]:
+                    yield function(*shared, *item)
+                return
+
+    @contextlib.contextmanager
+    def _shared(self, shared: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+        """A file with what the pieces have in common, and its name among processes."""
+        joblib = joblib_late()
         with TemporaryDirectory(dir=self.folder, prefix="shared-") as folder:
-            common, token = Path(folder) / "common", uuid.uuid4().hex
+            common = str(Path(folder) / "common")
             joblib.dump(shared, common)
-            while done < len(items):
-                try:
-                    with _processes(width) as executor:
-                        for result in _in_order(
-                            executor, function, items[done:], token, str(common), width
-                        ):
-                            done += 1
-                            yield result
-                except (BrokenExecutor, MemoryError) as error:
-                    if width == 1 and failed == done:  # alone, and no further than before
-                        raise MemoryError(
-                            "a process that decomposed ended before its time, most likely for "
-                            "want of memory"
-                            if isinstance(error, BrokenExecutor)
-                            else str(error)
-                        ) from None
-                    width, failed = max(1, width // 2), done
+            yield common, uuid.uuid4().hex
 
     def _elsewhere(
         self,
@@ -190,11 +196,19 @@ class Jobs:
             self.notes.append("the workers of the cluster were lost: the rest was computed here")
 
 
+def joblib_late() -> Any:
+    """Imported late: it takes a fifth of a second, and most commands never need it."""
+    with warnings.catch_warnings():
+        # Where there are no semaphores; ``map`` does without processes then.
+        warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
+        import joblib
+    return joblib
+
+
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
-    from joblib.externals.loky import get_reusable_executor
-
+    get_reusable_executor = joblib_late().externals.loky.get_reusable_executor
     with warnings.catch_warnings():
         # A process that has grown is replaced by a fresh one: nothing the user should hear of.
         warnings.filterwarnings("ignore", message="A worker stopped")
@@ -300,9 +314,7 @@ def _opened(common: str | bytes) -> tuple[Any, ...]:
     if isinstance(common, bytes):
         found = pickle.loads(common)  # noqa: S301 - made by ``_elsewhere`` of the same run
     else:
-        import joblib
-
-        found = joblib.load(common, mmap_mode="r")
+        found = joblib_late().load(common, mmap_mode="r")
     assert isinstance(found, tuple)
     return found
 

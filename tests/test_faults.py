@@ -368,3 +368,20 @@ def test_external_data_that_go_away_meanwhile(tmp_path: Path) -> None:
     prepared = prepare.prepare(loaded, feed=None)
     with pytest.raises(ModelError, match="can't read the weight"):
         prepared.layers[0].array()
+
+
+def test_where_no_process_can_be_started_it_is_done_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where there is no shared memory, or no file may grow."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", refused)
+    monkeypatch.setattr(child, "_pool", refused)
+    monkeypatch.setattr(child._CHILD, "_executor", None)
+    assert list(Jobs(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
+    assert in_child(os.getpid, what="asking") == os.getpid()
+    assert onnxlr.optimize(two_layers(), rank=4, max_drop=1).plan.replaced
