@@ -29,8 +29,8 @@ _NOISE = 0.05
 class Size:
     """Of a decoder: width, blocks, and words known."""
 
-    width: int = 1600
-    blocks: int = 48
+    width: int = 1024
+    blocks: int = 115
     words: int = 50257
 
     @classmethod
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the models go")
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--width", type=int, default=1600)
+    parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rank", default="64", help="of optimize")
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--only-make", action="store_true")
