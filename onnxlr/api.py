@@ -242,6 +242,8 @@ def apply(
     """
     origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
+        if Path(plan).exists() and not Path(plan).is_file():
+            raise UsageError(f"the plan {plan} is not a regular file: name one of --plan-out")
         try:
             text = Path(plan).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxlr import latency
-from onnxlr.child import CrashError, Trial
+from onnxlr.child import Trial
 from onnxlr.cost import Work
 from onnxlr.data import Samples
-from onnxlr.errors import ModelError
+from onnxlr.errors import CrashError, ModelError
 from onnxlr.factory import Built, Factory
 from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layers import count_macs

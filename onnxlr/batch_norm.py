@@ -58,6 +58,10 @@ def _fold_batch_norm(
         return False
     if None in parameters or (old_bias is not None and bias_tensor is None):
         return False
+    known = [t for t in (*parameters, bias_tensor) if t is not None]
+    channels = tuple(int(d) for d in tuple(stored.shape)[:1])  # type: ignore[arg-type]
+    if any(tuple(t.shape) != channels or 0 in channels for t in known):
+        return False
     scale, shift, mean, variance = (to_float64(t) for t in parameters if t is not None)
     spread = variance + float_attr(norm, "epsilon", 1e-5)
     if not (spread > 0).all():

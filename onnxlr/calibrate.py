@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 _WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives
 _ROWS = 48  # inputs that are looked at for each element of one
 _MOST_ROWS = 65536
+_LARGEST = 1e100  # value of an input that is taken in
 _BLOCK = 512  # rows that are multiplied at once
 _MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # of the data; a model is opened anew for each
 _LEAST_EXPOSED = 1 << 20  # below this, fewer at once won't help
@@ -217,6 +218,11 @@ def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:
         yield batch
 
 
+def _within(rows: Array) -> bool:
+    """Whether all values are numbers whose squares can be summed."""
+    return bool((np.abs(rows) < _LARGEST).all())
+
+
 class Sums:
     """Running sums of a layer's inputs in double precision, about the first rows' mean.
 
@@ -243,7 +249,7 @@ class Sums:
     def add(self, use: Use, x: NDArray[np.generic]) -> None:
         """Take in some of the inputs of one run, sampled evenly."""
         rows = self._sample(use, x, self._rng)
-        if np.isfinite(rows).all():
+        if _within(rows):
             self._hold(rows, None)
 
     def add_pair(
@@ -253,7 +259,7 @@ class Sums:
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
         # Both or neither: one count of rows serves the moments of both.
-        if not (np.isfinite(rows).all() and np.isfinite(others).all()):
+        if not (_within(rows) and _within(others)):
             return None
         self._hold(rows, others)
         return rows, others
@@ -287,8 +293,11 @@ class Sums:
     def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
         """Some inputs as (g, rows, n)."""
         if self._layer.convolves:
-            return sample_patches(self._layer, use, x, self._share, rng).astype(np.float64)
-        return self._sample_rows(use, x, rng).astype(np.float64)
+            rows = sample_patches(self._layer, use, x, self._share, rng)
+        else:
+            rows = self._sample_rows(use, x, rng)
+        with np.errstate(invalid="ignore"):  # NaN of any kind stays NaN, and is left out
+            return rows.astype(np.float64)
 
     def _sample_rows(
         self, use: Use, x: NDArray[np.generic], rng: np.random.Generator

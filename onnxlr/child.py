@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 
 import psutil
 
-from onnxlr.errors import ModelError
+from onnxlr.errors import CrashError, ModelError, UsageError
 from onnxlr.jobs import end, follow, joblib_late
 from onnxlr.memory import available
 from onnxlr.runtime import Feed, Machine, Session
 
 T = TypeVar("T")
 
-LONGEST = 50.0  # seconds for opening and running what is small
-_SECONDS_A_GB = 40.0  # more for what has to be read first
-
-
-class CrashError(ModelError):
-    """What was done in the child process brought it down, or didn't come to an end."""
+VARIABLE = "ONNXLR_TRIAL"
+LONGEST = 45.0  # seconds for opening and running what is small
+_BYTES_A_SECOND = 10e6  # more for what is large
+_LEAST_MEMORY = 2 << 30
+_USUAL_MEMORY = 4 << 30
+_TIMES_ITS_SIZE = 100  # a large model may hold much more than its weights, a small one need not
 
 
 class _Child:
@@ -49,12 +49,13 @@ class _Child:
                 found: T = future.result(seconds)
             except BrokenExecutor:
                 self.end()
-                raise CrashError(f"{what}: ONNX Runtime crashed, or was out of memory") from None
+                raise CrashError(
+                    f"{what} crashes ONNX Runtime: the model is broken, or asks for too much"
+                ) from None
             except TimeoutError:
                 self.end()
                 raise CrashError(
-                    f"{what}: it did not end within {seconds:.0f} s; use --verify none, which runs "
-                    "nothing"
+                    f"{what} takes more than {seconds:.0f} s in ONNX Runtime"
                 ) from None
             except BaseException as error:
                 if not isinstance(error, Exception):  # Ctrl-C: it must not go on by itself
@@ -109,31 +110,33 @@ _numbers = itertools.count()
 class Trial:
     """A model that is opened and run in the child process, before it is here.
 
+    A broken or hostile model may crash ONNX Runtime, run for ever or ask for all memory there is.
+    With ``off`` in the environment's ``ONNXLR_TRIAL`` every run is taken to go well;
+    ``ONNXLR_TRIAL=600`` gives it 600 seconds for all that is tried.
+
     Parameters
     ----------
     model : path or bytes
     machine : Machine
     label : str
     nbytes : int
-        Of the model: the larger, the longer it may take.
-    folder : str, optional
-        Of the external data of a model in bytes.
+        Of the model: what it is given in time and memory goes by it.
+
+    Raises
+    ------
+    UsageError
+        If ``ONNXLR_TRIAL`` is neither ``off`` nor a number of seconds.
     """
 
-    def __init__(
-        self,
-        model: str | Path | bytes,
-        machine: Machine,
-        label: str,
-        nbytes: int,
-        folder: str | None = None,
-    ) -> None:
+    def __init__(self, model: Path | bytes, machine: Machine, label: str, nbytes: int) -> None:
         self._number = next(_numbers)
         # The child process may have been started in another folder.
-        whole = model if isinstance(model, bytes) else str(Path(model).absolute())
-        self._given = whole, machine, label, folder
+        whole = model if isinstance(model, bytes) else str(model.absolute())
+        memory = _allowance(nbytes) if machine.provider == "cpu" else None  # GPUs map more
+        self._given = whole, machine, label, memory
         self._label = label
-        self._left = LONGEST + _SECONDS_A_GB * nbytes / 1e9
+        self._seconds = _patience(nbytes)
+        self._left = self._seconds
         self._ended: CrashError | None = None
 
     def __enter__(self) -> "Trial":
@@ -141,7 +144,7 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         """Give its memory back."""
-        if self._ended is None:
+        if self._ended is None and self._seconds is not None:
             in_child(_forget, what=f"closing {self._label}")
 
     def open(self) -> None:
@@ -162,35 +165,75 @@ class Trial:
         Raises
         ------
         CrashError
-            If the runtime goes down or takes too long; from then on always.
+            If the runtime goes down; or takes too long, and from then on always.
         ModelError
             If the runtime refuses the model or the feed.
         """
         self._try(f"running {self._label}", dict(feed))
 
     def _try(self, what: str, feed: Feed | None) -> None:
+        if self._left is None:
+            return
         if self._ended is not None:
             raise self._ended
         started = time.perf_counter()
         try:
             in_child(_try, self._number, self._given, feed, seconds=self._left, what=what)
         except CrashError as crash:
-            self._ended = crash
-            raise
+            if "crashes" in str(crash):
+                raise
+            self._ended = CrashError(
+                f"{what} in ONNX Runtime takes more than {self._seconds:.0f} s: give smaller sizes "
+                f"with --shape, or more seconds with the environment's {VARIABLE}=600; --verify "
+                "none runs nothing"
+            )
+            raise self._ended from None
+        except ModelError as refusal:
+            short = any(word in str(refusal).lower() for word in ("alloc", "memory"))
+            memory = self._given[3]
+            if not short or memory is None:
+                raise
+            raise ModelError(
+                f"{refusal}; it had {memory / 1e9:.1f} GB of memory; {VARIABLE}=off in the "
+                "environment tries and limits nothing"
+            ) from None
         finally:
             self._left = max(1.0, self._left - (time.perf_counter() - started))
+
+
+def _allowance(nbytes: int) -> int:
+    """Bytes of address space that a model of this size may take."""
+    for_runs = min(available() // 4 * 3, _USUAL_MEMORY + _TIMES_ITS_SIZE * nbytes)
+    return max(_LEAST_MEMORY, for_runs) + 3 * nbytes  # files that are mapped count as well
+
+
+def _patience(nbytes: int) -> float | None:
+    """Seconds that a model of this size has to open and run; None for no trial."""
+    text = os.environ.get(VARIABLE, "")
+    if text == "off":
+        return None
+    if not text:
+        return LONGEST + nbytes / _BYTES_A_SECOND
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise UsageError(f"{VARIABLE}={text!r} is neither off nor a number of seconds up to a day")
+    return seconds
 
 
 _OPEN: dict[int, Session] = {}  # in the child: the model at hand
 
 
 def _try(
-    number: int, given: tuple[str | bytes, Machine, str, str | None], feed: Feed | None
+    number: int, given: tuple[str | bytes, Machine, str, int | None], feed: Feed | None
 ) -> None:
-    with _bounded(given[1]):
+    model, machine, label, memory = given
+    with _bounded(memory):
         if number not in _OPEN:
             _OPEN.clear()
-            _OPEN[number] = Session(*given)
+            _OPEN[number] = Session(model, machine, label)
         if feed is not None:
             _OPEN[number].run(feed)
 
@@ -200,18 +243,19 @@ def _forget() -> None:
 
 
 @contextlib.contextmanager
-def _bounded(machine: Machine) -> Iterator[None]:
-    """Keeps what a model asks for within the memory there is: a limit ends it, not the system."""
+def _bounded(memory: int | None) -> Iterator[None]:
+    """Keeps what a model asks for within so much: a limit ends it, not the system."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
+        memory = None
+    if memory is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if machine.provider == "cpu":  # GPUs map more than there is
-        room = int(psutil.Process().memory_info().vms) + available()
-        room = room if hard == resource.RLIM_INFINITY else min(room, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (room, hard))
+    room = int(psutil.Process().memory_info().vms) + memory
+    least = min(x for x in (room, soft, hard) if x != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
     try:
         yield
     finally:

@@ -157,7 +157,9 @@ class _PaperWriter:
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """Add a small constant, whose data shapes may depend on."""
         value = _value(array.shape)
-        self._data[value] = onnx.numpy_helper.from_array(array.astype(dtype.numpy()))
+        # Whatever type the model computes in: on paper it is float32 throughout.
+        kind = np.float32 if dtype.is_floating_point() else dtype.numpy()
+        self._data[value] = onnx.numpy_helper.from_array(array.astype(kind))
         return value
 
     def _computed(self, op_type: str, inputs: list[ir.Value | None]) -> ir.Value:

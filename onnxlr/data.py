@@ -1,7 +1,6 @@
 """The user's samples: .npz, .npy or a folder of such files, in the batches the model takes."""
 
 import hashlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxlr.arrays import read_npz
 from onnxlr.errors import DataError, one_line
 from onnxlr.inputs import InputSpec
 from onnxlr.runtime import Feed
@@ -157,6 +157,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{file} is not a regular file: save the samples with numpy.savez")
     if file.suffix == ".npy" and len(specs) != 1:
         raise DataError(
             f"{file} is one array, the model has {len(specs)} inputs: save a .npz with "
@@ -165,10 +167,7 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
     try:
         if file.suffix == ".npy":
             return {specs[0].name: np.lib.format.open_memmap(file, mode="r")}
-        with file.open("rb") as opened, zipfile.ZipFile(opened):
-            opened.seek(0)
-            with np.load(opened, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+        return read_npz(file)
     except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
         reason = one_line(error)
     raise DataError(f"can't read {file}: {reason}; save it again with numpy.savez")

@@ -4,6 +4,7 @@
 
     OnnxlrError             1
     ├── ModelError          1   the model can't be read, checked or run
+    │   └── CrashError      1   ... it crashes the runtime, or doesn't come to an end
     ├── DataError           1   the data can't be read or doesn't fit the model
     ├── RuntimeMissingError 1   ONNX Runtime or the execution provider asked for isn't there
     ├── ClusterError        1   the cluster asked for can't be reached, or can't do the work
@@ -16,15 +17,24 @@ Every message says what happened, with the values, and the remedy.
 
 from typing import ClassVar
 
+_LONGEST = 1600  # characters of a message
+
 
 class OnnxlrError(Exception):
     """The root: a failure with one clear line for the user."""
 
     exit_code: ClassVar[int] = 1
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(readable(str(message)))
+
 
 class ModelError(OnnxlrError):
     """The model can't be read, checked or run."""
+
+
+class CrashError(ModelError):
+    """The model crashes the runtime, or doesn't come to an end in the time it is given."""
 
 
 class DataError(OnnxlrError):
@@ -53,6 +63,20 @@ class BudgetError(OnnxlrError):
     """The budget asked for can't be met within the accuracy allowed."""
 
     exit_code = 3
+
+
+def readable(text: str) -> str:
+    """A message on one line: no control characters, and the middle left out of what is endless.
+
+    Names in a file may hold anything.
+
+    >>> readable("the weight w\\n\\x1b[31m")
+    'the weight w \\\\x1b[31m'
+    """
+    text = text.replace("\n", " ").strip()
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: object) -> str:

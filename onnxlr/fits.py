@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, overload
 
+import onnx
+
 from onnxlr.cost import chain_macs, chain_params
 from onnxlr.decompose import RankRule, Spectrum, spectrum_of
 from onnxlr.decompose.ranks import storage_precision
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, one_line
 from onnxlr.graph_pass import GraphPass, Rank, WeightPass, find_pass, rank_words
 from onnxlr.kept import Kept
 from onnxlr.layers import Layer
@@ -112,7 +114,10 @@ def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fi
     reason = barred if barred is not None else graph_pass.refuse(layer)
     if reason is not None:
         return reason
-    full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
+    try:
+        full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        return f"{graph_pass.name}: the sizes around it contradict each other: {one_line(error)}"
     return Fit(graph_pass, full, limit, Spectra(layer, graph_pass, known))
 
 

@@ -7,51 +7,30 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
 )
 
-_MOST_NODES = 200_000  # of the inlined model: functions that call functions can grow without bound
+from onnxlr.wiring import calls, check_wiring, expanded
+
+_MOST_NODES = 200_000  # of the inlined model: functions that call functions can grow fast
+_MOST_NAMES = 30_000_000  # that are tried: each call tries all that earlier ones have taken
 
 
 def inline_functions(model: ir.Model) -> ir.Model:
     """A model without local functions; the model itself where that can't be had.
 
     A weight in a body that is called twice becomes one initializer, not two. What can't be inlined
-    (functions that call themselves, that import another opset, that take graphs, that expand beyond
-    bounds) is left as it is, and its layers are listed with that reason.
+    (functions that import another opset, that take graphs, that expand beyond bounds) is left as it
+    is, and its layers are listed with that reason.
     """
-    if not model.functions or _expanded(model) > _MOST_NODES:
+    if not model.functions or expanded(model) > _MOST_NODES:
+        return model
+    sizes = {key: sum(1 for _ in f.all_nodes()) for key, f in model.functions.items()}
+    if sum(sizes[key] * times**2 for key, times in calls(model).items()) > _MOST_NAMES:
         return model
     inlined = model.clone()
     try:
         InlinePass()(inlined)
+        check_wiring(inlined, "inlined")  # a call may lack what a node of the body needs
     except Exception:  # whatever stops it: the model is right as it is
         return model
     LiftConstantsToInitializersPass()(inlined)
     DeduplicateInitializersPass()(inlined)
     return inlined
-
-
-def _expanded(model: ir.Model) -> float:
-    """Nodes of the model with every call replaced by its body; infinite for endless recursion."""
-    known: dict[ir.OperatorIdentifier, float] = {}
-    waiting: list[tuple[ir.OperatorIdentifier, bool]] = [(key, False) for key in model.functions]
-    open_: set[ir.OperatorIdentifier] = set()
-
-    def size(node: ir.Node) -> float:
-        return known.get(node.op_identifier(), 1.0)
-
-    while waiting:  # no recursion of our own: calls may be nested deeper than Python's stack
-        key, done = waiting.pop()
-        if done:
-            known[key] = sum(size(node) for node in model.functions[key].all_nodes())
-            open_.discard(key)
-            continue
-        if key in known:
-            continue
-        if key in open_:
-            return float("inf")
-        open_.add(key)
-        waiting.append((key, True))
-        for node in model.functions[key].all_nodes():
-            inner = node.op_identifier()
-            if inner in model.functions and inner not in known:
-                waiting.append((inner, False))
-    return sum(size(node) for node in model.graph.all_nodes())

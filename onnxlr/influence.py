@@ -65,6 +65,10 @@ class _Backward:
         channels = _outputs(layer)
         if channels > _WIDEST:
             return
+        with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is left out below
+            self._visit(layer, channels)
+
+    def _visit(self, layer: Layer, channels: int) -> None:
         total, known, unknown = np.zeros((channels, channels)), 0, 0
         for use in layer.uses:
             start = _Spot(use.node.outputs[0], _output_axis(layer, use), _places(channels))

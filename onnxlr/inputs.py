@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError, UsageError
+from onnxlr.errors import CrashError, ModelError, UsageError
 from onnxlr.layers import Shape
-from onnxlr.model import constant, is_standard
+from onnxlr.model import constant, int_attr, is_standard
 from onnxlr.runtime import Feed
 
 # Sizes to try for the dynamic axes of images (height, width) and of sequences, until one runs.
@@ -26,6 +26,7 @@ _SIZES = (
     ((32, 32), 16),
     ((28, 28), 8),
 )
+_MOST_ELEMENTS = 2**27  # of an input that is drawn
 _FORWARD = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten")
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
 
@@ -68,7 +69,8 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
-        if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+        none = (None, ir.DataType.UNDEFINED)
+        if not isinstance(value.type, ir.TensorType) or value.dtype in none or not value.dtype:
             raise ModelError(
                 f"the input {value.name!r} is no tensor of a declared type: not supported"
             )
@@ -130,6 +132,7 @@ def synthetic_feed(
     are standard normal. A higher ``level`` is more cautious with integers that nothing explains.
     """
     feed: dict[str, NDArray[Any]] = {}
+    _check_sizes(model, shapes)
     values = {v.name: v for v in model.graph.inputs}
     for spec in input_specs(model):
         shape = shapes[spec.name]
@@ -146,6 +149,16 @@ def synthetic_feed(
     return feed
 
 
+def _check_sizes(model: ir.Model, shapes: Mapping[str, Shape]) -> None:
+    """Refuse inputs that no memory is to be spent on."""
+    for spec in input_specs(model):
+        if math.prod(shapes[spec.name]) > _MOST_ELEMENTS:
+            raise ModelError(
+                f"the input {spec} would have {math.prod(shapes[spec.name]):,} elements: give "
+                "smaller sizes with --shape, or real samples with --data"
+            )
+
+
 def _integer_range(value: ir.Value, spec: InputSpec, level: int) -> tuple[int, int]:
     if (size := _table_size(value)) is not None:
         return 0, size
@@ -157,22 +170,28 @@ def _integer_range(value: ir.Value, spec: InputSpec, level: int) -> tuple[int, i
 
 def _table_size(value: ir.Value) -> int | None:
     """Rows of the smallest table that the values index, followed through reshapes and casts."""
-    sizes = []
-    for node, slot in value.uses():
-        if is_standard(node, "Gather") and slot == 1:
-            table = constant(node.inputs[0])
-            if table is not None:
-                axis = node.attributes.get("axis")
-                sizes.append(int(table.shape.numpy()[axis.as_int() if axis is not None else 0]))
-        elif is_standard(node, "OneHot") and slot == 0:
-            depth = constant(node.inputs[1])
-            if depth is not None:
-                sizes.append(int(depth.numpy().reshape(-1)[0]))
-        elif is_standard(node, *_FORWARD) and slot == 0:
-            inner = _table_size(node.outputs[0])
-            if inner is not None:
-                sizes.append(inner)
-    return min(sizes, default=None)
+    sizes, waiting, seen = [], [value], {value}
+    while waiting:
+        for node, slot in waiting.pop().uses():
+            if is_standard(node, "Gather") and slot == 1:
+                sizes.append(_rows(node))
+            elif is_standard(node, "OneHot") and slot == 0:
+                depth = constant(node.inputs[1])
+                if depth is not None and depth.size == 1:
+                    sizes.append(int(depth.numpy().reshape(-1)[0]))
+            elif is_standard(node, *_FORWARD) and slot == 0 and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])
+    return min((size for size in sizes if size > 0), default=None)
+
+
+def _rows(gather: ir.Node) -> int:
+    """How many entries a Gather can choose from, of a constant; 0 where that isn't known."""
+    table = constant(gather.inputs[0])
+    axis = int_attr(gather, "axis", 0)
+    if table is None or not -len(table.shape) <= axis < len(table.shape):
+        return 0
+    return int(table.shape.numpy()[axis])
 
 
 def candidate_shapes(
@@ -239,6 +258,8 @@ def find_runnable_shapes(
                 first = first or error
             else:
                 return shapes, level
+    if isinstance(first, CrashError):
+        raise first
     dynamic = any(not isinstance(d, int) for s in specs for d in s.dims)
     remedy = (
         f"give the sizes with --shape (inputs: {_listing(specs)})"

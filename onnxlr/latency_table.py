@@ -175,8 +175,8 @@ def named_table(machine: Machine, path: Path, *, measures: bool = True) -> Laten
         If the file is there and holds no such table.
     """
     if path.exists():
-        found = read_json(path)
-        if not (_is_table(found)):
+        found = read_json(path) if path.is_file() else {}
+        if not _is_table(found):
             raise UsageError(
                 f"{path} is no latency table: a run with --latency-table on the machine that "
                 "counts writes one where there is none yet"

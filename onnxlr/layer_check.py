@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.calibrate import exposed
-from onnxlr.child import CrashError, in_child
-from onnxlr.errors import ModelError
+from onnxlr.child import in_child
+from onnxlr.errors import CrashError, ModelError
 from onnxlr.factory import Factory
 from onnxlr.layer_timing import layer_model
 from onnxlr.layers import Layer, Use, find_layers
@@ -23,6 +23,7 @@ from onnxlr.verify import Fidelity, Quality
 
 METRIC = "rel-error"
 _ROWS = 64  # of a matrix's input, where its shape isn't known
+_MOST_ELEMENTS = 2**25  # of an input: beyond that a usual one tells as much
 _EXTENT = 16  # of an image, likewise
 
 
@@ -96,11 +97,12 @@ def _check(
     (target,) = find_layers(replaced, {"x": inputs[0].shape})
     replace_layer(replaced, target, choice, factory.factored(layer, choice), Names(replaced))
     before, after = (_run(model, layer, inputs) for model in (alone, replaced))
-    centre = before.mean(axis=0)
-    spread, apart = (float(np.linalg.norm(a)) for a in (before - centre, before - after))
-    whole = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
-    scale = spread or float(np.linalg.norm(before))
-    error = apart / scale if scale > 0 else (0.0 if apart == 0 else math.inf)
+    with np.errstate(over="ignore", invalid="ignore"):  # where outputs overflow, so does the error
+        centre = before.mean(axis=0)
+        spread, apart = (float(np.linalg.norm(a)) for a in (before - centre, before - after))
+        whole = float(np.linalg.norm(before)) * float(np.linalg.norm(after))
+        scale = spread or float(np.linalg.norm(before))
+        error = apart / scale if scale > 0 else (0.0 if apart == 0 else math.inf)
     return _quality(error, float(np.vdot(before, after)) / whole if whole > 0 else 1.0)
 
 
@@ -153,7 +155,9 @@ def _inputs(
         session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source)
         return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
     rng = np.random.default_rng(seed)
-    shape = use.x_shape or _usual_shape(layer, use)
+    shape = use.x_shape or ()
+    if not 0 < math.prod(shape) <= _MOST_ELEMENTS or not shape:
+        shape = _usual_shape(layer, use)
     # As many as it takes to see a spread of outputs: one row of a product has none.
     draws = -(-_ROWS // max(1, math.prod(shape) // shape[-1])) if layer.kind == "matrix" else 1
     if layer.kind == "gather":

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr import latency
-from onnxlr.child import CrashError, in_child
-from onnxlr.errors import ModelError, one_line
+from onnxlr.child import in_child
+from onnxlr.errors import CrashError, ModelError, one_line
 from onnxlr.graph_pass import rank_words
 from onnxlr.latency import MARGIN, Comparison, interleave
 from onnxlr.layers import Layer, Use, find_layers
@@ -21,6 +21,9 @@ from onnxlr.runtime import Feed, Machine, Session
 _PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
 SECONDS = 0.12  # a comparison, unless told otherwise
 _MOST_ROUNDS = 40
+# What is declared need not be what is run: no memory and no minutes for sizes beyond all reason.
+_MOST_ELEMENTS = 2**27  # of an input and an output
+_MOST_MACS = 10**12
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,12 @@ def measure(
     """Time one use of a layer and what would replace it, interleaved.
 
     Values don't matter for time, so that weights and factors are random. None where shapes are
-    unknown or the runtime refuses it, ``CRASHED`` where that goes down.
+    unknown, too large to be run, or the runtime refuses it; ``CRASHED`` where that goes down.
     """
     if use.x_shape is None or use.y_shape is None:
+        return None
+    elements = math.prod(use.x_shape) + math.prod(use.y_shape)
+    if elements > _MOST_ELEMENTS or (replace(layer, uses=(use,)).macs or 0) > _MOST_MACS:
         return None
     alone = layer_model(layer, use, opset(model))
     replaced = alone.clone()

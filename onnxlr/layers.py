@@ -11,12 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
-from onnxlr.model import constant, int_attr, is_standard, values_of
+from onnxlr.model import constant, int_attr, ints_attr, is_standard, values_of
 from onnxlr.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
 from onnxlr.tracing import Trace, foreign_user, trace
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+_LARGEST = 1e100  # of a weight's values: squares, and sums of them, stay in range
 T = TypeVar("T", bound=np.generic)
 
 
@@ -161,7 +162,8 @@ class Layer:
         tensor = constant(self.weight)
         assert tensor is not None
         array = values_of(tensor)
-        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+        with np.errstate(invalid="ignore"):  # a NaN that signals is to be counted, no more
+            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise ModelError(
                 f"the weight {self.weight.name!r} of {self.op} {self.name!r} holds {bad} NaN or "
@@ -265,15 +267,15 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
 def _unique_names(layers: Sequence[Layer]) -> list[str]:
     """The first user's name; the weight's where that has none or shares it; then numbered."""
     users = Counter(layer.name for layer in layers)
-    names: list[str] = []
+    names: dict[str, None] = {}
     for layer in layers:
         own = bool(layer.name) and users[layer.name] == 1
         stem = layer.name if own else layer.weight.name or "weight"
         name, i = stem, 1
         while name in names or (not own and users[name] == 1):
             name, i = f"{stem}_{i}", i + 1
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
@@ -345,7 +347,7 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
-    locked = _lock(layer, sightings, place)
+    locked = _lock(layer, tensor, sightings, place)
     return replace(layer, locked=locked, refusal=locked or reason or _refusal(layer, sightings))
 
 
@@ -353,7 +355,9 @@ def _swap_last(perm: Shape) -> Shape:
     return (*perm[:-2], perm[-1], perm[-2]) if len(perm) > 1 else perm
 
 
-def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | None:
+def _lock(
+    layer: Layer, tensor: ir.TensorProtocol, sightings: list[_Sighting], place: str | None
+) -> str | None:
     """Why the stored weight must stay as it is, whatever the method."""
     if layer.kind == "quantized":
         return f"{layer.op} is already quantized: left alone"
@@ -366,6 +370,11 @@ def _lock(layer: Layer, sightings: list[_Sighting], place: str | None) -> str | 
         return computed or f"the weight is stored as {layer.dtype.name.lower()}: left alone"
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
+    if layer.dtype == ir.DataType.DOUBLE:
+        values = np.abs(np.asarray(tensor.numpy()))
+        largest = float(values.max(initial=0.0, where=np.isfinite(values)))
+        if largest > _LARGEST:
+            return f"the weight's values reach {largest:.0e}, and their squares beyond all numbers"
     if place is not None:
         return f"{place}, which can't be inlined"
     if layer.weight.is_graph_output():
@@ -386,7 +395,21 @@ def _refusal(layer: Layer, sightings: list[_Sighting]) -> str | None:
             return "its users have different groups"
         if any(use.swapped for use in layer.uses):
             return "its users see it in layouts that no one factorization serves"
-        if len(layer.shape) < 3 or layer.shape[0] % max(1, layer.group):
+        if len(layer.shape) < 3 or layer.group < 1 or layer.shape[0] % layer.group:
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
+        if misfits := [m for s in sightings for m in _odd_attributes(s.use.node, layer.shape[2:])]:
+            return misfits[0]
     known = {(s.use.node, s.use.slot) for s in sightings}
     return foreign_user(layer.weight, known)
+
+
+def _odd_attributes(node: ir.Node, kernel: Shape) -> Iterator[str]:
+    """What makes no sense of a convolution's attributes, for a kernel of these sizes."""
+    for name, each, least in (
+        *(("strides", 1, 1), ("dilations", 1, 1), ("pads", 2, 0), ("kernel_shape", 1, 1)),
+        *(("output_padding", 1, 0), ("output_shape", 1, 1)),
+    ):
+        values = ints_attr(node, name, ())
+        misfit = len(values) != each * len(kernel) or not all(least <= v < 2**31 for v in values)
+        if values and (misfit or (name == "kernel_shape" and values != kernel)):
+            yield f"{name} {list(values)} don't fit a kernel of {list(kernel)}"

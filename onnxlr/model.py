@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,18 @@ from onnxlr.errors import ModelError, one_line
 from onnxlr.sanity import (
     OLDEST_OPSET,
     ONNX_DOMAINS,
+    check_attributes,
     check_tensors,
+    check_text,
     check_versions,
-    check_wiring,
     external_files,
 )
+from onnxlr.wiring import check_wiring
 
 PROTOBUF_LIMIT = 2**31 - 1
 _TRAINING = "onnxlr_training_info"
+# What the graph library has to say of a broken model is told once, by the error.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -112,7 +117,9 @@ def load(
             "export or copy it again"
         ) from None
     check_versions(proto, label)
+    check_text(proto, label)
     check_tensors(proto, label)
+    check_attributes(proto, label)
     external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
     nbytes = len(data) + sum(size for _, size, _ in external)
@@ -289,9 +296,9 @@ def add_initializer(
             name=name,
         )
     else:
-        tensor = ir.Tensor(
-            np.ascontiguousarray(array, dtype=stored.numpy()), dtype=stored, name=name
-        )
+        with np.errstate(over="ignore"):  # factors of what is near the largest number may pass it
+            values = np.ascontiguousarray(array, dtype=stored.numpy())
+        tensor = ir.Tensor(values, dtype=stored, name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=tensor
     )
@@ -340,7 +347,8 @@ def values_of(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
 
 def to_float64(tensor: ir.TensorProtocol) -> NDArray[np.float64]:
     """A tensor's values in double precision."""
-    return values_of(tensor).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN of any kind stays NaN
+        return values_of(tensor).astype(np.float64)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -5,13 +5,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxlr.assess import Assessor, calibration_samples
-from onnxlr.calibrate import Statistics, calibrate
+from onnxlr.calibrate import Statistics, calibrate, input_size, why_not
 from onnxlr.choosing import Choosing
 from onnxlr.cluster import Cluster
 from onnxlr.data import Samples
@@ -152,11 +154,11 @@ def _run(
         calibration = replace(calibration, sequential=assessor.samples)
     outcome = Outcome(assessor, choosing, chosen, quality, speed)
     plan = Plan(source.digest, outcome.decisions(), options.seed, calibration if chosen else None)
-    if out is not None:
-        place(built.path, out)
-    model = read_back(built.path if out is None else out, whole=out is None)
+    model = read_back(built.path, whole=out is None)
     label = None if out is None else str(out)
     report = outcome.report(plan, built, label, time.perf_counter() - started)
+    if out is not None:  # the last of all: nothing may fail after that
+        place(built.path, out)
     return Result(model, plan, report)
 
 
@@ -228,13 +230,11 @@ def _kept_statistics(
 ) -> Iterator[dict[str, Statistics]]:
     """Statistics that the store has of these layers; what is added is written back."""
     arrays = store.read_arrays("statistics", key)
-    names = {layer.name for layer in layers}
     found = {
         name: Statistics(
             arrays[f"mean {name}"], arrays[f"covariance {name}"], int(arrays[f"rows {name}"])
         )
-        for name in (n.removeprefix("mean ") for n in arrays if n.startswith("mean "))
-        if name in names and f"covariance {name}" in arrays and f"rows {name}" in arrays
+        for name in (layer.name for layer in layers if _are_statistics(arrays, layer))
     }
     before = len(found)
     yield found
@@ -243,6 +243,22 @@ def _kept_statistics(
             arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
             arrays[f"rows {name}"] = np.array(item.rows)
         store.write_arrays("statistics", key, arrays)
+
+
+def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
+    """Whether there are arrays for a layer, and they are what its ``Statistics`` are made of."""
+    if why_not(layer) is not None:
+        return False
+    size = input_size(layer)
+    shapes = {"mean": (layer.group, size), "covariance": (layer.group, size, size), "rows": ()}
+    for word, shape in shapes.items():
+        array = arrays.get(f"{word} {layer.name}")
+        kind = "i" if word == "rows" else "f"
+        if array is None or array.shape != shape or array.dtype.kind != kind:
+            return False
+        if not np.isfinite(array).all():
+            return False
+    return True
 
 
 def calibrate_on(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -172,8 +173,8 @@ class Plan:
         try:
             data = json.loads(text)
             decisions = tuple(_decision(row) for row in data["layers"])
-            names = [d.name for d in decisions]
-            if twice := next((n for n in names if names.count(n) > 1), None):
+            counts = Counter(d.name for d in decisions)
+            if twice := next((n for n, count in counts.items() if count > 1), None):
                 raise ValueError(f"it decides twice on {twice!r}")
             fitted = data.get("calibration")
             calibration = None if fitted is None else _calibration(fitted)

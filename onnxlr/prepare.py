@@ -226,10 +226,21 @@ def open_fed(
 
 def open_beside(source: Source, machine: Machine, feed: Feed) -> Session:
     """Another model in ONNX Runtime, tried in the child process on this feed first."""
+    try_source(source, machine, feed)
+    return open_source(source, machine)
+
+
+def try_source(source: Source, machine: Machine, feed: Feed) -> None:
+    """Run a model once in the child process.
+
+    Raises
+    ------
+    ModelError
+        If it fails there, or there is not enough memory for it.
+    """
     check_room(source, machine, 1)
     with Trial(_runnable(source), machine, source.label, source.nbytes) as trial:
         trial.run(feed)
-    return open_source(source, machine)
 
 
 def feed_model(

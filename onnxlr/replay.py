@@ -16,9 +16,10 @@ from onnxlr.model import Source
 from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
 from onnxlr.output import copy_source, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
-from onnxlr.prepare import Prepared, prepare
+from onnxlr.prepare import Prepared, prepare, try_source
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice
+from onnxlr.runtime import ONE_CPU_THREAD
 from onnxlr.sequential import correct
 from onnxlr.store import key_of, open_store
 
@@ -59,9 +60,10 @@ def _replay(
     with workspace(path) as folder:
         jobs = Jobs(None, folder=folder.parent)
         built = _built(plan, source, path, data, folder, jobs, progress)
-        if path is not None:
+        model = read_back(built, whole=path is None)
+        if path is not None:  # the last of all: nothing may fail after that
             place(built, path)
-        return read_back(built if path is None else path, whole=path is None)
+        return model
 
 
 def _built(
@@ -87,7 +89,9 @@ def _built(
     if plan.calibration is not None and choices:
         taken = _calibration_samples(plan, plan.calibration, prepared, data)
         # Shapes that only a run shows count here too: which inputs can be looked at.
-        prepared = prepare(source, feed=next(iter(taken.batches()))[0])
+        feed = next(iter(taken.batches()))[0]
+        try_source(source, ONE_CPU_THREAD, feed)
+        prepared = prepare(source, feed=feed)
         seen = plan.calibration.layers or tuple(choices)
         layers = [layer for layer in prepared.layers if layer.name in seen]
         statistics = calibrate_on(prepared, layers, taken, plan.seed, progress, jobs)

@@ -122,10 +122,7 @@ def replace_layer(
         stale = [v for v in use.node.inputs if v is not None]
         if factored.shift is not None and use.node.op_type != "MatMul":
             _shift_bias(use, factored.shift, writer)
-        cast = tuple(
-            writer.op("Cast", [f], {"to": int(use.dtype)}) if use.dtype != layer.dtype else f
-            for f in stored
-        )
+        cast = tuple(_cast(f, use.dtype, writer) if use.dtype != layer.dtype else f for f in stored)
         output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
         node = use.node
         if factored.shift is not None and node.op_type == "MatMul":
@@ -137,6 +134,13 @@ def replace_layer(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
+
+
+def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Value:
+    """A factor in another type; passes ask for its shape."""
+    output = writer.op("Cast", [factor], {"to": int(dtype)})
+    output.type, output.shape = ir.TensorType(dtype), factor.shape
+    return output
 
 
 def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") -> None:

@@ -19,6 +19,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FOLDER = "session.model_external_initializers_file_folder_path"
 # A file and line of its source, and the signature of the function there.
 _PLACE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
+_LISTED = 8  # inputs that a message names
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
 
 
@@ -61,13 +62,8 @@ class Session:
         label: str = "",
         folder: str | None = None,
     ) -> None:
+        wanted = check_runtime(machine)
         runtime = _onnxruntime()
-        wanted = _PROVIDERS[machine.provider]
-        if wanted not in runtime.get_available_providers():
-            raise RuntimeMissingError(
-                f"this ONNX Runtime ({runtime.__version__}) has no {wanted}: "
-                "pip install 'onnxlr[cuda]' in place of 'onnxlr[cpu]'"
-            )
         options = runtime.SessionOptions()
         options.intra_op_num_threads = machine.threads
         options.inter_op_num_threads = 1
@@ -84,7 +80,7 @@ class Session:
             self.raw = runtime.InferenceSession(whole, options, providers=[wanted])
         except Exception as error:
             raise ModelError(
-                f"ONNX Runtime {runtime.__version__} can't open {self.label}: {_reason(error)}"
+                f"ONNX Runtime {runtime.__version__} can't open {self.label}: {reason_of(error)}"
             ) from None
         if self.raw.get_providers()[0] != wanted:
             raise RuntimeMissingError(
@@ -112,8 +108,7 @@ class Session:
         try:
             values = self.raw.run(None, dict(feed))
         except Exception as error:
-            shapes = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feed.items())
-            raise ModelError(f"{self.label} fails on inputs {shapes}: {_reason(error)}") from None
+            raise failed_run(self.label, feed, reason_of(error)) from None
         return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
 
     def bound(self, feed: Feed) -> Any:
@@ -129,10 +124,39 @@ class Session:
             binding.bind_output(name, device)
 
         def once() -> None:
-            self.raw.run_with_iobinding(binding)
+            try:
+                self.raw.run_with_iobinding(binding)
+            except RuntimeError as error:  # where a bound output has another shape than declared
+                raise failed_run(self.label, feed, reason_of(error)) from None
             binding.synchronize_outputs()
 
         return once
+
+
+def check_runtime(machine: Machine) -> str:
+    """The runtime's own name of the provider asked for.
+
+    Raises
+    ------
+    RuntimeMissingError
+        If no runtime is installed or the provider isn't there.
+    """
+    runtime = _onnxruntime()
+    wanted = _PROVIDERS[machine.provider]
+    if wanted not in runtime.get_available_providers():
+        raise RuntimeMissingError(
+            f"this ONNX Runtime ({runtime.__version__}) has no {wanted}: "
+            "pip install 'onnxlr[cuda]' in place of 'onnxlr[cpu]'"
+        )
+    return wanted
+
+
+def failed_run(label: str, feed: Feed, why: str) -> ModelError:
+    """The error for a run that failed on a feed."""
+    shapes = [f"{name} {a.dtype}{list(a.shape)}" for name, a in feed.items()]
+    if len(shapes) > _LISTED:
+        shapes[_LISTED:] = [f"and {len(shapes) - _LISTED} more"]
+    return ModelError(f"{label} fails on inputs {', '.join(shapes)}: {why}")
 
 
 def runtime_version() -> str:
@@ -157,7 +181,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: object) -> str:
     """ONNX Runtime's message without its error class and code, and where in its source that was."""
     text = one_line(_PLACE.sub("", str(error)))
     parts = text.split(" : ", 3)

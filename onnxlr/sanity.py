@@ -1,26 +1,47 @@
-"""What a model must be before anything is done with it: versions, weights and wiring."""
+"""What a file must hold before anything is made of it: versions, names, weights, attributes."""
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from onnxlr.errors import ModelError
 
 OLDEST_OPSET = 7
 ONNX_DOMAINS = ("", "ai.onnx")
+_MOST_AXES = 64  # NumPy's arrays have no more
+_MOST_ELEMENTS = 2**48
+# Type of an attribute → the field that holds its value, where that is a single one.
+_SINGLE = {
+    onnx.AttributeProto.FLOAT: "f",
+    onnx.AttributeProto.INT: "i",
+    onnx.AttributeProto.STRING: "s",
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+}
 
 
 def check_versions(proto: onnx.ModelProto, label: str) -> None:
     """Refuse what isn't a model, and opsets and IR versions outside the range."""
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{label} is not an ONNX model: it holds no graph or no opset")
+    newest = onnx.defs.onnx_opset_version()
+    standard = sorted({e.version for e in proto.opset_import if e.domain in ONNX_DOMAINS})
+    if len(standard) > 1:
+        raise ModelError(
+            f"{label} imports the standard operators in opsets {standard}: it has to be one"
+        )
     for entry in proto.opset_import:
         if entry.domain not in ONNX_DOMAINS:
             continue
-        newest = onnx.defs.onnx_opset_version()
         if entry.version > newest:
             raise ModelError(
                 f"{label} uses opset {entry.version}, onnx {onnx.__version__} knows up to "
@@ -31,6 +52,13 @@ def check_versions(proto: onnx.ModelProto, label: str) -> None:
                 f"{label} uses opset {entry.version}, the oldest supported is {OLDEST_OPSET}: "
                 "convert it with onnx.version_converter"
             )
+    for function in proto.functions:
+        for entry in function.opset_import:
+            if entry.domain in ONNX_DOMAINS and not 1 <= entry.version <= newest:
+                raise ModelError(
+                    f"{label}: the local function {function.name!r} uses opset {entry.version}, "
+                    f"onnx {onnx.__version__} knows 1 to {newest}: export the model again"
+                )
     if proto.graph.sparse_initializer:
         raise ModelError(
             f"{label} stores {proto.graph.sparse_initializer[0].values.name!r} as a sparse "
@@ -43,56 +71,150 @@ def check_versions(proto: onnx.ModelProto, label: str) -> None:
         )
 
 
-def check_tensors(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse tensors whose data isn't as long as their shape says."""
-    for tensor in _all_tensors(proto):
-        if any(d < 0 for d in tensor.dims):
-            raise ModelError(f"{label}: the weight {tensor.name!r} has shape {list(tensor.dims)}")
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or not tensor.HasField("raw_data"):
-            continue
-        needed = _nbytes(tensor)
-        if needed is not None and len(tensor.raw_data) != needed:
+def check_text(proto: onnx.ModelProto, label: str) -> None:
+    """Refuse text that is no UTF-8, and weights without a name."""
+    for text in _texts(proto):
+        if isinstance(text, bytes):  # as protobuf gives what it can't decode
             raise ModelError(
-                f"{label}: the weight {tensor.name!r} of shape {list(tensor.dims)} needs "
-                f"{needed:,} bytes and has {len(tensor.raw_data):,}: export the model again"
+                f"{label}: the name {text[:80]!r} is no UTF-8 text: repair it or export the model "
+                "again"
+            )
+    for graph in _graphs(proto):
+        for tensor in graph.initializer:
+            if not tensor.name:
+                raise ModelError(f"{label}: a weight of shape {list(tensor.dims)} has no name")
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every text field of every message, weights' values left alone."""
+    waiting: list[Any] = [proto]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, onnx.TensorProto):
+            yield from (message.name, message.doc_string)
+            yield from (text for e in message.external_data for text in (e.key, e.value))
+            continue
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_STRING:
+                yield from (value,) if isinstance(value, (str, bytes)) else value
+            elif field.type == FieldDescriptor.TYPE_MESSAGE:
+                waiting += (value,) if isinstance(value, Message) else value
+
+
+def check_tensors(proto: onnx.ModelProto, label: str) -> None:
+    """Refuse tensors of no known type, and those whose data isn't as long as their shape says."""
+    for tensor in _all_tensors(proto):
+        shape = f"the weight {tensor.name!r} of shape {list(tensor.dims)[:_MOST_AXES]}"
+        axes = [d for d in tensor.dims if d]
+        if any(d < 0 for d in axes) or len(tensor.dims) > _MOST_AXES:
+            raise ModelError(
+                f"{label}: {shape} and {len(tensor.dims)} axes is none: axes are 0 or longer, and "
+                f"at most {_MOST_AXES}"
+            )
+        if math.prod(axes) > _MOST_ELEMENTS:
+            raise ModelError(f"{label}: {shape} is larger than any memory")
+        if (needed := _nbytes(tensor)) is None and tensor.data_type != onnx.TensorProto.STRING:
+            raise ModelError(
+                f"{label}: {shape} has type {tensor.data_type}, which this onnx doesn't know"
+            )
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        if tensor.HasField("raw_data") and needed is not None:
+            held, unit = len(tensor.raw_data), "bytes"
+        else:
+            field, needed = _field(tensor)
+            held, unit = len(getattr(tensor, field)), f"values in {field}"
+        if held != needed:
+            raise ModelError(
+                f"{label}: {shape} needs {needed:,} {unit} and has {held:,}: export the model again"
             )
 
 
-def check_wiring(model: ir.Model, label: str) -> None:
-    """Refuse inputs that nothing produces, and cycles; sort what is merely out of order."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        order = {node: i for i, node in enumerate(graph)}
-        sorted_ = True
-        for node, i in order.items():
-            _check_arity(node, model, label)
-            for value in node.inputs:
-                if value is None:
-                    continue
-                producer = value.producer()
-                if producer is None and not (value.is_graph_input() or value.is_initializer()):
-                    raise ModelError(
-                        f"{label}: {node.op_type} {node.name or '(unnamed)'!r} reads "
-                        f"{value.name!r}, which nothing produces"
-                    )
-                sorted_ = sorted_ and (producer is None or order.get(producer, -1) < i)
-        if not sorted_:
-            try:
-                graph.sort()
-            except ValueError:
-                raise ModelError(f"{label}: its nodes form a cycle") from None
+def _field(tensor: onnx.TensorProto) -> tuple[str, int]:
+    """The field that holds a tensor's values where they aren't raw, and how many there are."""
+    count = math.prod(tensor.dims)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return "string_data", count
+    kind = ir.DataType(tensor.data_type)
+    if kind.bitwidth < 6:  # several in a number
+        count = -(-count * kind.bitwidth // 8)
+    if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        count *= 2
+    return onnx.helper.tensor_dtype_to_field(tensor.data_type), count
 
 
-def _check_arity(node: ir.Node, model: ir.Model, label: str) -> None:
-    """Refuse a standard operator that lacks an input it can't do without."""
-    version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST_OPSET))
-    if node.domain not in ONNX_DOMAINS or not onnx.defs.has(node.op_type, version):
-        return
-    least = onnx.defs.get_schema(node.op_type, version).min_input
-    if len(node.inputs) < least:
-        raise ModelError(
-            f"{label}: {node.op_type} {node.name or '(unnamed)'!r} has {len(node.inputs)} "
-            f"inputs, it needs {least}"
-        )
+def check_attributes(proto: onnx.ModelProto, label: str) -> None:
+    """Refuse attributes that are there twice, without the value they promise, or of a wrong type.
+
+    What type is right, and what has to be there, is known of standard operators.
+    """
+    for node, version, bound in _nodes(proto):
+        where = f"{label}: {node.op_type[:80]} {node.name or '(unnamed)'!r}"
+        seen: set[str] = set()
+        for attribute in node.attribute:
+            if attribute.name in seen:
+                raise ModelError(f"{where} has the attribute {attribute.name!r} twice")
+            seen.add(attribute.name)
+            if attribute.ref_attr_name and not bound:
+                raise ModelError(
+                    f"{where} takes the attribute {attribute.name!r} of a function, and is in none"
+                )
+            field = _SINGLE.get(attribute.type)
+            there = field is None or bool(attribute.ref_attr_name) or attribute.HasField(field)
+            if attribute.type not in onnx.AttributeProto.AttributeType.values()[1:] or not there:
+                raise ModelError(
+                    f"{where} has the attribute {attribute.name!r} without a value of its type"
+                )
+        if node.domain not in ONNX_DOMAINS or not onnx.defs.has(node.op_type, version):
+            continue
+        schema: Any = onnx.defs.get_schema(node.op_type, version)
+        for name, known in schema.attributes.items():
+            if known.required and name not in seen:
+                raise ModelError(f"{where} lacks the attribute {name!r}")
+            given = next((a for a in node.attribute if a.name == name), None)
+            if given is not None and given.type != known.type.value:
+                raise ModelError(
+                    f"{where} has the attribute {name!r} as "
+                    f"{onnx.AttributeProto.AttributeType.Name(given.type)}, "
+                    f"it has to be {known.type.name}"
+                )
+        if node.op_type == "Constant" and len(seen) != 1:
+            raise ModelError(f"{where} has {len(seen)} values, it has to have one")
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and all bodies, those in functions too."""
+    waiting = [proto.graph, *(g for f in proto.functions for n in f.node for g in _bodies(n))]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting += [g for n in graph.node for g in _bodies(n)]
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
+    """Every node, with the version of its standard operators, and whether it is in a function."""
+    places: list[tuple[Iterable[onnx.NodeProto], int, bool]] = [
+        (proto.graph.node, _version(proto.opset_import), False),
+        *((f.node, _version(f.opset_import), True) for f in proto.functions),
+    ]
+    while places:
+        nodes, version, bound = places.pop()
+        for node in nodes:
+            yield node, version, bound
+            places += [(graph.node, version, bound) for graph in _bodies(node)]
+
+
+def _version(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    versions = [entry.version for entry in imports if entry.domain in ONNX_DOMAINS]
+    newest = int(onnx.defs.onnx_opset_version())
+    return min(newest, max(versions, default=OLDEST_OPSET))
 
 
 def external_files(
@@ -150,12 +272,18 @@ def _external_end(tensor: onnx.TensorProto, entries: Mapping[str, str], label: s
     for key in numbers:
         text = entries.get(key, "")
         if text:
-            if not text.isdecimal():
+            if not re.fullmatch(r"[0-9]{1,18}", text):
                 raise ModelError(
-                    f"{label}: the external data of {tensor.name!r} has {key} {text!r}, which is "
-                    "no number of bytes"
+                    f"{label}: the external data of {tensor.name!r} has {key} {text[:80]!r}, which "
+                    "is no number of bytes"
                 )
             numbers[key] = int(text)
+    needed = _nbytes(tensor) or 0
+    if numbers["length"] < needed:
+        raise ModelError(
+            f"{label}: the external data of {tensor.name!r} has length {numbers['length']:,}, its "
+            f"shape {list(tensor.dims)} needs {needed:,}: export the model again"
+        )
     return numbers["offset"] + numbers["length"]
 
 

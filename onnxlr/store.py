@@ -13,6 +13,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from onnxlr.arrays import read_npz
 from onnxlr.output import TEMPORARY, replacing
 
 FOLDER_VARIABLE = "ONNXLR_CACHE"
@@ -65,8 +66,7 @@ class Store:
             return {}
         path = self._folder / f"{kind}-{key}.npz"
         try:
-            with path.open("rb") as handle, np.load(handle) as file:
-                found = {name: file[name] for name in file.files}
+            found = read_npz(path)
             path.touch()
         except Exception:  # whatever zip, zlib and NumPy trip over in a file that was damaged
             return {}

@@ -47,6 +47,9 @@ def trace(
             perm = tuple(range(len(tensor.shape)))
             for step in reversed(perms):
                 order = step or tuple(reversed(range(len(perm))))
+                if sorted(order) != list(range(len(perm))):
+                    misfit = f"a Transpose by {list(order)} of its {len(perm)} axes makes no sense"
+                    return Trace(value, (), None, misfit)
                 perm = tuple(perm[i] for i in order)
             reason = _lossy(tensor.dtype, casts[::-1])
             return Trace(value, perm, casts[0] if casts else tensor.dtype, reason)
@@ -57,7 +60,7 @@ def trace(
             if node.op_type == "Transpose":
                 perms.append(ints_attr(node, "perm", ()))
             if node.op_type == "Cast":
-                casts.append(ir.DataType(int_attr(node, "to", 1)))
+                casts.append(_type(int_attr(node, "to", 1)))
             value = node.inputs[0]
             continue
         root = _computed_from(node)
@@ -74,19 +77,33 @@ def trace(
     return None
 
 
+def _type(number: int) -> ir.DataType:
+    try:
+        return ir.DataType(number)
+    except ValueError:  # no type that is known: nothing that a weight could be cast to
+        return ir.DataType.UNDEFINED
+
+
 def _lossy(stored: ir.DataType, casts: list[ir.DataType]) -> str | None:
     """Why a row of casts is more than a change of type: it rounds the weight on the way."""
     for before, after in pairwise((stored, *casts)):
-        narrows = after.bitwidth < before.bitwidth and after is not casts[-1]
+        narrows = _bits(after) < _bits(before) and after is not casts[-1]
         if not after.is_floating_point() or narrows:
             return f"a Cast to {after.name.lower()} on the way rounds the weight: fold it first"
     return None
 
 
-def _computed_from(node: ir.Node, depth: int = 16) -> ir.Value | None:
+def _bits(kind: ir.DataType) -> int:
+    return 0 if kind in (ir.DataType.UNDEFINED, ir.DataType.STRING) else int(kind.bitwidth)
+
+
+def _computed_from(
+    node: ir.Node, depth: int = 16, known: dict[ir.Node, ir.Value | None] | None = None
+) -> ir.Value | None:
     """The largest constant that feeds a node, if only constants do."""
     if node.op_type.startswith("Random") or depth == 0:
         return None
+    known = {} if known is None else known  # paths may be many more than nodes
     roots: list[ir.Value] = []
     for value in node.inputs:
         if value is None:
@@ -95,7 +112,11 @@ def _computed_from(node: ir.Node, depth: int = 16) -> ir.Value | None:
             roots.append(value)
             continue
         producer = value.producer()
-        root = _computed_from(producer, depth - 1) if producer is not None else None
+        if producer is None:
+            return None
+        if producer not in known:
+            known[producer] = _computed_from(producer, depth - 1, known)
+        root = known[producer]
         if root is None:
             return None
         roots.append(root)

@@ -219,7 +219,8 @@ class Judge:
                 self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
             if self._classes is not None:
                 scores = outputs[self._classes].astype(np.float64)
-                whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
+                with np.errstate(invalid="ignore", over="ignore"):  # infinities are no shares
+                    whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
                 self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
@@ -356,12 +357,16 @@ class _Spread:
         """Around the mean over samples; around the overall mean where outputs vary in shape or
         there is one sample; around zero where the output is constant.
         """
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._norm2()
+
+    def _norm2(self) -> float:
         noise = 1e-12 * max(self._plain, 1e-300)
         if self._regular and self._rows > 1:
             around = self._squares - float(np.sum(np.square(self._sum))) / self._rows
             if around > noise:
                 return around
-        overall = self._all_squares - self._all_sum**2 / max(1, self._all_count)
+        overall = self._all_squares - self._all_sum * self._all_sum / max(1, self._all_count)
         return overall if overall > noise else self._plain
 
 
@@ -380,7 +385,7 @@ class _Totals:
             self._error = math.inf
             return
         y, z = np.nan_to_num(y, posinf=0.0, neginf=0.0), np.nan_to_num(z, posinf=0.0, neginf=0.0)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             self._error += float(np.square(y - z).sum())
             self._dot += float((y * z).sum())
             self._before += float(np.square(y).sum())
@@ -389,12 +394,16 @@ class _Totals:
     def rel_error(self, norm2: float) -> float:
         if self._error == 0.0:
             return 0.0
-        return math.sqrt(self._error / norm2) if norm2 > 0 else math.inf
+        if not (math.isfinite(self._error) and 0 < norm2 < math.inf):
+            return math.inf  # beyond 1e154 squares leave the range, and nothing is known
+        return math.sqrt(self._error / norm2)
 
     def cosine(self) -> float:
         if not math.isfinite(self._error):
             return 0.0
         scale = math.sqrt(self._before) * math.sqrt(self._after)
+        if not math.isfinite(scale):
+            return 0.0
         if scale == 0.0:
             return 1.0 if self._before == self._after else 0.0
         return min(1.0, self._dot / scale)

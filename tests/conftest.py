@@ -17,3 +17,9 @@ def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test finds what another left behind."""
     monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of our own making need no process of their own first; where it matters, it is on."""
+    monkeypatch.setenv("ONNXLR_TRIAL", "off")

@@ -13,7 +13,7 @@ from models.conformance_cases import (
     node_cases,
 )
 from models.conformance_nets import net_cases
-from onnxlr.runtime import _reason
+from onnxlr.runtime import reason_of
 from tests.builders import low_rank, make_model, node
 
 NODES = {case.name: case for case in node_cases()}
@@ -85,9 +85,9 @@ def test_a_vector_before_the_data_is_kept() -> None:
 def test_the_runtime_s_reason_is_told_without_its_source_code() -> None:
     place = "/src/core/graph/model.cc:256 a::Model::Model(b&&, const c::Path&, const c::Logger&) "
     error = Exception(f"[ONNXRuntimeError] : 1 : FAIL : Load failed:{place}Unsupported IR (14)")
-    assert _reason(error) == "Load failed:Unsupported IR (14)"
+    assert reason_of(error) == "Load failed:Unsupported IR (14)"
     place = "/src/rnn.h:48 RNN<T>::RNN(const Info&) [with T = float] "
-    assert _reason(Exception(f"[ONNXRuntimeError] : 6 : BAD : {place}layout was false")) == (
+    assert reason_of(Exception(f"[ONNXRuntimeError] : 6 : BAD : {place}layout was false")) == (
         "layout was false"
     )
 

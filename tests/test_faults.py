@@ -17,8 +17,8 @@ import pytest
 
 import onnxlr
 from onnxlr import child, jobs, layer_check, layer_timing, memory, prepare
-from onnxlr.child import CrashError, Trial, in_child
-from onnxlr.errors import ModelError
+from onnxlr.child import Trial, in_child
+from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import Jobs
 from onnxlr.model import load
 from onnxlr.output import workspace
@@ -43,48 +43,17 @@ def same(value: int) -> int:
 
 
 def test_a_crash_costs_the_child_only() -> None:
-    with pytest.raises(CrashError, match=r"trying it: ONNX Runtime crashed"):
+    with pytest.raises(CrashError, match=r"trying it crashes ONNX Runtime"):
         in_child(crash, what="trying it")
     assert in_child(same, 3, what="going on") == 3
 
 
 def test_what_does_not_end_is_stopped() -> None:
     started = time.perf_counter()
-    with pytest.raises(CrashError, match=r"waiting: it did not end within 1 s"):
+    with pytest.raises(CrashError, match=r"waiting takes more than 1 s"):
         in_child(sleep, seconds=1.0, what="waiting")
     assert time.perf_counter() - started < 30
     assert in_child(same, 3, what="going on") == 3
-
-
-def endless() -> onnx.ModelProto:
-    """A loop of 2^62 rounds."""
-    body = onnx.helper.make_graph(
-        [node("Identity", ["c"], "c_out"), node("Relu", ["v"], "v_out")],
-        "body",
-        [
-            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-            onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
-            onnx.helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [4, 32]),
-        ],
-        [
-            onnx.helper.make_tensor_value_info("c_out", onnx.TensorProto.BOOL, []),
-            onnx.helper.make_tensor_value_info("v_out", onnx.TensorProto.FLOAT, [4, 32]),
-        ],
-    )
-    loop = onnx.helper.make_node("Loop", ["rounds", "go", "h"], ["y"], body=body)
-    weights = {"w": noisy(4, 0.1)[:32, :32], "rounds": np.array(2**62), "go": np.array(True)}
-    return make_model([node("MatMul", ["x", "w"], "h"), loop], {"x": (4, 32)}, ["y"], weights)
-
-
-def test_a_model_that_never_ends_is_refused_in_time(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(child, "LONGEST", 2.0)
-    with pytest.raises(
-        ModelError, match=r"running <model>: it did not end within .* --verify none"
-    ):
-        onnxlr.optimize(endless(), tmp_path / "out.onnx")
-    assert not list(tmp_path.iterdir())
 
 
 _OWN_TIMED, _OWN_OUTPUTS = layer_timing._timed, layer_check._outputs
@@ -142,7 +111,7 @@ def test_a_layer_that_crashes_the_runtime_alone_is_put_back(
     rows = {d.name: d for d in result.plan.decisions}
     assert rows["fine"].decision == "svd"
     assert rows["bad"].decision == "keep"
-    assert "put back: running 'bad' alone: ONNX Runtime crashed" in rows["bad"].reason
+    assert "put back: running 'bad' alone crashes ONNX Runtime" in rows["bad"].reason
 
 
 def test_a_whole_model_that_crashes_the_runtime_is_not_taken(
@@ -152,13 +121,13 @@ def test_a_whole_model_that_crashes_the_runtime_is_not_taken(
 
     def run(trial: Trial, feed: Any) -> None:
         if trial._label == "the optimized model":
-            raise CrashError("running the optimized model: ONNX Runtime crashed")
+            raise CrashError("running the optimized model crashes ONNX Runtime")
         own(trial, feed)
 
     monkeypatch.setattr(Trial, "run", run)
     result = onnxlr.optimize(two_layers(), rank=4, max_drop=1)
     assert not result.plan.replaced
-    assert all("ONNX Runtime crashed" in d.reason for d in result.plan.decisions)
+    assert all("crashes ONNX Runtime" in d.reason for d in result.plan.decisions)
 
 
 # Processes that decompose.

@@ -83,7 +83,7 @@ def evbmf(singular_values: NDArray[np.floating], m: int, n: int) -> Evbmf:
     g = s[:rank] / scale
     inner = 1 - (L + M) * sigma2 / g**2
     root = np.sqrt(np.maximum(inner**2 - 4 * L * M * sigma2**2 / g**4, 0.0))
-    return Evbmf(rank, sigma2 * scale**2, omega, scale * g / 2 * (inner + root))
+    return Evbmf(rank, sigma2 * scale * scale, omega, scale * g / 2 * (inner + root))
 
 
 def threshold_tau(alpha: float) -> float:

@@ -77,7 +77,8 @@ class RankRule:
             return self.of_full(min(m, n))
         if self.kind == "evbmf":
             # Of many small matrices the largest decide: noise in the others is below theirs.
-            order = np.argsort(-np.square(values).sum(axis=1), kind="stable")
+            scaled = values / (values.max(initial=0.0) or 1.0)  # squares stay within the range
+            order = np.argsort(-np.square(scaled).sum(axis=1), kind="stable")
             return max(evbmf(row, m, n).rank for row in values[order[:_MOST_EVBMF]])
         if self.kind == "energy":
             return rank_for_error(values, float(np.sqrt(max(0.0, 1.0 - self.value))))
