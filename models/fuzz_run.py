@@ -245,7 +245,7 @@ def one_run(path: Path) -> None:
 
 
 class _Forked:
-    """What the child process is here: a fork of this one for each call, with all it needs loaded."""
+    """What the child process is here: a fork for each call, with all it needs loaded."""
 
     def __init__(self) -> None:
         self._processes: dict[int, object] = {}

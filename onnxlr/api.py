@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeGuard, get_args
+from typing import get_args
 
 import onnx
 
@@ -19,7 +19,7 @@ from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, write_text
+from onnxlr.output import check_destination, check_external, write_text
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
@@ -29,7 +29,7 @@ from onnxlr.report import Size
 from onnxlr.runtime import Machine, Provider
 from onnxlr.verify import Judge, Quality
 
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
 
 
 def optimize(
@@ -180,14 +180,16 @@ def optimize(
         dask=dask,
         report=report,
     )
-    options = replace(options, command=command_of(options, model, out))
+    options = replace(options, command=command_of(options, _path_of(model), out))
     choose_passes(options.methods)
-    path = _destination(out, model, data, validation)
+    path = _destination(out, model, data, validation, latency_table)
     page = None if report is None else Path(report)
     if page is not None:
-        check_destination(page, data, validation, *([model] if _is_path(model) else []))
+        check_destination(page, _path_of(model), data, validation, latency_table)
     source = load(model)
     _check_external(path, source)
+    if page is not None:
+        check_external(page, source)
     result = run_optimizer(source, path, options, progress or Silent())
     if page is not None:
         write_text(page, write_page(result.report))
@@ -249,7 +251,8 @@ def apply(
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {plan}: {error}") from None
         plan = Plan.from_json(text, str(plan))
-    path = _destination(out, model, origin)
+    fitted = None if plan.calibration is None else plan.calibration.data
+    path = _destination(out, model, origin, data, fitted)
     source = load(model)
     _check_external(path, source)
     return replay(plan, source, path, data, progress or Silent())
@@ -415,8 +418,10 @@ def _ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
     return given  # type: ignore[return-value]
 
 
-def _is_path(model: Model) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(model, (str, os.PathLike))
+def _path_of(model: Model) -> str | os.PathLike[str] | None:
+    if isinstance(model, Source):
+        return model.path
+    return model if isinstance(model, (str, os.PathLike)) else None
 
 
 def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:
@@ -437,15 +442,21 @@ def _destination(
 ) -> Path | None:
     if out is None:
         return None
-    source = model if _is_path(model) else None
-    check_destination(Path(out), source, *others)
+    check_destination(Path(out), _path_of(model), *others)
     return Path(out)
 
 
 def _check_external(out: Path | None, source: Source) -> None:
-    """Refuse to write over the weights that a model keeps in other files."""
-    if out is not None and source.path is not None:
-        check_destination(out, *(source.path.parent / name for name in source.external))
+    """Refuse to write over the weights that a model keeps in other files, or in their place."""
+    if out is None:
+        return
+    check_external(out, source)
+    for name in source.external:
+        if Path(name).parts[0] == out.name:
+            raise UsageError(
+                f"OUT {out} is called as the external data of {source.label}, which may have to go "
+                "beside it: name another output"
+            )
 
 
 def _first_size(feeding: Feeding) -> int:

@@ -25,7 +25,8 @@ from rich.progress import Progress as Bars
 from onnxlr import __version__, api, tables
 from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import installed_passes
-from onnxlr.output import check_destination, write_text
+from onnxlr.model import Source, load
+from onnxlr.output import check_destination, check_external, write_text
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -268,9 +269,11 @@ def optimize(
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
     outputs = (out, plan_out, json_out, options["report"])
-    _check_outputs(outputs, source, options["data"], options["validation"])
+    table = options["latency_table"]
+    _check_twice((*outputs, table))
+    given = _opened(source, outputs, options["data"], options["validation"], table)
     result = api.optimize(
-        source, out, method=_split(method), progress=None if quiet else _Bars(), **options
+        given, out, method=_split(method), progress=None if quiet else _Bars(), **options
     )
     if plan_out:
         write_text(Path(plan_out), result.plan.to_json())
@@ -303,10 +306,8 @@ def inspect(
     Example:
       onnxlr inspect net.onnx --include 'conv'
     """
-    _check_outputs((json_out,), source)
-    rows = api.inspect(
-        source, method=_split(method), progress=None if quiet else _Bars(), **options
-    )
+    given = _opened(source, (json_out,))
+    rows = api.inspect(given, method=_split(method), progress=None if quiet else _Bars(), **options)
     if json_out:
         _write_json(json_out, tables.inspection_dict(rows))
     if not quiet and json_out != "-":
@@ -352,8 +353,8 @@ def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr compare net.onnx small.onnx --data samples.npz --labels label
     """
-    _check_outputs((json_out,), a, b, options["data"])
-    result = api.compare(a, b, progress=_Bars(), **options)
+    sources = [_opened(path, (json_out,), a, b, options["data"]) for path in (a, b)]
+    result = api.compare(*sources, progress=_Bars(), **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
     if json_out != "-":
@@ -377,8 +378,8 @@ def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr bench net.onnx small.onnx --batch 16 --threads 2
     """
-    _check_outputs((json_out,), a, b, options["data"])
-    result = api.bench(a, b, progress=_Bars(), **options)
+    sources = [_opened(path, (json_out,), a, b, options["data"]) for path in (a, b) if path]
+    result = api.bench(*sources, progress=_Bars(), **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
     if json_out != "-":
@@ -396,11 +397,24 @@ def passes() -> None:
     tables.show_passes(_console(), installed_passes())
 
 
+def _opened(source: str, outputs: Sequence[str | None], *others: str | None) -> Source:
+    """The model, once no output is one of the files that are read, its external data among them."""
+    _check_outputs(outputs, source, *others)
+    given = load(source)
+    for path in (Path(p) for p in outputs if p is not None and p != "-"):
+        check_external(path, given)
+    return given
+
+
 def _check_outputs(outputs: Sequence[str | None], *sources: str | None) -> None:
-    """Refuse outputs that can't be written, are files that are read, or are named twice."""
-    paths = [Path(p) for p in outputs if p is not None and p != "-"]
-    for path in paths:
+    """Refuse outputs that can't be written, or are files that are read."""
+    for path in (Path(p) for p in outputs if p is not None and p != "-"):
         check_destination(path, *sources)
+
+
+def _check_twice(outputs: Sequence[str | None]) -> None:
+    """Refuse one file for two outputs."""
+    paths = [Path(p) for p in outputs if p is not None and p != "-"]
     places = [path.resolve() for path in paths]
     for path, where in zip(paths, places, strict=True):
         if places.count(where) > 1:

@@ -78,7 +78,7 @@ class Source:
 
 
 def load(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: "str | os.PathLike[str] | bytes | onnx.ModelProto | Source",
     *,
     known: tuple[str, Stamp] | None = None,
 ) -> Source:
@@ -89,6 +89,7 @@ def load(
     Parameters
     ----------
     model : path, bytes or ModelProto
+        Or what has been read already, which is given back.
     known : (str, Stamp), optional
         The digest that it has as long as its external data carry this stamp: they needn't be read
         for it then.
@@ -99,6 +100,8 @@ def load(
         If it isn't a readable ONNX model of opset 7 to the newest this ``onnx`` knows, or its
         external data is missing, short or outside its folder.
     """
+    if isinstance(model, Source):
+        return model
     path = None
     if isinstance(model, onnx.ModelProto):
         label, data = "<model>", serialize(model, "<model>")

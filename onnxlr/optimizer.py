@@ -29,7 +29,7 @@ from onnxlr.layer_check import check_layers, worst
 from onnxlr.layers import Layer
 from onnxlr.model import Source, count_params, load
 from onnxlr.options import Options
-from onnxlr.output import copy_source, place, read_back, workspace, write_failure
+from onnxlr.output import copy_source, left_over, place, read_back, workspace, write_failure
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Feeding, Prepared, check_room, open_fed, prepare
 from onnxlr.progress import Progress
@@ -156,7 +156,8 @@ def _run(
     plan = Plan(source.digest, outcome.decisions(), options.seed, calibration if chosen else None)
     model = read_back(built.path, whole=out is None)
     label = None if out is None else str(out)
-    report = outcome.report(plan, built, label, time.perf_counter() - started)
+    old = [] if out is None else left_over(built.path, out)
+    report = outcome.report(plan, built, label, time.perf_counter() - started, old)
     if out is not None:  # the last of all: nothing may fail after that
         place(built.path, out)
     return Result(model, plan, report)

@@ -132,6 +132,9 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
                 raise UsageError(
                     f"{out} is the same file as the input {source}: name another output"
                 )
+            sampled = source.is_dir() and out.suffix in (".npz", ".npy")
+            if sampled and out.parent.samefile(source):
+                raise UsageError(f"{out} is one of the samples in {source}: name another output")
         if out.exists() and not out.is_file():
             raise OutputError(f"OUT {out} is not a regular file: name another")
         if not out.parent.is_dir():
@@ -142,6 +145,18 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
             pass
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
+
+
+def check_external(out: Path, source: Source) -> None:
+    """Refuse an output that is one of the files in which a model keeps its weights.
+
+    Raises
+    ------
+    UsageError
+        If it is one of them.
+    """
+    if source.path is not None:
+        check_destination(out, *(source.path.parent / name for name in source.external))
 
 
 @contextlib.contextmanager
@@ -210,9 +225,6 @@ def _lock(file: BinaryIO) -> bool:
 def place(path: Path, out: Path) -> None:
     """Move a finished model, its external data first, to where it belongs.
 
-    What the model that was there before had as external data goes, if it was made here and no
-    other model beside it has it too.
-
     Raises
     ------
     OutputError
@@ -231,25 +243,31 @@ def place(path: Path, out: Path) -> None:
                         "name is there; choose another folder for OUT"
                     )
                 moves.append((extra, target))
-        before = _data_of(out)
         for extra, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
             extra.replace(target)
         path.replace(out)
-        for name in before - _data_of(out):
-            others = (p for p in out.parent.iterdir() if not re.match(_DATA, p.name))
-            if not any(name in _data_of(other) for other in others):
-                (out.parent / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
 
 
+def left_over(path: Path, out: Path) -> list[str]:
+    """External data made here that the model at ``out`` has and the one that replaces it has not.
+
+    They stay: another model may have them too.
+    """
+    names = sorted(_data_of(out) - _data_of(path))
+    return [name for name in names if (out.parent / name).exists()]
+
+
 def _data_of(model: Path) -> set[str]:
     """Names of data files made here that a model mentions."""
+    if not model.is_file():
+        return set()
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return {m.group().decode() for m in re.finditer(_DATA_NAME, text)}
-    except (OSError, ValueError):  # none there, or empty
+    except (OSError, ValueError):  # unreadable, or empty
         return set()
 
 

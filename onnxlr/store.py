@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnxlr.output import TEMPORARY, replacing
 
 FOLDER_VARIABLE = "ONNXLR_CACHE"
 OFF = "off"
+_OWN = re.compile(r"[a-z]+-[0-9a-f]{20}\.npz")  # a folder that is named may hold other files too
 _ABANDONED = 3600.0  # seconds after which a file that was begun won't be finished
 MOST_BYTES = 2 << 30  # of arrays: those not asked for the longest go first
 
@@ -134,7 +136,8 @@ def _trim(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - abandoned.stat().st_mtime > _ABANDONED:
                 abandoned.unlink()
-    files = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
+    own = [path for path in folder.glob("*.npz") if _OWN.fullmatch(path.name)]
+    files = sorted(own, key=lambda p: p.stat().st_mtime, reverse=True)
     held = 0
     for file in files:
         held += file.stat().st_size

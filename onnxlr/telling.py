@@ -1,6 +1,7 @@
 """What is said about a run: a decision with its reason for every layer, and the report."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -27,6 +28,13 @@ from onnxlr.search import Chosen
 from onnxlr.verify import Quality
 
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
+
+
+def _left(name: str) -> str:
+    return (
+        f"{name}, the external data of the file that was here before, is still there: delete it if "
+        "no other model has it"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class Outcome:
             rows.append(use(layer, item, self._why(layer, item), error, lost, timed, others))
         return tuple(rows)
 
-    def report(self, plan: Plan, built: Built, out: str | None, seconds: float) -> Report:
+    def report(
+        self, plan: Plan, built: Built, out: str | None, seconds: float, old: Sequence[str] = ()
+    ) -> Report:
         """All of it, with the verdict in a sentence."""
         from onnxlr import __version__
 
@@ -106,7 +116,7 @@ class Outcome:
             verdict,
             self._judged_on(),
             seconds,
-            (*self._notes(plan), *self._overridden(plan)),
+            (*self._notes(plan), *self._overridden(plan), *map(_left, old)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
         )

@@ -309,12 +309,10 @@ def test_external_data_are_named_by_their_content(tmp_path: Path) -> None:
     plans = [
         onnxlr.optimize(source, out, rank=rank, verify="none").plan for rank in ("0.25", "0.5")
     ]
-    (first,) = tmp_path.glob("weights-*.data")  # what the first run had written is gone
     again = tmp_path / "again.onnx"
     onnxlr.apply(plans[1], source, again)
     assert again.read_bytes() == out.read_bytes()
     onnxlr.optimize(source, out, rank="0.25", verify="none")
-    assert first.exists()  # again.onnx has it as well
     for path in (out, again):
         onnx.checker.check_model(path)
     assert len(list(tmp_path.glob("weights-*.data"))) == 2

@@ -356,7 +356,7 @@ def test_external_data_behind_a_link(kind: str) -> None:
     getattr(Path("in.data"), kind)("other.data")
     onnx.save(model, "in.onnx")
     for command in ("inspect in.onnx", "optimize in.onnx out.onnx --include nothing"):
-        assert "without links" in _in_a_line(command)
+        assert " link" in _in_a_line(command)
 
 
 @pytest.mark.parametrize("kernel_shape", [[3], [3, 3, 3], [5, 5], [0, 3], [-3, 3]], ids=str)

@@ -52,15 +52,15 @@ def test_a_folder_that_is_none_costs_nothing(tmp_path: Path) -> None:
 
 def test_the_oldest_arrays_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
-    store = Store(tmp_path)
-    for i, name in enumerate("ab"):
+    store, (a, b, c, huge) = Store(tmp_path), (key_of(i) for i in range(4))
+    for i, name in enumerate((a, b)):
         store.write_arrays("s", name, {"x": np.full(1000, float(i))})
         os.utime(tmp_path / f"s-{name}.npz", (i, i))
-    store.read_arrays("s", "a")  # asked for again: b is the oldest now
-    store.write_arrays("s", "c", {"x": np.ones(1000)})
-    assert {p.name for p in tmp_path.glob("*.npz")} == {"s-a.npz", "s-c.npz"}
-    store.write_arrays("s", "huge", {"x": np.ones(5000)})
-    assert not (tmp_path / "s-huge.npz").exists()
+    store.read_arrays("s", a)  # asked for again: b is the oldest now
+    store.write_arrays("s", c, {"x": np.ones(1000)})
+    assert {p.name for p in tmp_path.glob("*.npz")} == {f"s-{a}.npz", f"s-{c}.npz"}
+    store.write_arrays("s", huge, {"x": np.ones(5000)})
+    assert not (tmp_path / f"s-{huge}.npz").exists()
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

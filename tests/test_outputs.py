@@ -1,0 +1,108 @@
+"""What is written never takes the place of what is read, or of what others may need."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import onnxlr
+from onnxlr import store as store_module
+from onnxlr.cli import main
+from onnxlr.store import Store, key_of
+from tests.test_data_aware import images, network
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model with its weights in a file beside it, and samples, alone and in a folder."""
+    monkeypatch.chdir(tmp_path)
+    save("in.onnx", "in.data")
+    Path("samples").mkdir()
+    for path in ("d.npz", "samples/d.npz"):
+        np.savez(path, x=images(32, 0))
+    return tmp_path
+
+
+def save(path: str, data: str, seed: int = 0) -> None:
+    onnx.save(
+        network(seed=seed), path, save_as_external_data=True, location=data, size_threshold=64
+    )
+
+
+def held() -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+
+
+QUICK = "optimize in.onnx out.onnx --rank 4 --verify none"
+FITTED = (
+    "optimize in.onnx out.onnx --rank 4 --max-drop 1 --no-measure --data d.npz "
+    "--metric rel-error --plan-out plan.json"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "words"),
+    [
+        ("", f"{QUICK} --plan-out in.data", "in.data is the same file as the input"),
+        ("", f"{QUICK} --report in.data", "in.data is the same file as the input"),
+        ("", f"{QUICK} --json in.data", "in.data is the same file as the input"),
+        ("", "inspect in.onnx --json in.data", "in.data is the same file as the input"),
+        ("", "compare in.onnx in.onnx --json in.data", "in.data is the same file as the input"),
+        ("", "bench in.onnx --json in.data", "in.data is the same file as the input"),
+        ("", "optimize in.onnx samples/d.npz --data samples", "one of the samples in samples"),
+        (FITTED, "apply plan.json in.onnx d.npz --data d.npz", "same file as the input d.npz"),
+        (FITTED, "apply plan.json in.onnx d.npz", "same file as the input d.npz"),
+        ("", "optimize in.onnx samples/in.data --rank 4", "is called as the external data of"),
+        ("", f"{QUICK} --latency-table d.npz --json d.npz", "d.npz is named for two outputs"),
+        (
+            "",
+            "optimize in.onnx t.json --latency-table t.json --rank 4",
+            "t.json is named for two outputs",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_an_output_is_none_of_the_inputs(before: str, command: str, words: str) -> None:
+    if before:
+        assert CliRunner().invoke(main, before.split()).exit_code == 0
+    found = held()
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert held() == found
+
+
+@pytest.mark.usefixtures("here")
+def test_the_data_of_a_former_out_stay_for_whoever_has_them_too() -> None:
+    onnxlr.optimize("in.onnx", "out.onnx", rank="0.25", verify="none")
+    (old,) = Path().glob("weights-*.data")
+    Path("weights-copy.onnx").write_bytes(Path("out.onnx").read_bytes())
+    result = onnxlr.optimize("in.onnx", "out.onnx", rank="0.5", verify="none")
+    assert old.exists()
+    assert [n for n in result.report.notes if old.name in n and "still there" in n]
+    for path in ("out.onnx", "weights-copy.onnx"):
+        onnx.checker.check_model(path)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_pipe_beside_out_is_never_opened() -> None:
+    os.mkfifo("pipe")
+    for rank in ("0.25", "0.5"):
+        onnxlr.optimize("in.onnx", "out.onnx", rank=rank, verify="none")
+    onnx.checker.check_model("out.onnx")
+
+
+def test_the_cache_makes_room_among_its_own_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
+    own = tmp_path / "data.npz"
+    np.savez(own, x=np.ones(10_000))
+    os.utime(own, (1, 1))
+    for i in range(3):
+        Store(tmp_path).write_arrays("s", key_of(i), {"x": np.ones(1000)})
+    assert own.exists()
+    assert len(list(tmp_path.glob("s-*.npz"))) == 2
