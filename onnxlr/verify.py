@@ -166,7 +166,10 @@ class Judge:
 
     def _divergence(self, before: NDArray[Any], after: NDArray[Any]) -> float:
         """Σ p · log(p / q) over the samples."""
-        if before.shape != after.shape or not np.isfinite(after).all():
+        if np.array_equal(before, after):
+            return 0.0
+        finite = bool(np.isfinite(before).all() and np.isfinite(after).all())
+        if before.shape != after.shape or not finite:
             return math.inf
         p, q = (self._log_probabilities(y.astype(np.float64)) for y in (before, after))
         return max(0.0, float(np.sum(np.exp(p) * (p - q))))

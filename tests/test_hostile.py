@@ -391,6 +391,14 @@ def test_samples_that_are_no_numbers() -> None:
     assert len(result.plan.decisions) == 2
 
 
+def test_outputs_that_are_no_numbers() -> None:
+    models = [mlp(), mlp()]
+    for model, value in zip(models, (np.inf, -np.inf), strict=True):
+        model.graph.initializer[2].raw_data = np.full(16, value, np.float32).tobytes()
+    assert onnxlr.compare(models[0], models[0]).quality.fidelity.divergence == 0
+    assert onnxlr.compare(*models).quality.fidelity.divergence == np.inf
+
+
 # ---- what the runtime does to itself
 
 
