@@ -214,6 +214,6 @@ def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_of_other_versions_are_refused(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("numpy.__version__", "0.1")
-    with pytest.raises(ClusterError, match=r"has numpy .*, here it is numpy 0\.1"):
+    monkeypatch.setattr("onnxlr.__version__", "0.0")
+    with pytest.raises(ClusterError, match=r"has onnxlr .*, here it is onnxlr 0\.0"):
         Cluster(farm.address)
