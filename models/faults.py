@@ -180,7 +180,7 @@ def limited(kind: int, limit: int) -> Callable[[], None]:
 
 def full_disk(bench: Bench, rng: random.Random, _: float) -> str:
     """No room for OUT, from the first byte or somewhere on the way."""
-    limit = rng.choice([0, 1_000, 20_000, 100_000, len(bench.truth) - 500])
+    limit = rng.choice([0, 1_000, len(bench.truth) // 4, len(bench.truth) // 2])
     code, errors = finish(bench.start(preexec_fn=limited(resource.RLIMIT_FSIZE, limit)))
     if code == 0 and bench.held() != bench.truth:
         raise FaultError("it claims to have written what isn't there")

@@ -39,9 +39,7 @@ class _Child:
         """See ``in_child``."""
         with self._lock:
             try:
-                if self._executor is None:
-                    self._executor = _pool()
-                future = self._executor.submit(function, *args)
+                future = self._submit(function, args)
             except OSError:  # some systems let nobody have semaphores: it is done here then
                 self._executor = None
                 return function(*args)
@@ -63,6 +61,20 @@ class _Child:
                 raise
         return found
 
+    def _submit(self, function: Callable[..., T], args: tuple[Any, ...]) -> Any:
+        if self._executor is None:
+            self._executor = _pool()
+        try:
+            return self._executor.submit(function, *args)
+        except BrokenExecutor:  # it went down while nothing was asked of it
+            self.end()
+            self._executor = _pool()
+            return self._executor.submit(function, *args)
+
+    def forget(self) -> None:
+        """After a fork the process is the parent's."""
+        self._executor, self._lock = None, threading.Lock()
+
     def end(self) -> None:
         """Stop the process, whatever it does."""
         if self._executor is not None:
@@ -81,6 +93,8 @@ def _pool() -> Any:
 
 _CHILD = _Child()
 atexit.register(_CHILD.end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CHILD.forget)
 
 
 def in_child(function: Callable[..., T], *args: Any, seconds: float = LONGEST, what: str) -> T:

@@ -224,6 +224,17 @@ def _processes(width: int) -> Iterator[Executor]:
             raise
 
 
+def _forget() -> None:
+    """After a fork the pool is the parent's, and nobody here would tend it."""
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if loky is not None:
+        loky._executor = None  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def follow(parent: int) -> None:
     """End this process when the one that began it is no more, however that ended."""
 

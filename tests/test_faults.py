@@ -353,3 +353,35 @@ def test_where_no_process_can_be_started_it_is_done_here(
     assert list(Jobs(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
     assert in_child(os.getpid, what="asking") == os.getpid()
     assert onnxlr.optimize(two_layers(), rank=4, max_drop=1).plan.replaced
+
+
+def test_a_child_that_died_meanwhile_is_replaced() -> None:
+    first = in_child(os.getpid, what="asking")
+    os.kill(first, signal.SIGKILL)
+    time.sleep(1.0)
+    assert in_child(os.getpid, what="asking again") not in (first, os.getpid())
+
+
+FORKED = """
+import os
+from onnxlr import jobs
+from onnxlr.child import in_child
+jobs._WORTHWHILE = 0.0
+wanted = [abs(i) for i in range(-4, 0)]
+def work():
+    found = list(jobs.Jobs(2).map(abs, [(i,) for i in range(-4, 0)]))
+    return found == wanted and in_child(pow, 2, 3, what="counting") == 8
+assert work()
+pid = os.fork()
+good = work()
+if pid == 0:
+    os._exit(0 if good else 1)
+assert good and os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_both_sides_of_a_fork_go_on() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
