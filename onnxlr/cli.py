@@ -27,6 +27,7 @@ from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import installed_passes
 from onnxlr.model import Source, load
 from onnxlr.output import check_destination, check_external, write_text
+from onnxlr.progress import Progress, Silent
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -271,10 +272,9 @@ def optimize(
     outputs = (out, plan_out, json_out, options["report"])
     table = options["latency_table"]
     _check_twice((*outputs, table))
-    given = _opened(source, outputs, options["data"], options["validation"], table)
-    result = api.optimize(
-        given, out, method=_split(method), progress=None if quiet else _Bars(), **options
-    )
+    told = Silent() if quiet else _Bars()
+    given = _opened(told, source, outputs, options["data"], options["validation"], table)
+    result = api.optimize(given, out, method=_split(method), progress=told, **options)
     if plan_out:
         write_text(Path(plan_out), result.plan.to_json())
     if json_out:
@@ -306,8 +306,9 @@ def inspect(
     Example:
       onnxlr inspect net.onnx --include 'conv'
     """
-    given = _opened(source, (json_out,))
-    rows = api.inspect(given, method=_split(method), progress=None if quiet else _Bars(), **options)
+    told = Silent() if quiet else _Bars()
+    given = _opened(told, source, (json_out,))
+    rows = api.inspect(given, method=_split(method), progress=told, **options)
     if json_out:
         _write_json(json_out, tables.inspection_dict(rows))
     if not quiet and json_out != "-":
@@ -353,8 +354,9 @@ def compare(a: str, b: str, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr compare net.onnx small.onnx --data samples.npz --labels label
     """
-    sources = [_opened(path, (json_out,), a, b, options["data"]) for path in (a, b)]
-    result = api.compare(*sources, progress=_Bars(), **options)
+    told = _Bars()
+    sources = [_opened(told, path, (json_out,), a, b, options["data"]) for path in (a, b)]
+    result = api.compare(*sources, progress=told, **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
     if json_out != "-":
@@ -378,8 +380,9 @@ def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
     Example:
       onnxlr bench net.onnx small.onnx --batch 16 --threads 2
     """
-    sources = [_opened(path, (json_out,), a, b, options["data"]) for path in (a, b) if path]
-    result = api.bench(*sources, progress=_Bars(), **options)
+    told = _Bars()
+    sources = [_opened(told, path, (json_out,), a, b, options["data"]) for path in (a, b) if path]
+    result = api.bench(*sources, progress=told, **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
     if json_out != "-":
@@ -397,10 +400,13 @@ def passes() -> None:
     tables.show_passes(_console(), installed_passes())
 
 
-def _opened(source: str, outputs: Sequence[str | None], *others: str | None) -> Source:
+def _opened(
+    told: Progress, source: str, outputs: Sequence[str | None], *others: str | None
+) -> Source:
     """The model, once no output is one of the files that are read, its external data among them."""
     _check_outputs(outputs, source, *others)
-    given = load(source)
+    with told.stage(f"read {source}", None):
+        given = load(source)
     for path in (Path(p) for p in outputs if p is not None and p != "-"):
         check_external(path, given)
     return given
