@@ -236,7 +236,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def follow(parent: int) -> None:
-    """End this process when the one that began it is no more, however that ended."""
+    """End this process when the one that began it is no more, however that ended.
+
+    What it has to say comes back as an error, or is told by its end: it prints nothing.
+    """
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
     def watch() -> None:
         while os.getppid() == parent:

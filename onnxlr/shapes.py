@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 import onnx_ir as ir
 
+from onnxlr.child import in_child, tries
 from onnxlr.errors import ModelError
 from onnxlr.layers import Shape
 from onnxlr.model import serialize, to_proto
@@ -44,17 +45,29 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     proto = to_proto(sketch)
     del proto.graph.value_info[:]
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        graph = _inferred(serialize(proto, "the model"))
     except Exception:  # inference stops at what it can't merge; running the model decides then
         return dict(inputs)
     shapes = dict(inputs)
-    for info in (*proto.graph.value_info, *proto.graph.output):
+    for info in (*graph.value_info, *graph.output):
         tensor_type = info.type.tensor_type
         if tensor_type.HasField("shape"):
             dims = tuple(d.dim_value for d in tensor_type.shape.dim)
             if all(d.HasField("dim_value") for d in tensor_type.shape.dim):
                 shapes[info.name] = dims
     return shapes
+
+
+def _inferred(model: bytes) -> onnx.GraphProto:
+    """What inference says of values and outputs; in the child process, since some of it crashes."""
+    if not tries():
+        return _infer(model)
+    return in_child(_infer, model, what="inferring shapes")
+
+
+def _infer(model: bytes) -> onnx.GraphProto:
+    proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), data_prop=True)
+    return onnx.GraphProto(value_info=proto.graph.value_info, output=proto.graph.output)
 
 
 def observe_shapes(

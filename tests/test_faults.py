@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import onnxlr
-from onnxlr import child, jobs, layer_check, layer_timing, memory, prepare
+from onnxlr import child, jobs, layer_check, layer_timing, memory, prepare, shapes
 from onnxlr.child import Trial, in_child
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import Jobs
@@ -385,3 +385,11 @@ def test_both_sides_of_a_fork_go_on() -> None:
         [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_inference_that_crashes_leaves_shapes_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXLR_TRIAL")
+    known = shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)})
+    assert known["h"] == (256, 40)
+    monkeypatch.setattr(shapes, "_infer", crash)
+    assert shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)}) == {"x": (256, 48)}
