@@ -88,12 +88,15 @@ class _Bars:
             TextColumn("{task.fields[item]}", markup=False),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
+        self._seen = console.is_terminal
 
     @contextmanager
     def stage(self, description: str, total: int | None) -> Iterator[Callable[[str], None]]:
-        """A bar while the stage lasts."""
+        """A bar while the stage lasts, where somebody sees it."""
+        if not self._seen:
+            yield lambda _: None
+            return
         with self._bars:
             task = self._bars.add_task(description, total=total, item="")
 
