@@ -13,16 +13,13 @@ from typing import Any, TypeVar
 
 import psutil
 
-from onnxlr.errors import CrashError, ModelError, UsageError
+from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import end, follow, joblib_late
 from onnxlr.memory import available
-from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
 
 T = TypeVar("T")
 
-VARIABLE = "ONNXLR_TRIAL"
-LONGEST = 45.0  # seconds for opening and running what is small
-_BYTES_A_SECOND = 10e6  # more for what is large
 _LEAST_MEMORY = 2 << 30
 _USUAL_MEMORY = 4 << 30
 _TIMES_ITS_SIZE = 100  # a large model may hold much more than its weights, a small one need not
@@ -149,7 +146,7 @@ class Trial:
         memory = _allowance(nbytes) if machine.provider == "cpu" else None  # GPUs map more
         self._given = whole, machine, label, memory
         self._label = label
-        self._seconds = _patience(nbytes)
+        self._seconds = patience(nbytes)
         self._left = self._seconds
         self._ended: CrashError | None = None
 
@@ -225,22 +222,6 @@ def _allowance(nbytes: int) -> int:
     """Bytes of address space that a model of this size may take."""
     for_runs = min(available() // 4 * 3, _USUAL_MEMORY + _TIMES_ITS_SIZE * nbytes)
     return max(_LEAST_MEMORY, for_runs) + 3 * nbytes  # files that are mapped count as well
-
-
-def _patience(nbytes: int) -> float | None:
-    """Seconds that a model of this size has to open and run; None for no trial."""
-    text = os.environ.get(VARIABLE, "")
-    if text == "off":
-        return None
-    if not text:
-        return LONGEST + nbytes / _BYTES_A_SECOND
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise UsageError(f"{VARIABLE}={text!r} is neither off nor a number of seconds up to a day")
-    return seconds
 
 
 _OPEN: dict[int, Session] = {}  # in the child: the model at hand

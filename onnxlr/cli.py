@@ -41,6 +41,7 @@ class _Group(click.Group):
         if threading.current_thread() is threading.main_thread():
             # A stop asked for by a scheduler cleans up just as Ctrl-C does.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _open_streams()
         try:
             return super().invoke(ctx)
         except OnnxlrError as error:
@@ -72,6 +73,24 @@ class _Group(click.Group):
                 err=True,
             )
             ctx.exit(1)
+
+
+def _open_streams() -> None:
+    """Streams that were closed lead nowhere; what an encoding lacks is printed as a question mark.
+
+    A file that is opened must never get the number of a closed stream: others print there.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 class _Bars:

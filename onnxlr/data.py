@@ -144,6 +144,13 @@ def load_samples(
 
 
 def _files(path: Path) -> list[Path]:
+    try:
+        return _found(path)
+    except OSError as error:  # a name too long, a folder that can't be listed
+        raise DataError(f"can't read {str(path)[:80]}: {error.strerror or error}") from None
+
+
+def _found(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
         if not files:

@@ -198,6 +198,8 @@ class Jobs:
 
 def joblib_late() -> Any:
     """Imported late: it takes a fifth of a second, and most commands never need it."""
+    if sys.stderr is None:  # it flushes what a program without a console hasn't got
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     with warnings.catch_warnings():
         # Where there are no semaphores; ``map`` does without processes then.
         warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")

@@ -23,6 +23,7 @@ from onnxlr.store import Store, key_of, read_json, write_json
 
 # Of more ranks of one method than this for one layer, every second is measured.
 _MEASURED = 4
+_DIGITS, _LONGEST_MS = 9, 1e9  # of a rank, and of a time: beyond that a table is none
 
 
 class LatencyTable:
@@ -221,14 +222,15 @@ def _is_table(found: dict[str, Any]) -> bool:
 
 
 def _is_rank(text: str) -> bool:
-    return all(part.isdecimal() and int(part) > 0 for part in text.split(","))
+    parts = text.split(",")
+    return all(p.isdecimal() and len(p) < _DIGITS and int(p) > 0 for p in parts)
 
 
 def _is_time(ms: object) -> bool:
     return ms is None or (
         isinstance(ms, list)
         and len(ms) == 3
-        and all(isinstance(m, (int, float)) and 0 < m < float("inf") for m in ms)
+        and all(isinstance(m, (int, float)) and 0 < m < _LONGEST_MS for m in ms)
     )
 
 

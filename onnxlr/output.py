@@ -126,6 +126,11 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
     try:
         if out.is_dir():
             raise OutputError(f"OUT {out} is a folder: name a file in it")
+        if _is_stream(out):
+            raise UsageError(
+                f"{out} is a link to an open file of this process, which can't be replaced: name "
+                "a file (or - for --json, which prints)"
+            )
         given = [Path(source) for source in sources if source is not None]
         for source in given if out.exists() else ():
             if source.exists() and out.samefile(source):
@@ -145,6 +150,13 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
             pass
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is /dev/stdout or its like: a link whose place no file must take."""
+    place = str(path.parent.resolve())
+    target = str(path.readlink()) if path.is_symlink() else ""
+    return place.startswith("/proc") or target.startswith("/proc/")
 
 
 def check_external(out: Path, source: Source) -> None:

@@ -178,7 +178,10 @@ class Plan:
                 raise ValueError(f"it decides twice on {twice!r}")
             fitted = data.get("calibration")
             calibration = None if fitted is None else _calibration(fitted)
-            return cls(str(data["model"]), decisions, int(data.get("seed", 0)), calibration)
+            seed = int(data.get("seed", 0))
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"its seed is {seed}")
+            return cls(str(data["model"]), decisions, seed, calibration)
         except (
             ValueError,
             TypeError,
@@ -226,6 +229,8 @@ def _calibration(fields: Mapping[str, Any]) -> Calibration:
     named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
     if not named or type(calibration.samples) is not int or calibration.samples < 1:
         raise TypeError("the calibration names no samples")
+    if type(calibration.sequential) is not int or calibration.sequential < 0:
+        raise TypeError(f"the calibration is corrected on {calibration.sequential!r} samples")
     return replace(calibration, layers=tuple(map(str, calibration.layers)))
 
 

@@ -1,7 +1,9 @@
 """ONNX Runtime sessions: one place that opens them, and says clearly why one can't be opened."""
 
+import contextlib
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import ModelError, RuntimeMissingError, one_line
+from onnxlr.errors import CrashError, ModelError, RuntimeMissingError, UsageError, one_line
 
 Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
@@ -20,7 +22,33 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 # A file and line of its source, and the signature of the function there.
 _PLACE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
 _LISTED = 8  # inputs that a message names
+VARIABLE = "ONNXLR_TRIAL"  # of the environment: seconds for what is run first, or "off"
+LONGEST = 45.0  # seconds for opening and running what is small
+_BYTES_A_SECOND = 10e6  # more for what is large
+_STOPPING = 10.0  # seconds for a run to notice that it is to end
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
+
+
+def patience(nbytes: int) -> float | None:
+    """Seconds that a model of this size has to open and run; None for as long as it likes.
+
+    Raises
+    ------
+    UsageError
+        If ``ONNXLR_TRIAL`` is neither ``off`` nor a number of seconds.
+    """
+    text = os.environ.get(VARIABLE, "")
+    if text == "off":
+        return None
+    if not text:
+        return LONGEST + nbytes / _BYTES_A_SECOND
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise UsageError(f"{VARIABLE}={text!r} is neither off nor a number of seconds up to a day")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -76,6 +104,7 @@ class Session:
         self.machine = machine
         whole = model if isinstance(model, bytes) else str(Path(model).absolute())
         self._model, self._folder = whole, folder
+        self._longest = patience(_size(whole))
         try:
             self.raw = runtime.InferenceSession(whole, options, providers=[wanted])
         except Exception as error:
@@ -106,10 +135,42 @@ class Session:
             If the model fails on this feed.
         """
         try:
-            values = self.raw.run(None, dict(feed))
+            values = self._run(feed)
+        except CrashError:
+            raise
         except Exception as error:
             raise failed_run(self.label, feed, reason_of(error)) from None
         return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
+
+    def _run(self, feed: Feed) -> list[Any]:
+        """Run in a thread, so that Ctrl-C is heard, and what has no end is stopped."""
+        options = _onnxruntime().RunOptions()
+        found: list[list[Any] | BaseException] = []
+
+        def run() -> None:
+            try:
+                found.append(self.raw.run(None, dict(feed), options))
+            except BaseException as error:
+                found.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            thread.join(self._longest)
+        except BaseException:
+            options.terminate = True
+            thread.join(_STOPPING)
+            raise
+        if thread.is_alive():
+            options.terminate = True
+            thread.join(_STOPPING)
+            raise CrashError(
+                f"{self.label} ran for {self._longest:.0f} s on these inputs: it may have no end; "
+                f"give it more seconds with the environment's {VARIABLE}=600"
+            )
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def bound(self, feed: Feed) -> Any:
         """A function that runs the model on this feed with everything bound on the device."""
@@ -131,6 +192,16 @@ class Session:
             binding.synchronize_outputs()
 
         return once
+
+
+def _size(model: bytes | str) -> int:
+    """Bytes of a model; the external data of one in a file lie beside it."""
+    if isinstance(model, bytes):
+        return len(model)
+    path = Path(model)
+    with contextlib.suppress(OSError):
+        return sum(p.stat().st_size for p in (path, *path.parent.glob("*.data")))
+    return 0
 
 
 def check_runtime(machine: Machine) -> str:

@@ -1,7 +1,9 @@
 """Judging a saved model beside the original: the user's metric, and numerical fidelity."""
 
+import contextlib
 import importlib
 import math
+import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -249,10 +251,17 @@ class Judge:
 
     def _call_user(self, session: Session) -> float:
         assert self._user is not None
+        here = Path.cwd()
         try:
-            value = float(self._user(session.raw))
-        except (Exception, SystemExit) as error:
+            # What it prints is no part of ours, and where it goes is its own affair.
+            with contextlib.redirect_stdout(sys.stderr):
+                value = float(self._user(session.raw))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # frameworks have ends of their own
             raise DataError(f"the metric {self.metric} failed: {error!r}") from None
+        finally:
+            os.chdir(here)
         if math.isnan(value):
             raise DataError(f"the metric {self.metric} gave nan: it must give a number")
         return value
@@ -314,7 +323,9 @@ def _user_metric(text: str) -> Callable[[Any], float]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # a module of the user's may do anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module of the user's may do anything
         raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
     if not callable(function):
         raise UsageError(f"--metric {text!r} is not a function")

@@ -22,7 +22,7 @@ from onnx import AttributeProto, TensorProto, helper
 import onnxlr
 from models.fuzz_run import sound_files
 from models.hostile_seeds import SEEDS, externalize, mlp
-from onnxlr import arrays, child
+from onnxlr import arrays, child, runtime
 from onnxlr.child import Trial
 from onnxlr.cli import main
 from onnxlr.errors import CrashError, ModelError, readable
@@ -213,7 +213,7 @@ def _in_a_line(command: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(child.VARIABLE, raising=False)
+    monkeypatch.delenv(runtime.VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -412,13 +412,62 @@ def _endless() -> onnx.ModelProto:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", ["optimize in.onnx out.onnx", "bench in.onnx"])
 def test_a_model_without_end(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(child.VARIABLE, "1.5")
+    monkeypatch.setenv(runtime.VARIABLE, "1.5")
     onnx.save(_endless(), "in.onnx")
     started = time.monotonic()
     line = _in_a_line(command)
     assert "in.onnx in ONNX Runtime takes more than 2 s" in line
     assert "ONNXLR_TRIAL=600" in line
     assert time.monotonic() - started < 30
+
+
+def _endless_at(sample: int) -> tuple[onnx.ModelProto, np.ndarray[Any, Any]]:
+    """A loop that goes on as long as its input says, and samples of which one says: for ever."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["going"]),
+            helper.make_node("Relu", ["v"], ["w"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 24]),
+        ],
+        [
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [1, 24]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["times"], to=TensorProto.INT64),
+        helper.make_node("MatMul", ["x", "m"], ["h"]),
+        helper.make_node("Loop", ["times", "", "h"], ["y"], body=body),
+    ]
+    weight = np.random.default_rng(0).standard_normal((24, 24)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 24])],
+        [onnx.numpy_helper.from_array(weight, "m")],
+    )
+    x = np.ones((8, 1, 24), np.float32)
+    x[sample] = 1e18
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), x
+
+
+@pytest.mark.usefixtures("here")
+def test_a_model_without_end_on_one_sample_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runtime.VARIABLE, "3")
+    model, x = _endless_at(5)
+    onnx.save(model, "in.onnx")
+    np.savez("data.npz", x=x[:, 0])
+    started = time.monotonic()
+    line = _in_a_line("optimize in.onnx out.onnx --data data.npz --metric rel-error")
+    assert "it may have no end" in line or "takes more than" in line
+    assert time.monotonic() - started < 40
 
 
 @pytest.mark.usefixtures("here")
@@ -456,13 +505,13 @@ def test_a_trial_tells_what_fails_and_goes_on() -> None:
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])
 def test_a_trial_of_no_time(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(child.VARIABLE, text)
+    monkeypatch.setenv(runtime.VARIABLE, text)
     with pytest.raises(onnxlr.UsageError, match="neither off nor a number"):
         onnxlr.bench(mlp())
 
 
 def test_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(child.VARIABLE, "off")
+    monkeypatch.setenv(runtime.VARIABLE, "off")
     monkeypatch.setattr(child, "in_child", None)
     assert onnxlr.bench(mlp(), seconds=0.05).a.median_ms > 0
 

@@ -1,6 +1,9 @@
 """What is written never takes the place of what is read, or of what others may need."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +109,105 @@ def test_the_cache_makes_room_among_its_own_only(
         Store(tmp_path).write_arrays("s", key_of(i), {"x": np.ones(1000)})
     assert own.exists()
     assert len(list(tmp_path.glob("s-*.npz"))) == 2
+
+
+METRICS = """
+import json
+import os
+import subprocess
+import sys
+def moved(session):
+    os.chdir("/")
+    return 1.0
+def gone(session):
+    raise GeneratorExit("enough")
+def loud(session):
+    print("a word")
+    return 1.0
+"""
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_metric_does_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("odd_metrics.py").write_text(METRICS)
+    monkeypatch.syspath_prepend(".")
+    quick = "optimize in.onnx out.onnx --rank 4 --max-drop 1 --no-measure --json - --metric"
+    result = CliRunner().invoke(main, f"{quick} odd_metrics:moved".split())
+    assert result.exit_code == 0, result.stderr
+    assert not list(Path().glob(".onnxlr-*"))
+    result = CliRunner().invoke(main, f"{quick} odd_metrics:loud".split())
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["metric"]["name"] == "odd_metrics:loud"
+    result = CliRunner().invoke(main, f"{quick} odd_metrics:gone".split())
+    assert result.exit_code == 1
+    assert "the metric odd_metrics:gone failed: GeneratorExit('enough')" in result.stderr
+
+
+TOOL = f"{sys.executable} -c 'from onnxlr.cli import main; main()'"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.usefixtures("here")
+def test_streams_that_are_closed(closed: str) -> None:
+    command = f"{TOOL} {QUICK.replace('--verify none', '--max-drop 1 --no-measure')} {closed}"
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    onnx.checker.check_model("out.onnx")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_stream_that_lacks_letters() -> None:
+    done = subprocess.run(
+        f"{TOOL} {QUICK}",
+        shell=True,
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_a_link_to_an_open_file_is_not_replaced() -> None:
+    Path("stdout").symlink_to("/proc/self/fd/1")
+    result = subprocess.run(
+        f"{TOOL} {QUICK} --json stdout > printed", shell=True, check=False, capture_output=True
+    )
+    assert result.returncode == 2
+    assert b"a link to an open file" in result.stderr
+    assert Path("stdout").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("seed", -1),
+        ("sequential", -5),
+        ("sequential", "x"),
+        ("sequential", 2.5),
+        ("data", "x" * 5000 + ".npz"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_plans_that_were_edited(part: str, value: object) -> None:
+    assert CliRunner().invoke(main, FITTED.split()).exit_code == 0
+    plan = json.loads(Path("plan.json").read_text())
+    (plan if part == "seed" else plan["calibration"])[part] = value
+    Path("plan.json").write_text(json.dumps(plan))
+    result = CliRunner().invoke(main, ["apply", "plan.json", "in.onnx", "again.onnx"])
+    assert result.exit_code == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rank", "ms"),
+    [("9" * 30, 1.0), ("9" * 5000, 1.0), ("4", 10**400), ("4", 1e308)],
+)
+@pytest.mark.usefixtures("here")
+def test_tables_of_absurd_numbers(rank: str, ms: float) -> None:
+    table = {"machine": {}, "unit": "ms", "times": {"use": {"svd": {rank: [1.0, ms, 1.0]}}}}
+    Path("table.json").write_text(json.dumps(table))
+    command = "optimize in.onnx out.onnx --latency-table table.json --data d.npz"
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 2
+    assert "is no latency table" in result.stderr
