@@ -39,8 +39,11 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():
-            # A stop asked for by a scheduler cleans up just as Ctrl-C does.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            # A stop asked for by a scheduler, or a terminal that goes, cleans up as Ctrl-C does.
+            for name in ("SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    signal.signal(number, signal.default_int_handler)
         _open_streams()
         try:
             return super().invoke(ctx)
@@ -48,7 +51,7 @@ class _Group(click.Group):
             click.echo(f"onnxlr: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("onnxlr: interrupted; nothing was written", err=True)
+            click.echo("onnxlr: interrupted; no file was left half-written", err=True)
             ctx.exit(INTERRUPTED)
         except (click.exceptions.Exit, click.ClickException):
             raise

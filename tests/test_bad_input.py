@@ -260,7 +260,7 @@ def test_interrupted_half_way(place: Path) -> None:
         child.send_signal(signal.SIGINT)
         stdout, stderr = child.communicate(timeout=20)
     assert _tree(place) == before
-    _check_refusal(child.returncode, stdout, stderr, 130, ("interrupted", "nothing was written"))
+    _check_refusal(child.returncode, stdout, stderr, 130, ("interrupted", "half-written"))
 
 
 @pytest.mark.usefixtures("place")

@@ -82,7 +82,8 @@ def test_passes_are_listed_with_where_they_come_from() -> None:
     assert "onnxlr" in text
 
 
-def test_a_scheduler_s_stop_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_from_outside_leaves_nothing_behind(stop: signal.Signals, tmp_path: Path) -> None:
     onnx.save(linear(low_rank(RNG, 64, 48, 3), rows="n", name="fc"), tmp_path / "in.onnx")
     (tmp_path / "slow_metric.py").write_text(
         "import pathlib, time\n"
@@ -97,7 +98,7 @@ def test_a_scheduler_s_stop_leaves_nothing_behind(tmp_path: Path) -> None:
         while not (tmp_path / "asked").exists() and child.poll() is None:
             assert time.monotonic() < limit, "the metric was never asked"
             time.sleep(0.02)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(stop)
         assert child.wait(timeout=20) == 130
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["asked", "in.onnx", "slow_metric.py"]
