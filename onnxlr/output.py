@@ -154,9 +154,9 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
 
 def _is_stream(path: Path) -> bool:
     """Whether a path is /dev/stdout or its like: a link whose place no file must take."""
-    place = str(path.parent.resolve())
-    target = str(path.readlink()) if path.is_symlink() else ""
-    return place.startswith("/proc") or target.startswith("/proc/")
+    target = path.readlink() if path.is_symlink() else path
+    places = (str(path.parent.resolve()), str(target.parent))
+    return any(re.fullmatch(r"/proc/(self|\d+)/fd", place) for place in places)
 
 
 def check_external(out: Path, source: Source) -> None:
