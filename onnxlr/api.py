@@ -186,6 +186,8 @@ def optimize(
     page = None if report is None else Path(report)
     if page is not None:
         check_destination(page, _path_of(model), data, validation, latency_table)
+        if path is not None and page.absolute() == path.absolute():
+            raise UsageError(f"{page} is named for the model and for the report: name another")
     source = load(model)
     _check_external(path, source)
     if page is not None:

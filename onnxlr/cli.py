@@ -51,13 +51,15 @@ class _Group(click.Group):
             click.echo(f"onnxlr: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being heard
             click.echo("onnxlr: interrupted; no file was left half-written", err=True)
             ctx.exit(INTERRUPTED)
         except (click.exceptions.Exit, click.ClickException):
             raise
         except OSError as error:  # a closed pipe, a full device: what is printed can't be
             if error.errno != errno.EPIPE:
-                click.echo(f"onnxlr: {error.strerror or error}", err=True)
+                where = f"{str(error.filename)[:200]}: " if error.filename else ""
+                click.echo(f"onnxlr: {where}{error.strerror or error}", err=True)
             ctx.exit(1)
         except MemoryError:
             click.echo(
@@ -295,6 +297,8 @@ def optimize(
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
     outputs = (out, plan_out, json_out, options["report"])
+    if "-" in (out, plan_out, options["report"]):
+        raise click.UsageError("- prints, which only --json does: name a file, or ./-")
     table = options["latency_table"]
     _check_twice((*outputs, table))
     told = Silent() if quiet else _Bars()

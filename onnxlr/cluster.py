@@ -1,6 +1,7 @@
 """The workers of a dask cluster, for ``--dask ADDRESS``."""
 
 import platform
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Executor
@@ -8,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxlr.errors import ClusterError, RuntimeMissingError, one_line
+from onnxlr.errors import ClusterError, RuntimeMissingError, UsageError, one_line
 from onnxlr.memory import words
 
 # Bytes that are sent in one piece at most; models and their weights are never sent.
 MOST_SENT = 1 << 30
+_ADDRESS = re.compile(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]+")
 _CONNECT = 15.0  # seconds for the scheduler to answer
 _PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
 _RETRIES = 3  # of a piece whose worker went away
@@ -32,6 +34,8 @@ class Cluster:
 
     Raises
     ------
+    UsageError
+        If the address is none.
     RuntimeMissingError
         If dask isn't installed.
     ClusterError
@@ -45,6 +49,10 @@ class Cluster:
             raise RuntimeMissingError(
                 "--dask needs dask: pip install 'onnxlr[dask]', here and for the workers"
             ) from None
+        if not _ADDRESS.fullmatch(address):
+            raise UsageError(
+                f"--dask {address!r} is no address: name a scheduler as tcp://host:8786"
+            )
         self.address = address
         self.sent = self.returned = 0
         try:

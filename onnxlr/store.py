@@ -96,7 +96,12 @@ def open_store() -> Store:
     named = os.environ.get(FOLDER_VARIABLE, "")
     if named == OFF:
         return Store(None)
-    return Store(Path(named) if named else Path(platformdirs.user_cache_dir("onnxlr", False)))
+    if named:
+        return Store(Path(named))
+    try:
+        return Store(Path(platformdirs.user_cache_dir("onnxlr", False)))
+    except RuntimeError:  # nobody has a home here
+        return Store(None)
 
 
 def key_of(*parts: object) -> str:

@@ -8,7 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import onnxlr
@@ -36,7 +41,8 @@ class Samples(CalibrationDataReader):
 
 
 def dynamic(source: Path, out: Path) -> None:
-    quantize_dynamic(source, out, per_channel=True)
+    # Unsigned: the oldest runtimes have no product of convolutions with signed weights.
+    quantize_dynamic(source, out, per_channel=True, weight_type=QuantType.QUInt8)
 
 
 def static(source: Path, out: Path) -> None:

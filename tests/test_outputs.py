@@ -59,6 +59,11 @@ FITTED = (
         (FITTED, "apply plan.json in.onnx d.npz --data d.npz", "same file as the input d.npz"),
         (FITTED, "apply plan.json in.onnx d.npz", "same file as the input d.npz"),
         ("", "optimize in.onnx samples/in.data --rank 4", "is called as the external data of"),
+        ("", "optimize in.onnx - --rank 4", "- prints, which only --json does"),
+        ("", f"{QUICK} --plan-out -", "- prints, which only --json does"),
+        ("", f"{QUICK} --report -", "- prints, which only --json does"),
+        ("", f"{QUICK} --dask foo", "'foo' is no address"),
+        ("", f"{QUICK} --dask tcp://", "'tcp://' is no address"),
         ("", f"{QUICK} --latency-table d.npz --json d.npz", "d.npz is named for two outputs"),
         (
             "",
@@ -211,3 +216,19 @@ def test_tables_of_absurd_numbers(rank: str, ms: float) -> None:
     result = CliRunner().invoke(main, command.split())
     assert result.exit_code == 2
     assert "is no latency table" in result.stderr
+
+
+def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: object) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ONNXLR_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
+    assert store_module.open_store().path("a", "k") is None
+
+
+@pytest.mark.usefixtures("here")
+def test_the_report_is_not_the_model() -> None:
+    with pytest.raises(onnxlr.UsageError, match="named for the model and for the report"):
+        onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none", report="out.onnx")
+    assert not Path("out.onnx").exists()
