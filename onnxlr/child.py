@@ -1,8 +1,8 @@
 """What may bring a process down is done in one that may go down: the runtime on untried models."""
 
-import atexit
 import contextlib
 import itertools
+import multiprocessing.util
 import os
 import threading
 import time
@@ -60,13 +60,19 @@ class _Child:
 
     def _submit(self, function: Callable[..., T], args: tuple[Any, ...]) -> Any:
         if self._executor is None:
-            self._executor = _pool()
+            self._start()
         try:
             return self._executor.submit(function, *args)
         except BrokenExecutor:  # it went down while nothing was asked of it
             self.end()
-            self._executor = _pool()
+            self._start()
             return self._executor.submit(function, *args)
+
+    def _start(self) -> None:
+        self._executor = _pool()
+        # Before this process waits for its children: also in one that was forked, where nothing
+        # that was registered at its parent's exit counts.
+        multiprocessing.util.Finalize(None, self.end, exitpriority=100)
 
     def forget(self) -> None:
         """After a fork the process is the parent's."""
@@ -89,7 +95,6 @@ def _pool() -> Any:
 
 
 _CHILD = _Child()
-atexit.register(_CHILD.end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CHILD.forget)
 

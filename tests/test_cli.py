@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,9 @@ def test_a_stop_from_outside_leaves_nothing_behind(stop: signal.Signals, tmp_pat
     )
     code = "from onnxlr.cli import main; main()"
     options = ["optimize", "in.onnx", "out.onnx", "--rank", "3", "--metric", "slow_metric:f"]
-    with subprocess.Popen([sys.executable, "-B", "-c", code, *options], cwd=tmp_path) as child:
+    heard = partial(signal.signal, stop, signal.SIG_DFL)  # under nohup a hang-up isn't
+    command = [sys.executable, "-B", "-c", code, *options]
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard) as child:
         limit = time.monotonic() + 40
         while not (tmp_path / "asked").exists() and child.poll() is None:
             assert time.monotonic() < limit, "the metric was never asked"

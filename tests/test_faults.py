@@ -393,3 +393,23 @@ def test_inference_that_crashes_leaves_shapes_unknown(monkeypatch: pytest.Monkey
     assert known["h"] == (256, 40)
     monkeypatch.setattr(shapes, "_infer", crash)
     assert shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)}) == {"x": (256, 48)}
+
+
+FORKED_PROCESS = """
+import multiprocessing, os
+from onnxlr.child import in_child
+def work():
+    assert in_child(pow, 2, 3, what="counting") == 8
+work()
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join(60)
+os._exit(0 if process.exitcode == 0 else 1)
+"""
+
+
+def test_a_forked_process_of_the_user_s_comes_to_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED_PROCESS], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
