@@ -113,11 +113,11 @@ def _built(
         open_store(),
         origin,
     )
+    with progress.stage("decompose", len(choices)) as step:
+        factory.fit(choices, step)
     if taken is not None and plan.calibration is not None and plan.calibration.sequential:
         feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
         factory.correct(choices, correct(prepared, choices, factory, feeds, plan.seed, progress))
-    with progress.stage("decompose", len(choices)) as step:
-        factory.fit(choices, step)
     with progress.stage("write", None):
         return factory.build(choices).path
 
