@@ -26,7 +26,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         members = archive.infolist()
         whole = sum(member.file_size for member in members)
         free = available()
-        if free is not None and whole > max(_LEAST, free):
+        if whole > max(_LEAST, free):
             raise ValueError(f"its arrays take {whole:,} bytes, {free:,} bytes of memory are free")
         for member in members:
             if not member.filename.endswith(".npy"):

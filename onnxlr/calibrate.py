@@ -34,6 +34,9 @@ _LEAST_EXPOSED = 1 << 20  # below this, fewer at once won't help
 _EXPOSED = 256 << 20  # bytes of activations that one run may give out
 
 
+_Item = tuple[list[str], int, int, int, int, Machine]  # what ``moments`` takes beside the model
+
+
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """Moments of a layer's input, for each group.
@@ -109,18 +112,18 @@ def calibrate(
         By layer name.
     """
     wanted = [layer for layer in layers if why_not(layer) is None]
+    runs = -(-len(samples) // samples.batch)
+    shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
+    bounds = [runs * i // shards for i in range(shards + 1)]
     exposed_bytes = _EXPOSED
     while True:
+        items: list[_Item] = [
+            ([layer.name for layer in batch], first, last, runs, seed, machine)
+            for batch in _batches(wanted, exposed_bytes)
+            for first, last in itertools.pairwise(bounds)
+        ]
         try:
-            return _calibrated(
-                prepared,
-                list(_batches(wanted, exposed_bytes)),
-                samples,
-                machine,
-                seed,
-                progress,
-                jobs,
-            )
+            return _calibrated(prepared, samples, items, progress, jobs)
         except MemoryError:
             if exposed_bytes < _LEAST_EXPOSED:
                 raise
@@ -129,21 +132,12 @@ def calibrate(
 
 def _calibrated(
     prepared: Prepared,
-    batches: Sequence[Sequence[Layer]],
     samples: Samples,
-    machine: Machine,
-    seed: int,
+    items: Sequence[_Item],
     progress: Progress,
     jobs: Jobs,
 ) -> dict[str, Statistics]:
-    runs = -(-len(samples) // samples.batch)
-    shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
-    bounds = [runs * i // shards for i in range(shards + 1)]
-    items = [
-        ([layer.name for layer in batch], first, last, runs, seed, machine)
-        for batch in batches
-        for first, last in itertools.pairwise(bounds)
-    ]
+    """The moments of each layer's inputs, put together from those of the shards."""
     found: dict[str, Statistics] = {}
     needs = 6 * prepared.source.nbytes + max(
         (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in items), default=0

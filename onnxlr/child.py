@@ -25,6 +25,10 @@ _USUAL_MEMORY = 4 << 30
 _TIMES_ITS_SIZE = 100  # a large model may hold much more than its weights, a small one need not
 
 
+class _DownError(CrashError):
+    """The child process went down; what it did may still be tried again."""
+
+
 class _Child:
     """One process that stays for the next piece of work, and is replaced where it went down."""
 
@@ -44,7 +48,7 @@ class _Child:
                 found: T = future.result(seconds)
             except BrokenExecutor:
                 self.end()
-                raise CrashError(
+                raise _DownError(
                     f"{what} crashes ONNX Runtime: the model is broken, or asks for too much"
                 ) from None
             except TimeoutError:
@@ -196,9 +200,9 @@ class Trial:
         started = time.perf_counter()
         try:
             in_child(_try, self._number, self._given, feed, seconds=self._left, what=what)
-        except CrashError as crash:
-            if "crashes" in str(crash):
-                raise
+        except _DownError:
+            raise
+        except CrashError:  # too late, told from here or from there
             self._ended = CrashError(
                 f"{what} in ONNX Runtime takes more than {self._seconds:.0f} s: give smaller sizes "
                 f"with --shape, or more seconds with the environment's {VARIABLE}=600; --verify "

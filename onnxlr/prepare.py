@@ -206,8 +206,7 @@ def open_fed(
     OnnxlrError
         As ``feed_model`` and ``open_source`` do, and for what the child process didn't survive.
     """
-    check_room(source, machine, 1)
-    with Trial(_runnable(source), machine, source.label, source.nbytes) as trial:
+    with _trial(source, machine) as trial:
         trial.open()
         feeding = feed_model(
             source,
@@ -238,9 +237,13 @@ def try_source(source: Source, machine: Machine, feed: Feed) -> None:
     ModelError
         If it fails there, or there is not enough memory for it.
     """
-    check_room(source, machine, 1)
-    with Trial(_runnable(source), machine, source.label, source.nbytes) as trial:
+    with _trial(source, machine) as trial:
         trial.run(feed)
+
+
+def _trial(source: Source, machine: Machine) -> Trial:
+    check_room(source, machine, 1)
+    return Trial(_runnable(source), machine, source.label, source.nbytes)
 
 
 def feed_model(

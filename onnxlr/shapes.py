@@ -66,7 +66,7 @@ def _inferred(model: bytes) -> onnx.GraphProto:
 
 
 def _infer(model: bytes) -> onnx.GraphProto:
-    proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), data_prop=True)
+    proto = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return onnx.GraphProto(value_info=proto.graph.value_info, output=proto.graph.output)
 
 
