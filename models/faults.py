@@ -28,7 +28,7 @@ import psutil
 
 from models.random_graphs import random_graph
 
-TOOL = [sys.executable, "-c", "from onnxlr.cli import main; main()"]
+TOOL = [sys.executable, "-m", "onnxlr"]
 LONGEST = 60.0  # seconds until a run counts as hanging
 _CODES = (0, 1)
 

@@ -207,7 +207,7 @@ def main() -> None:
     if given.only_make:
         return
     small, plan, again = (str(given.folder / n) for n in ("small.onnx", "plan.json", "again.onnx"))
-    tool = [sys.executable, "-c", "from onnxlr.cli import main; main()"]
+    tool = [sys.executable, "-m", "onnxlr"]
     print("| command | exit code | seconds | peak memory, GB |\n| --- | --- | --- | --- |")
     for name, command in (
         ("inspect", ["inspect", str(source), "--json", str(given.folder / "inspect.json")]),

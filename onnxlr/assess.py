@@ -204,12 +204,7 @@ class Assessor:
     def guarded(self) -> bool:
         """Whether the outputs themselves are held to the limit: the default metric is blind."""
         judge = self.judge
-        return (
-            judge is not None
-            and self.options.metric is None
-            and judge.metric == "agreement"
-            and judge.agreement_is_blind
-        )
+        return judge is not None and self.options.metric is None and judge.default_is_blind
 
 
 def calibration_samples(prepared: Prepared, samples: Samples) -> Samples:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from onnxlr.errors import CrashError, ModelError
-from onnxlr.jobs import end, follow, joblib_late
+from onnxlr.jobs import NO_PROCESSES, end, follow, loky_late
 from onnxlr.memory import available
 from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
 
@@ -41,7 +41,7 @@ class _Child:
         with self._lock:
             try:
                 future = self._submit(function, args)
-            except OSError:  # some systems let nobody have semaphores: it is done here then
+            except NO_PROCESSES:  # it is done here then
                 self._executor = None
                 return function(*args)
             try:
@@ -91,7 +91,7 @@ class _Child:
 
 def _pool() -> Any:
     """One process, that ends when this one does."""
-    loky = joblib_late().externals.loky
+    loky = loky_late()
     context = loky.backend.context.get_context("loky")
     return loky.process_executor.ProcessPoolExecutor(
         1, context=context, initializer=follow, initargs=(os.getpid(),)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +22,12 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from onnxlr import __version__, api, tables
+from onnxlr.ending import INTERRUPTED, Interrupt, hear, ignore
 from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import installed_passes
 from onnxlr.model import Source, load
 from onnxlr.output import check_destination, check_external, write_text
 from onnxlr.progress import Progress, Silent
-
-INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -38,46 +36,53 @@ class _Group(click.Group):
     """Turns what onnxlr refuses into one line and the exit code of its kind."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        stop = Interrupt()
         if threading.current_thread() is threading.main_thread():
             # A stop asked for by a scheduler, or a terminal that goes, cleans up as Ctrl-C does.
-            for name in ("SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)  # Windows has no SIGHUP
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    signal.signal(number, signal.default_int_handler)
+            hear(stop)
         _open_streams()
         try:
             return super().invoke(ctx)
-        except OnnxlrError as error:
-            click.echo(f"onnxlr: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being heard
-            click.echo("onnxlr: interrupted; no file was left half-written", err=True)
-            ctx.exit(INTERRUPTED)
         except (click.exceptions.Exit, click.ClickException):
             raise
-        except OSError as error:  # a closed pipe, a full device: what is printed can't be
-            if error.errno != errno.EPIPE:
-                where = f"{str(error.filename)[:200]}: " if error.filename else ""
-                click.echo(f"onnxlr: {where}{error.strerror or error}", err=True)
-            ctx.exit(1)
-        except MemoryError:
-            click.echo(
-                "onnxlr: out of memory; nothing was written: close other programs, name fewer "
-                "--jobs or a smaller --batch, or use a machine with more",
-                err=True,
-            )
-            ctx.exit(1)
-        except Exception as error:
-            # A defect of ours, not of the input. A pipeline still gets one line and no half file.
-            if os.environ.get("ONNXLR_TRACEBACK"):
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or stop.heard:  # or what a library made of it
+                hear(ignore)
+                click.echo("onnxlr: interrupted; no file was left half-written", err=True)
+                ctx.exit(INTERRUPTED)
+            if not isinstance(error, Exception) or (
+                os.environ.get("ONNXLR_TRACEBACK") and not isinstance(error, _EXPECTED)
+            ):
                 raise
-            click.echo(
-                f"onnxlr: internal error ({type(error).__name__}: {one_line(error)}): please "
-                "report it; ONNXLR_TRACEBACK=1 shows where",
-                err=True,
+            if text := _told(error):
+                click.echo(f"onnxlr: {text}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, OnnxlrError) else 1)
+
+
+_EXPECTED = (OnnxlrError, OSError, MemoryError)
+
+
+def _told(error: Exception) -> str:
+    """What is said of a failure; nothing where nobody listens."""
+    match error:
+        case OnnxlrError():
+            return str(error)
+        case OSError():  # a closed pipe, a full device: what is printed can't be
+            if error.errno == errno.EPIPE:
+                return ""
+            where = f"{str(error.filename)[:200]}: " if error.filename else ""
+            return f"{where}{error.strerror or error}"
+        case MemoryError():
+            return (
+                "out of memory; nothing was written: close other programs, name fewer --jobs or a "
+                "smaller --batch, or use a machine with more"
             )
-            ctx.exit(1)
+        case _:
+            # A defect of ours, not of the input. A pipeline still gets one line and no half file.
+            return (
+                f"internal error ({type(error).__name__}: {one_line(error)}): please report it; "
+                "ONNXLR_TRACEBACK=1 shows where"
+            )
 
 
 def _open_streams() -> None:

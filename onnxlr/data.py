@@ -14,6 +14,7 @@ from onnxlr.errors import DataError, one_line
 from onnxlr.inputs import InputSpec
 from onnxlr.runtime import Feed
 
+_READ_WHOLE = 256 << 20  # bytes of an array that needn't stay mapped
 _DYNAMIC_BATCH = 16  # samples a run for models that leave the batch open
 
 
@@ -173,7 +174,9 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
         )
     try:
         if file.suffix == ".npy":
-            return {specs[0].name: np.lib.format.open_memmap(file, mode="r")}
+            # What is mapped goes with its file, and this process with it, where that is cut short.
+            array = np.lib.format.open_memmap(file, mode="r")
+            return {specs[0].name: np.array(array) if array.nbytes <= _READ_WHOLE else array}
         return read_npz(file)
     except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
         reason = one_line(error)

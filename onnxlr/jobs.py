@@ -23,9 +23,14 @@ from typing import Any, Protocol, TypeVar
 import psutil
 from threadpoolctl import threadpool_limits
 
+from onnxlr.ending import end_with
 from onnxlr.memory import available
 
 T = TypeVar("T")
+
+# What says that there are none to be had: no room for files, no semaphores, which some systems let
+# nobody have, or this one serves a pool whose processes may have no children.
+NO_PROCESSES = (OSError, AssertionError)
 
 # Starting processes takes about this long; what is done sooner is done here.
 _WORTHWHILE = 3.0
@@ -156,7 +161,7 @@ class Jobs:
                         else str(error)
                     ) from None
                 width, failed = max(1, width // 2), done
-            except OSError:  # no room for files, no semaphores: some systems let nobody have them
+            except NO_PROCESSES:
                 for item in items[done:]:
                     yield function(*shared, *item)
                 return
@@ -207,10 +212,24 @@ def joblib_late() -> Any:
     return joblib
 
 
+def loky_late() -> Any:
+    """Loky, and its tracker under way: it clears away what a killed run leaves, without a word."""
+    loky = joblib_late().externals.loky
+    given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        with contextlib.suppress(OSError):  # no more processes here: the pool will say so
+            loky.backend.resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        os.environ.update(given)
+    return loky
+
+
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
-    get_reusable_executor = joblib_late().externals.loky.get_reusable_executor
+    get_reusable_executor = loky_late().get_reusable_executor
     with warnings.catch_warnings():
         # A process that has grown is replaced by a fresh one: nothing the user should hear of.
         warnings.filterwarnings("ignore", message="A worker stopped")
@@ -244,13 +263,7 @@ def follow(parent: int) -> None:
     """
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
 
 
 def end(executor: Any) -> None:

@@ -58,6 +58,8 @@ class Source:
         Location, bytes and time of change of each of them, when its digest was taken.
     data : bytes or None
         The serialized model, when it came from memory.
+    written : (int, int)
+        Bytes and time of change of its own file, when that was read.
     """
 
     model: ir.Model
@@ -68,6 +70,7 @@ class Source:
     external: tuple[str, ...] = ()
     stamp: Stamp = ()
     data: bytes | None = None
+    written: tuple[int, int] = (0, 0)
 
     @property
     def folder(self) -> str | None:
@@ -102,13 +105,14 @@ def load(
     """
     if isinstance(model, Source):
         return model
-    path = None
+    path, written = None, (0, 0)
     if isinstance(model, onnx.ModelProto):
         label, data = "<model>", serialize(model, "<model>")
     elif isinstance(model, bytes):
         label, data = "<model>", model
     else:
         path = Path(model)
+        written = _written(path)
         label, data = str(path), _read(path)
     # Also of a ModelProto a copy: the graph library wraps what it is given, and changes names.
     proto = onnx.ModelProto()
@@ -146,7 +150,41 @@ def load(
         for graph in all_graphs(built):
             ir.external_data.set_base_dir(graph, path.parent)
     locations = tuple(location for location, _, _ in external)
-    return Source(built, label, path, told, nbytes, locations, external, original)
+    return Source(built, label, path, told, nbytes, locations, external, original, written)
+
+
+def check_unchanged(source: Source) -> None:
+    """Refuse to hand over what was made of a model that is another by now.
+
+    Its weights stay on disk until they are used, and whoever trains may save again at any time.
+
+    Raises
+    ------
+    ModelError
+        If its file or its external data changed since they were read.
+    """
+    if source.path is None:
+        return
+    files = [source.path.parent / location for location in source.external]
+    found = [_written(source.path), *map(_written, files)]
+    if found == [source.written, *((size, changed) for _, size, changed in source.stamp)]:
+        return
+    with contextlib.suppress(ModelError):
+        if load(source.path).digest == source.digest:  # touched, or written again as it was
+            return
+    raise ModelError(
+        f"{source.label} or its external data changed while they were being worked on; nothing was "
+        "written: run again when they stay as they are"
+    )
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Bytes and time of change of a file; zeros where there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 def _digest_with(digest: Any, path: Path | None, external: Stamp) -> str:

@@ -27,7 +27,7 @@ from onnxlr.latency import Comparison
 from onnxlr.latency_table import LatencyTable, machine_table, named_table
 from onnxlr.layer_check import check_layers, worst
 from onnxlr.layers import Layer
-from onnxlr.model import Source, count_params, load
+from onnxlr.model import Source, check_unchanged, count_params, load
 from onnxlr.options import Options
 from onnxlr.output import copy_source, left_over, place, read_back, workspace, write_failure
 from onnxlr.plan import Calibration, Plan
@@ -150,6 +150,7 @@ def _run(
     chosen, quality, speed = settle(choosing, choosing.choose())
     _save_times(table, options)
     built = _finished(assessor, chosen)
+    check_unchanged(source)
     if calibration is not None and factory.corrects:
         calibration = replace(calibration, sequential=assessor.samples)
     outcome = Outcome(assessor, choosing, chosen, quality, speed)

@@ -12,7 +12,7 @@ from onnxlr.factory import Factory
 from onnxlr.graph_pass import WeightPass
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
-from onnxlr.model import Source
+from onnxlr.model import Source, check_unchanged
 from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
 from onnxlr.output import copy_source, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
@@ -60,6 +60,7 @@ def _replay(
     with workspace(path) as folder:
         jobs = Jobs(None, folder=folder.parent)
         built = _built(plan, source, path, data, folder, jobs, progress)
+        check_unchanged(source)
         model = read_back(built, whole=path is None)
         if path is not None:  # the last of all: nothing may fail after that
             place(built, path)

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions: one place that opens them, and says clearly why one can't be opened."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import threading
@@ -244,7 +245,11 @@ def runtime_version() -> str:
 def _onnxruntime() -> Any:
     try:
         import onnxruntime
-    except ImportError:
+    except ImportError as error:
+        if importlib.util.find_spec("onnxruntime") is not None:
+            raise RuntimeMissingError(
+                f"ONNX Runtime is installed but can't be imported: {one_line(error)}"
+            ) from None
         raise RuntimeMissingError(
             "ONNX Runtime isn't installed: pip install 'onnxlr[cpu]', or 'onnxlr[cuda]' for a GPU"
         ) from None

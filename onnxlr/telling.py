@@ -147,8 +147,14 @@ class Outcome:
             notes.append(f"{assessor.judgements} files were built, saved and judged to find this")
         if assessor.guarded:
             notes.append(
-                "arg-max agreement says little on these inputs (synthetic, or all of one class): "
-                "the outputs' rel-error was held to --max-drop too"
+                (
+                    "the labels say little: the original gets no more of them right than chance "
+                    "would"
+                    if self.quality is not None and self.quality.metric == "top1"
+                    else "arg-max agreement says little on these inputs (synthetic, or all of one "
+                    "class)"
+                )
+                + ": the outputs' rel-error was held to --max-drop too"
             )
         if assessor.judge is not None and not assessor.timed:
             notes.append(

@@ -97,8 +97,8 @@ class Judge:
         self._batch = _workable_batch(original, samples)
         self._kept: list[Outputs] | None = []
         self._spreads: dict[str, _Spread] = {}
-        self._measure_original()
         self.labels = samples.labels if isinstance(samples, Samples) else None
+        self._measure_original()
         self._user = _user_metric(metric) if metric and ":" in metric else None
         self.metric = metric or self._default_metric()
         if self._user is None:
@@ -120,13 +120,18 @@ class Judge:
         return self._one_vector
 
     @property
-    def agreement_is_blind(self) -> bool:
-        """Whether arg-max agreement says little here.
+    def default_is_blind(self) -> bool:
+        """Whether what is judged by, where the user names no metric, says little here.
 
         On synthetic inputs, and where the original gives every sample the same class, even a
-        ruined model may agree.
+        ruined model may agree. Where the original gets no more labels right than chance would, a
+        ruined one does as well.
         """
-        return not isinstance(self._samples, Samples) or len(self._seen) < 2
+        if self.metric == "top1":
+            return self._right * self._fewest <= self._judged
+        return self.metric == "agreement" and (
+            not isinstance(self._samples, Samples) or len(self._seen) < 2
+        )
 
     def judge(self, candidate: Session) -> Quality:
         """Run a candidate on every sample."""
@@ -139,8 +144,9 @@ class Judge:
             for name, total in totals.items():
                 total.add(before[name], after.get(name))
             if self._classes is not None:
-                guess, original = after[self._classes].argmax(-1), before[self._classes].argmax(-1)
-                count += guess.size
+                original = before[self._classes].argmax(-1)
+                guess = _guess(before[self._classes], after.get(self._classes))
+                count += original.size
                 agree += int(np.count_nonzero(guess == original))
                 if self._one_vector:
                     divergence += self._divergence(before[self._classes], after[self._classes])
@@ -198,6 +204,14 @@ class Judge:
             raise DataError("the metric top1 needs labels: name their array with --labels")
         if metric == "top1" and not self._one_vector:
             raise DataError("the metric top1 needs an output of shape (batch, classes)")
+        if metric == "top1" and self.labels is not None and isinstance(self._samples, Samples):
+            used = self.labels[self._samples.index]
+            if used.min() < 0 or used.max() >= self._fewest:
+                raise DataError(
+                    f"the labels of {self._samples.label} run from {used.min()} to {used.max()}, "
+                    f"the output {self._classes!r} has the classes 0 to {self._fewest - 1}: shift "
+                    "the labels, or leave those samples out"
+                )
         if metric == "agreement" and self._classes is None:
             raise DataError("the metric agreement needs an output with a last axis of classes")
 
@@ -207,23 +221,39 @@ class Judge:
         self._one_vector = False
         self._probable = True  # as long as no sample's scores say otherwise
         self._seen: set[int] = set()
+        self._fewest = sys.maxsize  # classes
+        self._right = self._judged = 0
         for batch in self._batches():
             outputs = _cut(self._original.run(batch.feed), batch)
-            if not outputs:
-                raise ModelError(
-                    f"{self._original.label} has no output that is a tensor, and so nothing to "
-                    "judge: use --verify none"
-                )
             if not self._spreads:
-                names = [n for n, y in outputs.items() if _is_float(y)] or list(outputs)
+                names = [n for n, y in outputs.items() if _is_float(y)] or [
+                    n for n, y in outputs.items() if y.dtype.kind in "biu"
+                ]
+                if not names:
+                    raise ModelError(
+                        f"{self._original.label} has no output that is a tensor of numbers, and so "
+                        "nothing to judge: use --verify none"
+                    )
                 self._spreads = {name: _Spread() for name in names}
-                classes = [n for n in names if outputs[n].ndim >= 2 and outputs[n].shape[-1] > 1]
+                classes = [n for n in names if _are_scores(outputs[n])]
                 self._classes = classes[0] if classes else None
-                self._one_vector = bool(classes) and outputs[classes[0]].ndim == 2
-            if self._classes is not None and len(self._seen) < 2:
-                self._seen.update(np.unique(outputs[self._classes].argmax(-1)).tolist())
+                self._one_vector = bool(classes)
             if self._classes is not None:
-                scores = outputs[self._classes].astype(np.float64)
+                scores = outputs[self._classes]
+                if not _are_scores(scores):  # of boxes that were found, say, and here are none
+                    self._classes, self._one_vector = None, False
+                elif scores.ndim != 2 or (batch.index is not None and len(scores) != batch.samples):
+                    self._one_vector = False
+            if self._classes is not None:
+                scores = outputs[self._classes]
+                self._fewest = min(self._fewest, scores.shape[-1])
+                guess = scores.argmax(-1)
+                if len(self._seen) < 2:
+                    self._seen.update(np.unique(guess).tolist())
+                if self.labels is not None and self._one_vector:
+                    self._right += int(np.count_nonzero(guess == self.labels[batch.index]))
+                    self._judged += len(guess)
+                scores = scores.astype(np.float64)
                 with np.errstate(invalid="ignore", over="ignore"):  # infinities are no shares
                     whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
                 self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
@@ -310,6 +340,18 @@ def _cut(outputs: Outputs, batch: _Batch) -> Outputs:
         n: y[: batch.samples] if y.ndim and y.shape[0] == batch.padded else y
         for n, y in outputs.items()
     }
+
+
+def _are_scores(output: NDArray[Any]) -> bool:
+    return output.ndim >= 2 and output.shape[-1] > 1
+
+
+def _guess(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.intp]:
+    """The classes; none that there is where the output has another shape than the original's."""
+    if after is None or after.shape != before.shape:
+        return np.full(before.shape[:-1], -1, np.intp)
+    found: NDArray[np.intp] = after.argmax(-1)
+    return found
 
 
 def _is_float(array: NDArray[Any]) -> bool:

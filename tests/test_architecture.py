@@ -19,7 +19,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
-    ("errors", "progress", "kept", "memory"),
+    ("errors", "ending", "progress", "kept", "memory"),
     (
         "decompose.svd",
         "decompose.evbmf",
@@ -71,7 +71,7 @@ FLOORS = (
         "training",
     ),
     ("",),  # the package itself: the public names
-    ("tables", "cli"),
+    ("tables", "cli", "__main__"),
 )
 ORDER = {name: i for i, name in enumerate(n for floor in FLOORS for n in floor)}
 

@@ -27,7 +27,7 @@ from tests.builders import linear, make_model, node
 from tests.test_data_aware import images, network
 from tests.test_layer_check import noisy
 
-TOOL = [sys.executable, "-c", "from onnxlr.cli import main; main()"]
+TOOL = [sys.executable, "-m", "onnxlr"]
 
 
 def crash(*_: object) -> None:
@@ -411,5 +411,26 @@ os._exit(0 if process.exitcode == 0 else 1)
 def test_a_forked_process_of_the_user_s_comes_to_its_end() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED_PROCESS], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+POOLED = """
+import multiprocessing
+from onnxlr import jobs
+from onnxlr.child import in_child
+def work(count):
+    jobs._WORTHWHILE = 0.0
+    assert list(jobs.Jobs(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
+    return in_child(pow, 2, 3, what="counting")
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map(work, [4]) == [8]
+"""
+
+
+def test_a_pool_of_the_user_s_whose_processes_may_have_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", POOLED], capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr.decode()

@@ -148,7 +148,7 @@ def test_what_a_metric_does_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the metric odd_metrics:gone failed: GeneratorExit('enough')" in result.stderr
 
 
-TOOL = f"{sys.executable} -c 'from onnxlr.cli import main; main()'"
+TOOL = f"{sys.executable} -m onnxlr"
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -216,6 +216,48 @@ def test_tables_of_absurd_numbers(rank: str, ms: float) -> None:
     result = CliRunner().invoke(main, command.split())
     assert result.exit_code == 2
     assert "is no latency table" in result.stderr
+
+
+SAVED_AGAIN = """
+import os, pathlib
+DATA = pathlib.Path("in.data")
+def shorter(session):
+    DATA.write_bytes(DATA.read_bytes()[:-64])
+    return 1.0
+def other(session):
+    DATA.write_bytes(bytes(DATA.stat().st_size))
+    return 1.0
+def others_model(session):
+    pathlib.Path("in.onnx").write_bytes(pathlib.Path("other.onnx").read_bytes())
+    return 1.0
+def touched(session):
+    os.utime(DATA)
+    os.utime("in.onnx")
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize("metric", ["shorter", "other", "others_model", "touched"])
+@pytest.mark.parametrize("rank", ["4", "1.0"])  # replaced, or left as it is and copied
+@pytest.mark.usefixtures("here")
+def test_a_model_that_is_saved_again_meanwhile(metric: str, rank: str) -> None:
+    save("other.onnx", "other.data", seed=1)
+    Path("saved_again.py").write_text(SAVED_AGAIN)
+    command = f"optimize in.onnx out.onnx --rank {rank} --max-drop 1 --no-measure --data d.npz"
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxlr", *command.split(), "--metric", f"saved_again:{metric}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if metric == "touched":
+        assert done.returncode == 0, done.stderr
+        onnx.checker.check_model("out.onnx")
+        return
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "changed while they were being worked on" in done.stderr or metric == "shorter"
+    assert not Path("out.onnx").exists()
 
 
 def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,17 @@
 """Metrics and fidelity against the same numbers computed by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from scipy.special import rel_entr, softmax
 
 from onnxlr.data import Samples, load_samples
-from onnxlr.errors import DataError, UsageError
+from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.inputs import input_specs
 from onnxlr.model import load
 from onnxlr.runtime import ONE_CPU_THREAD, Session
@@ -28,7 +30,8 @@ def session(weight: np.ndarray, rows: int | str = "n") -> Session:
 
 @pytest.fixture(params=["n", 5])
 def samples(tmp_path: Path, request: pytest.FixtureRequest) -> Samples:
-    np.savez(tmp_path / "d.npz", x=X, label=(X @ W).argmax(1) // 2 * 2)
+    wrong = np.arange(37) % 3 == 0
+    np.savez(tmp_path / "d.npz", x=X, label=((X @ W).argmax(1) + wrong) % 4)
     specs = input_specs(load(linear(W, rows=request.param)).model)
     return load_samples(tmp_path / "d.npz", specs, "label")
 
@@ -51,7 +54,7 @@ def test_all_numbers_by_hand(samples: Samples) -> None:
     cosine = np.vdot(y, z) / np.linalg.norm(y) / np.linalg.norm(z)
     assert quality.fidelity.cosine == pytest.approx(cosine, rel=1e-6)
     assert quality.fidelity.agreement == np.mean(y.argmax(1) == z.argmax(1))
-    assert not judge.agreement_is_blind
+    assert not judge.default_is_blind
     p, q = (softmax(a, axis=1) for a in (y, z))
     assert quality.fidelity.divergence == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-5)
 
@@ -116,7 +119,75 @@ def test_past_the_memory_budget_the_original_runs_again(
 
 
 def test_synthetic_inputs_make_agreement_blind() -> None:
-    assert Judge(session(W), [{"x": X}], "agreement").agreement_is_blind
+    assert Judge(session(W), [{"x": X}], "agreement").default_is_blind
+
+
+def found_where(axis: int) -> Session:
+    """A model whose output has only the rows, or columns, of which the sum is positive."""
+    nodes = [
+        node("MatMul", ["x", "w"], "z"),
+        node("ReduceSum", ["z", "over"], "sum", keepdims=0),
+        node("Greater", ["sum", "zero"], "taken"),
+        node("Compress", ["z", "taken"], "y", axis=axis),
+    ]
+    weights = {"w": W, "over": np.array([1 - axis]), "zero": np.zeros((), np.float32)}
+    model = make_model(nodes, {"x": [5, 6]}, ["y"], weights)
+    return Session(model.SerializeToString(), ONE_CPU_THREAD)
+
+
+@pytest.mark.parametrize("samples", [5], indirect=True)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_outputs_whose_shape_depends_on_the_input(samples: Samples, axis: int) -> None:
+    """Boxes that are found, say: as many as there are, and perhaps none."""
+    flat = replace(samples, parts=({"x": np.where(np.arange(37)[:, None] < 9, X, -X)},))
+    original = found_where(axis)
+    with pytest.raises(DataError, match=r"top1 needs an output of shape \(batch, classes\)"):
+        Judge(original, flat, None)
+    judge = Judge(original, replace(flat, labels=None), None)
+    assert judge.metric == "rel-error"
+    assert judge.judge(original).fidelity.rel_error == 0.0
+    other = session(np.hstack([W, W[:, :1]]), 5)  # of other shapes throughout
+    assert judge.judge(other).drop == float("inf")
+    agreement = Judge(session(W, 5), replace(samples, labels=None), "agreement").judge(other)
+    assert agreement.optimized == 0.0
+
+
+def test_a_model_that_answers_in_words() -> None:
+    nodes = [
+        node("ArgMax", ["x"], "class", axis=1, keepdims=0),
+        onnx.helper.make_node(
+            "LabelEncoder",
+            ["class"],
+            ["y"],
+            domain="ai.onnx.ml",
+            keys_int64s=range(6),
+            values_strings=list("abcdef"),
+        ),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "test",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 6])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.STRING, ["n"])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.raises(ModelError, match=r"no output that is a tensor of numbers.*--verify none"):
+        Judge(Session(model.SerializeToString(), ONE_CPU_THREAD), [{"x": X}], None)
+
+
+@pytest.mark.parametrize("shift", [-1, 4])
+def test_labels_that_are_no_classes(samples: Samples, shift: int) -> None:
+    assert samples.labels is not None
+    moved = replace(samples, labels=samples.labels + shift)
+    with pytest.raises(DataError, match=r"has the classes 0 to 3: shift the labels"):
+        Judge(session(W, rows_of(samples)), moved, None)
+
+
+def test_labels_of_another_model_are_blind(samples: Samples) -> None:
+    assert samples.labels is not None
+    moved = replace(samples, labels=(samples.labels + 1) % 4)
+    assert Judge(session(W, rows_of(samples)), moved, None).default_is_blind
 
 
 def test_a_single_constant_sample_is_measured_against_its_own_size() -> None:

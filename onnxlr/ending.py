@@ -1,0 +1,78 @@
+"""How a process of ours ends: because it is asked to, or because its parent is no more.
+
+It is the first that the command imports: little, so that Ctrl-C is heard from early on.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+TYPE_CHECKING = False  # typing's own takes a while to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+# What asks a process to end. Windows lacks the last.
+ENDINGS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_EVERY = 0.5  # seconds between two looks
+_ONCE = 2.0  # seconds in which the same wish may arrive twice, by the group and by the parent
+
+
+def hear(handler: "Callable[[int, FrameType | None], None]") -> None:
+    """Have a handler called for what asks this process to end, but for what it is to ignore.
+
+    Parameters
+    ----------
+    handler : callable
+        Given the signal's number and the frame it came in.
+    """
+    for number in ENDINGS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore(_: int, __: FrameType | None) -> None:
+    """Heard, and already being answered: see ``hear``."""
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt, and not once more while that is being answered.
+
+    Attributes
+    ----------
+    heard : bool
+        Whether it was called: some libraries make an error of their own of what it raises.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._latest = -_ONCE
+
+    def __call__(self, _: int, __: FrameType | None) -> None:
+        """See ``hear``."""
+        now = time.monotonic()
+        if now - self._latest >= _ONCE:
+            self.heard, self._latest = True, now
+            raise KeyboardInterrupt
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent is no more, however that ended.
+
+    Parameters
+    ----------
+    parent : int
+        The process that began this one.
+    """
+
+    import threading
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,137 @@
+"""How the command ends: by a signal at any moment, by a crash, with a line and nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+
+from tests.builders import linear, low_rank
+
+pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")
+
+COMMAND = [
+    *(sys.executable, "-m", "onnxlr", "optimize", "in.onnx", "out.onnx"),
+    *("--rank", "3", "--metric", "odd:f", "--quiet"),
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    weight = low_rank(np.random.default_rng(0), 64, 48, 3)
+    onnx.save(linear(weight, rows="n", name="fc"), "in.onnx")
+    return tmp_path
+
+
+def metric(body: str) -> None:
+    Path("odd.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "def f(session):\n"
+        "    pathlib.Path('asked').write_text(str(os.getpid()))\n"
+        f"    {body}\n"
+    )
+
+
+def begun(count: int = 1) -> "subprocess.Popen[str]":
+    """The command, after it has asked the metric; or, where that is 0, has just forked."""
+    child = subprocess.Popen(
+        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(Path("asked").exists if count else lambda: bool(psutil.Process(child.pid).children()))
+    return child
+
+
+def wait_for(found: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def names() -> list[str]:
+    return sorted(p.name for p in Path().iterdir())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("to", [os.kill, os.killpg])
+@pytest.mark.usefixtures("here")
+def test_ctrl_c_while_it_starts(to: Callable[[int, int], None], seconds: float) -> None:
+    metric("time.sleep(60)")
+    with begun(0) as child:
+        time.sleep(seconds)
+        to(child.pid, signal.SIGINT)
+        _, told = child.communicate(timeout=30)
+        assert child.returncode == 130
+    assert told.startswith("onnxlr: interrupted")
+    assert len(told.splitlines()) == 1
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("here")
+def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
+    metric("time.sleep(60)")
+    with begun() as child:
+        for to in (os.killpg, os.kill, os.killpg):
+            to(child.pid, stop)
+        _, told = child.communicate(timeout=30)
+        assert child.returncode == 130
+    assert told == "onnxlr: interrupted; no file was left half-written\n"
+    assert names() == ["asked", "in.onnx", "odd.py"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGSEGV, "a library crashed (SIGSEGV), most likely ONNX Runtime"),
+        (signal.SIGFPE, "a library crashed (SIGFPE), most likely ONNX Runtime"),
+        (signal.SIGBUS, "a file that was being read was cut short"),
+        (signal.SIGKILL, "the system was out of memory"),
+        (signal.SIGXCPU, "stopped by SIGXCPU"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_what_brings_it_down_is_told(number: signal.Signals, words: str) -> None:
+    metric(f"os.kill(os.getpid(), {int(number)})")
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("out.onnx").exists()
+    metric("return 1.0")  # and the next run clears away what it left
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert names() == ["asked", "in.onnx", "odd.py", "out.onnx"]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_work_ends_with_whoever_asked_for_it() -> None:
+    metric("time.sleep(60)")
+    with begun() as child:
+        working = int(Path("asked").read_text())
+        assert working != child.pid
+        child.kill()
+        child.wait()
+        wait_for(lambda: not psutil.pid_exists(working))
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_it_was_told_to_ignore_is_ignored() -> None:
+    metric("time.sleep(1); return 1.0")
+    deaf = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with subprocess.Popen(COMMAND, stderr=subprocess.DEVNULL, preexec_fn=deaf) as child:
+        wait_for(Path("asked").exists)
+        child.send_signal(signal.SIGHUP)
+        assert child.wait(timeout=60) == 0
+    assert Path("out.onnx").exists()
