@@ -10,28 +10,84 @@ import signal
 import sys
 from types import FrameType
 
-from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, hear, ignore
+from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, end_within, hear, ignore
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_END = b"."
 _FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
 
 def main() -> None:
     """Run the command and end as it ends; a signal that brings it down is told in a line."""
-    parent = os.getpid()
     hear(_leave)
-    if _FORKS:
-        try:
-            child = os.fork()
-        except OSError:  # no more processes for this user: the rest may still go well
-            child = 0
-        if child:
-            hear(lambda number, _: _pass_on(child, number))
-            _end_as(os.waitpid(child, 0)[1])
-        if os.getpid() != parent:
-            end_with(parent)
+    _fill_closed()
+    if not _FORKS:
+        _work(None)
+    parent = os.getpid()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # a fork forgets what arrives then
+    try:
+        reading, writing = os.pipe()
+        child = os.fork()
+    except OSError:  # no more files or processes for this user: the rest may still go well
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        _work(None)
+    if child:
+        hear(lambda number, _: _pass_on(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    if child:
+        os.close(writing)
+        status = os.waitpid(child, 0)[1]
+        os.set_blocking(reading, False)
+        _end_as(status, came_to_its_end=_read(reading) == _END)
+    os.close(reading)
+    end_with(parent)
+    _work(writing)
+
+
+def _work(telling: int | None) -> "NoReturn":
+    """The command itself, in this process; that it came to its end is told."""
+    _have_streams_alone()
     from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
 
-    command()
+    try:
+        command()
+    except SystemExit as end:
+        end_within(end.code if isinstance(end.code, int) else 0)
+        if telling is not None:
+            os.write(telling, _END)
+        raise
+    raise AssertionError("the command ends by SystemExit")
+
+
+def _fill_closed() -> None:
+    """Streams that were closed lead nowhere.
+
+    A file that is opened must never get the number of one: others print there.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
+
+
+def _have_streams_alone() -> None:
+    """The report has the standard output to itself: it may be JSON, and nothing else is with it.
+
+    Libraries of C++ print what nobody asked for: HiGHS says which solutions it polishes, although
+    it is told to be silent (jump-dev/HiGHS.jl issue 312). What an encoding lacks is printed as a
+    question mark; and by lines, so that what can't be printed is known before this process ends.
+    """
+    for name, number in (("stdout", os.dup(1)), ("stderr", 2)):
+        given = getattr(sys, name)
+        encoding = "utf-8" if given is None else given.encoding
+        setattr(sys, name, open(number, "w", 1, encoding, "replace"))  # noqa: PTH123, SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _leave(_: int, __: FrameType | None) -> None:
@@ -48,9 +104,20 @@ def _pass_on(child: int, number: int) -> None:
         return  # it has just ended
 
 
-def _end_as(status: int) -> None:
+def _read(pipe: int) -> bytes:
+    try:
+        return os.read(pipe, len(_END))
+    except BlockingIOError:  # nothing was written, and a process of a metric's holds it open
+        return b""
+
+
+def _end_as(status: int, *, came_to_its_end: bool) -> None:
     if not os.WIFSIGNALED(status):
-        os._exit(os.WEXITSTATUS(status))
+        code = os.WEXITSTATUS(status)
+        if code == 0 and not came_to_its_end:
+            _say("it was ended from within, by a metric perhaps, before it was done")
+            code = 1
+        os._exit(code)
     number = os.WTERMSIG(status)
     if number in ENDINGS:  # once more, when it had answered and Python no longer listened
         os._exit(INTERRUPTED)

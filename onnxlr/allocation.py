@@ -1,11 +1,7 @@
 """One choice a layer, weighed exactly against each other: the multiple-choice knapsack."""
 
-import contextlib
-import ctypes
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.optimize
@@ -71,47 +67,20 @@ def allocate(
     scale = max(float(limited.max()), 1e-300)
     which = np.array([names.index(row[0]) for row in rows])
     one_each = scipy.sparse.csr_array((np.ones(len(rows)), (which, np.arange(len(rows)))))
-    with _nothing_printed():
-        solved = scipy.optimize.milp(
-            target / max(float(target.max()), 1e-300),
-            constraints=[
-                scipy.optimize.LinearConstraint(one_each, 1, 1),
-                scipy.optimize.LinearConstraint((limited / scale)[None], -np.inf, limit / scale),
-            ],
-            bounds=scipy.optimize.Bounds(0, 1),
-            integrality=np.ones(len(rows), dtype=np.int64),
-            options={"mip_rel_gap": 1e-6},
-        )
+    solved = scipy.optimize.milp(
+        target / max(float(target.max()), 1e-300),
+        constraints=[
+            scipy.optimize.LinearConstraint(one_each, 1, 1),
+            scipy.optimize.LinearConstraint((limited / scale)[None], -np.inf, limit / scale),
+        ],
+        bounds=scipy.optimize.Bounds(0, 1),
+        integrality=np.ones(len(rows), dtype=np.int64),
+        options={"mip_rel_gap": 1e-6},
+    )
     if solved.x is None:
         return None
     taken = [row for row, x in zip(rows, solved.x, strict=True) if x > 0.5]
     return {name: option for name, option, _, _ in taken if option is not None}
-
-
-@contextlib.contextmanager
-def _nothing_printed() -> Iterator[None]:
-    """Keep the standard output to ourselves.
-
-    HiGHS says there which solutions it polishes, although it is told to be silent
-    (jump-dev/HiGHS.jl issue 312): a report on the standard output would be JSON no more.
-    """
-    try:
-        own = os.dup(1)
-    except OSError:  # there is none
-        yield
-        return
-    library = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
-    library.fflush(None)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            try:
-                yield
-            finally:
-                library.fflush(None)
-                os.dup2(own, 1)
-    finally:
-        os.close(own)
 
 
 def pareto(options: Sequence[Option], kept: float) -> list[Option]:

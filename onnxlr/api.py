@@ -189,9 +189,10 @@ def optimize(
         if path is not None and page.absolute() == path.absolute():
             raise UsageError(f"{page} is named for the model and for the report: name another")
     source = load(model)
-    _check_external(path, source)
-    if page is not None:
-        check_external(page, source)
+    table = None if latency_table is None else Path(latency_table)
+    for output in (path, page, table):
+        if output is not None and (output is not table or not output.exists()):
+            check_external(output, source, path)
     result = run_optimizer(source, path, options, progress or Silent())
     if page is not None:
         write_text(page, write_page(result.report))
@@ -256,7 +257,8 @@ def apply(
     fitted = None if plan.calibration is None else plan.calibration.data
     path = _destination(out, model, origin, data, fitted)
     source = load(model)
-    _check_external(path, source)
+    if path is not None:
+        check_external(path, source, path)
     return replay(plan, source, path, data, progress or Silent())
 
 
@@ -446,19 +448,6 @@ def _destination(
         return None
     check_destination(Path(out), _path_of(model), *others)
     return Path(out)
-
-
-def _check_external(out: Path | None, source: Source) -> None:
-    """Refuse to write over the weights that a model keeps in other files, or in their place."""
-    if out is None:
-        return
-    check_external(out, source)
-    for name in source.external:
-        if Path(name).parts[0] == out.name:
-            raise UsageError(
-                f"OUT {out} is called as the external data of {source.label}, which may have to go "
-                "beside it: name another output"
-            )
 
 
 def _first_size(feeding: Feeding) -> int:

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from onnxlr import __version__, api, tables
-from onnxlr.ending import INTERRUPTED, Interrupt, hear, ignore
+from onnxlr.ending import INTERRUPTED, Interrupt, as_usual, hear, ignore
 from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import installed_passes
 from onnxlr.model import Source, load
@@ -40,7 +40,6 @@ class _Group(click.Group):
         if threading.current_thread() is threading.main_thread():
             # A stop asked for by a scheduler, or a terminal that goes, cleans up as Ctrl-C does.
             hear(stop)
-        _open_streams()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException):
@@ -59,6 +58,8 @@ class _Group(click.Group):
             ctx.exit(error.exit_code if isinstance(error, OnnxlrError) else 1)
 
 
+if hasattr(os, "register_at_fork"):  # a metric's own processes end as any others do
+    os.register_at_fork(after_in_child=as_usual)
 _EXPECTED = (OnnxlrError, OSError, MemoryError)
 
 
@@ -83,24 +84,6 @@ def _told(error: Exception) -> str:
                 f"internal error ({type(error).__name__}: {one_line(error)}): please report it; "
                 "ONNXLR_TRACEBACK=1 shows where"
             )
-
-
-def _open_streams() -> None:
-    """Streams that were closed lead nowhere; what an encoding lacks is printed as a question mark.
-
-    A file that is opened must never get the number of a closed stream: others print there.
-    """
-    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 class _Bars:
@@ -307,7 +290,9 @@ def optimize(
     table = options["latency_table"]
     _check_twice((*outputs, table))
     told = Silent() if quiet else _Bars()
-    given = _opened(told, source, outputs, options["data"], options["validation"], table)
+    given = _opened(
+        told, source, outputs, options["data"], options["validation"], table, beside=Path(out)
+    )
     result = api.optimize(given, out, method=_split(method), progress=told, **options)
     if plan_out:
         write_text(Path(plan_out), result.plan.to_json())
@@ -435,14 +420,21 @@ def passes() -> None:
 
 
 def _opened(
-    told: Progress, source: str, outputs: Sequence[str | None], *others: str | None
+    told: Progress,
+    source: str,
+    outputs: Sequence[str | None],
+    *others: str | None,
+    beside: Path | None = None,
 ) -> Source:
-    """The model, once no output is one of the files that are read, its external data among them."""
+    """The model, once no output is one of the files that are read, its external data among them.
+
+    Nor what may have to go beside OUT.
+    """
     _check_outputs(outputs, source, *others)
     with told.stage(f"read {source}", None):
         given = load(source)
     for path in (Path(p) for p in outputs if p is not None and p != "-"):
-        check_external(path, given)
+        check_external(path, given, beside)
     return given
 
 

@@ -18,6 +18,7 @@ ENDINGS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _EVERY = 0.5  # seconds between two looks
+_LONGEST = 10.0  # seconds that an end may take
 _ONCE = 2.0  # seconds in which the same wish may arrive twice, by the group and by the parent
 
 
@@ -57,6 +58,31 @@ class Interrupt:
         if now - self._latest >= _ONCE:
             self.heard, self._latest = True, now
             raise KeyboardInterrupt
+
+
+def as_usual() -> None:
+    """Hear no more what ``hear`` was told to have heard by ``Interrupt`` or ``ignore``."""
+    for number in ENDINGS:
+        handler = signal.getsignal(number)
+        if handler is ignore or isinstance(handler, Interrupt):
+            usual = number != signal.SIGINT
+            signal.signal(number, signal.SIG_DFL if usual else signal.default_int_handler)
+
+
+def end_within(code: int) -> None:
+    """End this process soon, even if threads that somebody left behind would keep it.
+
+    Parameters
+    ----------
+    code : int
+        What it ends with.
+    """
+    import threading
+
+    hear(lambda *_: os._exit(code))
+    timer = threading.Timer(_LONGEST, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def end_with(parent: int) -> None:

@@ -81,6 +81,10 @@ def readable(text: str) -> str:
 
 def one_line(error: object) -> str:
     """The first informative line of an error, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        said = str(error)
+    except Exception:  # of a metric's own making
+        said = ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."

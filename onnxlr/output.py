@@ -8,7 +8,9 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -81,7 +83,7 @@ def _write_data(model: ir.Model, folder: Path) -> int:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     name = f"{_DATA}{content[:16]}.data"
     nbytes = passing.stat().st_size
-    passing.chmod(0o666 & ~_umask())
+    passing.chmod(_usual_mode(folder))
     passing.rename(folder / name)
     for value, tensor in moved:
         value.const_value = ir.ExternalTensor(
@@ -159,16 +161,26 @@ def _is_stream(path: Path) -> bool:
     return any(re.fullmatch(r"/proc/(self|\d+)/fd", place) for place in places)
 
 
-def check_external(out: Path, source: Source) -> None:
-    """Refuse an output that is one of the files in which a model keeps its weights.
+def check_external(path: Path, source: Source, out: Path | None) -> None:
+    """Refuse an output that is one of the files in which a model keeps its weights, or OUT will.
 
     Raises
     ------
     UsageError
-        If it is one of them.
+        If it is one of IN's, or has the place that one of OUT's may have to take.
     """
     if source.path is not None:
-        check_destination(out, *(source.path.parent / name for name in source.external))
+        check_destination(path, *(source.path.parent / name for name in source.external))
+    if out is None:
+        return
+    place, beside = path.parent.resolve() / path.name, out.parent.resolve()
+    made_here = place.parent == beside and re.fullmatch(_DATA_NAME, os.fsencode(place.name))
+    for name in source.external:
+        if made_here or place in (beside / name, beside / Path(name).parts[0]):
+            raise UsageError(
+                f"{path} is called as external data that may have to go beside {out}: name another "
+                "output"
+            )
 
 
 @contextlib.contextmanager
@@ -332,18 +344,25 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         If it can't.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _fresh(path.parent)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _fresh(folder: Path) -> Path:
+    """An empty file that nobody else has, with the permissions that any new file gets."""
+    path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    path.touch(exist_ok=False)
+    return path
+
+
+def _usual_mode(folder: Path) -> int:
+    """The permissions that any new file gets; the process's mask can't be asked for in threads."""
+    fresh = _fresh(folder)
+    try:
+        return stat.S_IMODE(fresh.stat().st_mode)
+    finally:
+        fresh.unlink()

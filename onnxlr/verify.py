@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Outputs = dict[str, NDArray[Any]]
 
 _WHOLE = 1e-2  # within which probabilities of low precision add up to 1
 _LEAST_PROBABILITY = 1e-7  # told apart
+_ONE_METRIC = threading.RLock()  # the standard output and the current folder are the process's
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
 
@@ -281,17 +283,20 @@ class Judge:
 
     def _call_user(self, session: Session) -> float:
         assert self._user is not None
-        here = Path.cwd()
-        try:
-            # What it prints is no part of ours, and where it goes is its own affair.
-            with contextlib.redirect_stdout(sys.stderr):
-                value = float(self._user(session.raw))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # frameworks have ends of their own
-            raise DataError(f"the metric {self.metric} failed: {error!r}") from None
-        finally:
-            os.chdir(here)
+        with _ONE_METRIC:
+            here = Path.cwd()
+            try:
+                # What it prints is no part of ours, and where it goes is its own affair.
+                with contextlib.redirect_stdout(sys.stderr):
+                    value = float(self._user(session.raw))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # frameworks have ends of their own
+                raise DataError(
+                    f"the metric {self.metric} failed: {type(error).__name__}: {one_line(error)}"
+                ) from None
+            finally:
+                os.chdir(here)
         if math.isnan(value):
             raise DataError(f"the metric {self.metric} gave nan: it must give a number")
         return value

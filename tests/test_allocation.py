@@ -71,25 +71,3 @@ def test_nothing_to_choose_from() -> None:
     assert allocate({}, {"a": 1.0}, most_damage=1) == {}
     assert allocate({}, {"a": 1.0}, most_cost=2) == {}
     assert allocate({}, {"a": 1.0}, most_cost=0.5) is None
-
-
-def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """A report on the standard output has to stay JSON. Here HiGHS polishes a solution."""
-    rng, options, kept = np.random.default_rng(5), {}, {}
-    for i in range(54):
-        unit = 10 ** rng.uniform(3, 6)
-        ranks = np.unique(np.geomspace(1, 500, 48).round())
-        kept[f"l{i}"] = unit * 520
-        options[f"l{i}"] = [
-            Option(
-                Candidate(Choice(SVD, (int(r),)), 1, 1, 1),
-                unit * r,
-                float(10 ** rng.uniform(-3, 0) * np.exp(-r / rng.uniform(20, 200))),
-            )
-            for r in ranks
-        ]
-    print("before")
-    assert allocate(options, kept, most_cost=0.3 * sum(kept.values()))
-    assert allocate(options, kept, most_damage=0.1)
-    print("after")
-    assert capfd.readouterr().out == "before\nafter\n"

@@ -1,5 +1,6 @@
 """How the command ends: by a signal at any moment, by a crash, with a line and nothing left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import onnx
 import psutil
 import pytest
 
+from onnxlr.errors import one_line
 from tests.builders import linear, low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")
@@ -135,3 +137,54 @@ def test_what_it_was_told_to_ignore_is_ignored() -> None:
         child.send_signal(signal.SIGHUP)
         assert child.wait(timeout=60) == 0
     assert Path("out.onnx").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_but_the_report_is_printed() -> None:
+    """HiGHS says which solutions it polishes, although it is told to be silent."""
+    metric("os.write(1, b'noise'); print('noise'); os.system('echo noise'); return 1.0")
+    done = subprocess.run([*COMMAND, "--json", "-"], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["metric"]["name"] == "odd:f"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_metric_that_ends_the_process() -> None:
+    metric("os._exit(0)")
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "ended from within" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_metric_leaves_running_keeps_nobody() -> None:
+    metric("import threading; threading.Thread(target=time.sleep, args=(90,)).start(); return 1.0")
+    started = time.monotonic()
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=80)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert time.monotonic() - started < 60
+    assert Path("out.onnx").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_processes_of_a_metric_end_as_any_others_do() -> None:
+    metric(
+        "import multiprocessing; pool = multiprocessing.get_context('fork').Pool(2); "
+        "pool.map(abs, [1, 2]); pool.terminate(); pool.join(); return 1.0"
+    )
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+class UnspeakableError(Exception):
+    """An error that can't even be said."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_without_words() -> None:
+    assert one_line(UnspeakableError()) == "UnspeakableError"

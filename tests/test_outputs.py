@@ -58,7 +58,11 @@ FITTED = (
         ("", "optimize in.onnx samples/d.npz --data samples", "one of the samples in samples"),
         (FITTED, "apply plan.json in.onnx d.npz --data d.npz", "same file as the input d.npz"),
         (FITTED, "apply plan.json in.onnx d.npz", "same file as the input d.npz"),
-        ("", "optimize in.onnx samples/in.data --rank 4", "is called as the external data of"),
+        (
+            "",
+            "optimize in.onnx samples/in.data --rank 4",
+            "is called as external data that may have to go beside",
+        ),
         ("", "optimize in.onnx - --rank 4", "- prints, which only --json does"),
         ("", f"{QUICK} --plan-out -", "- prints, which only --json does"),
         ("", f"{QUICK} --report -", "- prints, which only --json does"),
@@ -81,6 +85,18 @@ def test_an_output_is_none_of_the_inputs(before: str, command: str, words: str) 
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert held() == found
+
+
+@pytest.mark.parametrize("name", ["in.data", f"weights-{'0' * 16}.data"])
+@pytest.mark.parametrize("flag", ["--json", "--report", "--plan-out", "--latency-table"])
+@pytest.mark.usefixtures("here")
+def test_no_report_takes_the_place_of_the_weights(flag: str, name: str) -> None:
+    Path("other").mkdir()
+    command = f"optimize in.onnx other/out.onnx --max-drop 0 --no-measure {flag} other/{name}"
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code == 2, result.output
+    assert f"other/{name} is called as external data" in result.stderr
+    assert not list(Path("other").iterdir())
 
 
 @pytest.mark.usefixtures("here")
@@ -145,7 +161,7 @@ def test_what_a_metric_does_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.stdout)["metric"]["name"] == "odd_metrics:loud"
     result = CliRunner().invoke(main, f"{quick} odd_metrics:gone".split())
     assert result.exit_code == 1
-    assert "the metric odd_metrics:gone failed: GeneratorExit('enough')" in result.stderr
+    assert "the metric odd_metrics:gone failed: GeneratorExit: enough" in result.stderr
 
 
 TOOL = f"{sys.executable} -m onnxlr"
