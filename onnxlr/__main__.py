@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _END = b"."
+_LEAST_SPACE = 1 << 30  # bytes
+_PATIENCE = 10  # seconds between a wish to end and the end
 _FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
 
@@ -36,6 +38,7 @@ def main() -> None:
         _work(None)
     if child:
         hear(lambda number, _: _pass_on(child, number))
+        signal.signal(signal.SIGALRM, lambda *_: _end_now(child))
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
     if child:
         os.close(writing)
@@ -50,16 +53,54 @@ def main() -> None:
 def _work(telling: int | None) -> "NoReturn":
     """The command itself, in this process; that it came to its end is told."""
     _have_streams_alone()
-    from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
-
+    _check_limits()
+    try:
+        from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
+    except (ImportError, MemoryError, OSError) as error:
+        _say(f"can't be started: {' '.join(str(error).split())[:300]}")
+        os._exit(1)
     try:
         command()
+    except OSError as error:  # what is printed before any command: --help
+        _say(error.strerror or str(error))
+        os._exit(1)
     except SystemExit as end:
-        end_within(end.code if isinstance(end.code, int) else 0)
         if telling is not None:
             os.write(telling, _END)
+        end_within(end.code if isinstance(end.code, int) else 0)
         raise
     raise AssertionError("the command ends by SystemExit")
+
+
+def _check_limits() -> None:
+    """Where a system grants too little, libraries die of it in ways of their own."""
+    import threading
+
+    if sys.platform != "win32":
+        import resource
+
+        space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if space != resource.RLIM_INFINITY and space < _LEAST_SPACE:
+            _say(
+                f"the address space is limited to {space >> 20} MB (ulimit -v), at least "
+                f"{_LEAST_SPACE >> 20} MB are needed: raise the limit"
+            )
+            os._exit(1)
+    count = 12 + 6 * min(8, os.cpu_count() or 1)  # for linear algebra, for processes, for runs
+    begun, over = [], threading.Event()
+    try:
+        for _ in range(count):
+            begun.append(threading.Thread(target=over.wait))
+            begun[-1].start()
+    except RuntimeError:
+        _say(
+            f"this user may have {len(begun) - 1} more threads and processes, {count} are needed: "
+            "raise the limit (ulimit -u, or the container's limit of pids)"
+        )
+        os._exit(1)
+    over.set()
+    for thread in begun:
+        thread.join()
 
 
 def _fill_closed() -> None:
@@ -98,10 +139,24 @@ def _leave(_: int, __: FrameType | None) -> None:
 
 
 def _pass_on(child: int, number: int) -> None:
+    signal.alarm(_PATIENCE)
     try:
         os.kill(child, number)
     except ProcessLookupError:
         return  # it has just ended
+
+
+def _end_now(child: int) -> None:
+    """It doesn't hear: Python listens between two calls, and one for linear algebra may be long.
+
+    Nothing is lost: what is half-done lies in a folder that the next run clears away.
+    """
+    try:
+        os.kill(child, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    _say("interrupted; no file was left half-written")
+    os._exit(INTERRUPTED)
 
 
 def _read(pipe: int) -> bytes:

@@ -19,7 +19,7 @@ from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, check_external, write_text
+from onnxlr.output import check_destination, check_distinct, check_external, write_text
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
@@ -186,8 +186,8 @@ def optimize(
     page = None if report is None else Path(report)
     if page is not None:
         check_destination(page, _path_of(model), data, validation, latency_table)
-        if path is not None and page.absolute() == path.absolute():
-            raise UsageError(f"{page} is named for the model and for the report: name another")
+        if path is not None:
+            check_distinct(path, page)
     source = load(model)
     table = None if latency_table is None else Path(latency_table)
     for output in (path, page, table):

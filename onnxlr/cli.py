@@ -24,9 +24,9 @@ from rich.progress import Progress as Bars
 from onnxlr import __version__, api, tables
 from onnxlr.ending import INTERRUPTED, Interrupt, as_usual, hear, ignore
 from onnxlr.errors import OnnxlrError, one_line
-from onnxlr.graph_pass import installed_passes
+from onnxlr.graph_pass import culprit, installed_passes
 from onnxlr.model import Source, load
-from onnxlr.output import check_destination, check_external, write_text
+from onnxlr.output import check_destination, check_distinct, check_external, write_text
 from onnxlr.progress import Progress, Silent
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -80,8 +80,11 @@ def _told(error: Exception) -> str:
             )
         case _:
             # A defect of ours, not of the input. A pipeline still gets one line and no half file.
+            method = culprit(error)
             return (
-                f"internal error ({type(error).__name__}: {one_line(error)}): please report it; "
+                f"internal error{f' in {method}' if method else ''} "
+                f"({type(error).__name__}: {one_line(error)}): please report it"
+                f"{' there, and choose others with --method' if method else ''}; "
                 "ONNXLR_TRACEBACK=1 shows where"
             )
 
@@ -288,7 +291,7 @@ def optimize(
     if "-" in (out, plan_out, options["report"]):
         raise click.UsageError("- prints, which only --json does: name a file, or ./-")
     table = options["latency_table"]
-    _check_twice((*outputs, table))
+    check_distinct(*(Path(p) for p in (*outputs, table) if p is not None and p != "-"))
     told = Silent() if quiet else _Bars()
     given = _opened(
         told, source, outputs, options["data"], options["validation"], table, beside=Path(out)
@@ -442,15 +445,6 @@ def _check_outputs(outputs: Sequence[str | None], *sources: str | None) -> None:
     """Refuse outputs that can't be written, or are files that are read."""
     for path in (Path(p) for p in outputs if p is not None and p != "-"):
         check_destination(path, *sources)
-
-
-def _check_twice(outputs: Sequence[str | None]) -> None:
-    """Refuse one file for two outputs."""
-    paths = [Path(p) for p in outputs if p is not None and p != "-"]
-    places = [path.resolve() for path in paths]
-    for path, where in zip(paths, places, strict=True):
-        if places.count(where) > 1:
-            raise click.UsageError(f"{path} is named for two outputs: name another")
 
 
 def _split(names: Sequence[str]) -> tuple[str, ...]:

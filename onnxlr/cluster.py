@@ -1,22 +1,27 @@
 """The workers of a dask cluster, for ``--dask ADDRESS``."""
 
+import asyncio
 import platform
 import re
+import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import CancelledError, Executor
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxlr.errors import ClusterError, RuntimeMissingError, UsageError, one_line
 from onnxlr.memory import words
 
+T = TypeVar("T")
+
 # Bytes that are sent in one piece at most; models and their weights are never sent.
 MOST_SENT = 1 << 30
 _ADDRESS = re.compile(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]+")
 _CONNECT = 15.0  # seconds for the scheduler to answer
 _PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
+_BYTES_A_SECOND = 5e6  # that a slow network takes
 _RETRIES = 3  # of a piece whose worker went away
 
 
@@ -56,6 +61,9 @@ class Cluster:
         self.address = address
         self.sent = self.returned = 0
         try:
+            kind = _within(_CONNECT, lambda: asyncio.run(_kind(address)))
+            if kind != "Scheduler":
+                raise ConnectionError(f"what is there is a {kind}")
             self._client = Client(address, timeout=_CONNECT, set_as_default=False)
         except Exception as error:  # what an address and a network may do is the library's secret
             raise ClusterError(
@@ -63,6 +71,8 @@ class Cluster:
                 "`dask scheduler`, and workers with `dask worker ADDRESS`"
             ) from None
         self._empty_since: float | None = None
+        self._heard: dict[str, tuple[Any, float]] = {}  # what each said last, and when that came
+        self.dropped = 0
         try:
             self.count = self._greeted()
         except BaseException:
@@ -73,7 +83,15 @@ class Cluster:
     def _greeted(self) -> int:
         """The number of workers; all must be able to do what is done here."""
         try:
-            found: Mapping[str, dict[str, str]] = self._client.run(_versions)
+            workers = list(self._workers())
+            asked = [
+                self._client.submit(_versions, workers=[w], allow_other_workers=False, pure=False)
+                for w in workers
+            ]
+            answers = _within(_PATIENCE, lambda: self._client.gather(self._answered(asked)))
+            found: Mapping[str, dict[str, str]] = dict(zip(workers, answers, strict=True))
+        except ClusterError:
+            raise
         except Exception as error:
             raise ClusterError(
                 f"the workers at {self.address} can't run onnxlr ({one_line(error)}): install the "
@@ -94,10 +112,24 @@ class Cluster:
                 )
         return len(found)
 
+    def _answered(self, asked: list[Any]) -> list[Any]:
+        from distributed import wait
+
+        try:
+            wait(asked, timeout=_PATIENCE)
+        except TimeoutError:
+            silent = sum(not future.done() for future in asked)
+            raise ClusterError(
+                f"{silent} of {len(asked)} workers at {self.address} don't answer within "
+                f"{_PATIENCE:.0f} s: end them, or wait until they are free"
+            ) from None
+        return asked
+
     def share(self, blob: bytes) -> Any:
         """Hand over what all pieces have in common: once to each worker that needs it."""
         self.sending(len(blob))
-        return self._client.scatter(blob, hash=False)
+        longest = _PATIENCE + len(blob) / _BYTES_A_SECOND
+        return _within(longest, lambda: self._client.scatter(blob, hash=False))
 
     def sending(self, nbytes: int) -> None:
         """Count what is sent.
@@ -131,16 +163,40 @@ class Cluster:
             )
         if self._client.status not in ("running", "connecting"):
             return True
+        now = time.monotonic()
         try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            alive = self._alive(now)
         except Exception:  # the scheduler doesn't answer now; it may in a moment
-            workers = {}
-        if workers:
+            alive = False
+        if alive:
             self._empty_since = None
             return False
-        now = time.monotonic()
         self._empty_since = self._empty_since or now
         return now - self._empty_since > _PATIENCE
+
+    def _workers(self) -> Mapping[str, Mapping[str, Any]]:
+        found: Mapping[str, Mapping[str, Any]] = _within(
+            _CONNECT, lambda: self._client.scheduler_info(n_workers=-1)["workers"]
+        )
+        return found
+
+    def _alive(self, now: float) -> bool:
+        """Whether a worker is there; those that have long said nothing are sent away.
+
+        A process that is frozen, or a machine that sleeps, would keep its work for minutes.
+        """
+        heard = {address: worker.get("last_seen") for address, worker in self._workers().items()}
+        self._heard = {
+            address: self._heard[address]
+            if address in self._heard and self._heard[address][0] == said
+            else (said, now)
+            for address, said in heard.items()
+        }
+        silent = [a for a, (_, since) in self._heard.items() if now - since > _PATIENCE]
+        if silent:
+            _within(_CONNECT, lambda: self._client.run_on_scheduler(_drop, silent))
+            self.dropped += len(silent)
+        return len(silent) < len(heard)
 
     def close(self) -> None:
         """Give the workers free; they and the scheduler stay."""
@@ -151,7 +207,47 @@ class Cluster:
         return (
             f"computed by {self.count} workers at {self.address}: {words(self.sent)} sent, "
             f"{words(self.returned)} received, the model read by each from its own path"
+            + (f"; {self.dropped} that said nothing any more were left out" if self.dropped else "")
         )
+
+
+async def _kind(address: str) -> str:
+    """What listens at an address. A client would wait for its answer for ever."""
+    from distributed import Security
+    from distributed.core import rpc
+
+    given = Security().get_connection_args("client")
+    async with rpc(address, connection_args=given) as found:
+        return str((await found.identity())["type"])
+
+
+async def _drop(addresses: list[str], dask_scheduler: Any) -> None:
+    """On the scheduler: what these workers were to do is for the others."""
+    for address in addresses:
+        await dask_scheduler.remove_worker(address, stimulus_id="onnxlr-silent", safe=True)
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """What a function gives that may wait for ever for somebody else.
+
+    Raises
+    ------
+    TimeoutError
+        If it takes longer.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
 
 
 def _versions() -> dict[str, str]:

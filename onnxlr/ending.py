@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
-# What asks a process to end. Windows lacks the last.
+# What asks a process to end: people, terminals, and systems that hand out time. Not all have all.
 ENDINGS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
 )
 _EVERY = 0.5  # seconds between two looks
 _LONGEST = 10.0  # seconds that an end may take

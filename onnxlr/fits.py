@@ -115,7 +115,10 @@ def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fi
     if reason is not None:
         return reason
     try:
-        full, limit = graph_pass.full_rank(layer), break_even(layer, graph_pass)
+        full = graph_pass.full_rank(layer)
+        if not all(isinstance(r, int) and 0 <= r <= max(1, layer.params) for r in full):
+            return f"{graph_pass.name}: says that its full rank is {full}, which can't be"
+        limit = break_even(layer, graph_pass)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         return f"{graph_pass.name}: the sizes around it contradict each other: {one_line(error)}"
     return Fit(graph_pass, full, limit, Spectra(layer, graph_pass, known))

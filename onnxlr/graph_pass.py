@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxlr.decompose import Form, RankRule, Spectrum
 from onnxlr.decompose.ranks import round_up
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, one_line
 from onnxlr.layers import Layer, Use
 
 ENTRY_POINTS = "onnxlr.passes"
@@ -240,9 +240,11 @@ def installed_passes() -> dict[str, InstalledPass]:
         origin = entry.dist.name if entry.dist is not None else "unknown"
         try:
             loaded = entry.load()()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a package that ends the process is none of ours either
             raise UsageError(
-                f"the pass {entry.name!r} of {origin} can't be loaded ({error}): "
+                f"the pass {entry.name!r} of {origin} can't be loaded ({one_line(error)}): "
                 f"repair or uninstall {origin}"
             ) from None
         if not isinstance(loaded, GraphPass) or loaded.name != entry.name:
@@ -285,6 +287,19 @@ def find_pass(name: str) -> GraphPass:
             f"the method {name!r} is not installed: choose from auto, {', '.join(known)}"
         )
     return known[name].graph_pass
+
+
+def culprit(error: BaseException) -> str | None:
+    """The pass in which an error arose, and who brought it, for the message."""
+    at, found = error.__traceback__, None
+    while at is not None:
+        if isinstance(at.tb_frame.f_locals.get("self"), GraphPass):
+            found = at.tb_frame.f_locals["self"]
+        at = at.tb_next
+    if found is None:
+        return None
+    origin = installed_passes().get(found.name)
+    return f"the method {found.name!r}" + ("" if origin is None else f" of {origin.distribution}")
 
 
 def _order(entry: EntryPoint) -> tuple[bool, str, str]:

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -218,12 +219,29 @@ def loky_late() -> Any:
     given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
-        with contextlib.suppress(OSError):  # no more processes here: the pool will say so
+        with (
+            _deaf_to_hang_up(),
+            contextlib.suppress(OSError),
+        ):  # the pool will say so
             loky.backend.resource_tracker.ensure_running()
     finally:
         del os.environ["PYTHONWARNINGS"]
         os.environ.update(given)
     return loky
+
+
+@contextlib.contextmanager
+def _deaf_to_hang_up() -> Iterator[None]:
+    """What is begun here outlives a terminal that goes, as it does Ctrl-C by itself."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    given = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, given)
 
 
 @contextlib.contextmanager

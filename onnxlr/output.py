@@ -139,9 +139,11 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
                 raise UsageError(
                     f"{out} is the same file as the input {source}: name another output"
                 )
-            sampled = source.is_dir() and out.suffix in (".npz", ".npy")
-            if sampled and out.parent.samefile(source):
-                raise UsageError(f"{out} is one of the samples in {source}: name another output")
+            for sample in source.glob("*.np[yz]") if source.is_dir() else ():
+                if sample.exists() and out.samefile(sample):
+                    raise UsageError(
+                        f"{out} is one of the samples in {source}: name another output"
+                    )
         if out.exists() and not out.is_file():
             raise OutputError(f"OUT {out} is not a regular file: name another")
         if not out.parent.is_dir():
@@ -161,6 +163,30 @@ def _is_stream(path: Path) -> bool:
     return any(re.fullmatch(r"/proc/(self|\d+)/fd", place) for place in places)
 
 
+def check_distinct(*outputs: Path) -> None:
+    """Refuse one file for two outputs.
+
+    Raises
+    ------
+    UsageError
+        If two are in one folder, by whatever way, and have names that some disks take for the same.
+    """
+    places = [_place(path) for path in outputs]
+    for path, place in zip(outputs, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{path} is named for two outputs: name another")
+
+
+def _place(path: Path) -> tuple[object, ...]:
+    """Where a file is to be, however it is called."""
+    whole = path.resolve() if path.exists() else path.parent.resolve() / path.name
+    try:
+        folder = whole.parent.stat()
+    except OSError:  # there is none: it is told elsewhere
+        return (whole,)
+    return folder.st_dev, folder.st_ino, whole.name.casefold()
+
+
 def check_external(path: Path, source: Source, out: Path | None) -> None:
     """Refuse an output that is one of the files in which a model keeps its weights, or OUT will.
 
@@ -173,10 +199,13 @@ def check_external(path: Path, source: Source, out: Path | None) -> None:
         check_destination(path, *(source.path.parent / name for name in source.external))
     if out is None:
         return
-    place, beside = path.parent.resolve() / path.name, out.parent.resolve()
-    made_here = place.parent == beside and re.fullmatch(_DATA_NAME, os.fsencode(place.name))
+    place, beside = _place(path), out.parent
+    made_here = re.fullmatch(_DATA_NAME, os.fsencode(path.name)) and place == _place(
+        beside / path.name
+    )
     for name in source.external:
-        if made_here or place in (beside / name, beside / Path(name).parts[0]):
+        taken = _place(beside / name), _place(beside / Path(name).parts[0])
+        if made_here or place in taken:
             raise UsageError(
                 f"{path} is called as external data that may have to go beside {out}: name another "
                 "output"

@@ -155,7 +155,10 @@ class Session:
                 found.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # this user may have no more threads
+            return list(self.raw.run(None, dict(feed)))
         try:
             thread.join(self._longest)
         except BaseException:

@@ -67,6 +67,8 @@ class Store:
         if self._folder is None:
             return {}
         path = self._folder / f"{kind}-{key}.npz"
+        if not path.is_file():  # a pipe would be waited for
+            return {}
         try:
             found = read_npz(path)
             path.touch()
@@ -113,6 +115,8 @@ def key_of(*parts: object) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a file; empty if it holds none."""
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,67 @@ def test_without_any_worker_left_the_rest_is_done_here(
     there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
     assert here == there
     assert any("the workers of the cluster were lost" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("who", ["a worker", "the scheduler"])
+def test_a_machine_that_sleeps_keeps_nobody(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """A process that is frozen still has its connections, and its work."""
+    monkeypatch.setattr(module, "_PATIENCE", 5.0)
+    monkeypatch.setattr(module, "_CONNECT", 3.0)
+    frozen = farm.workers[0] if who == "a worker" else farm.scheduler
+    stop = partial(frozen.send_signal, signal.SIGSTOP)
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    progress = Watched("weigh candidates", stop, after=1)
+    started = time.monotonic()
+    try:
+        there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    assert progress.called
+    assert time.monotonic() - started < 90
+    assert here == there
+    words = "1 that said nothing" if who == "a worker" else "workers of the cluster were lost"
+    assert any(words in note for note in result.report.notes)
+    farm.workers[0].kill()  # it may have been sent away: the next test gets another
+    farm.workers[0].wait()
+
+
+def test_a_worker_that_sleeps_from_the_beginning(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 3.0)
+    farm.workers[0].send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ClusterError, match=r"1 of 2 workers .* don't answer within 3 s"):
+            Cluster(farm.address)
+    finally:
+        farm.workers[0].send_signal(signal.SIGCONT)
+
+
+def test_what_listens_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CONNECT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ClusterError, match=r"no dask scheduler answers.*no answer within 1 s"):
+            Cluster(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("scheme", ["foo", "inproc"])
+def test_addresses_of_another_kind(scheme: str) -> None:
+    with pytest.raises(ClusterError, match="no dask scheduler answers"):
+        Cluster(f"{scheme}://127.0.0.1:9")
+
+
+def test_a_worker_is_no_scheduler(farm: Farm) -> None:
+    cluster = Cluster(farm.address)
+    try:
+        (address, _) = cluster._workers()
+    finally:
+        cluster.close()
+    with pytest.raises(ClusterError, match="what is there is a Worker"):
+        Cluster(address)
 
 
 def test_what_is_raised_there_arrives(farm: Farm) -> None:

@@ -79,7 +79,7 @@ def test_ctrl_c_while_it_starts(to: Callable[[int, int], None], seconds: float) 
     assert not Path("out.onnx").exists()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 @pytest.mark.usefixtures("here")
 def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
     metric("time.sleep(60)")
@@ -99,7 +99,7 @@ def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
         (signal.SIGFPE, "a library crashed (SIGFPE), most likely ONNX Runtime"),
         (signal.SIGBUS, "a file that was being read was cut short"),
         (signal.SIGKILL, "the system was out of memory"),
-        (signal.SIGXCPU, "stopped by SIGXCPU"),
+        (signal.SIGVTALRM, "stopped by SIGVTALRM"),
     ],
 )
 @pytest.mark.usefixtures("here")
@@ -188,3 +188,66 @@ class UnspeakableError(Exception):
 
 def test_an_error_without_words() -> None:
     assert one_line(UnspeakableError()) == "UnspeakableError"
+
+
+@pytest.mark.usefixtures("here")
+def test_what_does_not_hear_is_ended() -> None:
+    """Python hears between two calls, and one for linear algebra may take minutes."""
+    metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); time.sleep(90)")
+    with begun() as child:
+        working = int(Path("asked").read_text())
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=40)
+        assert child.returncode == 130
+        assert not psutil.pid_exists(working) or zombie(working)
+    assert told == "onnxlr: interrupted; no file was left half-written\n"
+
+
+def zombie(pid: int) -> bool:
+    return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("RLIMIT_AS, (500 << 20, 500 << 20)", "address space is limited to 500 MB"),
+        ("RLIMIT_NPROC, (9, 9)", "more threads and processes"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_limits_that_libraries_die_of(limit: str, words: str, tmp_path: Path) -> None:
+    if "NPROC" in limit and os.geteuid() == 0:  # no limit for root: somebody else, then
+        demoted = "os.setgroups([]); os.setgid(65534); os.setuid(64999);"
+    else:
+        demoted = ""
+    if demoted and not readable_by_anybody(Path(sys.executable).resolve(), tmp_path):
+        pytest.skip("Python lies where only root can read it")
+    code = (
+        f"import os, resource, sys; {demoted} resource.setrlimit(resource.{limit});"
+        "from onnxlr.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def readable_by_anybody(*paths: Path) -> bool:
+    return all(p.stat().st_mode & 1 for path in paths for p in path.parents)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("flag", ["--help", "--version", "optimize -h"])
+def test_help_that_cannot_be_printed(flag: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "onnxlr", *flag.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "onnxlr: No space left on device\n"

@@ -26,6 +26,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("samples").mkdir()
     for path in ("d.npz", "samples/d.npz"):
         np.savez(path, x=images(32, 0))
+    Path("links").mkdir()
+    Path("links/d.npz").symlink_to("../d.npz")
+    Path("way").symlink_to(".")
     return tmp_path
 
 
@@ -68,6 +71,10 @@ FITTED = (
         ("", f"{QUICK} --report -", "- prints, which only --json does"),
         ("", f"{QUICK} --dask foo", "'foo' is no address"),
         ("", f"{QUICK} --dask tcp://", "'tcp://' is no address"),
+        ("", "optimize in.onnx d.npz --data links", "one of the samples in links"),
+        ("", f"{QUICK} --data links --report d.npz", "one of the samples in links"),
+        ("", f"{QUICK} --report way/out.onnx", "named for two outputs"),
+        ("", f"{QUICK} --report OUT.onnx", "named for two outputs"),
         ("", f"{QUICK} --latency-table d.npz --json d.npz", "d.npz is named for two outputs"),
         (
             "",
@@ -287,6 +294,6 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_the_report_is_not_the_model() -> None:
-    with pytest.raises(onnxlr.UsageError, match="named for the model and for the report"):
+    with pytest.raises(onnxlr.UsageError, match="named for two outputs"):
         onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none", report="out.onnx")
     assert not Path("out.onnx").exists()

@@ -107,3 +107,16 @@ def test_files_that_a_killed_run_began_go_after_a_while(tmp_path: Path) -> None:
     Store(tmp_path).write_arrays("a", "k", {"x": np.ones(3)})
     assert not old.exists()
     assert new.exists()
+
+
+def test_a_pipe_in_the_place_of_an_entry_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("rows", "k", {"a": 1})
+    store.write_arrays("arrays", "k", {"a": np.ones(3)})
+    for entry in list(tmp_path.iterdir()):
+        entry.unlink()
+        os.mkfifo(entry)
+    assert store.read("rows", "k") == {}
+    assert store.read_arrays("arrays", "k") == {}
+    store.write("rows", "k", {"a": 2})
+    assert store.read("rows", "k") == {"a": 2}
