@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _END = b"."
-_LEAST_SPACE = 1 << 30  # bytes
 _PATIENCE = 10  # seconds between a wish to end and the end
 _FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
@@ -79,13 +78,14 @@ def _check_limits() -> None:
     if sys.platform != "win32":
         import resource
 
-        space = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if space != resource.RLIM_INFINITY and space < _LEAST_SPACE:
-            _say(
-                f"the address space is limited to {space >> 20} MB (ulimit -v), at least "
-                f"{_LEAST_SPACE >> 20} MB are needed: raise the limit"
-            )
-            os._exit(1)
+        for kind, least, words in (
+            (resource.RLIMIT_AS, 1 << 30, "bytes of address space (ulimit -v)"),
+            (resource.RLIMIT_NOFILE, 64, "open files (ulimit -n)"),
+        ):
+            most = resource.getrlimit(kind)[0]
+            if most != resource.RLIM_INFINITY and most < least:
+                _say(f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit")
+                os._exit(1)
     count = 12 + 6 * min(8, os.cpu_count() or 1)  # for linear algebra, for processes, for runs
     begun, over = [], threading.Event()
     try:
@@ -93,6 +93,7 @@ def _check_limits() -> None:
             begun.append(threading.Thread(target=over.wait))
             begun[-1].start()
     except RuntimeError:
+        over.set()
         _say(
             f"this user may have {len(begun) - 1} more threads and processes, {count} are needed: "
             "raise the limit (ulimit -u, or the container's limit of pids)"

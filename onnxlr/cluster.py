@@ -1,11 +1,13 @@
 """The workers of a dask cluster, for ``--dask ADDRESS``."""
 
 import asyncio
+import contextlib
+import logging
 import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ _ADDRESS = re.compile(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]+")
 _CONNECT = 15.0  # seconds for the scheduler to answer
 _PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
 _BYTES_A_SECOND = 5e6  # that a slow network takes
+_LOOK = 2.0  # seconds between looks at who is still there
 _RETRIES = 3  # of a piece whose worker went away
 
 
@@ -60,12 +63,15 @@ class Cluster:
             )
         self.address = address
         self.sent = self.returned = 0
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet())
         try:
             kind = _within(_CONNECT, lambda: asyncio.run(_kind(address)))
             if kind != "Scheduler":
                 raise ConnectionError(f"what is there is a {kind}")
             self._client = Client(address, timeout=_CONNECT, set_as_default=False)
         except Exception as error:  # what an address and a network may do is the library's secret
+            self._quiet.close()
             raise ClusterError(
                 f"no dask scheduler answers at {address}: {one_line(error)}; start one with "
                 "`dask scheduler`, and workers with `dask worker ADDRESS`"
@@ -88,8 +94,7 @@ class Cluster:
                 self._client.submit(_versions, workers=[w], allow_other_workers=False, pure=False)
                 for w in workers
             ]
-            answers = _within(_PATIENCE, lambda: self._client.gather(self._answered(asked)))
-            found: Mapping[str, dict[str, str]] = dict(zip(workers, answers, strict=True))
+            found = dict(zip(workers, self._answers(asked), strict=True))
         except ClusterError:
             raise
         except Exception as error:
@@ -112,24 +117,30 @@ class Cluster:
                 )
         return len(found)
 
-    def _answered(self, asked: list[Any]) -> list[Any]:
-        from distributed import wait
-
+    def _answers(self, asked: list[Any]) -> list[dict[str, str]]:
+        ends = time.monotonic() + _PATIENCE
         try:
-            wait(asked, timeout=_PATIENCE)
+            return [future.result(max(0.1, ends - time.monotonic())) for future in asked]
         except TimeoutError:
             silent = sum(not future.done() for future in asked)
             raise ClusterError(
                 f"{silent} of {len(asked)} workers at {self.address} don't answer within "
                 f"{_PATIENCE:.0f} s: end them, or wait until they are free"
             ) from None
-        return asked
 
     def share(self, blob: bytes) -> Any:
         """Hand over what all pieces have in common: once to each worker that needs it."""
         self.sending(len(blob))
-        longest = _PATIENCE + len(blob) / _BYTES_A_SECOND
-        return _within(longest, lambda: self._client.scatter(blob, hash=False))
+        ends = time.monotonic() + 2 * _PATIENCE + len(blob) / _BYTES_A_SECOND
+        while True:
+            before = self.dropped
+            handed = _begun(lambda: self._client.scatter(blob, hash=False))
+            while self.dropped == before:  # else it went to one that says nothing any more
+                try:
+                    return handed.result(_LOOK)
+                except TimeoutError:
+                    if handed.done() or self.lost(None) or time.monotonic() > ends:
+                        raise
 
     def sending(self, nbytes: int) -> None:
         """Count what is sent.
@@ -201,6 +212,7 @@ class Cluster:
     def close(self) -> None:
         """Give the workers free; they and the scheduler stay."""
         self._client.close(timeout=5)
+        self._quiet.close()
 
     def words(self) -> str:
         """What crossed the wire."""
@@ -224,7 +236,7 @@ async def _kind(address: str) -> str:
 async def _drop(addresses: list[str], dask_scheduler: Any) -> None:
     """On the scheduler: what these workers were to do is for the others."""
     for address in addresses:
-        await dask_scheduler.remove_worker(address, stimulus_id="onnxlr-silent", safe=True)
+        await dask_scheduler.remove_worker(address, stimulus_id="onnxlr-silent")
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T:
@@ -235,6 +247,14 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
     TimeoutError
         If it takes longer.
     """
+    try:
+        return _begun(function).result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+
+
+def _begun(function: Callable[[], T]) -> "Future[T]":
+    """What a function will give, called in a thread that keeps nobody."""
     answer: Future[T] = Future()
 
     def run() -> None:
@@ -244,10 +264,24 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    return answer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the libraries of the cluster have to say comes back as errors, and is told once."""
+    levels = {
+        name: logging.getLogger(name).level
+        for name in list(logging.root.manager.loggerDict)
+        if name.partition(".")[0] in ("distributed", "tornado")
+    }
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return answer.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _versions() -> dict[str, str]:

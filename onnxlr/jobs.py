@@ -216,6 +216,9 @@ def joblib_late() -> Any:
 def loky_late() -> Any:
     """Loky, and its tracker under way: it clears away what a killed run leaves, without a word."""
     loky = joblib_late().externals.loky
+    # A process that has grown is replaced by a fresh one: nothing the user should hear of. It is
+    # said in a thread of the pool's.
+    warnings.filterwarnings("ignore", message="A worker stopped")
     given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
@@ -247,20 +250,16 @@ def _deaf_to_hang_up() -> Iterator[None]:
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
-    get_reusable_executor = loky_late().get_reusable_executor
-    with warnings.catch_warnings():
-        # A process that has grown is replaced by a fresh one: nothing the user should hear of.
-        warnings.filterwarnings("ignore", message="A worker stopped")
-        executor = get_reusable_executor(
-            width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(),)
-        )
-        try:
-            yield executor
-        except Exception:
-            raise  # what is under way was seen to its end
-        except BaseException:
-            end(executor)
-            raise
+    executor = loky_late().get_reusable_executor(
+        width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(),)
+    )
+    try:
+        yield executor
+    except Exception:
+        raise  # what is under way was seen to its end
+    except BaseException:
+        end(executor)
+        raise
 
 
 def _forget() -> None:

@@ -112,6 +112,7 @@ def load(
         label, data = "<model>", model
     else:
         path = Path(model)
+        check_name(path)
         written = _written(path)
         label, data = str(path), _read(path)
     # Also of a ModelProto a copy: the graph library wraps what it is given, and changes names.
@@ -142,6 +143,9 @@ def load(
         cause: BaseException = error
         while cause.__cause__ is not None:  # it wraps the reason in where it happened
             cause = cause.__cause__
+        if isinstance(cause, NotImplementedError):  # maps, say, which classical models end on
+            what = one_line(cause).split(". Please")[0]
+            raise ModelError(f"{label} can't be read by onnx-ir {ir.__version__}: {what}") from None
         raise ModelError(f"{label} is malformed: {one_line(cause)}") from None
     check_wiring(built, label)
     # The graph library has no room for it; `to_proto` puts it back.
@@ -151,6 +155,22 @@ def load(
             ir.external_data.set_base_dir(graph, path.parent)
     locations = tuple(location for location, _, _ in external)
     return Source(built, label, path, told, nbytes, locations, external, original, written)
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that ONNX Runtime can't be given.
+
+    Raises
+    ------
+    ModelError
+        If it isn't UTF-8.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"the path {path} isn't text in UTF-8, and ONNX Runtime takes no other: rename it"
+        ) from None
 
 
 def check_unchanged(source: Source) -> None:

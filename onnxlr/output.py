@@ -19,7 +19,15 @@ import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import OutputError, UsageError
-from onnxlr.model import PROTOBUF_LIMIT, Source, all_graphs, serialize, to_proto
+from onnxlr.model import (
+    PROTOBUF_LIMIT,
+    Source,
+    all_graphs,
+    check_name,
+    check_unchanged,
+    serialize,
+    to_proto,
+)
 
 TEMPORARY = ".onnxlr-"  # what files are called that are being written
 _WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
@@ -125,6 +133,7 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
     OutputError
         If its folder is missing or not writable, or it is something other than a file.
     """
+    check_name(out)
     try:
         if out.is_dir():
             raise OutputError(f"OUT {out} is a folder: name a file in it")
@@ -179,11 +188,11 @@ def check_distinct(*outputs: Path) -> None:
 
 def _place(path: Path) -> tuple[object, ...]:
     """Where a file is to be, however it is called."""
-    whole = path.resolve() if path.exists() else path.parent.resolve() / path.name
     try:
+        whole = path.resolve() if path.exists() else path.parent.resolve() / path.name
         folder = whole.parent.stat()
-    except OSError:  # there is none: it is told elsewhere
-        return (whole,)
+    except (OSError, RuntimeError):  # there is none, or links go round: it is told elsewhere
+        return (path.absolute(),)
     return folder.st_dev, folder.st_ino, whole.name.casefold()
 
 
@@ -345,6 +354,7 @@ def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
             (folder / location).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path.parent / location, folder / location)
     except OSError as error:
+        check_unchanged(source)
         raise OutputError(write_failure(path, error)) from None
     return path, source.nbytes
 

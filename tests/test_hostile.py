@@ -605,3 +605,13 @@ def test_a_cache_that_was_tampered_with_is_done_without(here: Path) -> None:
             np.savez(file, allow_pickle=False, **odd)
     assert plan() == expected
     assert here.exists()
+
+
+def test_a_path_that_is_no_text(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"in\xff.onnx")
+    onnx.save(mlp(), tmp_path / "in.onnx")
+    (tmp_path / "in.onnx").rename(odd)
+    for command in (["inspect", str(odd)], ["optimize", "in.onnx", str(odd)]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1
+        assert "isn't text in UTF-8" in result.stderr

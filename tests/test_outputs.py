@@ -29,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("links").mkdir()
     Path("links/d.npz").symlink_to("../d.npz")
     Path("way").symlink_to(".")
+    Path("round.json").symlink_to("round.json")
     return tmp_path
 
 
@@ -104,6 +105,15 @@ def test_no_report_takes_the_place_of_the_weights(flag: str, name: str) -> None:
     assert result.exit_code == 2, result.output
     assert f"other/{name} is called as external data" in result.stderr
     assert not list(Path("other").iterdir())
+
+
+@pytest.mark.usefixtures("here")
+def test_a_link_to_itself_is_replaced() -> None:
+    for flag in ("--json", "--plan-out", "--report"):
+        assert CliRunner().invoke(main, f"{QUICK} {flag} round.json".split()).exit_code == 0
+        assert Path("round.json").is_file()
+        Path("round.json").unlink()
+        Path("round.json").symlink_to("round.json")
 
 
 @pytest.mark.usefixtures("here")
