@@ -28,6 +28,7 @@ def main() -> None:
     if not _FORKS:
         _work(None)
     parent = os.getpid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nobody could wait for a child
     held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # a fork forgets what arrives then
     try:
         reading, writing = os.pipe()

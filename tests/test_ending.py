@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from onnxlr.__main__ import _check_limits
+from onnxlr.ending import ENDINGS
 from onnxlr.errors import one_line
 from tests.builders import linear, low_rank
 
@@ -49,10 +50,21 @@ def metric(body: str) -> None:
 def begun(count: int = 1) -> "subprocess.Popen[str]":
     """The command, after it has asked the metric; or, where that is 0, has just forked."""
     child = subprocess.Popen(
-        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        COMMAND,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hearing,
     )
     wait_for(Path("asked").exists if count else lambda: bool(psutil.Process(child.pid).children()))
     return child
+
+
+def hearing() -> None:
+    """What is begun in the background, or under nohup, is to ignore some of them."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(found: Callable[[], bool]) -> None:
@@ -139,6 +151,16 @@ def test_what_it_was_told_to_ignore_is_ignored() -> None:
         child.send_signal(signal.SIGHUP)
         assert child.wait(timeout=60) == 0
     assert Path("out.onnx").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_parent_that_leaves_its_children_alone() -> None:
+    metric("return 1.0")
+    careless = partial(signal.signal, signal.SIGCHLD, signal.SIG_IGN)  # it is inherited
+    done = subprocess.run(
+        COMMAND, preexec_fn=careless, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.usefixtures("here")
