@@ -46,7 +46,7 @@ def main() -> None:
         os.set_blocking(reading, False)
         _end_as(status, came_to_its_end=_read(reading) == _END)
     os.close(reading)
-    end_with(parent)
+    end_with(parent, at_once=True)
     _work(writing)
 
 
@@ -141,7 +141,9 @@ def _leave(_: int, __: FrameType | None) -> None:
 
 
 def _pass_on(child: int, number: int) -> None:
-    signal.alarm(_PATIENCE)
+    left = signal.alarm(_PATIENCE)
+    if left:  # the wish was made before: saying it again doesn't put off the end
+        signal.alarm(left)
     try:
         os.kill(child, number)
     except ProcessLookupError:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from onnxlr.ending import ends_at_once
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import NO_PROCESSES, end, follow, loky_late
 from onnxlr.memory import available
@@ -94,7 +95,7 @@ def _pool() -> Any:
     loky = loky_late()
     context = loky.backend.context.get_context("loky")
     return loky.process_executor.ProcessPoolExecutor(
-        1, context=context, initializer=follow, initargs=(os.getpid(),)
+        1, context=context, initializer=follow, initargs=(os.getpid(), ends_at_once())
     )
 
 

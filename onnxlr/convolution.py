@@ -11,7 +11,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import Form
-from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer, integers
+from onnxlr.graph_pass import (
+    Array,
+    AttributeValue,
+    ChainPass,
+    Rank,
+    Writer,
+    reshaped,
+    sizes_of,
+)
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 
@@ -179,17 +187,18 @@ def pointwise(
     return writer.op("Conv", [x, weight, *bias], attributes)
 
 
-def swap_groups(writer: Writer, x: ir.Value, group: int, outer: int, inner: int) -> ir.Value:
-    """Write a channel shuffle: from the order (group, outer, inner, …) to (group, inner, outer, …).
+def swap_groups(
+    writer: Writer, x: ir.Value, channels: tuple[int, int, int, int], spatial: int
+) -> ir.Value:
+    """Write a channel shuffle: from the order (group, outer, inner, each) to (…, inner, outer, …).
 
     Batch and spatial sizes are taken from the tensor when it runs, so that they stay dynamic.
     """
-
-    whole = writer.op("Shape", [x], {})
-    apart = writer.op("Reshape", [x, integers(writer, 0, group, outer, inner, -1)], {})
-    swapped = writer.op("Transpose", [apart], {"perm": (0, 1, 3, 2, 4)})
+    # The batch is what is left over: it may be empty, and then nothing else could be told.
+    apart = reshaped(writer, x, (-1, *channels), sizes_of(writer, x, 2, None))
+    swapped = writer.op("Transpose", [apart], {"perm": (0, 1, 3, 2, *range(4, 5 + spatial))})
     # Back to the shape it came with: shuffled channels are as many as before.
-    return writer.op("Reshape", [swapped, whole], {})
+    return reshaped(writer, swapped, sizes_of(writer, x, None, None))
 
 
 def bias_of(use: Use) -> list[ir.Value | None]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Samples:
     @property
     def batch(self) -> int:
         """Samples a run: what the model fixes; one if an input has no sample axis of its own."""
-        if any(self.parts[0][s.name].ndim == len(s.dims) + 1 for s in self.specs):
+        if any(self._whole(p) for p in range(len(self.parts))):
             return 1
         fixed = [s.fixed_batch for s in self.specs if s.fixed_batch is not None]
         return fixed[0] if fixed else _DYNAMIC_BATCH
@@ -79,24 +80,42 @@ class Samples:
     def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp], int]]:
         """Feeds with the indices of their samples, and how many samples they were padded to.
 
-        A model with a fixed batch gets its last batch padded with repeats of the last sample.
+        Samples of different shapes, from different files, are never in one. A model with a fixed
+        batch gets one that isn't full padded with repeats of the last sample.
         """
         size = batch or self.batch
         padded = any(s.fixed_batch is not None for s in self.specs)
-        for start in range(0, len(self.index), size):
-            index = self.index[start : start + size]
+        part = self._part_of(self.index)
+        shapes = [[p[s.name].shape[1:] for s in self.specs] for p in self.parts]
+        start = 0
+        while start < len(self.index):
+            alone = self._whole(part[start])
+            stop = min(start + (1 if alone else size), len(self.index))
+            same = (shapes[p] == shapes[part[start]] for p in part[start:stop])
+            index = self.index[start : start + sum(takewhile(bool, same))]
             rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
             yield self._feed(rows), index, len(rows)
+            start += len(index)
+
+    def _whole(self, part: int) -> bool:
+        """Whether a file has whole inputs for its samples: one that has no sample axis."""
+        arrays = self.parts[part]
+        return any(arrays[s.name].ndim == len(s.dims) + 1 for s in self.specs)
+
+    def _part_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The file of each sample."""
+        ends = np.cumsum([_count(part) for part in self.parts])
+        return np.searchsorted(ends, rows, side="right")
 
     def _feed(self, rows: NDArray[np.intp]) -> Feed:
         starts = np.cumsum([0, *(_count(part) for part in self.parts)])
-        which = np.searchsorted(starts, rows, side="right") - 1
+        which = self._part_of(rows)
         feed = {}
         for spec in self.specs:
             taken = [
                 self.parts[p][spec.name][r - starts[p]] for p, r in zip(which, rows, strict=True)
             ]
-            whole = self.parts[0][spec.name].ndim == len(spec.dims) + 1
+            whole = self.parts[which[0]][spec.name].ndim == len(spec.dims) + 1
             feed[spec.name] = np.asarray(taken[0] if whole else np.stack(taken), order="C")
         return feed
 

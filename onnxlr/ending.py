@@ -5,6 +5,7 @@ It is the first that the command imports: little, so that Ctrl-C is heard from e
 
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -19,9 +20,11 @@ ENDINGS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _EVERY = 0.5  # seconds between two looks
 _LONGEST = 10.0  # seconds that an end may take
 _ONCE = 2.0  # seconds in which the same wish may arrive twice, by the group and by the parent
+_at_once = False
 
 
 def hear(handler: "Callable[[int, FrameType | None], None]") -> None:
@@ -87,16 +90,25 @@ def end_within(code: int) -> None:
     timer.start()
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, *, at_once: bool) -> None:
     """End this process when its parent is no more, however that ended.
 
     Parameters
     ----------
     parent : int
         The process that began this one.
+    at_once : bool
+        Whether that was in its main thread: the system (Linux) then ends this one, whatever it
+        does. Else it does so itself, once Python has its turn: some of linear algebra lets it wait.
     """
-
     import threading
+
+    global _at_once
+    _at_once = at_once
+    if at_once and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -104,3 +116,8 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def ends_at_once() -> bool:
+    """Whether this process serves one command alone, which it works for in its main thread."""
+    return _at_once

@@ -20,6 +20,7 @@ ENTRY_POINTS = "onnxlr.passes"
 
 Array = NDArray[np.float64]
 Rank = tuple[int, ...]
+_SLICE_INPUTS, ALLOWZERO = 10, 14  # opsets from which on operators have them
 AttributeValue = int | float | str | tuple[int, ...]
 
 
@@ -45,6 +46,31 @@ def rank_words(rank: Rank) -> str:
 def integers(writer: Writer, *numbers: int) -> ir.Value:
     """Write a small int64 constant: sizes, axes, bounds."""
     return writer.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
+
+
+def reshaped(writer: Writer, x: ir.Value, *sizes: tuple[int, ...] | ir.Value) -> ir.Value:
+    """Write a Reshape to known sizes and to sizes that are read off a tensor, one after the other.
+
+    A size of zero that is read is meant (an empty batch), and no axis to copy: so from opset 14 on,
+    before that it is the size of the same axis of ``x``.
+    """
+    parts = [d if isinstance(d, ir.Value) else integers(writer, *d) for d in sizes if d != ()]
+    shape = parts[0] if len(parts) == 1 else writer.op("Concat", [*parts], {"axis": 0})
+    read = any(isinstance(d, ir.Value) for d in sizes)
+    meant = {"allowzero": 1} if read and writer.opset >= ALLOWZERO else {}
+    return writer.op("Reshape", [x, shape], meant)
+
+
+def sizes_of(writer: Writer, x: ir.Value, start: int | None, end: int | None) -> ir.Value:
+    """Write a slice of a tensor's shape, taken when it runs: the number of axes stays open."""
+    first, last = start or 0, np.iinfo(np.int64).max if end is None else end
+    shape = writer.op("Shape", [x], {})
+    if (first, end) == (0, None):
+        return shape
+    if writer.opset < _SLICE_INPUTS:
+        return writer.op("Slice", [shape], {"starts": (first,), "ends": (last,)})
+    bounds = [integers(writer, bound) for bound in (first, last)]
+    return writer.op("Slice", [shape, *bounds], {})
 
 
 class GraphPass(ABC):

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 import psutil
 from threadpoolctl import threadpool_limits
 
-from onnxlr.ending import end_with
+from onnxlr.ending import ENDINGS, end_with, ends_at_once
 from onnxlr.memory import available
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ def loky_late() -> Any:
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
         with (
-            _deaf_to_hang_up(),
+            _deaf(),
             contextlib.suppress(OSError),
         ):  # the pool will say so
             loky.backend.resource_tracker.ensure_running()
@@ -234,24 +234,23 @@ def loky_late() -> Any:
 
 
 @contextlib.contextmanager
-def _deaf_to_hang_up() -> Iterator[None]:
-    """What is begun here outlives a terminal that goes, as it does Ctrl-C by itself."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not hasattr(signal, "SIGHUP"):
+def _deaf() -> Iterator[None]:
+    """What is begun here doesn't hear what asks to end: it ends by itself, with the last of us."""
+    if sys.platform == "win32":
         yield
         return
-    given = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, given)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
     executor = loky_late().get_reusable_executor(
-        width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(),)
+        width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(), ends_at_once())
     )
     try:
         yield executor
@@ -273,14 +272,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def follow(parent: int) -> None:
+def follow(parent: int, at_once: bool) -> None:
     """End this process when the one that began it is no more, however that ended.
 
     What it has to say comes back as an error, or is told by its end: it prints nothing.
     """
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    end_with(parent)
+    end_with(parent, at_once=at_once)
 
 
 def end(executor: Any) -> None:

@@ -218,7 +218,8 @@ class Judge:
             raise DataError("the metric agreement needs an output with a last axis of classes")
 
     def _measure_original(self) -> None:
-        held = 0
+        held = seen = 0
+        finite = False
         self._classes: str | None = None
         self._one_vector = False
         self._probable = True  # as long as no sample's scores say otherwise
@@ -261,11 +262,18 @@ class Judge:
                 self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
+                finite = finite or bool(np.isfinite(outputs[name].astype(np.float64)).any())
+                seen += outputs[name].size
             if self._kept is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._kept.append(outputs)
                 if held > _REFERENCE_BUDGET:
                     self._kept = None  # from now on the original runs beside each candidate
+        if seen and not finite:
+            raise ModelError(
+                f"{self._original.label} gives nothing but NaN and infinities on the inputs that "
+                "judge, and so nothing to compare with: give other samples, or --verify none"
+            )
 
     def _reference(self, i: int, batch: "_Batch") -> Outputs:
         if self._kept is not None:

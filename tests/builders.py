@@ -85,10 +85,13 @@ def low_rank(rng: np.random.Generator, m: int, n: int, rank: int) -> Array:
     return np.asarray(product / np.sqrt(rank), dtype=np.float32)
 
 
-def run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> list[Array]:
-    """All outputs in ONNX Runtime, without graph optimizations."""
+def run(
+    model: onnx.ModelProto, feed: Mapping[str, Array], *, optimized: bool = False
+) -> list[Array]:
+    """All outputs in ONNX Runtime, without graph optimizations unless they are asked for."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

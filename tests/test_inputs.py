@@ -142,3 +142,25 @@ def test_a_wrong_shape_names_the_axis(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((5, 4), np.float32))
     with pytest.raises(DataError, match="axis 1 is 4, not 3"):
         load_samples(tmp_path / "d.npz", specs_of(("n", 3)), None)
+
+
+def test_files_of_different_lengths_are_never_in_one_batch(tmp_path: Path) -> None:
+    """Sentences, images of several sizes: what an axis may be differs from file to file."""
+    model = make_model([node("Relu", ["x"], "y")], {"x": ("n", "t", 3)}, ["y"], {})
+    files = {
+        name: np.random.default_rng(t).standard_normal((20, t, 3)).astype(np.float32)
+        for name, t in (("a", 5), ("b", 9), ("c", 9))
+    }
+    files["d"] = np.ones((2, 1, 4, 3), np.float32)  # whole inputs, one a sample
+    for name, array in files.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    samples = load_samples(tmp_path, input_specs(load(model).model), None)
+    found = [(feed["x"], index) for feed, index, _ in samples.batches(16)]
+    assert [len(index) for _, index in found] == [16, 4, 16, 16, 8, 1, 1]
+    np.testing.assert_array_equal(np.concatenate([i for _, i in found]), np.arange(62))
+    np.testing.assert_array_equal(found[3][0][:4], files["b"][16:])
+    np.testing.assert_array_equal(found[3][0][4:], files["c"][:12])
+    assert found[5][0].shape == (1, 4, 3)
+    first, second = samples.split(0)
+    assert sum(len(i) for _, i, _ in first.batches()) == len(first)
+    assert sum(len(i) for _, i, _ in second.batches()) == len(second)

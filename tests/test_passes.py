@@ -55,6 +55,82 @@ def test_full_rank_is_the_identity(case: str, method: str) -> None:
     assert_same_outputs(model, replaced(model, method, graph_pass.full_rank(layer)), TOLERANCE)
 
 
+EMPTY: dict[str, tuple[Callable[[int], onnx.ModelProto], tuple[int, ...], tuple[str, ...]]] = {
+    "rows": (
+        lambda opset: make_model(
+            [node("MatMul", ["x", "w"], "y")],
+            {"x": ["n", 8]},
+            ["y"],
+            {"w": rand(8, 12)},
+            opset=opset,
+        ),
+        (0, 8),
+        ("svd", "tiled-svd"),
+    ),
+    "rows of a batch": (
+        lambda opset: make_model(
+            [node("MatMul", ["x", "w"], "y")],
+            {"x": ["b", "n", 8]},
+            ["y"],
+            {"w": rand(8, 12)},
+            opset=opset,
+        ),
+        (1, 0, 8),
+        ("svd", "tiled-svd"),
+    ),
+    "images": (
+        lambda opset: make_model(
+            [node("Conv", ["x", "w"], "y")],
+            {"x": ["n", 8, 9, 9]},
+            ["y"],
+            {"w": rand(8, 8, 3, 3)},
+            opset=opset,
+        ),
+        (0, 8, 9, 9),
+        (*CONV, *CP),
+    ),
+    "indices": (
+        lambda opset: make_model(
+            [node("Cast", ["x"], "i", to=7), node("Gather", ["w", "i"], "y", axis=0)],
+            {"x": ["b", "n"]},
+            ["y"],
+            {"w": rand(11, 6)},
+            opset=opset,
+        ),
+        (1, 0),
+        ("embedding-svd", "tiled-svd"),
+    ),
+    "indices of columns": (
+        lambda opset: make_model(
+            [node("Cast", ["x"], "i", to=7), node("Gather", ["w", "i"], "y", axis=1)],
+            {"x": ["b", "n"]},
+            ["y"],
+            {"w": rand(4, 11, 3)},
+            opset=opset,
+        ),
+        (1, 0),
+        ("embedding-svd",),
+    ),
+}
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("case", EMPTY)
+def test_nothing_in_nothing_out(case: str, opset: int) -> None:
+    """An empty batch: nothing was detected, no tokens are left; also as ONNX Runtime fuses it."""
+    make, shape, methods = EMPTY[case]
+    model = make(opset)
+    for method in methods:
+        if (method, opset, shape[0]) == ("tiled-svd", 9, 1):  # there only the first axis may be
+            continue
+        layer, graph_pass = the_layer(model, method)
+        other = replaced(model, method, graph_pass.full_rank(layer))
+        feed = {"x": np.zeros(shape, np.float32)}
+        for optimized in (False, True):
+            before, after = (run(m, feed, optimized=optimized)[0] for m in (model, other))
+            assert after.shape == before.shape, method
+
+
 @pytest.mark.parametrize(("case", "method"), ROWS)
 def test_counts_are_those_of_the_written_graph(case: str, method: str) -> None:
     model = CASES[case][0]()

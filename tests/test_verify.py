@@ -176,6 +176,12 @@ def test_a_model_that_answers_in_words() -> None:
         Judge(Session(model.SerializeToString(), ONE_CPU_THREAD), [{"x": X}], None)
 
 
+def test_nothing_but_infinities_is_no_reference() -> None:
+    broken = np.full_like(W, np.inf)
+    with pytest.raises(ModelError, match=r"nothing but NaN and infinities .*--verify none"):
+        Judge(session(broken), [{"x": X}], None)
+
+
 @pytest.mark.parametrize("shift", [-1, 4])
 def test_labels_that_are_no_classes(samples: Samples, shift: int) -> None:
     assert samples.labels is not None

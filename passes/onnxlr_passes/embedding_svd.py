@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, integers
+from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, reshaped, sizes_of
 from onnxlr.layers import Layer, Use
 
 
@@ -67,29 +67,29 @@ class EmbeddingSvd(ChainPass):
             rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})
             return writer.op("MatMul", [rows, factors[1]], {})
 
-        # One row an index, whatever the shape of the indices, then the axes in the user's order.
-        flat = writer.op("Reshape", [use.x, integers(writer, -1)], {})
-        rows = writer.op("Gather", [factors[0], flat], {"axis": 0})
-        product = writer.op("MatMul", [rows, factors[1]], {})
         axes = list(range(len(layer.shape)))
         if use.swapped:
             axes[-2:] = axes[:-3:-1]
         place = axes.index(axis)  # where the user has the axis that is indexed
         kept = [a for a in axes if a != axis]
         order = [a for a in range(len(axes)) if a != axis]
-        apart = writer.op(
-            "Reshape", [product, integers(writer, -1, *_without(layer.shape, axis))], {}
-        )
-        perm = [order.index(a) + 1 for a in kept]
-        perm.insert(place, 0)
-        moved = writer.op("Transpose", [apart], {"perm": tuple(perm)})
-        sizes = [layer.shape[a] for a in kept]
-        parts = [writer.op("Shape", [use.x], {})]
-        if sizes[:place]:
-            parts.insert(0, integers(writer, *sizes[:place]))
-        if sizes[place:]:
-            parts.append(integers(writer, *sizes[place:]))
-        return writer.op("Reshape", [moved, writer.op("Concat", [*parts], {"axis": 0})], {})
+        others = _without(layer.shape, axis)
+        # Where nobody knows how many axes the indices have, they are looked up as one.
+        known = use.x_shape is not None
+        front = 1 if use.x_shape is None else len(use.x_shape)
+        indices = use.x if known else reshaped(writer, use.x, (-1,))
+        rows = writer.op("Gather", [factors[0], indices], {"axis": 0})
+        product = writer.op("MatMul", [rows, factors[1]], {})
+        if len(others) > 1:
+            product = reshaped(writer, product, (*[0 if known else -1] * front, *others))
+        perm = [front + order.index(a) for a in kept]
+        perm[place:place] = range(front)
+        moved = writer.op("Transpose", [product], {"perm": tuple(perm)})
+        if known:
+            return moved
+        sizes = tuple(layer.shape[a] for a in kept)
+        read = sizes_of(writer, use.x, None, None)
+        return reshaped(writer, moved, sizes[:place], read, sizes[place:])
 
 
 def _sides(layer: Layer) -> tuple[int, int]:

@@ -91,6 +91,7 @@ class SliceSvd(ConvPass):
         columns, rows = self.kernels(layer, rank)
         kernel = kernel_of(layer)
         hidden = slide(writer, use, use.x, factors[0], columns, axes=(0,))
-        hidden = swap_groups(writer, hidden, kernel.group, kernel.inputs, kernel.outputs)
+        order = kernel.group, kernel.inputs, kernel.outputs, rank[0]
+        hidden = swap_groups(writer, hidden, order, len(kernel.spatial))
         rest = range(1, len(kernel.spatial))
         return slide(writer, use, hidden, factors[1], rows, axes=rest, bias=bias_of(use))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide, swap_groups
 from onnxlr.decompose import Form, tiled_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, integers
+from onnxlr.graph_pass import ALLOWZERO, Array, ChainPass, Rank, Writer, reshaped, sizes_of
 from onnxlr.layers import Layer, Use
 from onnxlr.model import float_attr, int_attr
 from onnxlr.tiling import Grid, TiledPass
@@ -20,7 +20,8 @@ class TiledSvd(TiledPass, ChainPass):
     """W_ij ≈ P_ij·Q_ij for every tile: all Q in one batched product, all P in another.
 
     For a convolution the columns of a tile are whole input channels, so that both products are
-    grouped convs; tiles across kernel positions have no chain.
+    grouped convs; tiles across kernel positions have no chain. Before opset 14 no axis of the input
+    but the first may be empty.
     """
 
     name: ClassVar[str] = "tiled-svd"
@@ -155,7 +156,8 @@ class TiledSvd(TiledPass, ChainPass):
             return _write_lookup(layer, use, rank, factors, writer)
         if _flip(use) != _flip(layer.uses[0]):
             factors = tuple(_swap_last(writer, f) for f in factors)
-        blocks = _Blocks(writer, *(factors if use.contracts_last else factors[::-1]))
+        inner_factor, outer_factor = factors if use.contracts_last else factors[::-1]
+        blocks = _Blocks(writer, inner_factor, outer_factor, len(use.x_shape or ()) - 2)
         m, n = layer.shape if use.contracts_last else layer.shape[::-1]
         r, p, q = rank
         outer, inner = (p, q) if use.contracts_last else (q, p)
@@ -182,65 +184,56 @@ class _Blocks:
     is only one.
     """
 
-    def __init__(self, writer: Writer, inner: ir.Value, outer: ir.Value) -> None:
+    def __init__(self, writer: Writer, inner: ir.Value, outer: ir.Value, lead: int) -> None:
         self._writer, self._inner, self._outer = writer, inner, outer
+        self._lead = lead  # axes before the last two of the data; known where they stand right
 
     def left(self, x: ir.Value, r: int, p: int, q: int, m: int, n: int) -> ir.Value:
         """W·x for x of shape (…, n, c)."""
-        op = self._writer.op
-        lead, columns = self._dims(x, None, -2), self._dims(x, -1, None)
-        h = self._shaped(x, (-1, q, n // q), columns)
+        writer, op = self._writer, self._writer.op
+        lead, columns = sizes_of(writer, x, None, -2), sizes_of(writer, x, -1, None)
+        k = self._lead
+        h = reshaped(writer, x, lead, (q, n // q), columns)
         h = op("MatMul", [self._inner, h], {})
-        h = self._shaped(h, (0, q, p, r, -1))
-        h = op("Transpose", [h], {"perm": (0, 2, 1, 3, 4)})
-        h = self._shaped(h, (0, p, q * r), columns)
-        return self._shaped(op("MatMul", [self._outer, h], {}), lead, (m,), columns)
+        h = reshaped(writer, h, lead, (q, p, r), columns)
+        h = op("Transpose", [h], {"perm": (*range(k), k + 1, k, k + 2, k + 3)})
+        h = reshaped(writer, h, lead, (p, q * r), columns)
+        return reshaped(writer, op("MatMul", [self._outer, h], {}), lead, (m,), columns)
 
     def right(self, x: ir.Value, r: int, p: int, q: int, m: int, n: int) -> ir.Value:
-        """x·Wᵀ for x of shape (…, n)."""
-        op, swap = self._writer.op, {"perm": (1, 0, 2)}
+        """x·Wᵀ for x of shape (…, n).
+
+        Blocks are moved past rows behind an axis of one: without it ONNX Runtime makes a
+        FusedMatMul of it, which divides by zero where there are no rows.
+        """
+        writer, op, swap = self._writer, self._writer.op, {"perm": (0, 2, 1, 3)}
         h = x
         if q > 1:
-            h = op("Transpose", [self._shaped(h, (-1, q, n // q))], swap)
+            h = op("Transpose", [reshaped(writer, h, (1, -1, q, n // q))], swap)
         else:
-            h = self._shaped(h, (-1, n))
-        h = op("MatMul", [h, self._inner], {})  # (q, rows, p·r)
+            h = reshaped(writer, h, (-1, n))
+        h = op("MatMul", [h, self._inner], {})  # (1, q, rows, p·r)
         if q > 1 and p > 1:
-            h = op("Transpose", [self._shaped(h, (q, -1, p, r))], {"perm": (2, 1, 0, 3)})
-            h = self._shaped(h, (p, -1, q * r))
+            h = op("Transpose", [reshaped(writer, h, (q, -1, p, r))], {"perm": (2, 1, 0, 3)})
+            h = reshaped(writer, h, (1, p, -1, q * r))
         elif q > 1:
-            h = self._shaped(op("Transpose", [h], swap), (-1, q * r))
+            h = reshaped(writer, op("Transpose", [h], swap), (-1, q * r))
         elif p > 1:
-            h = op("Transpose", [self._shaped(h, (-1, p, r))], swap)
-        h = op("MatMul", [h, self._outer], {})  # (p, rows, m/p)
+            h = op("Transpose", [reshaped(writer, h, (1, -1, p, r))], swap)
+        h = op("MatMul", [h, self._outer], {})  # (1, p, rows, m/p)
         if p > 1:
-            h = op("Transpose", [h], swap)
-        return self._shaped(h, self._dims(x, None, -1), (m,))
-
-    def _shaped(self, x: ir.Value, *dims: tuple[int, ...] | ir.Value) -> ir.Value:
-        """Reshape to known sizes and to sizes that are read off a tensor, one after the other."""
-        parts = [d if isinstance(d, ir.Value) else integers(self._writer, *d) for d in dims]
-        shape = parts[0] if len(parts) == 1 else self._writer.op("Concat", [*parts], {"axis": 0})
-        return self._writer.op("Reshape", [x, shape], {})
-
-    def _dims(self, x: ir.Value, start: int | None, end: int | None) -> ir.Value:
-        """A slice of a tensor's shape, taken when it runs: the number of axes stays open."""
-        first, last = start or 0, np.iinfo(np.int64).max if end is None else end
-        shape = self._writer.op("Shape", [x], {})
-        if self._writer.opset < 10:
-            return self._writer.op("Slice", [shape], {"starts": (first,), "ends": (last,)})
-        bounds = [integers(self._writer, bound) for bound in (first, last)]
-        return self._writer.op("Slice", [shape, *bounds], {})
+            h = _rows_first(writer, op("Transpose", [h], swap), m)
+        return reshaped(writer, h, sizes_of(writer, x, None, -1), (m,))
 
 
 def _write_convs(
     layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
 ) -> ir.Value:
     first, last = _kernels(layer, rank)
-    _, p, q = rank
+    r, p, q = rank
     hidden = slide(writer, use, use.x, factors[0], first)
     if p > 1 and q > 1:
-        hidden = swap_groups(writer, hidden, layer.group, q, p)
+        hidden = swap_groups(writer, hidden, (layer.group, q, p, r), len(last.spatial))
     return pointwise(writer, hidden, factors[1], last, bias_of(use))
 
 
@@ -248,13 +241,17 @@ def _write_lookup(
     layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
 ) -> ir.Value:
     r, _, q = rank
-
+    swap = {"perm": (0, 2, 1, 3)}
     rows = writer.op("Gather", [factors[1], use.x], {"axis": 0})
-    rows = writer.op("Reshape", [rows, integers(writer, -1, q, 1, r)], {})
-    rows = writer.op("MatMul", [rows, factors[0]], {})
-    looked_up = writer.op("Shape", [use.x], {})
-    shape = writer.op("Concat", [looked_up, integers(writer, layer.shape[1])], {"axis": 0})
-    return writer.op("Reshape", [rows, shape], {})
+    rows = writer.op("Transpose", [reshaped(writer, rows, (1, -1, q, r))], swap)
+    rows = writer.op("MatMul", [rows, factors[0]], {})  # (1, q, rows, columns/q)
+    rows = _rows_first(writer, writer.op("Transpose", [rows], swap), layer.shape[1])
+    return reshaped(writer, rows, sizes_of(writer, use.x, None, None), (layer.shape[1],))
+
+
+def _rows_first(writer: Writer, x: ir.Value, columns: int) -> ir.Value:
+    """Before opset 14 a size of zero is that of the same axis of what is reshaped."""
+    return x if writer.opset >= ALLOWZERO else reshaped(writer, x, (-1, columns))
 
 
 def _scale_and_shift(use: Use, y: ir.Value, writer: Writer) -> ir.Value:
