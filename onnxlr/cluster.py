@@ -192,11 +192,12 @@ class Cluster:
         return found
 
     def _alive(self, now: float) -> bool:
-        """Whether a worker is there; those that have long said nothing are sent away.
+        """Whether a worker is there that works; those that have long said nothing are sent away.
 
         A process that is frozen, or a machine that sleeps, would keep its work for minutes.
         """
-        heard = {address: worker.get("last_seen") for address, worker in self._workers().items()}
+        found = self._workers()
+        heard = {address: worker.get("last_seen") for address, worker in found.items()}
         self._heard = {
             address: self._heard[address]
             if address in self._heard and self._heard[address][0] == said
@@ -207,7 +208,12 @@ class Cluster:
         if silent:
             _within(_CONNECT, lambda: self._client.run_on_scheduler(_drop, silent))
             self.dropped += len(silent)
-        return len(silent) < len(heard)
+        # One that dask has paused, for want of memory, takes nothing on until it has some.
+        return any(
+            worker.get("status", "running") == "running"
+            for address, worker in found.items()
+            if address not in silent
+        )
 
     def close(self) -> None:
         """Give the workers free; they and the scheduler stay."""

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # What says that there are none to be had: no room for files, no semaphores, which some systems let
 # nobody have, or this one serves a pool whose processes may have no children.
-NO_PROCESSES = (OSError, AssertionError)
+NO_PROCESSES = (OSError, AssertionError, ImportError)
 
 # Starting processes takes about this long; what is done sooner is done here.
 _WORTHWHILE = 3.0
@@ -215,7 +215,9 @@ def joblib_late() -> Any:
 
 def loky_late() -> Any:
     """Loky, and its tracker under way: it clears away what a killed run leaves, without a word."""
-    loky = joblib_late().externals.loky
+    joblib_late()
+    from joblib.externals import loky  # joblib itself does without it where there are no semaphores
+
     # A process that has grown is replaced by a fresh one: nothing the user should hear of. It is
     # said in a thread of the pool's.
     warnings.filterwarnings("ignore", message="A worker stopped")
@@ -224,9 +226,11 @@ def loky_late() -> Any:
     try:
         with (
             _deaf(),
-            contextlib.suppress(OSError),
+            contextlib.suppress(OSError, ImportError),
         ):  # the pool will say so
-            loky.backend.resource_tracker.ensure_running()
+            from joblib.externals.loky.backend import resource_tracker
+
+            resource_tracker.ensure_running()
     finally:
         del os.environ["PYTHONWARNINGS"]
         os.environ.update(given)
@@ -277,7 +281,7 @@ def follow(parent: int, at_once: bool) -> None:
 
     What it has to say comes back as an error, or is told by its end: it prints nothing.
     """
-    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+    with contextlib.suppress(OSError, ImportError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     end_with(parent, at_once=at_once)
 

@@ -300,17 +300,34 @@ def place(path: Path, out: Path) -> None:
                 if target.exists() and filecmp.cmp(extra, target, shallow=False):
                     continue  # the very weights are there already: IN's own, as a rule
                 if target.exists():
-                    raise OutputError(
-                        f"can't write {target}, the model's external data: another file of that "
-                        "name is there; choose another folder for OUT"
-                    )
+                    raise _in_the_way(target)
                 moves.append((extra, target))
         for extra, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
-            extra.replace(target)
+            _move(extra, target)
         path.replace(out)
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
+
+
+def _move(extra: Path, target: Path) -> None:
+    """Move a file to where none is: another run may put one there at any time."""
+    try:
+        target.hardlink_to(extra)
+    except FileExistsError:
+        if not filecmp.cmp(extra, target, shallow=False):
+            raise _in_the_way(target) from None
+    except OSError:  # no hard links on this disk
+        extra.replace(target)
+        return
+    extra.unlink()  # a data file with two names would be refused
+
+
+def _in_the_way(target: Path) -> OutputError:
+    return OutputError(
+        f"can't write {target}, the model's external data: another file of that name is there; "
+        "choose another folder for OUT"
+    )
 
 
 def left_over(path: Path, out: Path) -> list[str]:

@@ -67,9 +67,9 @@ class Store:
         if self._folder is None:
             return {}
         path = self._folder / f"{kind}-{key}.npz"
-        if not path.is_file():  # a pipe would be waited for
-            return {}
         try:
+            if not path.is_file():  # a pipe would be waited for
+                return {}
             found = read_npz(path)
             path.touch()
         except Exception:  # whatever zip, zlib and NumPy trip over in a file that was damaged
@@ -115,9 +115,9 @@ def key_of(*parts: object) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a file; empty if it holds none."""
-    if not path.is_file():  # a pipe would be waited for
-        return {}
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return {}
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -33,6 +33,7 @@ _EXACT = 1e-9
 _EXACT_ENOUGH = 1e-6  # of a decomposition that needs no other beside it
 _DEAD = 1e-6  # norm of a component, of a tensor of norm 1
 _NEWTON_STEPS = 60
+_SINGULAR = 1e-12  # of a Gramian's trace, well above what rounding may take from its eigenvalues
 _GRADIENTS = 200  # conjugate gradients in a step
 
 
@@ -219,7 +220,11 @@ class _Problem:
 
         own = [others(n) for n in self._modes]
         pairs = {(n, m): others(n, m) for n in self._modes for m in self._modes if n != m}
-        damped = [scipy.linalg.cho_factor(g + damping * np.eye(len(g))) for g in own]
+        # Only to condition: where components outnumber the rank, the Gramians alone are singular.
+        damped = [
+            scipy.linalg.cho_factor(g + (damping + _SINGULAR * np.trace(g)) * np.eye(len(g)))
+            for g in own
+        ]
 
         def product(p: list[Array]) -> list[Array]:
             crossed = [v.T @ f for v, f in zip(p, factors, strict=True)]
@@ -243,7 +248,10 @@ class _Problem:
         steepness = first = _inner(rest, direction)
         for _ in range(_GRADIENTS):
             applied = product(direction)
-            length = steepness / _inner(direction, applied)
+            curvature = _inner(direction, applied)
+            if curvature <= 0.0:  # nothing but rounding is left
+                break
+            length = steepness / curvature
             step = [s + length * d for s, d in zip(step, direction, strict=True)]
             rest = [r - length * a for r, a in zip(rest, applied, strict=True)]
             towards = conditioned(rest)
