@@ -27,6 +27,8 @@ from onnxlr.runtime import runtime_version
 from onnxlr.search import Chosen
 from onnxlr.verify import Quality
 
+_DEFAULTS = 4  # the IR version from which on a weight that is an input may be given another value
+_NAMED = 5  # of them
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
 
@@ -170,6 +172,7 @@ class Outcome:
                 f"{table.estimated} latencies were in no table: they were estimated from "
                 "multiply-accumulates, elements moved and operators started"
             )
+        notes += self._lost_inputs(plan)
         jobs = assessor.factory.jobs
         notes += jobs.notes
         if isinstance(jobs.workers, Cluster):
@@ -177,6 +180,18 @@ class Outcome:
         if self.options.without:
             notes.append(f"left out on request: {', '.join(self.options.without)}")
         return notes
+
+    def _lost_inputs(self, plan: Plan) -> list[str]:
+        model = self.prepared.source.model
+        given = {value.name for value in model.graph.inputs if value.is_initializer()}
+        gone = sorted({d.weight for d in plan.replaced if d.weight in given})
+        if not gone or model.ir_version < _DEFAULTS:
+            return []
+        named = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
+        return [
+            f"{len(gone)} of the weights that were replaced could be given as inputs too, which is "
+            f"over: {named}"
+        ]
 
     def _overridden(self, plan: Plan) -> list[str]:
         source, names = self.prepared.source, {d.name for d in plan.replaced}

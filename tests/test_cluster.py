@@ -198,8 +198,8 @@ def test_a_machine_that_sleeps_keeps_nobody(
     farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """A process that is frozen still has its connections, and its work."""
-    monkeypatch.setattr(module, "_PATIENCE", 5.0)
-    monkeypatch.setattr(module, "_CONNECT", 3.0)
+    monkeypatch.setattr(module, "_PATIENCE", 10.0)
+    monkeypatch.setattr(module, "_CONNECT", 8.0)
     frozen: list[int] = []
 
     def freeze() -> None:
@@ -213,7 +213,7 @@ def test_a_machine_that_sleeps_keeps_nobody(
         there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
     finally:
         os.kill(frozen[0], signal.SIGCONT)
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < 180
     assert here == there
     words = "1 that said nothing" if who == "a worker" else "workers of the cluster were lost"
     assert any(words in note for note in result.report.notes), result.report.notes

@@ -496,3 +496,15 @@ def test_macs_of_a_weight_shared_with_a_body_are_those_of_the_main_graph() -> No
     assert result.report.input.macs == 4 * 64 * 64
     assert result.report.output.macs == 4 * 4 * (64 + 64)
     assert onnxlr.compare(model, result.model).b.macs == result.report.output.macs
+
+
+@pytest.mark.parametrize(("version", "told"), [(3, False), (8, True)])
+def test_weights_that_could_be_given_as_inputs(version: int, told: bool) -> None:
+    """Exporters that keep initializers as inputs: nobody feeds them, but somebody might."""
+    model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), name="fc")
+    model.ir_version = version
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, (64, 48)))
+    result = onnxlr.optimize(model, rank=3, verify="none")
+    assert result.plan.replaced
+    assert [i.name for i in result.model.graph.input if i.name == "w"] == []
+    assert any("given as inputs too" in n and ": w" in n for n in result.report.notes) == told
