@@ -176,6 +176,8 @@ class Assessor:
     def over(self, quality: Quality) -> str | None:
         """Why a quality is outside the limit; None if it is within."""
         limit = self.options.max_drop
+        if self.judge is not None and self.judge.sees_nothing:
+            return "the original gives nothing but NaN and infinities on the inputs that judge"
         if not math.isfinite(quality.fidelity.rel_error):
             return "an output would differ in shape or in where it is finite"
         # The tolerance is for the last bit of a difference of two shares, no more.

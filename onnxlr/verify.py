@@ -122,6 +122,11 @@ class Judge:
         return self._one_vector
 
     @property
+    def sees_nothing(self) -> bool:
+        """Whether the original's outputs are NaN or infinite throughout, as a ruined model's are."""
+        return self._user is None and self._elements > 0 and not self._finite
+
+    @property
     def default_is_blind(self) -> bool:
         """Whether what is judged by, where the user names no metric, says little here.
 
@@ -218,8 +223,7 @@ class Judge:
             raise DataError("the metric agreement needs an output with a last axis of classes")
 
     def _measure_original(self) -> None:
-        held = seen = 0
-        finite = False
+        held = self._finite = self._elements = 0
         self._classes: str | None = None
         self._one_vector = False
         self._probable = True  # as long as no sample's scores say otherwise
@@ -262,18 +266,13 @@ class Judge:
                 self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
-                finite = finite or bool(np.isfinite(outputs[name].astype(np.float64)).any())
-                seen += outputs[name].size
+                self._finite += int(np.count_nonzero(np.isfinite(outputs[name].astype(np.float64))))
+                self._elements += outputs[name].size
             if self._kept is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._kept.append(outputs)
                 if held > _REFERENCE_BUDGET:
                     self._kept = None  # from now on the original runs beside each candidate
-        if seen and not finite:
-            raise ModelError(
-                f"{self._original.label} gives nothing but NaN and infinities on the inputs that "
-                "judge, and so nothing to compare with: give other samples, or --verify none"
-            )
 
     def _reference(self, i: int, batch: "_Batch") -> Outputs:
         if self._kept is not None:

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from scipy.special import rel_entr, softmax
 
+import onnxlr
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.inputs import input_specs
 from onnxlr.model import load
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 from onnxlr.verify import Judge
-from tests.builders import linear, make_model, node
+from tests.builders import linear, low_rank, make_model, node
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -177,9 +178,16 @@ def test_a_model_that_answers_in_words() -> None:
 
 
 def test_nothing_but_infinities_is_no_reference() -> None:
-    broken = np.full_like(W, np.inf)
-    with pytest.raises(ModelError, match=r"nothing but NaN and infinities .*--verify none"):
-        Judge(session(broken), [{"x": X}], None)
+    """So are the outputs of a ruined model: none is handed over."""
+    broken = linear(low_rank(RNG, 64, 48, 3), rows="n")
+    result = onnxlr.optimize(broken, rank=3, max_drop=1, measure=False)
+    assert result.plan.replaced
+    broken.graph.node.append(node("Div", ["y", "zero"], "z"))
+    broken.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    broken.graph.output[0].name = "z"
+    result = onnxlr.optimize(broken, rank=3, max_drop=1, measure=False)
+    assert not result.plan.replaced
+    assert "nothing but NaN and infinities" in result.plan.decisions[0].reason
 
 
 @pytest.mark.parametrize("shift", [-1, 4])
