@@ -123,7 +123,7 @@ class Judge:
 
     @property
     def sees_nothing(self) -> bool:
-        """Whether the original's outputs are NaN or infinite throughout, as a ruined model's are."""
+        """Whether the original's outputs are all NaN or infinite, as a ruined model's are."""
         return self._user is None and self._elements > 0 and not self._finite
 
     @property
