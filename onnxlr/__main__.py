@@ -16,7 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_END = b"."
 _PATIENCE = 10  # seconds between a wish to end and the end
 _FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
@@ -44,7 +43,7 @@ def main() -> None:
         os.close(writing)
         status = os.waitpid(child, 0)[1]
         os.set_blocking(reading, False)
-        _end_as(status, came_to_its_end=_read(reading) == _END)
+        _end_as(status, _read(reading))
     os.close(reading)
     end_with(parent, at_once=True)
     _work(writing)
@@ -65,44 +64,61 @@ def _work(telling: int | None) -> "NoReturn":
         _say(error.strerror or str(error))
         os._exit(1)
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
         if telling is not None:
-            os.write(telling, _END)
-        end_within(end.code if isinstance(end.code, int) else 0)
+            os.write(telling, bytes([code]))
+        end_within(code)
         raise
     raise AssertionError("the command ends by SystemExit")
 
 
 def _check_limits() -> None:
     """Where a system grants too little, libraries die of it in ways of their own."""
-    import threading
+    if not _FORKS:
+        return
+    import resource
 
-    if sys.platform != "win32":
-        import resource
-
-        for kind, least, words in (
-            (resource.RLIMIT_AS, 1 << 30, "bytes of address space (ulimit -v)"),
-            (resource.RLIMIT_NOFILE, 64, "open files (ulimit -n)"),
-        ):
-            most = resource.getrlimit(kind)[0]
-            if most != resource.RLIM_INFINITY and most < least:
-                _say(f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit")
-                os._exit(1)
-    count = 12 + 6 * min(8, os.cpu_count() or 1)  # for linear algebra, for processes, for runs
-    begun, over = [], threading.Event()
+    for kind, least, words in (
+        (resource.RLIMIT_AS, 1 << 30, "bytes of address space (ulimit -v)"),
+        (resource.RLIMIT_NOFILE, 64, "open files (ulimit -n)"),
+    ):
+        most = resource.getrlimit(kind)[0]
+        if most != resource.RLIM_INFINITY and most < least:
+            _say(f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit")
+            os._exit(1)
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return  # threads may fail for want of that
+    # For linear algebra, for processes, for runs.
+    count = 12 + 6 * min(8, len(os.sched_getaffinity(0)))
     try:
-        for _ in range(count):
-            begun.append(threading.Thread(target=over.wait))
-            begun[-1].start()
-    except RuntimeError:
-        over.set()
+        trying = os.fork()  # threads leave their memory reserved: not here
+    except OSError:
+        trying, status = -1, 1
+    if trying == 0:
+        os._exit(0 if _can_start(count) else 1)
+    if trying > 0:
+        status = os.waitpid(trying, 0)[1]
+    if status:
         _say(
-            f"this user may have {len(begun) - 1} more threads and processes, {count} are needed: "
-            "raise the limit (ulimit -u, or the container's limit of pids)"
+            f"this user may not have {count} more threads and processes, which are needed: raise "
+            "the limit (ulimit -u, or the container's limit of pids)"
         )
         os._exit(1)
-    over.set()
-    for thread in begun:
-        thread.join()
+
+
+def _can_start(count: int) -> bool:
+    """Whether so many threads can be had at once."""
+    import threading
+
+    over = threading.Event()
+    try:
+        for _ in range(count):
+            threading.Thread(target=over.wait, daemon=True).start()
+    except RuntimeError:
+        return False
+    finally:
+        over.set()
+    return True
 
 
 def _fill_closed() -> None:
@@ -165,15 +181,18 @@ def _end_now(child: int) -> None:
 
 def _read(pipe: int) -> bytes:
     try:
-        return os.read(pipe, len(_END))
+        return os.read(pipe, 1)
     except BlockingIOError:  # nothing was written, and a process of a metric's holds it open
         return b""
 
 
-def _end_as(status: int, *, came_to_its_end: bool) -> None:
+def _end_as(status: int, told: bytes) -> None:
+    """End as the work did: with the code it told, whatever came of the process after that."""
+    if told:
+        os._exit(told[0])
     if not os.WIFSIGNALED(status):
         code = os.WEXITSTATUS(status)
-        if code == 0 and not came_to_its_end:
+        if code == 0:
             _say("it was ended from within, by a metric perhaps, before it was done")
             code = 1
         os._exit(code)

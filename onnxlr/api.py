@@ -186,10 +186,9 @@ def optimize(
     page = None if report is None else Path(report)
     if page is not None:
         check_destination(page, _path_of(model), data, validation, latency_table)
-        if path is not None:
-            check_distinct(path, page)
     source = load(model)
     table = None if latency_table is None else Path(latency_table)
+    check_distinct(*(output for output in (path, page, table) if output is not None))
     for output in (path, page, table):
         if output is not None and (output is not table or not output.exists()):
             check_external(output, source, path)

@@ -112,7 +112,7 @@ def calibrate(
         By layer name.
     """
     wanted = [layer for layer in layers if why_not(layer) is None]
-    runs = -(-len(samples) // samples.batch)
+    runs = samples.runs
     shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
     bounds = [runs * i // shards for i in range(shards + 1)]
     exposed_bytes = _EXPOSED

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ _ADDRESS = re.compile(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]+")
 _CONNECT = 15.0  # seconds for the scheduler to answer
 _PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
 _BYTES_A_SECOND = 5e6  # that a slow network takes
+_SILENT = 300.0  # seconds that a worker may say nothing
 _LOOK = 2.0  # seconds between looks at who is still there
 _RETRIES = 3  # of a piece whose worker went away
 
@@ -78,7 +79,6 @@ class Cluster:
             ) from None
         self._empty_since: float | None = None
         self._heard: dict[str, tuple[Any, float]] = {}  # what each said last, and when that came
-        self.dropped = 0
         try:
             self.count = self._greeted()
         except BaseException:
@@ -132,15 +132,12 @@ class Cluster:
         """Hand over what all pieces have in common: once to each worker that needs it."""
         self.sending(len(blob))
         ends = time.monotonic() + 2 * _PATIENCE + len(blob) / _BYTES_A_SECOND
-        while True:
-            before = self.dropped
-            handed = _begun(lambda: self._client.scatter(blob, hash=False))
-            while self.dropped == before:  # else it went to one that says nothing any more
-                try:
-                    return handed.result(_LOOK)
-                except TimeoutError:
-                    if handed.done() or self.lost(None) or time.monotonic() > ends:
-                        raise
+        handed = _begun(lambda: self._client.scatter(blob, hash=False))
+        while not handed.done():
+            wait([handed], _LOOK)
+            if not handed.done() and (self.lost(None) or time.monotonic() > ends):
+                raise TimeoutError
+        return handed.result()
 
     def sending(self, nbytes: int) -> None:
         """Count what is sent.
@@ -192,9 +189,11 @@ class Cluster:
         return found
 
     def _alive(self, now: float) -> bool:
-        """Whether a worker is there that works; those that have long said nothing are sent away.
+        """Whether a worker is there that works.
 
-        A process that is frozen, or a machine that sleeps, would keep its work for minutes.
+        One that says nothing may be frozen, or its linear algebra lets nothing else have a turn:
+        only after as long as dask itself waits is it taken for the former. One that dask has
+        paused, for want of memory, takes nothing on.
         """
         found = self._workers()
         heard = {address: worker.get("last_seen") for address, worker in found.items()}
@@ -204,28 +203,21 @@ class Cluster:
             else (said, now)
             for address, said in heard.items()
         }
-        silent = [a for a, (_, since) in self._heard.items() if now - since > _PATIENCE]
-        if silent:
-            _within(_CONNECT, lambda: self._client.run_on_scheduler(_drop, silent))
-            self.dropped += len(silent)
-        # One that dask has paused, for want of memory, takes nothing on until it has some.
         return any(
-            worker.get("status", "running") == "running"
+            worker.get("status", "running") == "running" and now - self._heard[address][1] < _SILENT
             for address, worker in found.items()
-            if address not in silent
         )
 
     def close(self) -> None:
         """Give the workers free; they and the scheduler stay."""
-        self._client.close(timeout=5)
-        self._quiet.close()
+        with self._quiet, contextlib.suppress(Exception):  # what was wanted of it is here
+            self._client.close(timeout=5)
 
     def words(self) -> str:
         """What crossed the wire."""
         return (
             f"computed by {self.count} workers at {self.address}: {words(self.sent)} sent, "
             f"{words(self.returned)} received, the model read by each from its own path"
-            + (f"; {self.dropped} that said nothing any more were left out" if self.dropped else "")
         )
 
 
@@ -237,12 +229,6 @@ async def _kind(address: str) -> str:
     given = Security().get_connection_args("client")
     async with rpc(address, connection_args=given) as found:
         return str((await found.identity())["type"])
-
-
-async def _drop(addresses: list[str], dask_scheduler: Any) -> None:
-    """On the scheduler: what these workers were to do is for the others."""
-    for address in addresses:
-        await dask_scheduler.remove_worker(address, stimulus_id="onnxlr-silent")
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T:

@@ -17,8 +17,7 @@ from onnxlr.graph_pass import (
     ChainPass,
     Rank,
     Writer,
-    reshaped,
-    sizes_of,
+    integers,
 )
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
@@ -187,18 +186,13 @@ def pointwise(
     return writer.op("Conv", [x, weight, *bias], attributes)
 
 
-def swap_groups(
-    writer: Writer, x: ir.Value, channels: tuple[int, int, int, int], spatial: int
-) -> ir.Value:
+def swap_groups(writer: Writer, x: ir.Value, channels: tuple[int, int, int, int]) -> ir.Value:
     """Write a channel shuffle: from the order (group, outer, inner, each) to (…, inner, outer, …).
 
-    Batch and spatial sizes are taken from the tensor when it runs, so that they stay dynamic.
+    By name, so that nothing need be known of the other axes, which may be empty.
     """
-    # The batch is what is left over: it may be empty, and then nothing else could be told.
-    apart = reshaped(writer, x, (-1, *channels), sizes_of(writer, x, 2, None))
-    swapped = writer.op("Transpose", [apart], {"perm": (0, 1, 3, 2, *range(4, 5 + spatial))})
-    # Back to the shape it came with: shuffled channels are as many as before.
-    return reshaped(writer, swapped, sizes_of(writer, x, None, None))
+    order = np.arange(math.prod(channels)).reshape(channels).swapaxes(1, 2)
+    return writer.op("Gather", [x, integers(writer, *order.ravel().tolist())], {"axis": 1})
 
 
 def bias_of(use: Use) -> list[ir.Value | None]:

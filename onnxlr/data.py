@@ -15,7 +15,7 @@ from onnxlr.errors import DataError, one_line
 from onnxlr.inputs import InputSpec
 from onnxlr.runtime import Feed
 
-_READ_WHOLE = 256 << 20  # bytes of an array that needn't stay mapped
+_READ_WHOLE = 256 << 20  # bytes after which arrays stay mapped
 _DYNAMIC_BATCH = 16  # samples a run for models that leave the batch open
 
 
@@ -85,6 +85,17 @@ class Samples:
         """
         size = batch or self.batch
         padded = any(s.fixed_batch is not None for s in self.specs)
+        for index in self._groups(size):
+            rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
+            yield self._feed(rows), index, len(rows)
+
+    @property
+    def runs(self) -> int:
+        """How many batches there are."""
+        return sum(1 for _ in self._groups(self.batch))
+
+    def _groups(self, size: int) -> Iterator[NDArray[np.intp]]:
+        """The samples of each batch: of one shape, and whole inputs alone."""
         part = self._part_of(self.index)
         shapes = [[p[s.name].shape[1:] for s in self.specs] for p in self.parts]
         start = 0
@@ -92,10 +103,9 @@ class Samples:
             alone = self._whole(part[start])
             stop = min(start + (1 if alone else size), len(self.index))
             same = (shapes[p] == shapes[part[start]] for p in part[start:stop])
-            index = self.index[start : start + sum(takewhile(bool, same))]
-            rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
-            yield self._feed(rows), index, len(rows)
-            start += len(index)
+            count = sum(takewhile(bool, same))
+            yield self.index[start : start + count]
+            start += count
 
     def _whole(self, part: int) -> bool:
         """Whether a file has whole inputs for its samples: one that has no sample axis."""
@@ -145,9 +155,10 @@ def load_samples(
     if not specs:
         raise DataError(f"the model has no inputs that {path} could feed: leave out --data")
     files = _files(path)
-    parts, targets = [], []
+    parts, targets, read = [], [], 0
     for file in files:
-        arrays = _read(file, specs)
+        arrays = _read(file, specs, mapped=read > _READ_WHOLE)
+        read += sum(array.nbytes for array in arrays.values())
         parts.append(_checked(arrays, specs, file))
         if labels is not None and not (lacking and labels not in arrays):
             targets.append(_labels(arrays, labels, file, _count(parts[-1])))
@@ -183,7 +194,7 @@ def _found(path: Path) -> list[Path]:
     return [path]
 
 
-def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
+def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, NDArray[Any]]:
     if not file.is_file():  # a pipe would be waited for
         raise DataError(f"{file} is not a regular file: save the samples with numpy.savez")
     if file.suffix == ".npy" and len(specs) != 1:
@@ -195,7 +206,8 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> dict[str, NDArray[Any]]:
         if file.suffix == ".npy":
             # What is mapped goes with its file, and this process with it, where that is cut short.
             array = np.lib.format.open_memmap(file, mode="r")
-            return {specs[0].name: np.array(array) if array.nbytes <= _READ_WHOLE else array}
+            mapped = mapped or array.nbytes > _READ_WHOLE
+            return {specs[0].name: array if mapped else np.array(array)}
         return read_npz(file)
     except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
         reason = one_line(error)

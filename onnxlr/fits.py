@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, overload
 
+import numpy as np
 import onnx
 
 from onnxlr.cost import chain_macs, chain_params
@@ -116,7 +117,9 @@ def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fi
         return reason
     try:
         full = graph_pass.full_rank(layer)
-        if not all(isinstance(r, int) and 0 <= r <= max(1, layer.params) for r in full):
+        if not all(
+            isinstance(r, int | np.integer) and 0 <= r <= max(1, layer.params) for r in full
+        ):
             return f"{graph_pass.name}: says that its full rank is {full}, which can't be"
         limit = break_even(layer, graph_pass)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -63,10 +63,10 @@ def reshaped(writer: Writer, x: ir.Value, *sizes: tuple[int, ...] | ir.Value) ->
 
 def sizes_of(writer: Writer, x: ir.Value, start: int | None, end: int | None) -> ir.Value:
     """Write a slice of a tensor's shape, taken when it runs: the number of axes stays open."""
-    first, last = start or 0, np.iinfo(np.int64).max if end is None else end
     shape = writer.op("Shape", [x], {})
-    if (first, end) == (0, None):
+    if (start, end) == (None, None):
         return shape
+    first, last = start or 0, np.iinfo(np.int64).max if end is None else end
     if writer.opset < _SLICE_INPUTS:
         return writer.op("Slice", [shape], {"starts": (first,), "ends": (last,)})
     bounds = [integers(writer, bound) for bound in (first, last)]

@@ -221,6 +221,12 @@ def loky_late() -> Any:
     # A process that has grown is replaced by a fresh one: nothing the user should hear of. It is
     # said in a thread of the pool's.
     warnings.filterwarnings("ignore", message="A worker stopped")
+    with _ENVIRONMENT:
+        _begin_tracker()
+    return loky
+
+
+def _begin_tracker() -> None:
     given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
@@ -234,7 +240,6 @@ def loky_late() -> Any:
     finally:
         del os.environ["PYTHONWARNINGS"]
         os.environ.update(given)
-    return loky
 
 
 @contextlib.contextmanager
@@ -336,16 +341,20 @@ def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:
         try:
             found = future.result(None if workers is None else _LOOK)
         except TimeoutError:
-            if future.done() or workers is None:
+            if workers is None:
                 raise
-            if workers.lost(None):
+            if future.done():  # just now, or what was done took too long for itself
+                found = future.result()
+            elif workers.lost(None):
                 raise CancelledError from None
-            continue
+            else:
+                continue
         if workers is not None:
             workers.received(len(found))
         return found
 
 
+_ENVIRONMENT = threading.RLock()  # is the process's
 _BUSY = threading.Lock()  # a worker of a cluster may have several threads
 _HELD: dict[str, tuple[Any, ...]] = {}  # what the pieces at hand have in common
 

@@ -166,7 +166,7 @@ def check_name(path: Path) -> None:
         If it isn't UTF-8.
     """
     try:
-        str(path.absolute()).encode()
+        str(path).encode()
     except UnicodeEncodeError:
         raise ModelError(
             f"the path {path} isn't text in UTF-8, and ONNX Runtime takes no other: rename it"

@@ -1,6 +1,7 @@
 """The main job: candidates, search, rewrite, verification of the saved file, report."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -331,7 +332,7 @@ def _settle_alone(choosing: Choosing, chosen: Chosen) -> tuple[Chosen, Quality, 
     feeding = assessor.feeding
     if feeding is not None and isinstance(feeding.judged, Samples):
         judged = feeding.judged.take(_CHECKED_FEEDS * feeding.judged.batch)
-        feeds = [feed for feed, _, _ in judged.batches()]
+        feeds = [feed for feed, _, _ in itertools.islice(judged.batches(), _CHECKED_FEEDS)]
     found, crashed = check_layers(
         assessor.prepared,
         choices_of(chosen),

@@ -132,6 +132,8 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
         If it is one of the files that are read.
     OutputError
         If its folder is missing or not writable, or it is something other than a file.
+    ModelError
+        If its path isn't text.
     """
     check_name(out)
     try:

@@ -381,6 +381,8 @@ def _user_metric(text: str) -> Callable[[Any], float]:
         raise
     except BaseException as error:  # a module of the user's may do anything
         raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
+    finally:
+        os.chdir(here)
     if not callable(function):
         raise UsageError(f"--metric {text!r} is not a function")
     return function  # type: ignore[no-any-return]

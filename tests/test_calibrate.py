@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from onnxlr import calibrate as module
 from onnxlr.calibrate import Statistics, calibrate, why_not
-from onnxlr.data import Samples
+from onnxlr.data import Samples, load_samples
 from onnxlr.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
 from onnxlr.graph_pass import GraphPass, Rank, choose_passes
 from onnxlr.jobs import Jobs
@@ -236,3 +237,18 @@ def test_the_graph_is_left_as_it_was() -> None:
     before = ir.to_proto(prepared.model).SerializeToString()
     calibrated(prepared, prepared.layers, feeds)
     assert ir.to_proto(prepared.model).SerializeToString() == before
+
+
+def test_all_samples_are_looked_at_where_none_go_together(tmp_path: Path) -> None:
+    """A file a sample, each of another length."""
+    weight = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    nodes = [node("MatMul", ["x", "w"], "y", "fc")]
+    model = make_model(nodes, {"x": ("n", "t", 8)}, ["y"], {"w": weight})
+    rows = [np.random.default_rng(t).standard_normal((1, t, 8)) for t in range(3, 23)]
+    for t, row in enumerate(rows):
+        np.save(tmp_path / f"{t:02}.npy", row.astype(np.float32))
+    prepared = prepare(load(model), feed=None)
+    samples = load_samples(tmp_path, prepared.specs, None)
+    assert samples.runs == 20
+    found = calibrate(prepared, prepared.layers, samples, ONE_CPU_THREAD, 0, Silent(), Jobs(1))
+    assert next(iter(found.values())).rows > 0.9 * sum(row.shape[1] for row in rows)

@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,28 +185,18 @@ def test_without_any_worker_left_the_rest_is_done_here(
     assert any("the workers of the cluster were lost" in note for note in result.report.notes)
 
 
-def dispensable(farm: Farm) -> int:
-    """The process of a worker that isn't the only one to hold what all pieces have in common."""
-    from distributed import Client
-
-    with Client(farm.address, set_as_default=False) as client:
-        processes: dict[str, int] = client.run(os.getpid)
-        holding = {a for a, keys in client.has_what().items() if any("bytes" in k for k in keys)}
-    return next(pid for address, pid in processes.items() if holding - {address})
-
-
-@pytest.mark.parametrize("who", ["a worker", "the scheduler"])
-def test_a_machine_that_sleeps_keeps_nobody(
+@pytest.mark.parametrize("who", ["the workers", "the scheduler"])
+def test_machines_that_sleep_keep_nobody(
     farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """A process that is frozen still has its connections, and its work."""
-    monkeypatch.setattr(module, "_PATIENCE", 10.0)
-    monkeypatch.setattr(module, "_CONNECT", 8.0)
-    frozen: list[int] = []
+    for name, seconds in (("_PATIENCE", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
+        monkeypatch.setattr(module, name, seconds)
+    frozen = farm.workers if who == "the workers" else [farm.scheduler]
 
     def freeze() -> None:
-        frozen.append(dispensable(farm) if who == "a worker" else farm.scheduler.pid)
-        os.kill(frozen[0], signal.SIGSTOP)
+        for process in frozen:
+            process.send_signal(signal.SIGSTOP)
 
     here, _ = optimized(given, "here.onnx", jobs=1)
     progress = Watched("weigh candidates", freeze, after=1)
@@ -212,14 +204,23 @@ def test_a_machine_that_sleeps_keeps_nobody(
     try:
         there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
     finally:
-        os.kill(frozen[0], signal.SIGCONT)
+        for process in frozen:
+            process.send_signal(signal.SIGCONT)
     assert time.monotonic() - started < 180
     assert here == there
-    words = "1 that said nothing" if who == "a worker" else "workers of the cluster were lost"
-    assert any(words in note for note in result.report.notes), result.report.notes
-    for worker in farm.workers:  # one may have been sent away: the next test gets others
-        worker.kill()
-        worker.wait()
+    note = "workers of the cluster were lost"
+    assert any(note in n for n in result.report.notes), result.report.notes
+
+
+def test_a_worker_that_has_no_turn_is_left_alone(farm: Farm, given: Path) -> None:
+    """Some linear algebra lets nothing else have a turn: not even what says that it is alive."""
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    sleeper = farm.workers[0]
+    progress = Watched("weigh candidates", partial(sleeper.send_signal, signal.SIGSTOP), after=1)
+    threading.Timer(8.0, sleeper.send_signal, [signal.SIGCONT]).start()
+    there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    assert here == there
+    assert not any("were lost" in note for note in result.report.notes)
 
 
 def test_a_worker_that_sleeps_from_the_beginning(

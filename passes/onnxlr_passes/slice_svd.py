@@ -92,6 +92,6 @@ class SliceSvd(ConvPass):
         kernel = kernel_of(layer)
         hidden = slide(writer, use, use.x, factors[0], columns, axes=(0,))
         order = kernel.group, kernel.inputs, kernel.outputs, rank[0]
-        hidden = swap_groups(writer, hidden, order, len(kernel.spatial))
+        hidden = swap_groups(writer, hidden, order)
         rest = range(1, len(kernel.spatial))
         return slide(writer, use, hidden, factors[1], rows, axes=rest, bias=bias_of(use))

@@ -233,7 +233,7 @@ def _write_convs(
     r, p, q = rank
     hidden = slide(writer, use, use.x, factors[0], first)
     if p > 1 and q > 1:
-        hidden = swap_groups(writer, hidden, (layer.group, q, p, r), len(last.spatial))
+        hidden = swap_groups(writer, hidden, (layer.group, q, p, r))
     return pointwise(writer, hidden, factors[1], last, bias_of(use))
 
 
