@@ -54,7 +54,10 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
         both = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
         kind = f"{_PADS[module.padding_mode]}Pad{len(before)}d"
         steps = [(getattr(nn, kind)(tuple(both)), (0,)), *((s, _later(i)) for s, i in steps)]
-    straight = all(inputs == (i,) for i, (_, inputs) in enumerate(steps))
+    # What counts axes from the first has to know whether there is a batch.
+    straight = all(
+        inputs == (i,) and not isinstance(step, Picked) for i, (step, inputs) in enumerate(steps)
+    )
     axes = len(module.kernel_size) + 2 if item.layer.convolves else None
     chain = nn.Sequential(*(s for s, _ in steps)) if straight else Steps(steps, axes)
     return chain.train(module.training)
@@ -145,16 +148,33 @@ class Joined(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """ONNX's Reshape: 0 stands for the size that the data has there."""
+    """ONNX's Reshape: 0 stands for the size that the data has there, unless it is meant."""
 
-    def __init__(self, dims: Dims | None) -> None:
+    def __init__(self, dims: Dims | None, *, meant: bool) -> None:
         super().__init__()
-        self.dims = dims
+        self.dims, self.meant = dims, meant
 
     def forward(self, x: Tensor, dims: Dims = ()) -> Tensor:
         """The same elements in another shape."""
         wanted = dims if self.dims is None else self.dims
+        if self.meant:
+            return x.reshape(wanted)
         return x.reshape([d if d != 0 else x.shape[i] for i, d in enumerate(wanted)])
+
+
+class Picked(nn.Module):
+    """Entries along an axis, by name."""
+
+    indices: Tensor
+
+    def __init__(self, indices: Dims, axis: int) -> None:
+        super().__init__()
+        self.register_buffer("indices", torch.tensor(indices), persistent=False)
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """They, in their order."""
+        return x.index_select(self.axis, self.indices)
 
 
 class Permuted(nn.Module):
@@ -231,7 +251,11 @@ class _ModuleWriter:
             case "Concat":
                 return Joined([self._numbers.get(v) for v in given])
             case "Reshape":
-                return Reshaped(numbers[0] if numbers else None)
+                return Reshaped(
+                    numbers[0] if numbers else None, meant=attributes.get("allowzero") == 1
+                )
+            case "Gather" if numbers and isinstance(axis := attributes["axis"], int):
+                return Picked(numbers[0], axis)
             case "Transpose":
                 perm = attributes["perm"]
                 assert isinstance(perm, tuple)
