@@ -90,12 +90,14 @@ def _check_limits() -> None:
         return  # threads may fail for want of that
     # For linear algebra, for processes, for runs.
     count = 12 + 6 * min(8, len(os.sched_getaffinity(0)))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # one of us answers
     try:
         trying = os.fork()  # threads leave their memory reserved: not here
     except OSError:
         trying, status = -1, 1
     if trying == 0:
         os._exit(0 if _can_start(count) else 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     if trying > 0:
         status = os.waitpid(trying, 0)[1]
     if status:
