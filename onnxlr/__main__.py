@@ -7,38 +7,37 @@ one tells how that ended. Where there is no fork, or it isn't safe, the work is 
 
 import os
 import signal
-import sys
 from types import FrameType
 
-from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, end_within, hear, ignore
+from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, end_within, hear, held, ignore
+from onnxlr.surroundings import FORKS, check_limits, fill_closed, have_streams_alone, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
 _PATIENCE = 10  # seconds between a wish to end and the end
-_FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
 
 def main() -> None:
     """Run the command and end as it ends; a signal that brings it down is told in a line."""
     hear(_leave)
-    _fill_closed()
-    if not _FORKS:
+    fill_closed()
+    if not FORKS:
         _work(None)
     parent = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nobody could wait for a child
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # a fork forgets what arrives then
-    try:
-        reading, writing = os.pipe()
-        child = os.fork()
-    except OSError:  # no more files or processes for this user: the rest may still go well
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    with held():  # a fork forgets what arrives then
+        try:
+            reading, writing = os.pipe()
+            child = os.fork()
+        except OSError:  # no more files or processes for this user: the rest may still go well
+            child = -1
+        if child > 0:
+            hear(lambda number, _: _pass_on(child, number))
+            signal.signal(signal.SIGALRM, lambda *_: _end_now(child))
+    if child < 0:
         _work(None)
-    if child:
-        hear(lambda number, _: _pass_on(child, number))
-        signal.signal(signal.SIGALRM, lambda *_: _end_now(child))
-    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     if child:
         os.close(writing)
         status = os.waitpid(child, 0)[1]
@@ -51,17 +50,17 @@ def main() -> None:
 
 def _work(telling: int | None) -> "NoReturn":
     """The command itself, in this process; that it came to its end is told."""
-    _have_streams_alone()
-    _check_limits()
+    have_streams_alone()
+    check_limits()
     try:
         from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
     except (ImportError, MemoryError, OSError) as error:
-        _say(f"can't be started: {' '.join(str(error).split())[:300]}")
+        say(f"can't be started: {' '.join(str(error).split())[:300]}")
         os._exit(1)
     try:
         command()
     except OSError as error:  # what is printed before any command: --help
-        _say(error.strerror or str(error))
+        say(error.strerror or str(error))
         os._exit(1)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
@@ -72,89 +71,10 @@ def _work(telling: int | None) -> "NoReturn":
     raise AssertionError("the command ends by SystemExit")
 
 
-def _check_limits() -> None:
-    """Where a system grants too little, libraries die of it in ways of their own."""
-    if not _FORKS:
-        return
-    import resource
-
-    for kind, least, words in (
-        (resource.RLIMIT_AS, 1 << 30, "bytes of address space (ulimit -v)"),
-        (resource.RLIMIT_NOFILE, 64, "open files (ulimit -n)"),
-    ):
-        most = resource.getrlimit(kind)[0]
-        if most != resource.RLIM_INFINITY and most < least:
-            _say(f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit")
-            os._exit(1)
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        return  # threads may fail for want of that
-    # For linear algebra, for processes, for runs.
-    count = 12 + 6 * min(8, len(os.sched_getaffinity(0)))
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # one of us answers
-    try:
-        trying = os.fork()  # threads leave their memory reserved: not here
-    except OSError:
-        trying, status = -1, 1
-    if trying == 0:
-        os._exit(0 if _can_start(count) else 1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    if trying > 0:
-        status = os.waitpid(trying, 0)[1]
-    if status:
-        _say(
-            f"this user may not have {count} more threads and processes, which are needed: raise "
-            "the limit (ulimit -u, or the container's limit of pids)"
-        )
-        os._exit(1)
-
-
-def _can_start(count: int) -> bool:
-    """Whether so many threads can be had at once."""
-    import threading
-
-    over = threading.Event()
-    try:
-        for _ in range(count):
-            threading.Thread(target=over.wait, daemon=True).start()
-    except RuntimeError:
-        return False
-    finally:
-        over.set()
-    return True
-
-
-def _fill_closed() -> None:
-    """Streams that were closed lead nowhere.
-
-    A file that is opened must never get the number of one: others print there.
-    """
-    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
-
-
-def _have_streams_alone() -> None:
-    """The report has the standard output to itself: it may be JSON, and nothing else is with it.
-
-    Libraries of C++ print what nobody asked for: HiGHS says which solutions it polishes, although
-    it is told to be silent (jump-dev/HiGHS.jl issue 312). What an encoding lacks is printed as a
-    question mark; and by lines, so that what can't be printed is known before this process ends.
-    """
-    for name, number in (("stdout", os.dup(1)), ("stderr", 2)):
-        given = getattr(sys, name)
-        encoding = "utf-8" if given is None else given.encoding
-        setattr(sys, name, open(number, "w", 1, encoding, "replace"))  # noqa: PTH123, SIM115
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-
-
 def _leave(_: int, __: FrameType | None) -> None:
     """Nothing has begun: there is nothing to clean up."""
     hear(ignore)
-    _say("interrupted before anything was begun")
+    say("interrupted before anything was begun")
     os._exit(INTERRUPTED)
 
 
@@ -177,7 +97,7 @@ def _end_now(child: int) -> None:
         os.kill(child, signal.SIGKILL)
     except ProcessLookupError:
         return
-    _say("interrupted; no file was left half-written")
+    say("interrupted; no file was left half-written")
     os._exit(INTERRUPTED)
 
 
@@ -195,13 +115,13 @@ def _end_as(status: int, told: bytes) -> None:
     if not os.WIFSIGNALED(status):
         code = os.WEXITSTATUS(status)
         if code == 0:
-            _say("it was ended from within, by a metric perhaps, before it was done")
+            say("it was ended from within, by a metric perhaps, before it was done")
             code = 1
         os._exit(code)
     number = os.WTERMSIG(status)
     if number in ENDINGS:  # once more, when it had answered and Python no longer listened
         os._exit(INTERRUPTED)
-    _say(_why(number))
+    say(_why(number))
     os._exit(1)
 
 
@@ -225,13 +145,6 @@ def _why(number: int) -> str:
             "samples; no file was left half-written. --verify none runs nothing"
         )
     return f"stopped by {name}; no file was left half-written"
-
-
-def _say(text: str) -> None:
-    try:
-        os.write(2, f"onnxlr: {text}\n".encode())
-    except OSError:
-        return  # nobody listens
 
 
 if __name__ == "__main__":

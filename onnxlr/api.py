@@ -11,6 +11,7 @@ import onnx
 
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
+from onnxlr.fidelity import Quality
 from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
@@ -27,7 +28,7 @@ from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.report import Size
 from onnxlr.runtime import Machine, Provider
-from onnxlr.verify import Judge, Quality
+from onnxlr.verify import Judge
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
 
@@ -188,10 +189,12 @@ def optimize(
         check_destination(page, _path_of(model), data, validation, latency_table)
     source = load(model)
     table = None if latency_table is None else Path(latency_table)
-    check_distinct(*(output for output in (path, page, table) if output is not None))
-    for output in (path, page, table):
-        if output is not None and (output is not table or not output.exists()):
-            check_external(output, source, path)
+    outputs = [output for output in (path, page, table) if output is not None]
+    check_distinct(*outputs)
+    if table is not None and table.exists():
+        outputs.remove(table)  # it is read
+    for output in outputs:
+        check_external(output, source, path)
     result = run_optimizer(source, path, options, progress or Silent())
     if page is not None:
         write_text(page, write_page(result.report))

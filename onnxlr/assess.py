@@ -10,6 +10,7 @@ from onnxlr.cost import Work
 from onnxlr.data import Samples
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.factory import Built, Factory
+from onnxlr.fidelity import Quality
 from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layers import count_macs
 from onnxlr.options import Options
@@ -18,7 +19,7 @@ from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Session
 from onnxlr.sequential import correct
-from onnxlr.verify import Judge, Quality
+from onnxlr.verify import Judge
 
 MOST_SAMPLES = 8192  # that are looked at, where there is time for them
 _ALWAYS = 1024  # however long they take

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxlr.errors import ClusterError, RuntimeMissingError, UsageError, one_line
+from onnxlr.jobs import LOOK
 from onnxlr.memory import words
 
 T = TypeVar("T")
@@ -25,7 +26,6 @@ _CONNECT = 15.0  # seconds for the scheduler to answer
 _PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
 _BYTES_A_SECOND = 5e6  # that a slow network takes
 _SILENT = 300.0  # seconds that a worker may say nothing
-_LOOK = 2.0  # seconds between looks at who is still there
 _RETRIES = 3  # of a piece whose worker went away
 
 
@@ -64,15 +64,15 @@ class Cluster:
             )
         self.address = address
         self.sent = self.returned = 0
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet())
+        self._hushed = contextlib.ExitStack()
+        self._hushed.enter_context(_quiet())
         try:
             kind = _within(_CONNECT, lambda: asyncio.run(_kind(address)))
             if kind != "Scheduler":
                 raise ConnectionError(f"what is there is a {kind}")
             self._client = Client(address, timeout=_CONNECT, set_as_default=False)
         except Exception as error:  # what an address and a network may do is the library's secret
-            self._quiet.close()
+            self._hushed.close()
             raise ClusterError(
                 f"no dask scheduler answers at {address}: {one_line(error)}; start one with "
                 "`dask scheduler`, and workers with `dask worker ADDRESS`"
@@ -134,7 +134,7 @@ class Cluster:
         ends = time.monotonic() + 2 * _PATIENCE + len(blob) / _BYTES_A_SECOND
         handed = _begun(lambda: self._client.scatter(blob, hash=False))
         while not handed.done():
-            wait([handed], _LOOK)
+            wait([handed], LOOK)
             if not handed.done() and (self.lost(None) or time.monotonic() > ends):
                 raise TimeoutError
         return handed.result()
@@ -210,7 +210,7 @@ class Cluster:
 
     def close(self) -> None:
         """Give the workers free; they and the scheduler stay."""
-        with self._quiet, contextlib.suppress(Exception):  # what was wanted of it is here
+        with self._hushed, contextlib.suppress(Exception):  # what was wanted of it is here
             self._client.close(timeout=5)
 
     def words(self) -> str:

@@ -11,14 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import Form
-from onnxlr.graph_pass import (
-    Array,
-    AttributeValue,
-    ChainPass,
-    Rank,
-    Writer,
-    integers,
-)
+from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer, integers
 from onnxlr.layers import Layer, Use
 from onnxlr.model import ints_attr, str_attr
 

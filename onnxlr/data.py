@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,20 @@ class Samples:
 
     def _part_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """The file of each sample."""
-        ends = np.cumsum([_count(part) for part in self.parts])
-        return np.searchsorted(ends, rows, side="right")
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        """The first sample of each file, counted through all of them."""
+        return np.cumsum([0, *(_count(part) for part in self.parts[:-1])])
 
     def _feed(self, rows: NDArray[np.intp]) -> Feed:
-        starts = np.cumsum([0, *(_count(part) for part in self.parts)])
         which = self._part_of(rows)
         feed = {}
         for spec in self.specs:
             taken = [
-                self.parts[p][spec.name][r - starts[p]] for p, r in zip(which, rows, strict=True)
+                self.parts[p][spec.name][r - self._starts[p]]
+                for p, r in zip(which, rows, strict=True)
             ]
             whole = self.parts[which[0]][spec.name].ndim == len(spec.dims) + 1
             feed[spec.name] = np.asarray(taken[0] if whole else np.stack(taken), order="C")

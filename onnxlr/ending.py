@@ -3,6 +3,7 @@
 It is the first that the command imports: little, so that Ctrl-C is heard from early on.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from types import FrameType
 
 TYPE_CHECKING = False  # typing's own takes a while to import
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 # What asks a process to end: people, terminals, and systems that hand out time. Not all have all.
@@ -38,6 +39,19 @@ def hear(handler: "Callable[[int, FrameType | None], None]") -> None:
     for number in ENDINGS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held() -> "Iterator[None]":
+    """Let what asks this process to end wait; what is begun meanwhile waits on, and isn't asked."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore(_: int, __: FrameType | None) -> None:

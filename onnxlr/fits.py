@@ -109,6 +109,11 @@ def fit_methods(
     return tuple(fits), tuple(reasons)
 
 
+def _can_be(layer: Layer, rank: object) -> bool:
+    """Whether what a method says may be a rank of this layer's weight."""
+    return isinstance(rank, int | np.integer) and 0 <= int(rank) <= max(1, layer.params)
+
+
 def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fit | str:
     """A method as it fits a layer, or why it doesn't exist there."""
     barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
@@ -117,9 +122,7 @@ def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fi
         return reason
     try:
         full = graph_pass.full_rank(layer)
-        if not all(
-            isinstance(r, int | np.integer) and 0 <= r <= max(1, layer.params) for r in full
-        ):
+        if not all(map(partial(_can_be, layer), full)):
             return f"{graph_pass.name}: says that its full rank is {full}, which can't be"
         limit = break_even(layer, graph_pass)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

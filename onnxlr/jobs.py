@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import signal
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import psutil
 from threadpoolctl import threadpool_limits
 
-from onnxlr.ending import ENDINGS, end_with, ends_at_once
+from onnxlr.ending import end_with, ends_at_once, held
 from onnxlr.memory import available
 
 T = TypeVar("T")
@@ -35,7 +34,7 @@ NO_PROCESSES = (OSError, AssertionError, ImportError)
 
 # Starting processes takes about this long; what is done sooner is done here.
 _WORTHWHILE = 3.0
-_LOOK = 2.0  # seconds between looks at whether a cluster is still there
+LOOK = 2.0  # seconds between looks at whether a cluster is still there
 _PROCESS = 250 << 20  # bytes that a process takes before it has done anything
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -227,32 +226,17 @@ def loky_late() -> Any:
 
 
 def _begin_tracker() -> None:
+    """In silence, and deaf to what asks to end: it ends by itself, with the last of us."""
+    from joblib.externals.loky.backend import resource_tracker
+
     given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
-        with (
-            _deaf(),
-            contextlib.suppress(OSError, ImportError),
-        ):  # the pool will say so
-            from joblib.externals.loky.backend import resource_tracker
-
+        with held(), contextlib.suppress(OSError):  # the pool will say so
             resource_tracker.ensure_running()
     finally:
         del os.environ["PYTHONWARNINGS"]
         os.environ.update(given)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """What is begun here doesn't hear what asks to end: it ends by itself, with the last of us."""
-    if sys.platform == "win32":
-        yield
-        return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 @contextlib.contextmanager
@@ -286,7 +270,7 @@ def follow(parent: int, at_once: bool) -> None:
 
     What it has to say comes back as an error, or is told by its end: it prints nothing.
     """
-    with contextlib.suppress(OSError, ImportError), Path(os.devnull).open("wb") as nowhere:
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     end_with(parent, at_once=at_once)
 
@@ -339,7 +323,7 @@ def _in_order(
 def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:
     while True:
         try:
-            found = future.result(None if workers is None else _LOOK)
+            found = future.result(None if workers is None else LOOK)
         except TimeoutError:
             if workers is None:
                 raise

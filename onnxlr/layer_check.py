@@ -12,6 +12,7 @@ from onnxlr.calibrate import exposed
 from onnxlr.child import in_child
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.factory import Factory
+from onnxlr.fidelity import Fidelity, Quality
 from onnxlr.layer_timing import layer_model
 from onnxlr.layers import Layer, Use, find_layers
 from onnxlr.model import Names, opset, serialize, to_proto
@@ -19,7 +20,6 @@ from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, replace_layer
 from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session
-from onnxlr.verify import Fidelity, Quality
 
 METRIC = "rel-error"
 _ROWS = 64  # of a matrix's input, where its shape isn't known

@@ -20,6 +20,7 @@ from onnxlr.cluster import Cluster
 from onnxlr.data import Samples
 from onnxlr.errors import BudgetError, OutputError, UsageError
 from onnxlr.factory import Built, Factory, check_graph
+from onnxlr.fidelity import Quality
 from onnxlr.fits import Fit, fit_methods, name_filter
 from onnxlr.graph_pass import GraphPass, WeightPass, choose_passes, find_pass
 from onnxlr.influence import influences
@@ -40,7 +41,7 @@ from onnxlr.search import Chosen, choices_of
 from onnxlr.spectra import decompose
 from onnxlr.store import Store, key_of, open_store
 from onnxlr.telling import Outcome
-from onnxlr.verify import Judge, Quality
+from onnxlr.verify import Judge
 
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 _CHECKED_FEEDS = 4  # that layers are compared alone on

@@ -3,12 +3,12 @@
 from importlib.resources import files
 from pathlib import PurePath
 
+from onnxlr.fidelity import Quality
 from onnxlr.figures import latency_section, spectra_section, tradeoff_section
 from onnxlr.graph_pass import rank_words
 from onnxlr.markup import definitions, named, row, said, section, table
 from onnxlr.plan import KEEP, Decision
 from onnxlr.report import Report
-from onnxlr.verify import Quality
 
 # Nothing is fetched and nothing runs, whatever a model's names may hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

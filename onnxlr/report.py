@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from onnxlr.fidelity import Quality
 from onnxlr.graph_pass import Rank
 from onnxlr.latency import Comparison
 from onnxlr.plan import KEEP, Decision
 from onnxlr.runtime import Machine
-from onnxlr.verify import Quality
 
 
 @dataclass(frozen=True)

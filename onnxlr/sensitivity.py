@@ -12,13 +12,14 @@ import numpy as np
 from onnxlr.calibrate import Statistics
 from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError
+from onnxlr.fidelity import Fidelity
 from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import WeightPass
 from onnxlr.output import save
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice, Factored, rewrite
 from onnxlr.runtime import Session
-from onnxlr.verify import Fidelity, Judge
+from onnxlr.verify import Judge
 
 LEAST = 1e-7  # below this an error is rounding
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxlr.api import Benchmark, ModelComparison
+from onnxlr.fidelity import Fidelity, Quality
 from onnxlr.graph_pass import InstalledPass, rank_words
 from onnxlr.inspection import LayerInspection
 from onnxlr.latency import Comparison
 from onnxlr.plan import KEEP
 from onnxlr.report import Report, Size, rank_value
 from onnxlr.runtime import Machine
-from onnxlr.verify import Fidelity, Quality
 
 
 def show_report(console: Console, report: Report) -> None:

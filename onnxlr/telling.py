@@ -13,6 +13,7 @@ from onnxlr.cluster import Cluster
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.factory import Built
+from onnxlr.fidelity import Quality
 from onnxlr.fits import Candidate
 from onnxlr.graph_pass import WeightPass, rank_words
 from onnxlr.latency import Comparison
@@ -25,7 +26,6 @@ from onnxlr.prepare import Feeding, Prepared
 from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.runtime import runtime_version
 from onnxlr.search import Chosen
-from onnxlr.verify import Quality
 
 _DEFAULTS = 4  # the IR version from which on a weight that is an input may be given another value
 _NAMED = 5  # of them

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
-    ("errors", "ending", "progress", "kept", "memory"),
+    ("errors", "ending", "surroundings", "progress", "kept", "memory"),
     (
         "decompose.svd",
         "decompose.evbmf",
@@ -47,7 +47,7 @@ FLOORS = (
         "spectra",
         "plan",
     ),
-    ("search", "verify", "inspection", "report"),
+    ("search", "fidelity", "verify", "inspection", "report"),
     ("candidates", "factory", "allocation", "sequential", "sensitivity", "weighing"),
     ("layer_check",),
     (

@@ -16,9 +16,9 @@ import onnx
 import psutil
 import pytest
 
-from onnxlr.__main__ import _can_start, _check_limits
 from onnxlr.ending import ENDINGS
 from onnxlr.errors import one_line
+from onnxlr.surroundings import can_start, check_limits
 from tests.builders import linear, low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")
@@ -262,9 +262,9 @@ def test_too_few_threads(
         begin(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert not _can_start(8)
+    assert not can_start(8)
     monkeypatch.undo()
-    assert _can_start(8)
+    assert can_start(8)
 
     def leave(code: int) -> None:
         raise SystemExit(code)
@@ -273,7 +273,7 @@ def test_too_few_threads(
     monkeypatch.setattr("os.fork", lambda: 1)
     monkeypatch.setattr("os.waitpid", lambda *_: (1, 256))
     with pytest.raises(SystemExit, match="1"):
-        _check_limits()
+        check_limits()
     assert capfd.readouterr().err.startswith("onnxlr: this user may not have")
 
 

@@ -15,13 +15,13 @@ import matplotlib
 import numpy as np
 import pytest
 
+from onnxlr.fidelity import Fidelity, Quality
 from onnxlr.latency import Comparison, Timing
 from onnxlr.page import write_page
 from onnxlr.plan import KEEP, Alternative, Decision
 from onnxlr.plots import log_ticks, method_looks, tradeoff_of
 from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.runtime import Machine
-from onnxlr.verify import Fidelity, Quality
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = (

@@ -55,59 +55,34 @@ def test_full_rank_is_the_identity(case: str, method: str) -> None:
     assert_same_outputs(model, replaced(model, method, graph_pass.full_rank(layer)), TOLERANCE)
 
 
+def open_model(
+    nodes: list[onnx.NodeProto], dims: list[int | str], *weight: int
+) -> Callable[[int], onnx.ModelProto]:
+    """A model of x with these dimensions and a weight of that shape, in the opset asked for."""
+    return lambda opset: make_model(nodes, {"x": dims}, ["y"], {"w": rand(*weight)}, opset=opset)
+
+
+PRODUCT = [node("MatMul", ["x", "w"], "y")]
+INTEGERS = node("Cast", ["x"], "i", to=7)
 EMPTY: dict[str, tuple[Callable[[int], onnx.ModelProto], tuple[int, ...], tuple[str, ...]]] = {
-    "rows": (
-        lambda opset: make_model(
-            [node("MatMul", ["x", "w"], "y")],
-            {"x": ["n", 8]},
-            ["y"],
-            {"w": rand(8, 12)},
-            opset=opset,
-        ),
-        (0, 8),
-        ("svd", "tiled-svd"),
-    ),
+    "rows": (open_model(PRODUCT, ["n", 8], 8, 12), (0, 8), ("svd", "tiled-svd")),
     "rows of a batch": (
-        lambda opset: make_model(
-            [node("MatMul", ["x", "w"], "y")],
-            {"x": ["b", "n", 8]},
-            ["y"],
-            {"w": rand(8, 12)},
-            opset=opset,
-        ),
+        open_model(PRODUCT, ["b", "n", 8], 8, 12),
         (1, 0, 8),
         ("svd", "tiled-svd"),
     ),
     "images": (
-        lambda opset: make_model(
-            [node("Conv", ["x", "w"], "y")],
-            {"x": ["n", 8, 9, 9]},
-            ["y"],
-            {"w": rand(8, 8, 3, 3)},
-            opset=opset,
-        ),
+        open_model([node("Conv", ["x", "w"], "y")], ["n", 8, 9, 9], 8, 8, 3, 3),
         (0, 8, 9, 9),
         (*CONV, *CP),
     ),
     "indices": (
-        lambda opset: make_model(
-            [node("Cast", ["x"], "i", to=7), node("Gather", ["w", "i"], "y", axis=0)],
-            {"x": ["b", "n"]},
-            ["y"],
-            {"w": rand(11, 6)},
-            opset=opset,
-        ),
+        open_model([INTEGERS, node("Gather", ["w", "i"], "y", axis=0)], ["b", "n"], 11, 6),
         (1, 0),
         ("embedding-svd", "tiled-svd"),
     ),
     "indices of columns": (
-        lambda opset: make_model(
-            [node("Cast", ["x"], "i", to=7), node("Gather", ["w", "i"], "y", axis=1)],
-            {"x": ["b", "n"]},
-            ["y"],
-            {"w": rand(4, 11, 3)},
-            opset=opset,
-        ),
+        open_model([INTEGERS, node("Gather", ["w", "i"], "y", axis=1)], ["b", "n"], 4, 11, 3),
         (1, 0),
         ("embedding-svd",),
     ),

@@ -1,0 +1,266 @@
+"""How far a candidate's outputs are from the original's: sums over the samples, batch by batch."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+
+Outputs = dict[str, NDArray[Any]]
+
+_WHOLE = 1e-2  # within which probabilities of low precision add up to 1
+_LEAST_PROBABILITY = 1e-7  # told apart
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the outputs are to the original's, over all samples.
+
+    Attributes
+    ----------
+    rel_error : float
+        ‖y − ŷ‖ / ‖y − ȳ‖ of the output where it is largest, ȳ being the mean over the samples.
+    cosine : float
+        Cosine between y and ŷ, of the output where it is smallest.
+    agreement : float or None
+        Share of samples with the same arg-max; None where no output is one vector of classes.
+    divergence : float or None
+        Mean Kullback–Leibler divergence of the class probabilities from the original's, in nats;
+        None as for agreement.
+    """
+
+    rel_error: float
+    cosine: float
+    agreement: float | None
+    divergence: float | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The metric's value for the original and for a candidate, and the candidate's fidelity."""
+
+    metric: str
+    original: float
+    optimized: float
+    fidelity: Fidelity
+
+    @property
+    def drop(self) -> float:
+        """What the candidate loses, in the metric's unit; infinite if it isn't a number."""
+        worse = self.original - self.optimized
+        worse = -worse if self.metric == "rel-error" else worse
+        return worse if math.isfinite(worse) else math.inf
+
+
+class Classes:
+    """The output of class scores, if there is one, and what the original says with it.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Outputs of numbers.
+    labels : array of int or None
+        The right class of each of the samples.
+
+    Attributes
+    ----------
+    output : str or None
+        The first whose last axis has more than one entry, in every batch.
+    one_vector : bool
+        Whether it is one vector a sample.
+    fewest : int
+        Classes it has, of all batches the fewest.
+    """
+
+    def __init__(self, names: Sequence[str], labels: NDArray[Any] | None) -> None:
+        self.output: str | None = None
+        self.one_vector = False
+        self.fewest = sys.maxsize
+        self._names, self._labels = names, labels
+        self._begun = False
+        self._seen: set[int] = set()
+        self._probable = True  # as long as no sample's scores say otherwise
+        self._right = self._judged = 0
+
+    @property
+    def seen(self) -> int:
+        """How many classes the original gives its samples, as far as two."""
+        return len(self._seen)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the original gets no more labels right than chance would."""
+        return self._right * self.fewest <= self._judged
+
+    def add(self, outputs: Outputs, samples: int, index: NDArray[np.intp] | None) -> None:
+        """One batch of the original's outputs; ``index`` says which of the samples they are."""
+        if not self._begun:
+            self._begun = True
+            self.output = next((n for n in self._names if _are_scores(outputs[n])), None)
+            self.one_vector = self.output is not None
+        if self.output is None:
+            return
+        scores = outputs[self.output]
+        if not _are_scores(scores):  # of boxes that were found, say, and here are none
+            self.output, self.one_vector = None, False
+            return
+        if scores.ndim != 2 or (index is not None and len(scores) != samples):
+            self.one_vector = False
+        self.fewest = min(self.fewest, scores.shape[-1])
+        guess = scores.argmax(-1)
+        if len(self._seen) < 2:
+            self._seen.update(np.unique(guess).tolist())
+        if self._labels is not None and self.one_vector:
+            self._right += int(np.count_nonzero(guess == self._labels[index]))
+            self._judged += len(guess)
+        scores = scores.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities are no shares
+            whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
+        self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
+
+    def divergence(self, before: NDArray[Any], after: NDArray[Any]) -> float:
+        """Σ p · log(p / q) over the samples."""
+        if np.array_equal(before, after):
+            return 0.0
+        finite = bool(np.isfinite(before).all() and np.isfinite(after).all())
+        if before.shape != after.shape or not finite:
+            return math.inf
+        p, q = (self._log_probabilities(y.astype(np.float64)) for y in (before, after))
+        return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+    def _log_probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of outputs that are probabilities already, or of scores that a softmax makes some of."""
+        if self._probable:
+            scores = np.log(np.maximum(scores, _LEAST_PROBABILITY))
+        found: NDArray[np.float64] = scipy.special.log_softmax(scores, axis=-1)
+        return found
+
+
+def guess_as(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.intp]:
+    """The classes; none that there is where the output has another shape than the original's."""
+    if after is None or after.shape != before.shape:
+        return np.full(before.shape[:-1], -1, np.intp)
+    found: NDArray[np.intp] = after.argmax(-1)
+    return found
+
+
+def outputs_of_numbers(outputs: Outputs) -> list[str]:
+    """Names of the real outputs; of those of integers and truth values where there are none."""
+    return [n for n, y in outputs.items() if _is_float(y)] or [
+        n for n, y in outputs.items() if y.dtype.kind in "biu"
+    ]
+
+
+def _are_scores(output: NDArray[Any]) -> bool:
+    return output.ndim >= 2 and output.shape[-1] > 1
+
+
+def _is_float(array: NDArray[Any]) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating)) or array.dtype.name == "bfloat16"
+
+
+class Spread:
+    """‖y − ȳ‖² of one output, in one pass: values are shifted by the first sample's.
+
+    Attributes
+    ----------
+    size, finite : int
+        Elements seen, and those that are numbers.
+    """
+
+    def __init__(self) -> None:
+        self.size = self.finite = 0
+        self._first: NDArray[np.float64] | None = None
+        self._sum: NDArray[np.float64] | float = 0.0
+        self._squares = 0.0
+        self._rows = 0
+        self._regular = True
+        self._shift = self._all_sum = self._all_squares = self._plain = 0.0
+
+    def add(self, output: NDArray[Any], samples: int) -> None:
+        """One batch of the original's output, with so many samples."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._add(output, samples)
+
+    def _add(self, output: NDArray[Any], samples: int) -> None:
+        y = output.astype(np.float64)
+        self.size += y.size
+        self.finite += int(np.count_nonzero(np.isfinite(y)))
+        y = np.nan_to_num(y, posinf=0.0, neginf=0.0)
+        if y.ndim == 0 or len(y) != samples:
+            y = y[None]  # one sample's output: its first axis, if any, counts something else
+        if self._first is None and y.size:
+            self._first = y[0].copy()
+            self._shift = float(y.mean())
+        if self._first is not None and y.shape[1:] == self._first.shape:
+            centred = y - self._first
+            self._sum = self._sum + centred.sum(axis=0)
+            self._squares += float(np.vdot(centred, centred))
+            self._rows += len(y)
+        else:
+            self._regular = False
+        self._all_sum += float((y - self._shift).sum())
+        self._all_squares += float(np.square(y - self._shift).sum())
+        self._plain += float(np.square(y).sum())
+
+    def norm2(self) -> float:
+        """Around the mean over samples; around the overall mean where outputs vary in shape or
+        there is one sample; around zero where the output is constant.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._norm2()
+
+    def _norm2(self) -> float:
+        noise = 1e-12 * max(self._plain, 1e-300)
+        if self._regular and self._rows > 1:
+            around = self._squares - float(np.sum(np.square(self._sum))) / self._rows
+            if around > noise:
+                return around
+        overall = self._all_squares - self._all_sum * self._all_sum / max(1, self.size)
+        return overall if overall > noise else self._plain
+
+
+class Totals:
+    """Sums over the samples of one output of a candidate."""
+
+    def __init__(self) -> None:
+        self._error = self._dot = self._before = self._after = 0.0
+
+    def add(self, before: NDArray[Any], after: NDArray[Any] | None) -> None:
+        """One batch of the original's output and of the candidate's."""
+        if after is None or after.shape != before.shape:
+            self._error = math.inf
+            return
+        y, z = before.astype(np.float64), after.astype(np.float64)
+        if not np.array_equal(np.isfinite(y), np.isfinite(z)):
+            self._error = math.inf
+            return
+        y, z = np.nan_to_num(y, posinf=0.0, neginf=0.0), np.nan_to_num(z, posinf=0.0, neginf=0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._error += float(np.square(y - z).sum())
+            self._dot += float((y * z).sum())
+            self._before += float(np.square(y).sum())
+            self._after += float(np.square(z).sum())
+
+    def rel_error(self, norm2: float) -> float:
+        """See ``Fidelity``; ``norm2`` is the output's spread."""
+        if self._error == 0.0:
+            return 0.0
+        if not (math.isfinite(self._error) and 0 < norm2 < math.inf):
+            return math.inf  # beyond 1e154 squares leave the range, and nothing is known
+        return math.sqrt(self._error / norm2)
+
+    def cosine(self) -> float:
+        """See ``Fidelity``."""
+        if not math.isfinite(self._error):
+            return 0.0
+        scale = math.sqrt(self._before) * math.sqrt(self._after)
+        if not math.isfinite(scale):
+            return 0.0
+        if scale == 0.0:
+            return 1.0 if self._before == self._after else 0.0
+        return min(1.0, self._dot / scale)
