@@ -198,8 +198,9 @@ class Choosing:
                 if (why := self._improved_over(chosen)) is not None:
                     raise BudgetError(f"{asked} is outside the accuracy allowed: {why}")
                 return chosen
-            budget -= cost - fraction * total  # names and nodes take their share too
-        raise BudgetError(f"{asked} can't be met: {cost / total:.0%} is the nearest that was found")
+            # Names, nodes and biases take their share too; what this choice left free was theirs.
+            budget = min(budget, weighing.cost(chosen)) - (cost - fraction * total)
+        raise BudgetError(f"{asked} can't be met: {cost / total:.2%} is the nearest that was found")
 
     def _refined(self, chosen: Chosen, budget: float) -> Chosen:
         """The least damaging set near one that the budget leads to, measured on what judges."""

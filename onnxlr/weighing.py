@@ -142,6 +142,13 @@ class Weighing:
         found = allocate(options, self.kept, most_damage=most_damage, most_cost=most_cost)
         return None if found is None else {name: o.candidate for name, o in found.items()}
 
+    def cost(self, chosen: Mapping[str, Candidate]) -> float:
+        """What the layers cost with these replaced, in the unit of the budget."""
+        return sum(
+            next((o.cost for o in self.options.get(name, ()) if o.candidate == chosen.get(name)), k)
+            for name, k in self.kept.items()
+        )
+
     def predicted(self, chosen: Mapping[str, Candidate]) -> dict[str, float]:
         """The damage that is predicted for every layer that has options, 0 where it is kept."""
         return {

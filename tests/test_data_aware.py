@@ -83,6 +83,33 @@ def test_a_share_of_the_size_is_met(goal: str, data: Path) -> None:
     assert getattr(after, goal) <= 0.5 * getattr(before, goal)
 
 
+def test_a_share_is_met_though_biases_come_on_top(tmp_path: Path) -> None:
+    """Rank 17 would leave 60 parameters free, and takes 64 for the bias that corrects it."""
+    rng = np.random.default_rng(3)
+    weights = {"w": rng.standard_normal((48, 64)) / 7, "v": rng.standard_normal((64, 10)) / 8}
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Relu", ["h"], "r")]
+    model = make_model(
+        [*nodes, node("MatMul", ["r", "v"], "y")],
+        {"x": ["n", 48]},
+        ["y"],
+        {name: a.astype(np.float32) for name, a in weights.items()},
+    )
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((200, 48)).astype(np.float32) + 0.5)
+    share = ((48 + 64) * 17 + 60 + 640) / 3712
+    result = onnxlr.optimize(
+        model,
+        data=tmp_path / "d.npz",
+        metric="cosine",
+        max_drop=1,
+        exclude="v",
+        measure=False,
+        target=f"params={share:.4f}",
+    )
+    ((rank,),) = (d.rank for d in result.plan.replaced)
+    assert 14 <= rank <= 16
+    assert result.report.output.params == (48 + 64) * rank + 64 + 640
+
+
 def test_a_budget_that_cannot_be_met_is_exit_code_3(data: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "net.onnx", tmp_path / "o.onnx"
     onnx.save(network(), source)
