@@ -11,12 +11,10 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from onnxlr.ending import ends_at_once
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import NO_PROCESSES, end, follow, loky_late
-from onnxlr.memory import available
+from onnxlr.memory import available, taken
 from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
 
 T = TypeVar("T")
@@ -260,11 +258,12 @@ def _bounded(memory: int | None) -> Iterator[None]:
         import resource
     except ImportError:  # Windows has no such limit
         memory = None
-    if memory is None:
+    own = taken()
+    if memory is None or own is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    room = int(psutil.Process().memory_info().vms) + memory
+    room = own + memory
     least = min(x for x in (room, soft, hard) if x != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (least, hard))
     try:

@@ -282,7 +282,7 @@ def end(executor: Any) -> None:
     it knows how to bury.
     """
     for pid in list(executor._processes or ()):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             psutil.Process(pid).kill()
     executor.shutdown(wait=True)
 

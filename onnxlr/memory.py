@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 
+_PLENTY = 1 << 62  # where nobody tells
 # Of the control group a container runs in: version 2, then version 1.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -17,7 +18,22 @@ _LIMITS = (
 
 def available() -> int:
     """Bytes that can still be had: of the machine, the container, and this process's own limit."""
-    return max(0, min(int(psutil.virtual_memory().available), _of_container(), _of_process()))
+    return max(0, min(_of_machine(), _of_container(), _of_process()))
+
+
+def taken() -> int | None:
+    """Bytes of address space that this process takes; None where the system doesn't tell."""
+    try:
+        return int(psutil.Process().memory_info().vms)
+    except (psutil.Error, OSError):  # no /proc, or that of other processes
+        return None
+
+
+def _of_machine() -> int:
+    try:
+        return int(psutil.virtual_memory().available)
+    except (psutil.Error, OSError):
+        return _PLENTY
 
 
 def _of_container() -> int:
@@ -26,7 +42,7 @@ def _of_container() -> int:
             left = int(Path(limit).read_text()) - int(Path(used).read_text())
             # What is cached of files counts as used, and is given back when it is asked for.
             return left + _cached(Path(limit).parent / "memory.stat")
-    return 1 << 62
+    return _PLENTY
 
 
 def _cached(stat: Path) -> int:
@@ -40,11 +56,10 @@ def _of_process() -> int:
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return 1 << 62
+        return _PLENTY
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return 1 << 62
-    return soft - int(psutil.Process().memory_info().vms)
+    own = taken()
+    return _PLENTY if own is None or soft == resource.RLIM_INFINITY else soft - own
 
 
 def words(nbytes: float) -> str:

@@ -221,6 +221,21 @@ def test_half_precision_is_widened_on_cpus() -> None:
     assert sizes == [2 * 4 * weight.size, 3 * 2 * weight.size]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("/proc/meminfo"), psutil.NoSuchProcess(1)])
+def test_where_the_system_tells_nothing_there_is_plenty(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers without /proc, or with that of other processes."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(psutil, "virtual_memory", refuse)
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert memory.available() > 0
+    assert memory.taken() is None
+
+
 def test_memory_is_that_of_the_process_too() -> None:
     code = (
         "import resource\n"
