@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxlr.fitting import as_matrix
 from onnxlr.graph_pass import Array
-from onnxlr.layers import Layer, Use
+from onnxlr.layers import Layer, Use, shape_of
 from onnxlr.model import constant, int_attr, ints_attr, is_standard
 from onnxlr.prepare import Prepared
 
@@ -177,10 +177,7 @@ class _Backward:
         return _Spot(out, spot.axis, spot.places + first)
 
     def _shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        tensor = constant(value)
-        if tensor is not None:
-            return tuple(tensor.shape.numpy())
-        return None if value is None else self.prepared.shapes.get(value.name or "")
+        return shape_of(value, self.prepared.model.graph, self.prepared.shapes)
 
 
 def _reshaped(

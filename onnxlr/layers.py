@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxlr.axes import open_axes
 from onnxlr.errors import ModelError
 from onnxlr.model import constant, int_attr, ints_attr, is_standard, values_of
 from onnxlr.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
@@ -36,6 +37,8 @@ class Use:
         Type the node computes in, after any Cast.
     x_shape, y_shape : tuple of int or None
         Static shapes of the other operand and of the output, where known.
+    axes : int or None
+        How many axes the other operand has, where it has as many for all sizes that are fed.
     """
 
     node: ir.Node
@@ -44,6 +47,7 @@ class Use:
     dtype: ir.DataType
     x_shape: Shape | None
     y_shape: Shape | None
+    axes: int | None
 
     @property
     def x(self) -> ir.Value:
@@ -214,21 +218,31 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
 
     Products of two activations count too. Nodes whose shapes are unknown don't.
     """
-
-    def shape_of(value: ir.Value | None) -> Shape | None:
-        tensor = constant(value)
-        if tensor is not None:
-            return tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-        return shapes.get(value.name or "") if value is not None else None
-
     total = 0
     for node in heavy_nodes(model):
-        x, w, y = (shape_of(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        x, w, y = (
+            shape_of(v, model.graph, shapes)
+            for v in (node.inputs[0], node.inputs[1], node.outputs[0])
+        )
         if x is None or w is None or y is None:
             continue
         flipped = bool(int_attr(node, "transA", 0))
         total += operator_macs(node.op_type, x, w, y, trans_a=flipped)
     return total
+
+
+def shape_of(value: ir.Value | None, graph: ir.Graph, shapes: Shapes) -> Shape | None:
+    """The static shape of a value, where it is known.
+
+    The names that have shapes are the main graph's: a body may have its own values of these names,
+    if they aren't in its sight.
+    """
+    tensor = constant(value)
+    if tensor is not None:
+        return tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    if value is None or value.graph is not graph:
+        return None
+    return shapes.get(value.name or "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,10 +265,11 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     shapes : mapping of str to tuple of int
         Static shapes of the main graph's tensors, as far as known.
     """
+    changing = open_axes(model.graph)
     found: dict[ir.Value, list[_Sighting]] = {}
     places: dict[ir.Value, str] = {}
     for place, node in _nodes(model):
-        for sighting in _sightings(node, shapes):
+        for sighting in _sightings(node, model.graph, shapes, changing):
             found.setdefault(sighting.seen.root, []).append(sighting)
             if place:
                 places.setdefault(sighting.seen.root, place)
@@ -287,7 +302,9 @@ def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
             yield f"in the local function {function.name!r}", inner
 
 
-def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
+def _sightings(
+    node: ir.Node, graph: ir.Graph, shapes: Shapes, changing: Set[ir.Value]
+) -> Iterator[_Sighting]:
     if is_standard(node, *STANDARD):
         slots, kind = STANDARD[node.op_type]
     elif node.domain == "com.microsoft" and node.op_type in MICROSOFT:
@@ -301,10 +318,11 @@ def _sightings(node: ir.Node, shapes: Shapes) -> Iterator[_Sighting]:
     for slot, seen in weights:
         if kind == "gather" and not _embeds(seen):
             continue  # shapes and indices, not an embedding
-        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None)
-        x = shapes.get(use.x.name or "") if node.inputs and node.inputs[0] is not None else None
-        y = shapes.get(node.outputs[0].name or "")
-        use = replace(use, x_shape=x, y_shape=y)
+        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None)
+        x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
+        y = shape_of(node.outputs[0], graph, shapes)
+        axes = None if x is None or use.x in changing else len(x)
+        use = replace(use, x_shape=x, y_shape=y, axes=axes)
         yield _Sighting(use, kind, seen)
 
 

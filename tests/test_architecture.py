@@ -32,7 +32,7 @@ FLOORS = (
     ),
     ("sanity", "wiring", "model", "batch_norm", "functions", "output", "arrays", "store"),
     ("jobs", "cluster"),
-    ("operators", "tracing", "runtime", "child", "latency"),
+    ("operators", "tracing", "axes", "runtime", "child", "latency"),
     ("layers", "shapes", "inputs", "data"),
     ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite"),
     (

@@ -498,6 +498,32 @@ def test_macs_of_a_weight_shared_with_a_body_are_those_of_the_main_graph() -> No
     assert onnxlr.compare(model, result.model).b.macs == result.report.output.macs
 
 
+def test_a_body_has_its_own_values_of_a_name() -> None:
+    """A vector in the branch and a matrix beside it are both called h; matrices are stacked."""
+    stack = np.stack([low_rank(RNG, 64, 64, 3) for _ in range(5)])
+    info = onnx.helper.make_tensor_value_info
+    stacked = onnx.helper.make_graph(
+        [node("ReduceSum", ["x", "axis"], "h", keepdims=0), node("MatMul", ["h", "w"], "o")],
+        "then",
+        [],
+        [info("o", 1, [None, None])],
+    )
+    same = onnx.helper.make_graph(
+        [node("Identity", ["x"], "p")], "else", [], [info("p", 1, [None, None])]
+    )
+    nodes = [
+        onnx.helper.make_node("If", ["c"], ["y"], then_branch=stacked, else_branch=same),
+        node("Add", ["x", "x"], "h"),
+        node("Relu", ["h"], "z"),
+    ]
+    constants = {"w": stack, "axis": np.array([0]), "c": np.array(True)}
+    model = make_model(nodes, {"x": ("n", 64)}, ["y", "z"], constants)
+    result = onnxlr.optimize(model, rank=3, verify="none", target="params", measure=False)
+    feed = {"x": RNG.standard_normal((5, 64)).astype(np.float32)}
+    for before, after in zip(run(model, feed), run(result.model, feed), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("version", "told"), [(3, False), (8, True)])
 def test_weights_that_could_be_given_as_inputs(version: int, told: bool) -> None:
     """Exporters that keep initializers as inputs: nobody feeds them, but somebody might."""

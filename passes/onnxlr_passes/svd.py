@@ -26,10 +26,13 @@ class Svd(ChainPass):
             return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
         if len(layer.shape) < 2:
             return f"the weight is a vector of {layer.params}, which has rank 1 already"
-        operands = [use.x_shape for use in layer.uses] if len(layer.shape) > 2 else []
+        operands = [use.axes for use in layer.uses] if len(layer.shape) > 2 else []
         if None in operands:
-            return "the weight is a stack of matrices, the rank of what it meets is unknown"
-        if any(len(shape or ()) < 2 for shape in operands):
+            return (
+                "the weight is a stack of matrices, and how many axes what it meets has is unknown "
+                "or changes with the sizes that are fed"
+            )
+        if any((axes or 0) < 2 for axes in operands):
             # Their product is a matrix, which the second factor would take for its rows.
             return "the weight is a stack of matrices and meets a vector"
         return None
