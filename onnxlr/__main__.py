@@ -26,6 +26,8 @@ def main() -> None:
     if not FORKS:
         _work(None)
     parent = os.getpid()
+    # Whatever the parent has blocked, or left ignored.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDINGS, signal.SIGALRM, signal.SIGCHLD))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nobody could wait for a child
     with held():  # a fork forgets what arrives then
         try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from onnxlr.ending import ends_at_once
 from onnxlr.errors import CrashError, ModelError
-from onnxlr.jobs import NO_PROCESSES, end, follow, loky_late
+from onnxlr.jobs import NO_PROCESSES, SAFE, end, follow, loky_late
 from onnxlr.memory import available, taken
 from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
 
@@ -93,7 +93,11 @@ def _pool() -> Any:
     loky = loky_late()
     context = loky.backend.context.get_context("loky")
     return loky.process_executor.ProcessPoolExecutor(
-        1, context=context, initializer=follow, initargs=(os.getpid(), ends_at_once())
+        1,
+        context=context,
+        env=SAFE,
+        initializer=follow,
+        initargs=(os.getpid(), ends_at_once()),
     )
 
 

@@ -6,6 +6,7 @@ common is handed over once, not with every piece.
 
 import contextlib
 import itertools
+import multiprocessing.resource_tracker
 import os
 import pickle
 import sys
@@ -37,6 +38,8 @@ _WORTHWHILE = 3.0
 LOOK = 2.0  # seconds between looks at whether a cluster is still there
 _PROCESS = 250 << 20  # bytes that a process takes before it has done anything
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Of processes that are begun by ``python -m``: modules in the working folder are none of theirs.
+SAFE = {"PYTHONSAFEPATH": "1"}
 
 
 class Workers(Protocol):
@@ -213,7 +216,7 @@ def joblib_late() -> Any:
 
 
 def loky_late() -> Any:
-    """Loky, and its tracker under way: it clears away what a killed run leaves, without a word."""
+    """Loky, and trackers under way: they clear away what a killed run leaves, without a word."""
     joblib_late()
     from joblib.externals import loky  # joblib itself does without it where there are no semaphores
 
@@ -221,21 +224,25 @@ def loky_late() -> Any:
     # said in a thread of the pool's.
     warnings.filterwarnings("ignore", message="A worker stopped")
     with _ENVIRONMENT:
-        _begin_tracker()
+        _begin_trackers()
     return loky
 
 
-def _begin_tracker() -> None:
-    """In silence, and deaf to what asks to end: it ends by itself, with the last of us."""
+def _begin_trackers() -> None:
+    """In silence, and deaf to what asks to end: they end by themselves, with the last of us."""
     from joblib.externals.loky.backend import resource_tracker
 
-    given = {k: v for k, v in os.environ.items() if k == "PYTHONWARNINGS"}
-    os.environ["PYTHONWARNINGS"] = "ignore"
+    silent = SAFE | {"PYTHONWARNINGS": "ignore"}
+    given = {k: v for k, v in os.environ.items() if k in silent}
+    os.environ.update(silent)
     try:
         with held(), contextlib.suppress(OSError):  # the pool will say so
             resource_tracker.ensure_running()
+            if os.name == "posix":  # each worker is told of that of the standard library too
+                multiprocessing.resource_tracker.ensure_running()
     finally:
-        del os.environ["PYTHONWARNINGS"]
+        for name in silent:
+            del os.environ[name]
         os.environ.update(given)
 
 
@@ -243,7 +250,7 @@ def _begin_tracker() -> None:
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
     executor = loky_late().get_reusable_executor(
-        width, env=_ONE_THREAD, initializer=follow, initargs=(os.getpid(), ends_at_once())
+        width, env=_ONE_THREAD | SAFE, initializer=follow, initargs=(os.getpid(), ends_at_once())
     )
     try:
         yield executor

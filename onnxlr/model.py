@@ -19,6 +19,7 @@ from onnxlr.errors import ModelError, one_line
 from onnxlr.sanity import (
     OLDEST_OPSET,
     ONNX_DOMAINS,
+    Written,
     check_attributes,
     check_tensors,
     check_text,
@@ -33,7 +34,7 @@ _TRAINING = "onnxlr_training_info"
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 
-Stamp = tuple[tuple[str, int, int], ...]
+Stamp = tuple[tuple[str, Written], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +55,12 @@ class Source:
         Size in bytes, external data included.
     external : tuple of str
         Locations of external data files, relative to the model's folder.
-    stamp : tuple of (str, int, int)
+    stamp : tuple of (str, Written)
         Location, bytes and time of change of each of them, when its digest was taken.
     data : bytes or None
         The serialized model, when it came from memory.
-    written : (int, int)
-        Bytes and time of change of its own file, when that was read.
+    written : Written or None
+        Its own file, as it was when that was read.
     """
 
     model: ir.Model
@@ -70,7 +71,7 @@ class Source:
     external: tuple[str, ...] = ()
     stamp: Stamp = ()
     data: bytes | None = None
-    written: tuple[int, int] = (0, 0)
+    written: Written | None = None
 
     @property
     def folder(self) -> str | None:
@@ -105,7 +106,7 @@ def load(
     """
     if isinstance(model, Source):
         return model
-    path, written = None, (0, 0)
+    path, written = None, None
     if isinstance(model, onnx.ModelProto):
         label, data = "<model>", serialize(model, "<model>")
     elif isinstance(model, bytes):
@@ -130,7 +131,7 @@ def load(
     check_attributes(proto, label)
     external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
-    nbytes = len(data) + sum(size for _, size, _ in external)
+    nbytes = len(data) + sum(found.size for _, found in external)
     original = data if path is None else None
     del data
     if known is not None and external and known[1] == external:
@@ -153,7 +154,7 @@ def load(
     if path is not None:
         for graph in all_graphs(built):
             ir.external_data.set_base_dir(graph, path.parent)
-    locations = tuple(location for location, _, _ in external)
+    locations = tuple(location for location, _ in external)
     return Source(built, label, path, told, nbytes, locations, external, original, written)
 
 
@@ -187,7 +188,7 @@ def check_unchanged(source: Source) -> None:
         return
     files = [source.path.parent / location for location in source.external]
     found = [_written(source.path), *map(_written, files)]
-    if found == [source.written, *((size, changed) for _, size, changed in source.stamp)]:
+    if found == [source.written, *(written for _, written in source.stamp)]:
         return
     with contextlib.suppress(ModelError):
         if load(source.path).digest == source.digest:  # touched, or written again as it was
@@ -198,20 +199,19 @@ def check_unchanged(source: Source) -> None:
     )
 
 
-def _written(path: Path) -> tuple[int, int]:
-    """Bytes and time of change of a file; zeros where there is none."""
+def _written(path: Path) -> Written | None:
+    """How a file is found; None where there is none."""
     try:
-        about = path.stat()
+        return Written.of(path.stat())
     except OSError:
-        return 0, 0
-    return about.st_size, about.st_mtime_ns
+        return None
 
 
 def _digest_with(digest: Any, path: Path | None, external: Stamp) -> str:
     """The digest of a model and its external data, which pass through in pieces."""
-    for location, size, _ in external:
+    for location, written in external:
         assert path is not None
-        digest.update(f"{location}:{size}".encode())
+        digest.update(f"{location}:{written.size}".encode())
         try:
             with (path.parent / location).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

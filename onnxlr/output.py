@@ -292,17 +292,21 @@ def place(path: Path, out: Path) -> None:
     Raises
     ------
     OutputError
-        If it can't be moved, or a data file of the same name and other content is in the way.
+        If it can't be moved, a data file of the same name and other content is in the way, or the
+        folder it belongs to is elsewhere.
     """
     try:
         moves = []
         for extra in sorted(path.parent.rglob("*")):
             if extra != path and extra.is_file():
                 target = out.parent / extra.relative_to(path.parent)
-                if target.exists() and filecmp.cmp(extra, target, shallow=False):
+                if not target.parent.resolve().is_relative_to(out.parent.resolve()):
+                    raise OutputError(
+                        f"can't write {target}, the model's external data: {target.parent} leads "
+                        "out of OUT's folder, where runtimes read none; choose another for OUT"
+                    )
+                if os.path.lexists(target) and _has(target, extra):
                     continue  # the very weights are there already: IN's own, as a rule
-                if target.exists():
-                    raise _in_the_way(target)
                 moves.append((extra, target))
         for extra, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -313,23 +317,33 @@ def place(path: Path, out: Path) -> None:
 
 
 def _move(extra: Path, target: Path) -> None:
-    """Move a file to where none is: another run may put one there at any time."""
+    """Move a file to where none of other content is: another run may put one there at any time."""
     try:
         target.hardlink_to(extra)
     except FileExistsError:
-        if not filecmp.cmp(extra, target, shallow=False):
-            raise _in_the_way(target) from None
+        if not _has(target, extra):
+            extra.replace(target)  # in the place of a link to the same weights
+            return
     except OSError:  # no hard links on this disk
         extra.replace(target)
         return
     extra.unlink()  # a data file with two names would be refused
 
 
-def _in_the_way(target: Path) -> OutputError:
-    return OutputError(
-        f"can't write {target}, the model's external data: another file of that name is there; "
-        "choose another folder for OUT"
-    )
+def _has(target: Path, extra: Path) -> bool:
+    """Whether a file of the same content is there; a link, of either kind, is refused by runtimes.
+
+    Raises
+    ------
+    OutputError
+        If another file is there.
+    """
+    if not target.exists() or not filecmp.cmp(extra, target, shallow=False):
+        raise OutputError(
+            f"can't write {target}, the model's external data: another file of that name is there; "
+            "choose another folder for OUT"
+        )
+    return not target.is_symlink() and target.stat().st_nlink == 1
 
 
 def left_over(path: Path, out: Path) -> list[str]:

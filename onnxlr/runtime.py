@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ _LISTED = 8  # inputs that a message names
 VARIABLE = "ONNXLR_TRIAL"  # of the environment: seconds for what is run first, or "off"
 LONGEST = 45.0  # seconds for opening and running what is small
 _BYTES_A_SECOND = 10e6  # more for what is large
+_LOOK = 1.0  # seconds between looks at what is timed
 _STOPPING = 10.0  # seconds for a run to notice that it is to end
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
 
@@ -168,19 +171,46 @@ class Session:
         if thread.is_alive():
             options.terminate = True
             thread.join(_STOPPING)
-            raise CrashError(
-                f"{self.label} ran for {self._longest:.0f} s on these inputs: it may have no end; "
-                f"give it more seconds with the environment's {VARIABLE}=600"
-            )
+            raise self._endless()
         if isinstance(found[0], BaseException):
             raise found[0]
         return found[0]
 
-    def bound(self, feed: Feed) -> Any:
-        """A function that runs the model on this feed with everything bound on the device."""
-        if not self._all_tensors:
-            return lambda: self.raw.run(None, dict(feed))
+    def _endless(self) -> CrashError:
+        return CrashError(
+            f"{self.label} ran for {self._longest:.0f} s on these inputs: it may have no end; "
+            f"give it more seconds with the environment's {VARIABLE}=600"
+        )
+
+    def bound(self, feed: Feed) -> Callable[[], None]:
+        """A function that runs the model on this feed with everything bound on the device.
+
+        That is what is timed: it is watched from a thread that serves all, not run in one.
+        """
         runtime = _onnxruntime()
+        options = runtime.RunOptions()
+        run = self._runner(feed, options)
+        watched = _watch()
+        looks = math.inf if self._longest is None else self._longest / _LOOK
+
+        def once() -> None:
+            watched[options] = [looks]
+            try:
+                run()
+            except RuntimeError as error:  # where a bound output has another shape than declared
+                if options.terminate:
+                    raise self._endless() from None
+                raise failed_run(self.label, feed, reason_of(error)) from None
+            finally:
+                del watched[options]
+
+        return once
+
+    def _runner(self, feed: Feed, options: Any) -> Callable[[], None]:
+        runtime = _onnxruntime()
+        if not self._all_tensors:
+            fed = dict(feed)
+            return lambda: self.raw.run(None, fed, options)
         device = "cuda" if self.machine.provider == "cuda" else "cpu"
         binding = self.raw.io_binding()
         for name, array in feed.items():
@@ -188,14 +218,47 @@ class Session:
         for name in self.output_names:
             binding.bind_output(name, device)
 
-        def once() -> None:
-            try:
-                self.raw.run_with_iobinding(binding)
-            except RuntimeError as error:  # where a bound output has another shape than declared
-                raise failed_run(self.label, feed, reason_of(error)) from None
+        def run() -> None:
+            self.raw.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
 
-        return once
+        return run
+
+
+# The options of each run that is under way, and how many looks it may last: they are counted, as a
+# process that was halted isn't late.
+_WATCHED: dict[Any, list[float]] = {}
+_WATCHING = threading.Lock()
+
+
+def _watch() -> dict[Any, list[float]]:
+    """Where to enter a run, so that it is stopped when its time is over."""
+    if _WATCHING.acquire(blocking=False):  # once for each process
+        try:
+            threading.Thread(target=_stop_late_runs, daemon=True).start()
+        except RuntimeError:  # this user may have no more threads
+            _WATCHING.release()
+    return _WATCHED
+
+
+def _stop_late_runs() -> None:
+    while True:
+        time.sleep(_LOOK)
+        for options, left in list(_WATCHED.items()):
+            left[0] -= 1
+            if left[0] < 0:
+                options.terminate = True
+
+
+def _forget_watch() -> None:
+    """A fork has no other threads."""
+    global _WATCHING
+    _WATCHING = threading.Lock()
+    _WATCHED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_watch)
 
 
 def _size(model: bytes | str) -> int:

@@ -1,10 +1,11 @@
 """What a file must hold before anything is made of it: versions, names, weights, attributes."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -217,11 +218,28 @@ def _version(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
     return min(newest, max(versions, default=OLDEST_OPSET))
 
 
+class Written(NamedTuple):
+    """What tells a file from the one that takes its place.
+
+    Archives set the times of what they unpack; when the system took note of a change they can't.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, about: os.stat_result) -> "Written":
+        """Of what the system says of a file."""
+        return cls(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+
+
 def external_files(
     proto: onnx.ModelProto, path: Path | None, label: str
-) -> tuple[tuple[str, int, int], ...]:
-    """Location, bytes and time of change of every external data file, each there in full."""
-    files: dict[str, tuple[str, int, int]] = {}
+) -> tuple[tuple[str, Written], ...]:
+    """Location of every external data file, each there in full, and how it was found."""
+    files: dict[str, Written] = {}
     for tensor in _all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -255,15 +273,14 @@ def external_files(
                 f"{label}: {file} is a hard link, one of {about.st_nlink} names of its file: "
                 "external data must be files of their own; copy the model and its data"
             )
-        size = about.st_size
         end = _external_end(tensor, entries, label)
-        if end > size:
+        if end > about.st_size:
             raise ModelError(
-                f"{label}: {file} holds {size:,} bytes, {tensor.name!r} ends at {end:,}: "
+                f"{label}: {file} holds {about.st_size:,} bytes, {tensor.name!r} ends at {end:,}: "
                 "it is cut short, copy it again"
             )
-        files[location] = (location, size, about.st_mtime_ns)
-    return tuple(files[location] for location in sorted(files))
+        files[location] = Written.of(about)
+    return tuple(sorted(files.items()))
 
 
 def _external_end(tensor: onnx.TensorProto, entries: Mapping[str, str], label: str) -> int:

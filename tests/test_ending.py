@@ -164,6 +164,19 @@ def test_a_parent_that_leaves_its_children_alone() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_parent_that_lets_signals_wait() -> None:
+    """What a process has blocked, those that it begins have too; ours is deaf besides."""
+    metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)")
+    blocked = (signal.SIGTERM, signal.SIGALRM)
+    waiting = partial(signal.pthread_sigmask, signal.SIG_BLOCK, blocked)
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, preexec_fn=waiting) as child:
+        wait_for(Path("asked").exists)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=20) == 130
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.usefixtures("here")
 def test_nothing_but_the_report_is_printed() -> None:
     """HiGHS says which solutions it polishes, although it is told to be silent."""
     metric("os.write(1, b'noise'); print('noise'); os.system('echo noise'); return 1.0")

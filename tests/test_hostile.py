@@ -26,7 +26,7 @@ from onnxlr import arrays, child, runtime
 from onnxlr.child import Trial
 from onnxlr.cli import main
 from onnxlr.errors import CrashError, ModelError, readable
-from onnxlr.runtime import ONE_CPU_THREAD
+from onnxlr.runtime import ONE_CPU_THREAD, Session
 from tests.builders import relative, replaced, run
 
 Change = Callable[[onnx.ModelProto], object]
@@ -456,6 +456,17 @@ def _endless_at(sample: int) -> tuple[onnx.ModelProto, np.ndarray[Any, Any]]:
     x = np.ones((8, 1, 24), np.float32)
     x[sample] = 1e18
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), x
+
+
+def test_what_is_timed_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may have an end where it is tried, and none on a later run: by chance, say."""
+    monkeypatch.setenv(runtime.VARIABLE, "2")
+    model, x = _endless_at(0)
+    session = Session(model.SerializeToString(), ONE_CPU_THREAD, "the model")
+    session.bound({"x": x[1]})()
+    for _ in range(2):
+        with pytest.raises(CrashError, match="the model ran for 2 s on these inputs"):
+            session.bound({"x": x[0]})()
 
 
 @pytest.mark.usefixtures("here")

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 
@@ -128,6 +130,52 @@ def test_the_data_of_a_former_out_stay_for_whoever_has_them_too() -> None:
         onnx.checker.check_model(path)
 
 
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+@pytest.mark.usefixtures("here")
+def test_a_link_to_the_weights_makes_room_for_them(link: Callable[[Path, Path], None]) -> None:
+    """Snapshots and those who spare a copy make links, which runtimes refuse as external data."""
+    Path("other").mkdir()
+    link(Path("other/in.data"), Path("in.data").absolute())
+    if link is Path.hardlink_to:  # IN's own must have one name
+        save("again.onnx", "again.data")
+        Path("in.data").unlink()
+        Path("in.data").write_bytes(Path("again.data").read_bytes())
+    before = Path("in.data").read_bytes()
+    onnxlr.optimize("in.onnx", "other/out.onnx", max_drop=0, measure=False)
+    onnx.checker.check_model("other/out.onnx")
+    onnxlr.inspect("other/out.onnx")
+    onnxruntime.InferenceSession("other/out.onnx", providers=["CPUExecutionProvider"])
+    assert Path("in.data").read_bytes() == before
+    assert not Path("other/in.data").is_symlink()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_of_weights_that_leads_elsewhere() -> None:
+    Path("deep/sub").mkdir(parents=True)
+    Path("other").mkdir()
+    save("deep/in.onnx", "sub/w.data")
+    Path("other/sub").symlink_to("../deep/sub")
+    found = held()
+    with pytest.raises(onnxlr.OutputError, match="leads out of OUT's folder"):
+        onnxlr.optimize("deep/in.onnx", "other/out.onnx", max_drop=0, measure=False)
+    assert held() == found
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+@pytest.mark.usefixtures("here")
+def test_another_file_of_the_weights_name_stays(dangling: bool) -> None:
+    Path("other").mkdir()
+    if dangling:
+        Path("other/in.data").symlink_to("nowhere")
+    else:
+        Path("other/in.data").write_text("a file of somebody's")
+    found = held()
+    with pytest.raises(onnxlr.OutputError, match="another file of that name is there"):
+        onnxlr.optimize("in.onnx", "other/out.onnx", max_drop=0, measure=False)
+    assert held() == found
+    assert Path("other/in.data").is_symlink() == dangling
+
+
 @pytest.mark.usefixtures("here")
 def test_a_pipe_beside_out_is_never_opened() -> None:
     os.mkfifo("pipe")
@@ -190,6 +238,24 @@ def test_streams_that_are_closed(closed: str) -> None:
     command = f"{TOOL} {QUICK.replace('--verify none', '--max-drop 1 --no-measure')} {closed}"
     assert subprocess.run(command, shell=True, check=False).returncode == 0
     onnx.checker.check_model("out.onnx")
+
+
+@pytest.mark.usefixtures("here")
+def test_modules_in_the_working_folder_are_none_of_ours() -> None:
+    """Names of the standard library and of what is installed; whatever came with a model."""
+    for name in ("random", "queue", "select", "platform", "types", "string", "joblib", "numpy"):
+        Path(f"{name}.py").write_text(f"open({str(Path('ran').absolute())!r}, 'a')\nraise OSError")
+    done = subprocess.run(
+        f"{sys.executable} -P -m onnxlr optimize in.onnx out.onnx --data d.npz --max-drop 1 "
+        "--metric rel-error --target macs=0.5 --no-measure --jobs 2 --quiet",
+        shell=True,
+        check=False,
+        capture_output=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("ONNXLR_")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert not Path("ran").exists()
 
 
 @pytest.mark.usefixtures("here")
@@ -260,6 +326,11 @@ def shorter(session):
 def other(session):
     DATA.write_bytes(bytes(DATA.stat().st_size))
     return 1.0
+def unpacked(session):
+    about = DATA.stat()
+    DATA.write_bytes(bytes(about.st_size))
+    os.utime(DATA, ns=(about.st_atime_ns, about.st_mtime_ns))
+    return 1.0
 def others_model(session):
     pathlib.Path("in.onnx").write_bytes(pathlib.Path("other.onnx").read_bytes())
     return 1.0
@@ -270,7 +341,7 @@ def touched(session):
 """
 
 
-@pytest.mark.parametrize("metric", ["shorter", "other", "others_model", "touched"])
+@pytest.mark.parametrize("metric", ["shorter", "other", "unpacked", "others_model", "touched"])
 @pytest.mark.parametrize("rank", ["4", "1.0"])  # replaced, or left as it is and copied
 @pytest.mark.usefixtures("here")
 def test_a_model_that_is_saved_again_meanwhile(metric: str, rank: str) -> None:
