@@ -25,10 +25,10 @@ from onnxlr.sanity import (
     check_text,
     check_versions,
     external_files,
+    read_inner,
 )
 from onnxlr.wiring import check_wiring
 
-PROTOBUF_LIMIT = 2**31 - 1
 _TRAINING = "onnxlr_training_info"
 # What the graph library has to say of a broken model is told once, by the error.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
@@ -131,6 +131,8 @@ def load(
     check_attributes(proto, label)
     external = external_files(proto, path, label)
     digest = hashlib.sha256(data)
+    if path is not None and external:
+        read_inner(proto, path, label)
     nbytes = len(data) + sum(found.size for _, found in external)
     original = data if path is None else None
     del data

@@ -19,15 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import OutputError, UsageError
-from onnxlr.model import (
-    PROTOBUF_LIMIT,
-    Source,
-    all_graphs,
-    check_name,
-    check_unchanged,
-    serialize,
-    to_proto,
-)
+from onnxlr.model import Source, all_graphs, check_name, check_unchanged, serialize, to_proto
+from onnxlr.sanity import PROTOBUF_LIMIT
 
 TEMPORARY = ".onnxlr-"  # what files are called that are being written
 _WORKSPACE, _OWNER = ".onnxlr-run-", "owner"

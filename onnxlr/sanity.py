@@ -16,6 +16,7 @@ from onnxlr.errors import ModelError
 
 OLDEST_OPSET = 7
 ONNX_DOMAINS = ("", "ai.onnx")
+PROTOBUF_LIMIT = 2**31 - 1
 _MOST_AXES = 64  # NumPy's arrays have no more
 _MOST_ELEMENTS = 2**48
 # Type of an attribute → the field that holds its value, where that is a single one.
@@ -88,9 +89,7 @@ def check_text(proto: onnx.ModelProto, label: str) -> None:
 
 def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
     """Every text field of every message, weights' values left alone."""
-    waiting: list[Any] = [proto]
-    while waiting:
-        message = waiting.pop()
+    for message in _messages(proto):
         if isinstance(message, onnx.TensorProto):
             yield from (message.name, message.doc_string)
             yield from (text for e in message.external_data for text in (e.key, e.value))
@@ -98,13 +97,24 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_STRING:
                 yield from (value,) if isinstance(value, (str, bytes)) else value
-            elif field.type == FieldDescriptor.TYPE_MESSAGE:
+
+
+def _messages(*begin: Message) -> Iterator[Any]:
+    """These messages and all within, but for what tensors hold."""
+    waiting = list(begin)
+    while waiting:
+        message = waiting.pop()
+        yield message
+        if isinstance(message, onnx.TensorProto):
+            continue
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
                 waiting += (value,) if isinstance(value, Message) else value
 
 
 def check_tensors(proto: onnx.ModelProto, label: str) -> None:
     """Refuse tensors of no known type, and those whose data isn't as long as their shape says."""
-    for tensor in _all_tensors(proto):
+    for tensor in all_tensors(proto):
         shape = f"the weight {tensor.name!r} of shape {list(tensor.dims)[:_MOST_AXES]}"
         axes = [d for d in tensor.dims if d]
         if any(d < 0 for d in axes) or len(tensor.dims) > _MOST_AXES:
@@ -240,7 +250,7 @@ def external_files(
 ) -> tuple[tuple[str, Written], ...]:
     """Location of every external data file, each there in full, and how it was found."""
     files: dict[str, Written] = {}
-    for tensor in _all_tensors(proto):
+    for tensor in all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {e.key: e.value for e in tensor.external_data}
@@ -283,6 +293,46 @@ def external_files(
     return tuple(sorted(files.items()))
 
 
+def read_inner(proto: onnx.ModelProto, path: Path, label: str) -> None:
+    """Read what attributes, functions and training keep in external data; ``external_files`` first.
+
+    What stays outside are the initializers of the main graph and its bodies: they are what may be
+    larger than memory. The others are part of the model's own text, and written with it.
+
+    Raises
+    ------
+    ModelError
+        If they can't be read, or a model's own file couldn't hold them.
+    """
+    inner = [t for t in _inner_tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    if sum(_nbytes(t) or 0 for t in inner) > PROTOBUF_LIMIT:
+        raise ModelError(
+            f"{label} has more than 2 GB of external data in attributes ({inner[0].name!r} is one):"
+            " not supported, export its weights as initializers"
+        )
+    for tensor in inner:
+        entries = {e.key: e.value for e in tensor.external_data}
+        try:
+            with (path.parent / entries["location"]).open("rb") as file:
+                file.seek(int(entries.get("offset") or 0))
+                tensor.raw_data = file.read(_nbytes(tensor) or 0)
+        except OSError as error:
+            raise ModelError(f"can't read the weight {tensor.name!r}: {error}") from None
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+
+
+def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All but the initializers of the main graph and of the bodies in it."""
+    inner: list[Message] = [*proto.functions, *proto.training_info]
+    graphs = [proto.graph]
+    while graphs:
+        for node in graphs.pop().node:
+            graphs += _bodies(node)
+            inner += [a for a in node.attribute if not (a.HasField("g") or a.graphs)]
+    return (m for m in _messages(*inner) if isinstance(m, onnx.TensorProto))
+
+
 def _external_end(tensor: onnx.TensorProto, entries: Mapping[str, str], label: str) -> int:
     """Where in its file a tensor ends."""
     numbers = {"offset": 0, "length": _nbytes(tensor) or 0}
@@ -314,5 +364,6 @@ def _nbytes(tensor: onnx.TensorProto) -> int | None:
     return -(-math.prod(int(d) for d in tensor.dims) * bits // 8)
 
 
-def _all_tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
-    return onnx.external_data_helper._get_all_tensors(proto)
+def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Wherever they are: in graphs, bodies, functions, attributes and training."""
+    return (m for m in _messages(proto) if isinstance(m, onnx.TensorProto))
