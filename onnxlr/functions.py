@@ -7,6 +7,7 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
 )
 
+from onnxlr.model import Names
 from onnxlr.wiring import calls, check_wiring, expanded
 
 _MOST_NODES = 200_000  # of the inlined model: functions that call functions can grow fast
@@ -26,6 +27,7 @@ def inline_functions(model: ir.Model) -> ir.Model:
     if sum(sizes[key] * times**2 for key, times in calls(model).items()) > _MOST_NAMES:
         return model
     inlined = model.clone()
+    _name_unread(inlined)
     try:
         InlinePass()(inlined)
         check_wiring(inlined, "inlined")  # a call may lack what a node of the body needs
@@ -34,3 +36,18 @@ def inline_functions(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass()(inlined)
     DeduplicateInitializersPass()(inlined)
     return inlined
+
+
+def _name_unread(model: ir.Model) -> None:
+    """Name what a call leaves out of its outputs: a node of the body has to give it."""
+    names = Names(model)
+    nodes = [
+        *model.graph.all_nodes(),
+        *(n for f in model.functions.values() for n in f.all_nodes()),
+    ]
+    for value in (v for node in nodes for v in node.outputs if v.name):
+        names.unused(value.name or "")  # of the bodies
+    for node in nodes:
+        if node.op_identifier() in model.functions:
+            for value in node.outputs:
+                value.name = value.name or names.unused("unread")

@@ -74,6 +74,21 @@ def test_what_cannot_be_inlined_is_listed_with_the_reason() -> None:
     assert decision.reason == "in the local function 'Dense', which can't be inlined"
 
 
+def test_a_call_may_leave_out_an_output() -> None:
+    body = [node("Relu", ["a"], "b"), node("MatMul", ["a", "w"], "c")]
+    both = onnx.helper.make_function("local", "Both", ["a", "w"], ["b", "c"], body, [OPSET])
+    inner = onnx.helper.make_node("Both", ["a", "w"], ["", "unread"], domain="local")
+    outer = function("Outer", [inner, node("Neg", ["unread"], "b")], ("a", "w"))
+    half = onnx.helper.make_node("Both", ["h", "w"], ["", "y"], domain="local")
+    nodes = [call("Outer", ["x", "w"], "h"), half]
+    model = make_model(nodes, {"x": (4, 32)}, ["y"], {"w": W}, functions=[both, outer])
+    result = onnxlr.optimize(model, rank=4, target="params", verify="none")
+    assert result.plan.replaced
+    x = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+    (before,), (after,) = run(model, {"x": x}), run(result.model, {"x": x})
+    assert relative(before, after) < 1e-4
+
+
 def test_recursion_and_explosion_are_refused() -> None:
     """A function that calls itself, and thirty that each call the next twice."""
     endless = function("Endless", [call("Endless", ["a"], "b")])
