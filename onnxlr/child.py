@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from onnxlr.ending import ends_at_once
 from onnxlr.errors import CrashError, ModelError
-from onnxlr.jobs import NO_PROCESSES, SAFE, end, follow, loky_late
+from onnxlr.jobs import NO_PROCESSES, SAFE, end, follow, loky_late, under_way
 from onnxlr.memory import available, taken
 from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
 
@@ -92,7 +92,8 @@ def _pool() -> Any:
     """One process, that ends when this one does."""
     loky = loky_late()
     context = loky.backend.context.get_context("loky")
-    return loky.process_executor.ProcessPoolExecutor(
+    return under_way(
+        loky.process_executor.ProcessPoolExecutor,
         1,
         context=context,
         env=SAFE,

@@ -165,10 +165,9 @@ class Cluster:
 
         if error is not None:
             gone = (CancelledError, CommClosedError, KilledWorker, TimeoutError)
-            return isinstance(error, gone) or type(error).__name__ in (
-                "FutureCancelledError",
-                "LostWorkerError",
-            )
+            named = type(error).__name__ in ("FutureCancelledError", "LostWorkerError")
+            silent = isinstance(error, OSError) and "trying to connect" in str(error)
+            return isinstance(error, gone) or named or silent
         if self._client.status not in ("running", "connecting"):
             return True
         now = time.monotonic()

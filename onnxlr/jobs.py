@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 import psutil
@@ -26,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxlr.ending import end_with, ends_at_once, held
 from onnxlr.memory import available
+from onnxlr.output import scratch
 
 T = TypeVar("T")
 
@@ -173,8 +173,8 @@ class Jobs:
     def _shared(self, shared: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
         """A file with what the pieces have in common, and its name among processes."""
         joblib = joblib_late()
-        with TemporaryDirectory(dir=self.folder, prefix="shared-") as folder:
-            common = str(Path(folder) / "common")
+        with scratch(self.folder, "shared-") as folder:
+            common = str(folder / "common")
             joblib.dump(shared, common)
             yield common, uuid.uuid4().hex
 
@@ -246,11 +246,26 @@ def _begin_trackers() -> None:
         os.environ.update(given)
 
 
+def under_way(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A pool whose processes were begun deaf to what asks to end: that is for us to answer.
+
+    It is asked of all that a terminal has begun, and before ``follow`` they would print their own.
+    """
+    with held():
+        executor = make(*args, **options)
+        executor.submit(int)  # the first piece begins them, and the thread that begins later ones
+    return executor
+
+
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
-    executor = loky_late().get_reusable_executor(
-        width, env=_ONE_THREAD | SAFE, initializer=follow, initargs=(os.getpid(), ends_at_once())
+    executor = under_way(
+        loky_late().get_reusable_executor,
+        width,
+        env=_ONE_THREAD | SAFE,
+        initializer=follow,
+        initargs=(os.getpid(), ends_at_once()),
     )
     try:
         yield executor

@@ -228,16 +228,12 @@ def workspace(out: Path | None) -> Iterator[Path]:
         If it can't be made.
     """
     parent = Path(tempfile.gettempdir()) if out is None else out.parent
-    try:
-        _remove_abandoned(parent)
-        folder = tempfile.TemporaryDirectory(
-            prefix=_WORKSPACE, dir=parent, ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise OutputError(write_failure(out or parent, error)) from None
-    with folder as name, _owned(Path(name)):
-        inner = Path(name) / "model"
+    with contextlib.ExitStack() as stack:
         try:
+            _remove_abandoned(parent)
+            folder = stack.enter_context(scratch(parent, _WORKSPACE))
+            stack.enter_context(_owned(folder))
+            inner = folder / "model"
             inner.mkdir()
         except OSError as error:
             raise OutputError(write_failure(out or parent, error)) from None
@@ -245,14 +241,27 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A folder that is gone afterwards, as far as what it lies in lets go of it.
+
+    Raises
+    ------
+    OSError
+        If it can't be made.
+    """
+    folder = tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
+    try:
+        yield Path(folder.name)
+    finally:
+        with contextlib.suppress(RecursionError):  # Python's way to give up on what may not go
+            folder.cleanup()
+
+
+@contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Mark a folder as that of a living process: by a lock, which ends with the process."""
     unclaimed = folder / "claim"
-    try:
-        file = unclaimed.open("wb")
-    except OSError as error:
-        raise OutputError(write_failure(folder, error)) from None
-    with file:
+    with unclaimed.open("wb") as file:
         _lock(file)
         unclaimed.rename(folder / _OWNER)  # locked by the time it can be found
         yield

@@ -1,7 +1,6 @@
 """What an error of one layer's output does to the model's outputs: measured, layer by layer."""
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from onnxlr.errors import ModelError
 from onnxlr.fidelity import Fidelity
 from onnxlr.fitting import fit_layer, output_error, rest_of
 from onnxlr.graph_pass import WeightPass
-from onnxlr.output import save
+from onnxlr.output import save, scratch
 from onnxlr.prepare import Prepared
 from onnxlr.rewrite import Choice, Factored, rewrite
 from onnxlr.runtime import Session
@@ -84,7 +83,7 @@ class Sensitivity:
 def probe(
     prepared: Prepared,
     judge: Judge,
-    folder: str,
+    folder: Path,
     name: str,
     choice: Choice,
     statistics: Statistics | None,
@@ -95,7 +94,7 @@ def probe(
     ----------
     prepared : Prepared
     judge : Judge
-    folder : str
+    folder : Path
         Where the model is written for a moment, if it is here.
     name : str
     choice : Choice
@@ -129,7 +128,7 @@ def fidelity_of(
     choices: Mapping[str, Choice],
     factors: Mapping[str, Factored],
     judge: Judge,
-    folder: str,
+    folder: Path,
 ) -> Fidelity:
     """How close the model's outputs stay with these layers replaced.
 
@@ -139,9 +138,9 @@ def fidelity_of(
         If there is no such model.
     """
     model = rewrite(prepared.model, prepared.shapes, choices, lambda layer, *_: factors[layer.name])
-    here = folder if Path(folder).is_dir() else None  # a worker on another machine has its own
-    with tempfile.TemporaryDirectory(dir=here) as place:
-        path = Path(place) / "probe.onnx"
+    here = folder if folder.is_dir() else None  # a worker on another machine has its own
+    with scratch(here, "probe-") as place:
+        path = place / "probe.onnx"
         save(model, path, outside=bool(prepared.source.external))
         session = Session(path, judge.machine, "the optimized model")
         return judge.judge(session).fidelity

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,7 @@ from onnxlr.graph_pass import WeightPass
 from onnxlr.latency_table import LatencyTable
 from onnxlr.layer_timing import CRASHED, LayerTime
 from onnxlr.layers import Layer
+from onnxlr.output import scratch
 from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
@@ -306,7 +306,7 @@ class Weighing:
             if _label(name, choice) not in known
         ]
         left = {name: sum(n == name for n, _ in missing) for name in asked}
-        with tempfile.TemporaryDirectory(dir=self.factory.folder.parent) as folder:
+        with scratch(self.factory.folder.parent, "probes-") as folder:
             items = [(name, choice, self.statistics.get(name)) for name, choice in missing]
             found = self.factory.jobs.map(
                 probe,

@@ -1,5 +1,6 @@
 """How the command ends: by a signal at any moment, by a crash, with a line and nothing left."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from onnxlr.ending import ENDINGS
 from onnxlr.errors import one_line
+from onnxlr.runtime import VARIABLE
 from onnxlr.surroundings import can_start, check_limits
 from tests.builders import linear, low_rank
 
@@ -91,6 +93,31 @@ def test_ctrl_c_while_it_starts(to: Callable[[int, int], None], seconds: float) 
     assert told.startswith("onnxlr: interrupted")
     assert len(told.splitlines()) == 1
     assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2])
+@pytest.mark.usefixtures("here")
+def test_ctrl_c_while_a_process_of_ours_starts(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    metric("time.sleep(60)")
+
+    def starting() -> bool:
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "popen_loky" in " ".join(process.cmdline()):
+                    return True
+        return False
+
+    with begun(0) as child:
+        wait_for(starting)
+        time.sleep(seconds)
+        os.killpg(child.pid, signal.SIGINT)
+        _, told = child.communicate(timeout=30)
+        assert child.returncode == 130
+    assert told.startswith("onnxlr: interrupted")
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])

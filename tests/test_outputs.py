@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import onnxlr
 from onnxlr import store as store_module
 from onnxlr.cli import main
+from onnxlr.output import scratch
 from onnxlr.store import Store, key_of
 from tests.test_data_aware import images, network
 
@@ -159,6 +160,20 @@ def test_a_folder_of_weights_that_leads_elsewhere() -> None:
     with pytest.raises(onnxlr.OutputError, match="leads out of OUT's folder"):
         onnxlr.optimize("deep/in.onnx", "other/out.onnx", max_drop=0, measure=False)
     assert held() == found
+
+
+def test_a_folder_that_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Append-only, or read-only by now: what was worked in stays, and nothing is said of it."""
+
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", path)
+
+    with scratch(tmp_path, "work-") as folder:
+        (folder / "file").touch()
+        for name in ("unlink", "rmdir"):
+            monkeypatch.setattr(os, name, refuse)
+    monkeypatch.undo()
+    assert folder.exists()
 
 
 @pytest.mark.parametrize("dangling", [False, True])
