@@ -70,7 +70,8 @@ class Case:
 
 
 @cache
-def _node_tests() -> tuple[Any, ...]:
+def node_tests() -> tuple[Any, ...]:
+    """The standard's tests of single operators: each has ``name``, ``model`` and ``data_sets``."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():  # its own arithmetic overflows on purpose
@@ -80,7 +81,7 @@ def _node_tests() -> tuple[Any, ...]:
 
 def node_cases() -> Iterator[Case]:
     """Every single-operator model, its inputs made constant; twice where a weight may be first."""
-    for i, test in enumerate(_node_tests()):
+    for i, test in enumerate(node_tests()):
         inputs = test.model.graph.input
         slots = [s for s in HEAVY.get(test.model.graph.node[0].op_type, ()) if s < len(inputs)]
         floats = any(inputs[s].type.tensor_type.elem_type in _FLOATS for s in slots)
@@ -93,7 +94,7 @@ def node_cases() -> Iterator[Case]:
 
 
 def _node_material(number: int, *, head: bool) -> Material:
-    test = _node_tests()[number]
+    test = node_tests()[number]
     model = onnx.ModelProto()
     model.CopyFrom(test.model)
     # The newest is stamped on all, older runtimes would refuse it; the opset says what is in it.

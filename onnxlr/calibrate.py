@@ -225,6 +225,7 @@ class Sums:
 
     def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
         self.rows = 0
+        self.unlike = False  # whether two models once gave the layer inputs of different shapes
         self._held: list[tuple[Array, Array | None]] = []
         self._layer = layer
         n, g = input_size(layer), layer.group
@@ -242,6 +243,8 @@ class Sums:
 
     def add(self, use: Use, x: NDArray[np.generic]) -> None:
         """Take in some of the inputs of one run, sampled evenly."""
+        if not x.size:  # nothing was found, say, and this layer had nothing to look at
+            return
         rows = self._sample(use, x, self._rng)
         if _within(rows):
             self._hold(rows, None)
@@ -250,6 +253,10 @@ class Sums:
         self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
     ) -> tuple[Array, Array] | None:
         """Take in inputs beside those of another model, at the same places; gives what it took."""
+        if x.shape != other.shape:  # chosen by values, which differ: they don't belong together
+            self.unlike = True
+        if self.unlike or not x.size:
+            return None
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
         # Both or neither: one count of rows serves the moments of both.

@@ -63,7 +63,7 @@ class _Backward:
         if layer.kind not in ("matrix", "conv", "conv-transpose") or len(layer.shape) < 2:
             return
         channels = _outputs(layer)
-        if channels > _WIDEST:
+        if channels > _WIDEST or not all(_faces(layer, use) for use in layer.uses):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is left out below
             self._visit(layer, channels)
@@ -105,7 +105,7 @@ class _Backward:
         layer, use = self.users[node]
         if use.x is not spot.value or layer.kind not in ("matrix", "conv", "conv-transpose"):
             return None
-        if layer.kind == "matrix" and len(layer.shape) != 2:
+        if layer.kind == "matrix" and (len(layer.shape) != 2 or not _faces(layer, use)):
             return None
         if _input_axis(layer, use) != spot.axis or _outputs(layer) > _WIDEST:
             return None
@@ -216,14 +216,25 @@ def _inputs(layer: Layer) -> int:
     return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
 
 
+def _faces(layer: Layer, use: Use) -> bool:
+    """Whether a use takes the weight's inputs for inputs: tied weights are seen both ways round."""
+    return layer.convolves or use.contracts_last == layer.uses[0].contracts_last
+
+
 def _output_axis(layer: Layer, use: Use) -> int:
-    return 1 - len(layer.shape) if layer.convolves else (-2 if use.slot == 0 else -1)
+    if layer.convolves:
+        return 1 - len(layer.shape)
+    return -2 if use.slot == 0 and not _meets_vector(use) else -1
+
+
+def _meets_vector(use: Use) -> bool:
+    return use.x_shape is not None and len(use.x_shape) < 2
 
 
 def _input_axis(layer: Layer, use: Use) -> int:
     if layer.convolves:
         return 1 - len(layer.shape)
-    left = use.slot == 0
+    left = use.slot == 0 and not _meets_vector(use)
     turned = use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0)
     return -2 if left != bool(turned) else -1
 

@@ -153,7 +153,9 @@ def _inputs(
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
         session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source)
-        return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
+        seen = [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
+        if any(x.size for x in seen):
+            return [x for x in seen if x.size]
     rng = np.random.default_rng(seed)
     shape = use.x_shape or ()
     if not 0 < math.prod(shape) <= _MOST_ELEMENTS or not shape:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.axes import open_axes
+from onnxlr.axes import counted_axes
 from onnxlr.errors import ModelError
 from onnxlr.model import constant, int_attr, ints_attr, is_standard, values_of
 from onnxlr.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
@@ -38,7 +38,7 @@ class Use:
     x_shape, y_shape : tuple of int or None
         Static shapes of the other operand and of the output, where known.
     axes : int or None
-        How many axes the other operand has, where it has as many for all sizes that are fed.
+        How many axes the other operand has, where it has as many for all that may be fed.
     """
 
     node: ir.Node
@@ -265,11 +265,11 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     shapes : mapping of str to tuple of int
         Static shapes of the main graph's tensors, as far as known.
     """
-    changing = open_axes(model.graph)
+    axes = counted_axes(model.graph)
     found: dict[ir.Value, list[_Sighting]] = {}
     places: dict[ir.Value, str] = {}
     for place, node in _nodes(model):
-        for sighting in _sightings(node, model.graph, shapes, changing):
+        for sighting in _sightings(node, model.graph, shapes, axes):
             found.setdefault(sighting.seen.root, []).append(sighting)
             if place:
                 places.setdefault(sighting.seen.root, place)
@@ -303,7 +303,7 @@ def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
 
 
 def _sightings(
-    node: ir.Node, graph: ir.Graph, shapes: Shapes, changing: Set[ir.Value]
+    node: ir.Node, graph: ir.Graph, shapes: Shapes, axes: Mapping[ir.Value, int]
 ) -> Iterator[_Sighting]:
     if is_standard(node, *STANDARD):
         slots, kind = STANDARD[node.op_type]
@@ -321,8 +321,7 @@ def _sightings(
         use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None)
         x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
         y = shape_of(node.outputs[0], graph, shapes)
-        axes = None if x is None or use.x in changing else len(x)
-        use = replace(use, x_shape=x, y_shape=y, axes=axes)
+        use = replace(use, x_shape=x, y_shape=y, axes=axes.get(use.x))
         yield _Sighting(use, kind, seen)
 
 

@@ -74,16 +74,18 @@ def correct(
                 pairs = _Pairs(prepared, done, found, layer, feeds, seed, rows=not glance)
                 own = factory.statistics.get(layer.name)
                 metric = own.metric if own is not None else None
-                enough = pairs.given.rows >= _ROWS * input_size(layer)
                 found[layer.name] = (
-                    _fitted(layer, choice, plain, pairs, metric) if enough else plain
+                    _fitted(layer, choice, plain, pairs, metric) if pairs.enough else plain
                 )
             step(layer.name)
     return found
 
 
 class _Pairs:
-    """Moments of a layer's inputs in the original and in the model as compressed so far."""
+    """Moments of a layer's inputs in the original and in the model as compressed so far.
+
+    There are none where the two don't belong together, or too few tell of them (``enough``).
+    """
 
     def __init__(
         self,
@@ -118,8 +120,10 @@ class _Pairs:
                     given, own = (p[:, ::step].astype(np.float32) for p in pair)
                     y = own @ weight.transpose(0, 2, 1) + bias
                     self.rows.append((given, y))
-        self.given: Statistics = sums.statistics()  # of x̂
-        self.mean, self.cross = sums.other()  # of x, and between x and x̂
+        self.enough = not sums.unlike and sums.rows >= _ROWS * input_size(layer)
+        if self.enough:
+            self.given: Statistics = sums.statistics()  # of x̂
+            self.mean, self.cross = sums.other()  # of x, and between x and x̂
 
 
 def _fitted(

@@ -260,6 +260,47 @@ def test_the_error_is_that_of_what_comes_out() -> None:
     assert told == pytest.approx(lost / made, rel=0.01)
 
 
+def test_a_weight_that_is_seen_both_ways_round() -> None:
+    """Tied weights: what counts of one side's outputs says nothing of the other's."""
+    model = make_model(
+        [
+            node("MatMul", ["x", "u"], "a", "before"),
+            node("MatMul", ["a", "w"], "b", "encode"),
+            node("Transpose", ["w"], "t", perm=[1, 0]),
+            node("MatMul", ["b", "t"], "c", "decode"),
+            node("MatMul", ["c", "v"], "y", "behind"),
+        ],
+        {"x": (2, 5)},
+        ["y"],
+        {"u": rand(5, 6), "w": rand(6, 12), "v": rand(6, 4)},
+    )
+    assert set(influences(prepare(load(model), feed=None))) == {"before"}
+
+
+def test_channels_of_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are its one axis, also where the constant stands on the left."""
+    monkeypatch.setattr("onnxlr.influence._DAMPING", 0.0)
+    v = rand(4, 6)
+    model = make_model(
+        [
+            node("MatMul", ["u", "x"], "a", "first"),
+            node("Transpose", ["a"], "t", perm=[0]),
+            node("MatMul", ["v", "t"], "b", "second"),
+            node("Relu", ["b"], "c"),
+            node("MatMul", ["c", "z"], "y", "third"),
+        ],
+        {"x": (5,)},
+        ["y"],
+        {"u": rand(6, 5), "v": v, "z": rand(4, 3)},
+    )
+    roots = influences(prepare(load(model), feed=None))
+    assert set(roots) == {"first", "second"}
+    second = roots["second"][0] @ roots["second"][0]
+    raw = v.T.astype(np.float64) @ second @ v
+    found = roots["first"][0] @ roots["first"][0]
+    np.testing.assert_allclose(found, raw * 6 / np.trace(raw), rtol=1e-5, atol=1e-9)
+
+
 def test_a_model_without_such_layers_has_none() -> None:
     model = make_model([node("Relu", ["x"], "y")], {"x": (2, 3)}, ["y"], {})
     assert influences(prepare(load(model), feed=None)) == {}

@@ -1,0 +1,145 @@
+"""Layers whose inputs are chosen by values: as many as the feed leaves them, or none."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxlr
+from onnxlr import sequential
+from onnxlr.layers import Layer
+from onnxlr.rewrite import Factored
+from tests.builders import Array, make_model, node, run
+
+RNG = np.random.default_rng(5)
+
+
+def rand(*shape: int) -> Array:
+    return np.asarray(RNG.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
+
+
+def chosen(x: str, limit: float, out: str) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """Nodes that keep the rows of x whose sum is above a limit."""
+    nodes = [
+        node("ReduceSum", [x, "axis"], "s", keepdims=0),
+        node("Greater", ["s", "limit"], "m"),
+        node("Compress", [x, "m"], out, axis=0),
+    ]
+    return nodes, {"axis": np.array([1]), "limit": np.array(limit, np.float32)}
+
+
+def rows_behind_a_layer() -> tuple[onnx.ModelProto, Array]:
+    """Rows chosen by what a layer gives: the original and the factorized choose others."""
+    nodes, constants = chosen("r", 25.0, "c")
+    model = make_model(
+        [
+            node("MatMul", ["x", "a"], "h", "first"),
+            node("Relu", ["h"], "r"),
+            *nodes,
+            node("MatMul", ["c", "b"], "d", "second"),
+            node("Relu", ["d"], "e"),
+            node("ReduceMean", ["e"], "y", axes=[0], keepdims=1),
+        ],
+        {"x": ("n", 64)},
+        ["y"],
+        {"a": rand(64, 64), "b": rand(64, 64)} | constants,
+    )
+    return model, RNG.standard_normal((400, 64)).astype(np.float32)
+
+
+def no_images() -> tuple[onnx.ModelProto, Array]:
+    """Crops of which every second run chooses none."""
+    model = make_model(
+        [
+            node("ReduceMean", ["x"], "s", axes=[1, 2, 3], keepdims=0),
+            node("Greater", ["s", "limit"], "m"),
+            node("Compress", ["x", "m"], "c", axis=0),
+            node("Conv", ["c", "k"], "b", "conv", pads=[1, 1, 1, 1]),
+            node("Relu", ["b"], "r"),
+            node("ReduceSum", ["r", "axes"], "y", keepdims=0),
+        ],
+        {"x": ("n", 16, 8, 8)},
+        ["y"],
+        {"k": rand(32, 16, 3, 3), "axes": np.array([0, 2, 3]), "limit": np.array(0, np.float32)},
+    )
+    x = RNG.standard_normal((20, 3, 16, 8, 8)).astype(np.float32) * 0.2
+    x[::2] += 0.5
+    x[1::2] -= 0.5
+    return model, x
+
+
+def always_infinite() -> tuple[onnx.ModelProto, Array]:
+    """Nothing that the second layer is given are numbers; what it gives is cleaned."""
+    model = make_model(
+        [
+            node("MatMul", ["x", "a"], "h", "first"),
+            node("Relu", ["h"], "r"),
+            node("Log", ["zero"], "infinite"),
+            node("Add", ["r", "infinite"], "i"),
+            node("MatMul", ["i", "b"], "d", "second"),
+            node("IsNaN", ["d"], "p"),
+            node("IsInf", ["d"], "q"),
+            node("Or", ["p", "q"], "o"),
+            node("Where", ["o", "r", "d"], "y"),
+        ],
+        {"x": ("n", 64)},
+        ["y"],
+        {"a": rand(64, 64), "b": rand(64, 64), "zero": np.array(0, np.float32)},
+    )
+    return model, RNG.standard_normal((400, 64)).astype(np.float32)
+
+
+def no_columns() -> tuple[onnx.ModelProto, Array]:
+    """A constant on the left that is given nothing at all."""
+    nodes, constants = chosen("x", 2500.0, "c")
+    model = make_model(
+        [
+            *nodes,
+            node("Gemm", ["a", "c"], "g", "left", transB=1),
+            node("ReduceSum", ["g", "axis"], "p", keepdims=0),
+            node("MatMul", ["x", "b"], "q", "right"),
+            node("Add", ["p", "q"], "y"),
+        ],
+        {"x": ("n", 64)},
+        ["y"],
+        {"a": rand(64, 64), "b": rand(64, 64)} | constants,
+    )
+    return model, RNG.standard_normal((400, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 8}, {"rank": 8, "verify": "layers"}], ids=str)
+@pytest.mark.parametrize("build", [rows_behind_a_layer, no_images, always_infinite, no_columns])
+def test_it_is_optimized_all_the_same(build: Any, options: Any, tmp_path: Path) -> None:
+    model, x = build()
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "d.npz", x=x)
+    result = onnxlr.optimize(
+        tmp_path / "in.onnx", data=tmp_path / "d.npz", max_drop=1, measure=False, **options
+    )
+    feed = {"x": x[0] if build is no_images else x[:16]}
+    for before, after in zip(run(model, feed), run(result.model, feed), strict=True):
+        assert after.shape == before.shape
+        assert np.isfinite(after).all() == np.isfinite(before).all()
+
+
+def test_rows_of_another_choice_are_no_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The factors stay those of the weight, or of its own inputs."""
+    model, x = rows_behind_a_layer()
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "d.npz", x=x)
+    fitted: list[str] = []
+    inner = sequential._fitted
+
+    def watched(layer: Layer, *rest: Any) -> Factored:
+        fitted.append(layer.name)
+        return inner(layer, *rest)
+
+    monkeypatch.setattr(sequential, "_fitted", watched)
+    options: Any = {"rank": 8, "max_drop": 1, "measure": False}
+    result = onnxlr.optimize(tmp_path / "in.onnx", data=tmp_path / "d.npz", **options)
+    assert {d.name for d in result.plan.replaced} == {"first", "second"}
+    assert "second" not in fitted
