@@ -82,8 +82,8 @@ def _leave(_: int, __: FrameType | None) -> None:
 
 def _pass_on(child: int, number: int) -> None:
     left = signal.alarm(_PATIENCE)
-    if left:  # the wish was made before: saying it again doesn't put off the end
-        signal.alarm(left)
+    if left:  # saying the wish again doesn't put off the end; nor does an alarm of the parent's
+        signal.alarm(min(left, _PATIENCE))
     try:
         os.kill(child, number)
     except ProcessLookupError:

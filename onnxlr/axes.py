@@ -50,7 +50,7 @@ def counted_axes(graph: ir.Graph) -> dict[ir.Value, int]:
     Parameters
     ----------
     graph : onnx_ir.Graph
-        The main graph, in order.
+        The main graph, in order. Values of the bodies in it are told of too.
     """
     found = _Counted()
     for value in graph.inputs:
@@ -58,9 +58,13 @@ def counted_axes(graph: ir.Graph) -> dict[ir.Value, int]:
             found.axes[value] = len(value.shape)
             if len(value.shape) == 1 and isinstance(value.shape[0], int):
                 found.lengths[value] = value.shape[0]
-    for node in graph:
-        if is_standard(node, node.op_type):
-            found.visit(node)
+    waiting = [graph]
+    while waiting:
+        current = waiting.pop()
+        for node in current:
+            if is_standard(node, node.op_type):
+                found.visit(node)
+                waiting += found.bodies(node)
     return found.axes
 
 
@@ -82,6 +86,19 @@ class _Counted:
                 self.axes[value] = count
         if counts[0] == 1 and (length := self._length(node)) is not None:
             self.lengths[node.outputs[0]] = length
+
+    def bodies(self, node: ir.Node) -> list[ir.Graph]:
+        """The bodies of a node, once it is told what they are given."""
+        attributes = [a for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        graphs = [a.as_graph() for a in attributes if not a.is_ref()]
+        # That of opset 8 has an input more, and runs over batches.
+        if node.op_type == "Scan" and graphs and len(graphs[0].inputs) == len(node.inputs):
+            states = len(node.inputs) - int_attr(node, "num_scan_inputs", 0)
+            for i, (given, value) in enumerate(zip(node.inputs, graphs[0].inputs, strict=True)):
+                count = self._axes_of(given)
+                if count is not None:
+                    self.axes[value] = count - (i >= states)
+        return graphs
 
     def _axes_of(self, value: ir.Value | None) -> Count:
         tensor = constant(value)

@@ -191,7 +191,8 @@ def _covariance_bytes(layer: Layer) -> int:
 def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Source) -> Session:
     """A model, made from a source, that gives out these values besides its outputs."""
     proto = to_proto(model)
-    present = {v.name for v in (*proto.graph.output, *proto.graph.input)}
+    fed = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
+    present = fed | {v.name for v in proto.graph.output}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
     )

@@ -37,8 +37,8 @@ class Use:
         Type the node computes in, after any Cast.
     x_shape, y_shape : tuple of int or None
         Static shapes of the other operand and of the output, where known.
-    axes : int or None
-        How many axes the other operand has, where it has as many for all that may be fed.
+    x_axes, y_axes : int or None
+        How many axes they have, where it is as many for all that may be fed.
     """
 
     node: ir.Node
@@ -47,7 +47,8 @@ class Use:
     dtype: ir.DataType
     x_shape: Shape | None
     y_shape: Shape | None
-    axes: int | None
+    x_axes: int | None
+    y_axes: int | None
 
     @property
     def x(self) -> ir.Value:
@@ -318,10 +319,12 @@ def _sightings(
     for slot, seen in weights:
         if kind == "gather" and not _embeds(seen):
             continue  # shapes and indices, not an embedding
-        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None)
+        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None, None)
         x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
-        y = shape_of(node.outputs[0], graph, shapes)
-        use = replace(use, x_shape=x, y_shape=y, axes=axes.get(use.x))
+        y = node.outputs[0]
+        sizes = x, shape_of(y, graph, shapes)
+        use = replace(use, x_shape=sizes[0], y_shape=sizes[1])
+        use = replace(use, x_axes=axes.get(use.x), y_axes=axes.get(y))
         yield _Sighting(use, kind, seen)
 
 

@@ -126,10 +126,12 @@ def replace_layer(
         output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
         node = use.node
         if factored.shift is not None and node.op_type == "MatMul":
-            column = (-1, 1) if use.slot == 0 else (-1,)
-            shift = writer.constant(factored.shift.reshape(column), use.dtype)
-            output = writer.op("Add", [output, shift], {})
+            output = _shifted(use, factored.shift, output, writer)
         carry_over(node.outputs[0], output)
+        if writer.graph is not model.graph and use.y_axes is not None:
+            # Runtimes want to know of bodies how many axes they give. Before opset 13 they don't
+            # find out behind a Reshape to sizes that are read.
+            output.type, output.shape = ir.TensorType(use.dtype), ir.Shape([None] * use.y_axes)
         ir.convenience.replace_nodes_and_values(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
@@ -141,6 +143,16 @@ def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Va
     output = writer.op("Cast", [factor], {"to": int(dtype)})
     output.type, output.shape = ir.TensorType(dtype), factor.shape
     return output
+
+
+def _shifted(
+    use: Use, shift: NDArray[np.float64], output: ir.Value, writer: "_GraphWriter"
+) -> ir.Value:
+    """What a MatMul gives, with what its mean lost; without, where W may meet a vector."""
+    if use.slot == 0 and use.x_axes is None:
+        return output
+    column = (-1, 1) if use.slot == 0 and use.x_axes != 1 else (-1,)
+    return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
 
 
 def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") -> None:

@@ -161,6 +161,57 @@ def compressed_product() -> onnx.ModelProto:
     return make_model(nodes, {"x": ["n", "m", 64]}, ["y"], constants)
 
 
+def recurrent_scan(lookup: bool) -> onnx.ModelProto:
+    """h = tanh(a + h·U) over steps, in a body that declares no shape of what it gives."""
+    info = onnx.helper.make_tensor_value_info
+    first = [node("MatMul", ["i", "w"], "a")]
+    if lookup:
+        first = [
+            node("Gather", ["w", "i"], "e", axis=1),
+            node("Transpose", ["e"], "a", perm=[1, 0]),
+        ]
+    body = onnx.helper.make_graph(
+        [
+            *first,
+            node("MatMul", ["h", "u"], "b"),
+            node("Add", ["a", "b"], "s"),
+            node("Tanh", ["s"], "ho"),
+            node("Relu", ["ho"], "o"),
+        ],
+        "step",
+        [info("h", 1, ["n", 64]), info("i", 7 if lookup else 1, ["n"] if lookup else ["n", 64])],
+        [info("ho", 1, None), info("o", 1, None)],
+    )
+    scan = onnx.helper.make_node("Scan", ["h0", "steps"], ["hn", "y"], body=body, num_scan_inputs=1)
+    weights = {"w": low_rank(RNG, 64, 64, 4), "u": low_rank(RNG, 64, 64, 4)}
+    graph = onnx.helper.make_graph(
+        [node("Cast", ["x"], "steps", to=7) if lookup else node("Relu", ["x"], "steps"), scan],
+        "net",
+        [info("x", 1, ["t", "n"] if lookup else ["t", "n", 64]), info("h0", 1, ["n", 64])],
+        [info("y", 1, None)],
+        [onnx.numpy_helper.from_array(a, name) for name, a in weights.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 12)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=7)
+
+
+@pytest.mark.parametrize("method", ["auto", "tiled-svd"])
+@pytest.mark.parametrize("lookup", [False, True])
+def test_a_body_says_how_many_axes_it_gives(lookup: bool, method: str) -> None:
+    """Which runtimes ask for where nothing is optimized."""
+    model = recurrent_scan(lookup)
+    rank = "4,2,2" if method == "tiled-svd" else 4
+    result = onnxlr.optimize(
+        model, method=method, rank=rank, target="params", verify="none", measure=False
+    )
+    assert result.plan.replaced
+    x = np.asarray(RNG.integers(0, 64, (3, 5) if lookup else (3, 5, 64)), np.float32)
+    feed = {"x": x if lookup else x / 64, "h0": np.zeros((5, 64), np.float32)}
+    for optimized in (False, True):
+        (before,), (after,) = (run(m, feed, optimized=optimized) for m in (model, result.model))
+        np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("model", "method", "sizes"),
     [

@@ -14,6 +14,7 @@ from onnxlr.rewrite import Factored
 from tests.builders import Array, make_model, node, run
 
 RNG = np.random.default_rng(5)
+ANYTHING: Any = {"max_drop": 1, "measure": False, "target": "params"}
 
 
 def rand(*shape: int) -> Array:
@@ -107,6 +108,49 @@ def no_columns() -> tuple[onnx.ModelProto, Array]:
         {"a": rand(64, 64), "b": rand(64, 64)} | constants,
     )
     return model, RNG.standard_normal((400, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize("verify", ["full", "layers"])
+def test_the_mean_behind_a_constant_on_the_left(
+    squeezed: bool, verify: str, tmp_path: Path
+) -> None:
+    """It is a column behind W·X, a vector behind W·x, and left out where it may be either."""
+    op, dims = ("Squeeze", [64, "n"]) if squeezed else ("Relu", [64])
+    nodes = [node(op, ["x"], "r"), node("MatMul", ["a", "r"], "y", "left")]
+    model = make_model(nodes, {"x": dims}, ["y"], {"a": rand(64, 64)})
+    onnx.save(model, tmp_path / "in.onnx")
+    shape = (40, 64, 5) if squeezed else (400, 64)
+    np.savez(tmp_path / "d.npz", x=RNG.standard_normal(shape).astype(np.float32) + 1)
+    result = onnxlr.optimize(
+        tmp_path / "in.onnx", data=tmp_path / "d.npz", rank=8, verify=verify, **ANYTHING
+    )
+    assert result.plan.replaced
+    for size in [(64, 5), (64, 1), (64, 2)] if squeezed else [(64,)]:
+        feed = {"x": np.ones(size, np.float32)}
+        assert run(result.model, feed)[0].shape == run(model, feed)[0].shape
+
+
+def test_stored_indices_that_are_listed_as_inputs(tmp_path: Path) -> None:
+    """As exports of IR 3 do with all initializers: nobody feeds them."""
+    constants = {"p": rand(64, 64), "at": np.arange(20)[None], "b": rand(64, 64)}
+    model = make_model(
+        [
+            node("Gather", ["p", "at"], "q", "position"),
+            node("Add", ["x", "q"], "h"),
+            node("MatMul", ["h", "b"], "y", "fc"),
+        ],
+        {"x": ("n", 20, 64)},
+        ["y"],
+        constants,
+    )
+    model.graph.input.append(onnx.helper.make_tensor_value_info("at", 7, [1, 20]))
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "d.npz", x=RNG.standard_normal((100, 20, 64)).astype(np.float32))
+    result = onnxlr.optimize(
+        tmp_path / "in.onnx", data=tmp_path / "d.npz", rank=4, verify="layers", **ANYTHING
+    )
+    assert {d.name for d in result.plan.replaced} == {"position", "fc"}
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 8}, {"rank": 8, "verify": "layers"}], ids=str)

@@ -190,13 +190,19 @@ def test_a_parent_that_leaves_its_children_alone() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        partial(signal.pthread_sigmask, signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGALRM)),
+        partial(signal.alarm, 3600),
+    ],
+    ids=["signals wait", "an alarm"],
+)
 @pytest.mark.usefixtures("here")
-def test_a_parent_that_lets_signals_wait() -> None:
-    """What a process has blocked, those that it begins have too; ours is deaf besides."""
+def test_what_a_parent_leaves_behind(before: Callable[[], object]) -> None:
+    """Its blocked signals and its alarm are those of what it begins, or becomes; ours is deaf."""
     metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)")
-    blocked = (signal.SIGTERM, signal.SIGALRM)
-    waiting = partial(signal.pthread_sigmask, signal.SIG_BLOCK, blocked)
-    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, preexec_fn=waiting) as child:
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, preexec_fn=before) as child:
         wait_for(Path("asked").exists)
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=20) == 130

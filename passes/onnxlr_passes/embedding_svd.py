@@ -75,8 +75,8 @@ class EmbeddingSvd(ChainPass):
         order = [a for a in range(len(axes)) if a != axis]
         others = _without(layer.shape, axis)
         # Where nobody knows how many axes the indices have, they are looked up as one.
-        known = use.axes is not None
-        front = 1 if use.axes is None else use.axes
+        known = use.x_axes is not None
+        front = 1 if use.x_axes is None else use.x_axes
         indices = use.x if known else reshaped(writer, use.x, (-1,))
         rows = writer.op("Gather", [factors[0], indices], {"axis": 0})
         product = writer.op("MatMul", [rows, factors[1]], {})

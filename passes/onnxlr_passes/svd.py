@@ -26,7 +26,7 @@ class Svd(ChainPass):
             return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
         if len(layer.shape) < 2:
             return f"the weight is a vector of {layer.params}, which has rank 1 already"
-        operands = [use.axes for use in layer.uses] if len(layer.shape) > 2 else []
+        operands = [use.x_axes for use in layer.uses] if len(layer.shape) > 2 else []
         if None in operands:
             return (
                 "the weight is a stack of matrices, and how many axes what it meets has is unknown "

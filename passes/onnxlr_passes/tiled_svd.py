@@ -35,7 +35,7 @@ class TiledSvd(TiledPass, ChainPass):
         if layer.kind == "matrix":
             if len(layer.shape) != 2:
                 return f"tiled-svd needs one matrix, the weight has shape {layer.shape}"
-            if any(use.slot == 0 and (use.axes or 0) < 2 for use in layer.uses):
+            if any(use.slot == 0 and (use.x_axes or 0) < 2 for use in layer.uses):
                 return "tiled-svd can't tell whether the constant on the left meets a vector"
         elif layer.kind == "gather":
             if len(layer.shape) != 2 or any(layer.lookup_axis(u) or u.swapped for u in layer.uses):
@@ -157,7 +157,7 @@ class TiledSvd(TiledPass, ChainPass):
         if _flip(use) != _flip(layer.uses[0]):
             factors = tuple(_swap_last(writer, f) for f in factors)
         inner_factor, outer_factor = factors if use.contracts_last else factors[::-1]
-        blocks = _Blocks(writer, inner_factor, outer_factor, (use.axes or 0) - 2)
+        blocks = _Blocks(writer, inner_factor, outer_factor, (use.x_axes or 0) - 2)
         m, n = layer.shape if use.contracts_last else layer.shape[::-1]
         r, p, q = rank
         outer, inner = (p, q) if use.contracts_last else (q, p)
