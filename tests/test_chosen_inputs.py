@@ -116,8 +116,9 @@ def test_the_mean_behind_a_constant_on_the_left(
     squeezed: bool, verify: str, tmp_path: Path
 ) -> None:
     """It is a column behind W·X, a vector behind W·x, and left out where it may be either."""
-    op, dims = ("Squeeze", [64, "n"]) if squeezed else ("Relu", [64])
-    nodes = [node(op, ["x"], "r"), node("MatMul", ["a", "r"], "y", "left")]
+    before = node("Squeeze" if squeezed else "Relu", ["x"], "r")
+    nodes = [before, node("MatMul", ["a", "r"], "y", "left")]
+    dims: list[int | str] = [64, "n"] if squeezed else [64]
     model = make_model(nodes, {"x": dims}, ["y"], {"a": rand(64, 64)})
     onnx.save(model, tmp_path / "in.onnx")
     shape = (40, 64, 5) if squeezed else (400, 64)
