@@ -42,7 +42,8 @@ def _fold_batch_norm(
         return False
     if inner.is_graph_output() or len(inner.uses()) != 1 or len(norm.inputs) != 5:
         return False
-    if any(v.uses() or v.is_graph_output() for v in norm.outputs[1:]):
+    # What says "training" is an attribute from opset 14 on, before that the number of outputs.
+    if len(norm.outputs) > 1:
         return False
     if int_attr(norm, "training_mode", 0) or (version < 9 and not int_attr(norm, "spatial", 1)):
         return False
