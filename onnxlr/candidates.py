@@ -50,10 +50,19 @@ class Weighed:
 
     @classmethod
     def from_json(cls, layer: Layer, goal: Goal, row: Mapping[str, Any]) -> "Weighed":
-        """Read what ``to_json`` wrote."""
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError, UsageError
+            If it is something else.
+        """
         graph_pass, rank = find_pass(row["method"]), tuple(int(r) for r in row["rank"])
-        item = candidate(layer, graph_pass, rank, goal, str(row["note"]))
-        return cls(item, float(row["error"]))
+        error = float(row["error"])
+        misfit = graph_pass.refuse(layer) or graph_pass.misfit(layer, rank)
+        if misfit is not None or not 0 <= error < math.inf:
+            raise ValueError(misfit or f"an error of {error}")
+        return cls(candidate(layer, graph_pass, rank, goal, str(row["note"])), error)
 
 
 def weigh_layer(

@@ -49,10 +49,10 @@ class _Group(click.Group):
                 hear(ignore)
                 click.echo("onnxlr: interrupted; no file was left half-written", err=True)
                 ctx.exit(INTERRUPTED)
-            if not isinstance(error, Exception) or (
-                os.environ.get("ONNXLR_TRACEBACK") and not isinstance(error, _EXPECTED)
-            ):
+            wanted = os.environ.get("ONNXLR_TRACEBACK") and not isinstance(error, _EXPECTED)
+            if wanted and isinstance(error, Exception):
                 raise
+            # Methods, and what they call, may have ends of their own: they aren't the command's.
             if text := _told(error):
                 click.echo(f"onnxlr: {text}", err=True)
             ctx.exit(error.exit_code if isinstance(error, OnnxlrError) else 1)
@@ -63,7 +63,7 @@ if hasattr(os, "register_at_fork"):  # a metric's own processes end as any other
 _EXPECTED = (OnnxlrError, OSError, MemoryError)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What is said of a failure; nothing where nobody listens."""
     match error:
         case OnnxlrError():

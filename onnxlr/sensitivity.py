@@ -123,6 +123,18 @@ def probe(
     return {"error": error, "harm": harm, "divergence": found.divergence}
 
 
+def is_probe(row: object) -> bool:
+    """Whether a row, as it may come from a file, is what ``probe`` gives."""
+    if not isinstance(row, dict):
+        return False
+    if "refusal" in row:
+        return isinstance(row["refusal"], str)
+    if not {"error", "harm", "divergence"} <= row.keys():
+        return False
+    given = [row["error"], *(row[n] for n in ("harm", "divergence") if row[n] is not None)]
+    return all(isinstance(x, float | int) and 0 <= x < math.inf for x in given)
+
+
 def fidelity_of(
     prepared: Prepared,
     choices: Mapping[str, Choice],

@@ -12,6 +12,7 @@ from onnxlr.allocation import Option, allocate, pareto
 from onnxlr.calibrate import Statistics
 from onnxlr.candidates import Weighed, front, weigh_layer
 from onnxlr.cost import layer_work
+from onnxlr.errors import UsageError
 from onnxlr.factory import Factory
 from onnxlr.fits import Candidate, Goal
 from onnxlr.graph_pass import WeightPass
@@ -23,7 +24,7 @@ from onnxlr.plan import Alternative
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice
-from onnxlr.sensitivity import LEAST, Sensitivity, probe
+from onnxlr.sensitivity import LEAST, Sensitivity, is_probe, probe
 from onnxlr.spectra import DECOMPOSING
 from onnxlr.store import Store, key_of
 from onnxlr.verify import Judge
@@ -190,11 +191,10 @@ class Weighing:
         key = key_of(self.origin, aim.methods, aim.goal, aim.gridded, RANKS, fitted)
         known = self.store.read("candidates", key)
         for layer in self.layers:
-            if (row := known.get(layer.name)) is not None:
-                found = [Weighed.from_json(layer, aim.goal, item) for item in row["candidates"]]
-                self._weighed(layer, found, row["why"])
+            if (kept := self._kept(layer, known.get(layer.name))) is not None:
+                self._weighed(layer, *kept)
                 step(layer.name)
-        missing = [layer for layer in self.layers if layer.name not in known]
+        missing = [layer for layer in self.layers if layer.name not in self.weighed]
         items = [
             (
                 *(layer.name, aim.methods, aim.goal, aim.gridded),
@@ -210,6 +210,14 @@ class Weighing:
             known[layer.name] = {"candidates": rows, "why": why}
             self.store.write("candidates", key, known)
             step(layer.name)
+
+    def _kept(self, layer: Layer, row: Any) -> tuple[list[Weighed], str] | None:
+        """What the store has of a layer; None where it has nothing, or what nobody here wrote."""
+        try:
+            found = [Weighed.from_json(layer, self.aim.goal, item) for item in row["candidates"]]
+        except (LookupError, TypeError, ValueError, UsageError):
+            return None
+        return (found, row["why"]) if isinstance(row.get("why"), str) else None
 
     def _weighed(self, layer: Layer, found: list[Weighed], why: str) -> None:
         self.weighed[layer.name] = found
@@ -303,7 +311,7 @@ class Weighing:
             (name, choice)
             for name, some in asked.items()
             for choice in some
-            if _label(name, choice) not in known
+            if not is_probe(known.get(_label(name, choice)))
         ]
         left = {name: sum(n == name for n, _ in missing) for name in asked}
         with scratch(self.factory.folder.parent, "probes-") as folder:

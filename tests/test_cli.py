@@ -52,6 +52,23 @@ def test_every_command_shows_names_as_they_are(model: Path) -> None:
     assert Path("again.onnx").read_bytes() == Path(out).read_bytes()
 
 
+@pytest.mark.parametrize("end", [SystemExit(0), GeneratorExit("enough")])
+def test_a_method_does_not_end_the_command(
+    end: BaseException, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that it calls may, as scripts do; nothing was written, and that is no success."""
+
+    def leave(self: object, *_: object) -> None:
+        raise end
+
+    monkeypatch.setattr("onnxlr_passes.svd.Svd.factorize", leave)
+    command = ["optimize", model.name, "o.onnx", "--rank", "3", "--verify", "none"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert f"internal error in the method 'svd' of onnxlr ({type(end).__name__}" in done.stderr
+    assert not Path("o.onnx").exists()
+
+
 def test_json_on_standard_output_is_json_alone(model: Path) -> None:
     report = json.loads(run("optimize", model.name, "o.onnx", "--rank", "exact", "--json", "-"))
     assert [layer["rank"] for layer in report["layers"]] == [3, 2]

@@ -1,6 +1,7 @@
 """Whole runs with data: budgets met or refused, factors that data decide, plans that replay."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from onnxlr.cli import main
 from onnxlr.model import load
 from onnxlr.plan import Plan
 from onnxlr.rewrite import Choice
+from onnxlr.store import open_store
 from tests.builders import Array, make_model, node, relative, run
 
 
@@ -254,6 +256,40 @@ def test_a_second_run_reuses_what_the_first_found_out(
     assert onnxlr.optimize(network(), target="macs=0.7", **options).plan.replaced
     with pytest.raises(AssertionError, match="computed again"):
         onnxlr.optimize(network(seed=1), target="macs=0.5", **options)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        5,
+        {"candidates": [5], "why": ""},
+        {"candidates": [{"method": {}, "rank": [1], "error": 0.1, "note": ""}], "why": ""},
+        {"candidates": [{"method": "svd", "rank": None, "error": 0.1, "note": ""}], "why": ""},
+        {"candidates": [{"method": "svd", "rank": [], "error": 0.1, "note": ""}], "why": ""},
+        {"candidates": [{"method": "svd", "rank": [9999], "error": 0.1, "note": ""}], "why": ""},
+        {"candidates": [{"method": "svd", "rank": [1], "error": float("nan")}], "why": ""},
+        {"candidates": [], "why": None},
+        {"refusal": 5},
+        {"error": "much", "harm": 0.1, "divergence": None},
+        {"error": 0.1},
+    ],
+    ids=str,
+)
+def test_entries_of_the_cache_that_are_none(broken: Any, data: Path) -> None:
+    """As whoever may write to a shared cache could make them: what they say is found out anew."""
+    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
+    first = onnxlr.optimize(network(), target="macs=0.5", **options)
+    store = open_store()
+    entries = [
+        p for p in Path(os.environ["ONNXLR_CACHE"]).glob("*.json") if "latency" not in p.name
+    ]
+    assert {p.name.partition("-")[0] for p in entries} == {"candidates", "sensitivities"}
+    for path in entries:
+        kind, _, key = path.stem.partition("-")
+        rows = store.read(kind, key)
+        assert rows
+        store.write(kind, key, dict.fromkeys(rows, broken))
+    assert onnxlr.optimize(network(), target="macs=0.5", **options).plan == first.plan
 
 
 def test_measuring_sensitivities_goes_on_where_it_stopped(

@@ -22,10 +22,11 @@ from onnx import AttributeProto, TensorProto, helper
 import onnxlr
 from models.fuzz_run import sound_files
 from models.hostile_seeds import SEEDS, externalize, mlp
-from onnxlr import arrays, child, runtime
+from onnxlr import arrays, child, runtime, shapes
 from onnxlr.child import Trial
 from onnxlr.cli import main
 from onnxlr.errors import CrashError, ModelError, readable
+from onnxlr.model import load
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 from tests.builders import relative, replaced, run
 
@@ -456,6 +457,20 @@ def _endless_at(sample: int) -> tuple[onnx.ModelProto, np.ndarray[Any, Any]]:
     x = np.ones((8, 1, 24), np.float32)
     x[sample] = 1e18
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), x
+
+
+def _abort(*_: object) -> None:
+    os.abort()
+
+
+def test_shapes_are_not_observed_at_any_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that runs may crash the runtime once it has more outputs."""
+    monkeypatch.delenv(runtime.VARIABLE, raising=False)
+    model, x = _endless_at(0)
+    graph = load(model).model
+    assert shapes.observe_shapes(graph, ["h"], {"x": x[1]}, ONE_CPU_THREAD) == {"h": (1, 24)}
+    monkeypatch.setattr(shapes, "_observe", _abort)
+    assert shapes.observe_shapes(graph, ["h"], {"x": x[1]}, ONE_CPU_THREAD) == {}
 
 
 def test_what_is_timed_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
