@@ -58,7 +58,7 @@ def test_a_method_does_not_end_the_command(
 ) -> None:
     """A tool that it calls may, as scripts do; nothing was written, and that is no success."""
 
-    def leave(self: object, *_: object) -> None:
+    def leave(self: object, *_: object) -> None:  # noqa: ARG001 - it says whose method this is
         raise end
 
     monkeypatch.setattr("onnxlr_passes.svd.Svd.factorize", leave)
