@@ -189,14 +189,19 @@ def _covariance_bytes(layer: Layer) -> int:
 
 
 def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Source) -> Session:
-    """A model, made from a source, that gives out these values besides its outputs."""
+    """A session of a model, made from a source, that gives out values besides its outputs."""
+    return Session(exposing(model, names, source), machine, source.label, source.folder)
+
+
+def exposing(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
+    """The model of ``exposed``."""
     proto = to_proto(model)
     fed = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
     present = fed | {v.name for v in proto.graph.output}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
     )
-    return Session(serialize(proto, source.label), machine, source.label, source.folder)
+    return serialize(proto, source.label)
 
 
 def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:

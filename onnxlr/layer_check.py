@@ -1,5 +1,6 @@
 """Comparing each replaced layer alone with what replaces it, for models too large to run whole."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.calibrate import exposed
+from onnxlr.calibrate import exposing
 from onnxlr.child import in_child
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.factory import Factory
@@ -19,7 +20,7 @@ from onnxlr.model import Names, opset, serialize, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, replace_layer
-from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session
+from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session, patience
 
 METRIC = "rel-error"
 _ROWS = 64  # of a matrix's input, where its shape isn't known
@@ -130,6 +131,13 @@ def _run(
     return np.concatenate(outputs)
 
 
+def _seen(
+    model: bytes, label: str, folder: str | None, name: str, feeds: Sequence[Feed]
+) -> list[NDArray[np.generic]]:
+    session = Session(model, ONE_CPU_THREAD, label, folder)
+    return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
+
+
 def _outputs(
     model: bytes, label: str, inputs: Sequence[NDArray[np.generic]]
 ) -> list[NDArray[np.generic]]:
@@ -152,8 +160,16 @@ def _inputs(
         raise ModelError(f"{layer.op} isn't run alone")
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
-        session = exposed(prepared.model, [name], ONE_CPU_THREAD, prepared.source)
-        seen = [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
+        source, seen = prepared.source, list[NDArray[np.generic]]()
+        blob, longest = exposing(prepared.model, [name], source), patience(source.nbytes)
+        given = blob, source.label, source.folder, name, list(feeds)
+        # With other outputs it is another model to the runtime, which may crash on it.
+        with contextlib.suppress(CrashError):
+            seen = (
+                _seen(*given)
+                if longest is None
+                else in_child(_seen, *given, seconds=longest, what=f"the input of {layer.name!r}")
+            )
         if any(x.size for x in seen):
             return [x for x in seen if x.size]
     rng = np.random.default_rng(seed)

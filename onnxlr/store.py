@@ -18,6 +18,7 @@ from onnxlr.arrays import read_npz
 from onnxlr.output import TEMPORARY, replacing
 
 FOLDER_VARIABLE = "ONNXLR_CACHE"
+_NAMES = "names"
 OFF = "off"
 _OWN = re.compile(r"[a-z]+-[0-9a-f]{20}\.npz")  # a folder that is named may hold other files too
 _ABANDONED = 3600.0  # seconds after which a file that was begun won't be finished
@@ -72,6 +73,8 @@ class Store:
                 return {}
             found = read_npz(path)
             path.touch()
+            names = json.loads(found[_NAMES].tobytes())
+            found = {name: found[str(i)] for i, name in enumerate(names)}
         except Exception:  # whatever zip, zlib and NumPy trip over in a file that was damaged
             return {}
         return found
@@ -82,11 +85,14 @@ class Store:
         if self._folder is None or size > MOST_BYTES // 2:
             return
         path = self._folder / f"{kind}-{key}.npz"
+        # Names of layers may be what no name in an archive can be.
+        numbered = {str(i): array for i, array in enumerate(arrays.values())}
+        names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 # NumPy below 2.1 would store its `allow_pickle` as one more array.
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **{_NAMES: names}, **numbered)  # type: ignore[arg-type]
             _trim(self._folder)
 
 

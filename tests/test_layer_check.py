@@ -1,5 +1,6 @@
 """--verify layers: each replaced layer alone, beside what numpy makes of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 
 import onnxlr
+from onnxlr import layer_check
 from onnxlr.errors import UsageError
 from onnxlr.rewrite import Factored
 from tests.builders import Array, linear, low_rank, make_model, node
@@ -63,7 +65,7 @@ def test_the_whole_model_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("the whole model was opened")
 
     monkeypatch.setattr("onnxlr.optimizer.open_fed", opened)
-    monkeypatch.setattr("onnxlr.layer_check.exposed", opened)
+    monkeypatch.setattr("onnxlr.layer_check.exposing", opened)
     assert worst_of(network(), rank=4, max_drop=1).plan.replaced
 
 
@@ -142,6 +144,19 @@ def test_convolutions_of_every_kind(tmp_path: Path) -> None:
 def test_what_needs_the_whole_model_is_refused(flag: str) -> None:
     with pytest.raises(UsageError, match=f"--{flag} needs a run"):
         onnxlr.optimize(network(), verify="layers", **{flag: "rel-error"})  # type: ignore[arg-type]
+
+
+def _abort(*_: object) -> None:
+    os.abort()
+
+
+def test_inputs_that_cannot_be_observed_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that runs may crash the runtime once it has more outputs."""
+    monkeypatch.delenv("ONNXLR_TRIAL")
+    monkeypatch.setattr(layer_check, "_seen", _abort)
+    model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), name="fc")
+    result = onnxlr.optimize(model, verify="layers", rank=3, target="params")
+    assert [d.name for d in result.plan.replaced] == ["fc"]
 
 
 def test_a_wrong_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

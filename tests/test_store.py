@@ -92,6 +92,21 @@ def test_one_bit_that_flips_is_seen(tmp_path: Path) -> None:
     assert store.read_arrays("a", "k") == {}
 
 
+def test_names_that_no_file_could_have(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    arrays = {
+        "L" * 70_000: np.ones(2),
+        "a\0b": np.zeros(3),
+        "a\0c": np.ones(4),
+        "names": np.ones(1),
+    }
+    store.write_arrays("a", "k", arrays)
+    found = store.read_arrays("a", "k")
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def test_two_runs_add_to_one_entry(tmp_path: Path) -> None:
     one, other = Store(tmp_path), Store(tmp_path)
     one.write("a", "k", {"x": 1})
