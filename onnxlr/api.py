@@ -28,6 +28,7 @@ from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.report import Size
 from onnxlr.runtime import Machine, Provider
+from onnxlr.surroundings import can_start
 from onnxlr.verify import Judge
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
@@ -440,6 +441,12 @@ def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine
     ):
         if not least <= number <= most:
             raise UsageError(f"{flag} {number} must be at least {least} and at most {most}")
+    # Here, and in the process beside this one; ONNX Runtime waits for ever for those it can't have.
+    if threads > 1 and not can_start(2 * threads):
+        raise UsageError(
+            f"--threads {threads}: this user may not have so many more threads (ulimit -u, or the "
+            "container's limit of pids): name fewer, or raise the limit"
+        )
     return Machine(provider, threads)
 
 

@@ -87,6 +87,7 @@ class _Pairs:
     There are none where the two don't belong together, or too few tell of them (``enough``).
     """
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond single precision: see _behind_relu
     def __init__(
         self,
         prepared: Prepared,
@@ -168,6 +169,7 @@ def _fitted(
     return _behind_relu(layer, choice, best, pairs, moved)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _behind_relu(
     layer: Layer,
     choice: Choice,
@@ -178,7 +180,7 @@ def _behind_relu(
     """The same for the part of the output that a Relu lets through, as far as it gets better.
 
     For fixed factors the best z has a closed form, element by element; for fixed z the factors are
-    regressed anew.
+    regressed anew. It is told in single precision, as far as that reaches.
     """
     given, y = (np.concatenate(parts, axis=1) for parts in zip(*pairs.rows, strict=True))
     bias = bias_before_relu(layer)
@@ -203,6 +205,8 @@ def _behind_relu(
         change = _let_through(wanted, reached, penalty) - y
         average = change.mean(axis=1, keepdims=True, dtype=np.float64)
         cross = (change - average).transpose(0, 2, 1) @ (given - mean) / given.shape[1]
+        if not (np.isfinite(cross).all() and np.isfinite(average).all()):
+            break
         current = moved(cross, average[:, 0], current.factors)
         reached = output(current)
         now = float(np.sum(np.square(wanted - np.maximum(reached, 0.0), dtype=np.float64)))

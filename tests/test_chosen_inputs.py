@@ -110,6 +110,34 @@ def no_columns() -> tuple[onnx.ModelProto, Array]:
     return model, RNG.standard_normal((400, 64)).astype(np.float32)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e25, 1e40])
+def test_numbers_that_single_precision_lacks(scale: float, tmp_path: Path) -> None:
+    """What a Relu lets through is told in single precision; the rest of the fit goes on."""
+    weights = {f"w{i}": rand(64, 64).astype(np.float64) for i in range(3)}
+    biases = {f"b{i}": RNG.standard_normal(64) * scale for i in range(2)}
+    model = make_model(
+        [
+            node("Gemm", ["x", "w0", "b0"], "a", "first"),
+            node("Relu", ["a"], "r"),
+            node("Gemm", ["r", "w1", "b1"], "c", "second"),
+            node("Relu", ["c"], "d"),
+            node("Gemm", ["d", "w2"], "y", "third"),
+        ],
+        {"x": ("n", 64)},
+        ["y"],
+        weights | biases,
+    )
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(model, tmp_path / "in.onnx")
+    x = RNG.standard_normal((400, 64)) * scale
+    np.savez(tmp_path / "d.npz", x=x)
+    result = onnxlr.optimize(tmp_path / "in.onnx", data=tmp_path / "d.npz", rank=24, **ANYTHING)
+    assert len(result.plan.replaced) == 3
+    (before,), (after,) = run(model, {"x": x[:32]}), run(result.model, {"x": x[:32]})
+    assert np.linalg.norm(after / scale - before / scale) < 0.9 * np.linalg.norm(before / scale)
+
+
 @pytest.mark.parametrize("squeezed", [False, True])
 @pytest.mark.parametrize("verify", ["full", "layers"])
 def test_the_mean_behind_a_constant_on_the_left(

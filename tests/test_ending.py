@@ -17,6 +17,7 @@ import onnx
 import psutil
 import pytest
 
+import onnxlr
 from onnxlr.ending import ENDINGS
 from onnxlr.errors import one_line
 from onnxlr.runtime import VARIABLE
@@ -295,6 +296,14 @@ def test_limits_that_libraries_die_of(limit: str, words: str) -> None:
     assert done.returncode == 1, done.stderr
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_few_threads_for_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxlr.api.can_start", lambda count: count <= 16)
+    model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), rows="n", name="fc")
+    assert onnxlr.bench(model, threads=8, seconds=0.01).machine.threads == 8
+    with pytest.raises(onnxlr.UsageError, match="--threads 9: this user may not have"):
+        onnxlr.bench(model, threads=9, seconds=0.01)
 
 
 def test_too_few_threads(
