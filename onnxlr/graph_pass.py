@@ -225,7 +225,11 @@ class ChainPass(GraphPass):
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
-        """Write the chain that replaces one user, and return the value of its output."""
+        """Write the chain that replaces one user, and return the value of its output.
+
+        It has to hold for all that may be fed: ``use.x_shape`` is what one feed showed, a number of
+        axes to count on is ``use.x_axes``, sizes are read in the graph (``sizes_of``).
+        """
 
 
 class WeightPass(GraphPass):
