@@ -172,9 +172,8 @@ def test_a_worker_that_is_killed_loses_nothing(farm: Farm, given: Path) -> None:
 def test_without_any_worker_left_the_rest_is_done_here(
     farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.5)
-
     def kill() -> None:
+        monkeypatch.setattr(module, "_PATIENCE", 0.5)  # the workers have answered by now
         for worker in farm.workers:
             worker.kill()
 
