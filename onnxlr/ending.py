@@ -69,10 +69,14 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.heard = False
-        self._latest = -_ONCE
+        self._latest, self._process = -_ONCE, os.getpid()
 
-    def __call__(self, _: int, __: FrameType | None) -> None:
+    def __call__(self, number: int, _: FrameType | None) -> None:
         """See ``hear``."""
+        if os.getpid() != self._process:  # a fork, which hasn't come to ``as_usual`` yet
+            as_usual()
+            os.kill(os.getpid(), number)
+            return
         now = time.monotonic()
         if now - self._latest >= _ONCE:
             self.heard, self._latest = True, now

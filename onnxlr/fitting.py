@@ -27,6 +27,7 @@ class Effort:
 GLANCE = Effort(2, 3)  # tells an error to some per cent
 THOROUGH = Effort(12, 3)  # of factors that are handed over
 _WIDE = 1024  # elements of an input, beyond which a sweep takes a second, and half are made
+_FLOOR = 1e-9  # of the mean variance: where there is none, no error would be too large
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
@@ -119,10 +120,16 @@ def fit_matrix(
         effort = Effort(effort.sweeps // 2, effort.steps)
     starts = _turned(form, graph_pass.unpack(layer, rank, factors), metric)
     groups = [
-        weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
+        weighted_fit(form, group, w, _floored(c), effort.sweeps, effort.steps)[0]
         for group, w, c in zip(starts, weight, covariance, strict=True)
     ]
     return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
+
+
+def _floored(covariance: Array) -> Array:
+    """A covariance of few samples without the eigenvalues below zero that rounding leaves it."""
+    n = len(covariance)
+    return np.asarray(covariance + _FLOOR * np.trace(covariance) / n * np.eye(n))
 
 
 def _turned(

@@ -110,6 +110,33 @@ def no_columns() -> tuple[onnx.ModelProto, Array]:
     return model, RNG.standard_normal((400, 64)).astype(np.float32)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [4, 6])
+def test_fewer_samples_than_a_fit_could_ask_for(count: int, seed: int, tmp_path: Path) -> None:
+    """What they don't tell of stays as it was; rounding leaves eigenvalues below zero there."""
+    rng = np.random.default_rng(seed)
+    kernel = (rng.standard_normal((12, 12, 3, 3)) / 10).astype(np.float32)
+    model = make_model(
+        [
+            node("Conv", ["x", "w"], "a", "conv"),
+            node("Relu", ["a"], "b"),
+            node("GlobalAveragePool", ["b"], "g"),
+            node("Flatten", ["g"], "y"),
+        ],
+        {"x": ("n", 12, 6, 6)},
+        ["y"],
+        {"w": kernel},
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((count, 12, 6, 6)).astype(np.float32))
+    result = onnxlr.optimize(
+        tmp_path / "in.onnx", data=tmp_path / "d.npz", rank="0.5", method="tucker2", **ANYTHING
+    )
+    (row,) = result.plan.replaced
+    assert row.error is not None
+    assert row.error < 2.0
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e25, 1e40])
 def test_numbers_that_single_precision_lacks(scale: float, tmp_path: Path) -> None:
     """What a Relu lets through is told in single precision; the rest of the fit goes on."""

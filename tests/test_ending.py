@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import onnxlr
-from onnxlr.ending import ENDINGS
+from onnxlr.ending import ENDINGS, Interrupt
 from onnxlr.errors import one_line
 from onnxlr.runtime import VARIABLE
 from onnxlr.surroundings import can_start, check_limits
@@ -237,6 +237,19 @@ def test_what_a_metric_leaves_running_keeps_nobody() -> None:
     assert done.stderr == ""
     assert time.monotonic() - started < 60
     assert Path("out.onnx").exists()
+
+
+def test_a_fork_is_no_part_of_what_is_interrupted() -> None:
+    """A signal may come before it has forgotten whose handlers it has."""
+    heard = Interrupt()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGTERM, heard)
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            os._exit(3)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
 
 
 @pytest.mark.usefixtures("here")
