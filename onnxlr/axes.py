@@ -144,17 +144,20 @@ class _Counted:
 
     def _named(self, node: ir.Node, count: Count) -> Count:
         """Behind what drops the axes that are named, all where none are, or puts in some."""
-        named: Count = len(ints_attr(node, "axes", ()))
-        if len(node.inputs) > 1 and node.inputs[1] is not None:
-            named = self._length_of(node.inputs[1])
         if count is None or (node.op_type in _REDUCING and int_attr(node, "keepdims", 1)):
             return count
-        if named is None or (node.op_type == "Squeeze" and not named):
-            return None
+        axes: Sequence[int] = ints_attr(node, "axes", ())
+        if len(node.inputs) > 1 and node.inputs[1] is not None:
+            given = constant(node.inputs[1])
+            if given is None:
+                return None
+            axes = given.numpy().ravel().tolist()
         if node.op_type == "Unsqueeze":
-            return count + named
-        if named:
-            return count - named
+            return count + len(axes)
+        if axes:  # runtimes take one that is named twice
+            return count - len({axis % count for axis in axes}) if count else None
+        if node.op_type == "Squeeze":
+            return None
         return count if int_attr(node, "noop_with_empty_axes", 0) else 0
 
     def _length(self, node: ir.Node) -> Count:

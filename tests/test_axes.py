@@ -71,6 +71,8 @@ CONSTANTS = {
         ([("ReduceSum", ["x", "one"], {"keepdims": 0})], ["n", 64], 1),
         ([("ReduceSum", ["x", "k"])], ["n", 64], 2),
         ([("ReduceMean", ["x"], {"keepdims": 0, "axes": [0, 1]})], ["n", 64], 0),
+        ([("ReduceMean", ["x"], {"keepdims": 0, "axes": [1, -2]})], ["n", "m", 64], 2),
+        ([("Squeeze", ["x", "three"])], ["n", 1], None),
         ([("ReduceMax", ["x"], {"keepdims": 0})], ["n", 64], 0),
         ([("ArgMax", ["x"], {"keepdims": 0})], ["n", 64], 1),
         ([("Cast", ["x"], {"to": 7}), ("Gather", ["table", "v0"])], ["n", "t", 2], 4),
@@ -91,7 +93,7 @@ def test_what_is_counted(nodes: list[tuple[Any, ...]], dims: list[Any], count: i
     graph = onnx.helper.make_graph(
         built,
         "net",
-        [info("x", 1, dims), info("k", 7, ["k"]), info("yes", 9, ["m"])],
+        [info("x", 1, dims), info("k", 7, ["k"]), info("yes", 9, ["m"]), info("three", 7, [3])],
         [],
         [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in CONSTANTS.items()],
     )
