@@ -322,9 +322,13 @@ def _sightings(
         use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None, None)
         x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
         y = node.outputs[0]
-        sizes = x, shape_of(y, graph, shapes)
-        use = replace(use, x_shape=sizes[0], y_shape=sizes[1])
-        use = replace(use, x_axes=axes.get(use.x), y_axes=axes.get(y))
+        use = replace(
+            use,
+            x_shape=x,
+            y_shape=shape_of(y, graph, shapes),
+            x_axes=axes.get(use.x),
+            y_axes=axes.get(y),
+        )
         yield _Sighting(use, kind, seen)
 
 

@@ -28,7 +28,7 @@ from onnxlr.cli import main
 from onnxlr.errors import CrashError, ModelError, readable
 from onnxlr.model import load
 from onnxlr.runtime import ONE_CPU_THREAD, Session
-from tests.builders import relative, replaced, run
+from tests.builders import abort, relative, replaced, run
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -459,17 +459,13 @@ def _endless_at(sample: int) -> tuple[onnx.ModelProto, np.ndarray[Any, Any]]:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), x
 
 
-def _abort(*_: object) -> None:
-    os.abort()
-
-
 def test_shapes_are_not_observed_at_any_price(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that runs may crash the runtime once it has more outputs."""
     monkeypatch.delenv(runtime.VARIABLE, raising=False)
     model, x = _endless_at(0)
     graph = load(model).model
     assert shapes.observe_shapes(graph, ["h"], {"x": x[1]}, ONE_CPU_THREAD) == {"h": (1, 24)}
-    monkeypatch.setattr(shapes, "_observe", _abort)
+    monkeypatch.setattr(shapes, "_observe", abort)
     assert shapes.observe_shapes(graph, ["h"], {"x": x[1]}, ONE_CPU_THREAD) == {}
 
 

@@ -1,6 +1,5 @@
 """--verify layers: each replaced layer alone, beside what numpy makes of it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import onnxlr
 from onnxlr import layer_check
 from onnxlr.errors import UsageError
 from onnxlr.rewrite import Factored
-from tests.builders import Array, linear, low_rank, make_model, node
+from tests.builders import Array, abort, linear, low_rank, make_model, node
 from tests.test_data_aware import images, network
 
 
@@ -146,14 +145,10 @@ def test_what_needs_the_whole_model_is_refused(flag: str) -> None:
         onnxlr.optimize(network(), verify="layers", **{flag: "rel-error"})  # type: ignore[arg-type]
 
 
-def _abort(*_: object) -> None:
-    os.abort()
-
-
 def test_inputs_that_cannot_be_observed_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that runs may crash the runtime once it has more outputs."""
     monkeypatch.delenv("ONNXLR_TRIAL")
-    monkeypatch.setattr(layer_check, "_seen", _abort)
+    monkeypatch.setattr(layer_check, "_seen", abort)
     model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), name="fc")
     result = onnxlr.optimize(model, verify="layers", rank=3, target="params")
     assert [d.name for d in result.plan.replaced] == ["fc"]
