@@ -10,7 +10,14 @@ import signal
 from types import FrameType
 
 from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, end_within, hear, held, ignore
-from onnxlr.surroundings import FORKS, check_limits, fill_closed, have_streams_alone, say
+from onnxlr.surroundings import (
+    FORKS,
+    check_limits,
+    fill_closed,
+    have_streams_alone,
+    say,
+    silence_warnings,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,23 +61,35 @@ def _work(telling: int | None) -> "NoReturn":
     """The command itself, in this process; that it came to its end is told."""
     have_streams_alone()
     check_limits()
+    silence_warnings()
+    shows = bool(os.environ.get("ONNXLR_TRACEBACK"))
     try:
         from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
-    except (ImportError, MemoryError, OSError) as error:
-        say(f"can't be started: {' '.join(str(error).split())[:300]}")
+    except Exception as error:  # whatever a package raises that doesn't fit the others
+        if shows:
+            raise
+        say(f"can't be started: {_line(error)}")
         os._exit(1)
     try:
         command()
-    except OSError as error:  # what is printed before any command: --help
-        say(error.strerror or str(error))
-        os._exit(1)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
         if telling is not None:
             os.write(telling, bytes([code]))
         end_within(code)
         raise
+    except Exception as error:  # outside of any command: --help that can't be printed, completion
+        if shows:
+            raise
+        say(_line(error))
+        os._exit(1)
     raise AssertionError("the command ends by SystemExit")
+
+
+def _line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    kind = "" if isinstance(error, (ImportError, OSError)) else f"{type(error).__name__}: "
+    return kind + " ".join(text.split())[:300]
 
 
 def _leave(_: int, __: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -20,15 +20,16 @@ from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, check_distinct, check_external, write_text
+from onnxlr.output import check_destination, check_distinct, check_external
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
-from onnxlr.report import Size
+from onnxlr.report import Size, json_text
 from onnxlr.runtime import Machine, Provider
 from onnxlr.surroundings import can_start
+from onnxlr.svg import start_figures
 from onnxlr.verify import Judge
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
@@ -57,7 +58,9 @@ def optimize(
     measure: bool = True,
     latency_table: str | Path | None = None,
     without: str | Sequence[str] = (),
+    plan_out: str | Path | None = None,
     report: str | Path | None = None,
+    json: str | Path | None = None,
     seed: int = 0,
     jobs: int | None = None,
     dask: str | None = None,
@@ -105,8 +108,9 @@ def optimize(
         another machine is used as it is.
     without : str or sequence of {"data", "sensitivity", "sequential"}
         Ingredients to leave out, to see what each brings.
-    report : path, optional
-        Where to write the report as a self-contained HTML page.
+    plan_out, report, json : path, optional
+        Where to write the plan, for ``apply``; the report as a self-contained HTML page; and as
+        JSON. If one of them can't be written, ``out`` isn't either.
     seed : int
     jobs : int, optional
         Processes for what can be computed side by side; as many as there are cores by default.
@@ -185,21 +189,30 @@ def optimize(
     options = replace(options, command=command_of(options, _path_of(model), out))
     choose_passes(options.methods)
     path = _destination(out, model, data, validation, latency_table)
-    page = None if report is None else Path(report)
-    if page is not None:
-        check_destination(page, _path_of(model), data, validation, latency_table)
+    told = [None if name is None else Path(name) for name in (plan_out, report, json)]
+    for text in told:
+        if text is not None:
+            check_destination(text, _path_of(model), data, validation, latency_table)
+    if report is not None:
+        start_figures()
     source = load(model)
     table = None if latency_table is None else Path(latency_table)
-    outputs = [output for output in (path, page, table) if output is not None]
+    outputs = [output for output in (path, *told, table) if output is not None]
     check_distinct(*outputs)
     if table is not None and table.exists():
         outputs.remove(table)  # it is read
     for output in outputs:
         check_external(output, source, path)
-    result = run_optimizer(source, path, options, progress or Silent())
-    if page is not None:
-        write_text(page, write_page(result.report))
-    return result
+
+    def texts(result: Result) -> dict[Path, str]:
+        makers: tuple[Callable[[], str], ...] = (
+            result.plan.to_json,
+            lambda: write_page(result.report),
+            lambda: json_text(result.report.to_dict()),
+        )
+        return {p: make() for p, make in zip(told, makers, strict=True) if p is not None}
+
+    return run_optimizer(source, path, options, progress or Silent(), texts)
 
 
 def inspect(

@@ -71,8 +71,9 @@ def _fold_batch_norm(
     bias = to_float64(bias_tensor) if bias_tensor is not None else np.zeros_like(mean)
     kernel = to_float64(stored)
     dtype = stored.dtype.numpy()
-    new_kernel = (kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))).astype(dtype)
-    new_bias = ((bias - mean) * factor + shift).astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what doesn't fit its type isn't folded
+        new_kernel = (kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))).astype(dtype)
+        new_bias = ((bias - mean) * factor + shift).astype(dtype)
     if not (np.isfinite(new_kernel).all() and np.isfinite(new_bias).all()):
         return False
     stem = weight.name or conv.name or "conv"

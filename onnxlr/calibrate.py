@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from onnxlr.data import Samples
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer, Use
-from onnxlr.model import Source, int_attr, ints_attr, serialize, str_attr, to_proto
+from onnxlr.model import Source, auto_pad, int_attr, ints_attr, serialize, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
-from onnxlr.runtime import Machine, Session
+from onnxlr.runtime import Machine, Session, open_exposed
 
 Array = NDArray[np.float64]
 
@@ -190,7 +190,7 @@ def _covariance_bytes(layer: Layer) -> int:
 
 def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Source) -> Session:
     """A session of a model, made from a source, that gives out values besides its outputs."""
-    return Session(exposing(model, names, source), machine, source.label, source.folder)
+    return open_exposed(exposing(model, names, source), machine, source.label, source.folder)
 
 
 def exposing(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
@@ -372,7 +372,7 @@ def _pads(
 ) -> list[tuple[int, int]]:
     """Padding before and after each spatial axis, auto_pad worked out as the runtime does."""
     dims = len(sizes)
-    mode = str_attr(use.node, "auto_pad", "NOTSET")
+    mode = auto_pad(use.node)
     if mode == "NOTSET":
         pads = ints_attr(use.node, "pads", (0,) * (2 * dims))
         return [(pads[i], pads[dims + i]) for i in range(dims)]

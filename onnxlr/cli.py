@@ -1,7 +1,6 @@
 """The ``onnxlr`` command."""
 
 import errno
-import json
 import os
 import sys
 import threading
@@ -28,6 +27,7 @@ from onnxlr.graph_pass import culprit, installed_passes
 from onnxlr.model import Source, load
 from onnxlr.output import check_destination, check_distinct, check_external, write_text
 from onnxlr.progress import Progress, Silent
+from onnxlr.report import json_text
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -269,7 +269,6 @@ def main() -> None:
 def optimize(
     source: str,
     out: str,
-    plan_out: str | None,
     json_out: str | None,
     quiet: bool,
     method: tuple[str, ...],
@@ -287,8 +286,8 @@ def optimize(
       onnxlr optimize net.onnx small.onnx --rank energy:0.95 --max-drop 0.02
       onnxlr optimize net.onnx small.onnx --method svd --include 'ffn' --plan-out plan.json
     """
-    outputs = (out, plan_out, json_out, options["report"])
-    if "-" in (out, plan_out, options["report"]):
+    outputs = (out, options["plan_out"], json_out, options["report"])
+    if "-" in (out, options["plan_out"], options["report"]):
         raise click.UsageError("- prints, which only --json does: name a file, or ./-")
     table = options["latency_table"]
     check_distinct(*(Path(p) for p in (*outputs, table) if p is not None and p != "-"))
@@ -296,10 +295,9 @@ def optimize(
     given = _opened(
         told, source, outputs, options["data"], options["validation"], table, beside=Path(out)
     )
-    result = api.optimize(given, out, method=_split(method), progress=told, **options)
-    if plan_out:
-        write_text(Path(plan_out), result.plan.to_json())
-    if json_out:
+    file = None if json_out == "-" else json_out
+    result = api.optimize(given, out, method=_split(method), json=file, progress=told, **options)
+    if json_out == "-":
         _write_json(json_out, result.report.to_dict())
     if not quiet and json_out != "-":
         tables.show_report(_console(), result.report)
@@ -403,7 +401,8 @@ def bench(a: str, b: str | None, json_out: str | None, **options: Any) -> None:
       onnxlr bench net.onnx small.onnx --batch 16 --threads 2
     """
     told = _Bars()
-    sources = [_opened(told, path, (json_out,), a, b, options["data"]) for path in (a, b) if path]
+    paths = [path for path in (a, b) if path is not None]
+    sources = [_opened(told, path, (json_out,), a, b, options["data"]) for path in paths]
     result = api.bench(*sources, progress=told, **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
@@ -459,8 +458,8 @@ def _console() -> Console:
 
 
 def _write_json(target: str, content: dict[str, Any]) -> None:
-    text = json.dumps(tables.finite(content), indent=2, allow_nan=False)
+    text = json_text(content)
     if target == "-":
-        click.echo(text)
+        click.echo(text, nl=False)
     else:
-        write_text(Path(target), text + "\n")
+        write_text(Path(target), text)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxlr.decompose import Form
 from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer, integers
 from onnxlr.layers import Layer, Use
-from onnxlr.model import ints_attr, str_attr
+from onnxlr.model import auto_pad, ints_attr
 
 Shape = tuple[int, ...]
 T = TypeVar("T", bound=np.generic)
@@ -150,11 +150,11 @@ def slide(
         "dilations": along(ints_attr(node, "dilations", ones), 1),
         "group": kernel.group,
     }
-    auto_pad = str_attr(node, "auto_pad", "NOTSET")
-    if auto_pad == "NOTSET":
+    mode = auto_pad(node)
+    if mode == "NOTSET":
         attributes["pads"] = along(ints_attr(node, "pads", (0,) * (2 * count)), 0)
     else:
-        attributes["auto_pad"] = auto_pad
+        attributes["auto_pad"] = mode
     if kernel.transposed:
         if extra := ints_attr(node, "output_padding", ()):
             attributes["output_padding"] = along(extra, 0)

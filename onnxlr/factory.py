@@ -146,7 +146,7 @@ class Factory:
         for name, choice in choices.items():
             key = (name, choice.graph_pass.name, choice.rank)
             if key not in self._factors:
-                if (found := self._stored(key)) is not None:
+                if (found := self._stored(key, choice)) is not None:
                     self._keep(key, found)
                     step(name)
                 else:
@@ -186,22 +186,23 @@ class Factory:
     def _store(self, key: tuple[str, str, Rank], found: Factored) -> None:
         if (entry := self._entry(key)) is not None:
             arrays = {f"factor {i}": _as_bytes(f) for i, f in enumerate(found.factors)}
-            shapes = {f"shape {i}": np.array(f.shape) for i, f in enumerate(found.factors)}
             shift = {} if found.shift is None else {"shift": found.shift}
-            self.store.write_arrays("factors", entry, arrays | shapes | shift)
+            self.store.write_arrays("factors", entry, arrays | shift)
 
-    def _stored(self, key: tuple[str, str, Rank]) -> Factored | None:
-        entry = self._entry(key)
-        arrays = {} if entry is None else self.store.read_arrays("factors", entry)
-        dtype, count = self.prepared.layer(key[0]).dtype.numpy(), len(arrays) // 2
+    def _stored(self, key: tuple[str, str, Rank], choice: Choice) -> Factored | None:
+        if (entry := self._entry(key)) is None:
+            return None
+        arrays = self.store.read_arrays("factors", entry)
+        layer = self.prepared.layer(key[0])
+        shapes = choice.graph_pass.factor_shapes(layer, choice.rank)
         try:
             factors = tuple(
-                arrays[f"factor {i}"].view(dtype).reshape(arrays[f"shape {i}"].tolist())
-                for i in range(count)
+                arrays[f"factor {i}"].view(layer.dtype.numpy()).reshape(shape)
+                for i, shape in enumerate(shapes)
             )
         except (KeyError, ValueError, TypeError):  # not what was written
             return None
-        return Factored(factors, arrays.get("shift")) if factors else None
+        return Factored(factors, arrays.get("shift"))
 
 
 def _as_bytes(factor: NDArray[np.generic]) -> NDArray[np.uint8]:

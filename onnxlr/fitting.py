@@ -102,8 +102,8 @@ def fit_matrix(
 ) -> tuple[Array, ...]:
     """The same for any target (g, m, n) in the place of the weight, and covariance (g, n, n)."""
     form = graph_pass.form(layer, rank)
-    if form is None or form.outputs > 1:
-        metric = None  # outputs in two factors can't be mixed
+    if form is None or not form.mixes:
+        metric = None
     if metric is not None:
         weight = metric @ weight  # the factor of the outputs is turned back in the end
     if form is not None and has_closed_form(form):

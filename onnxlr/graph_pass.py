@@ -15,8 +15,7 @@ from onnxlr.decompose import Form, RankRule, Spectrum
 from onnxlr.decompose.ranks import round_up
 from onnxlr.errors import UsageError, one_line
 from onnxlr.layers import Layer, Use
-
-ENTRY_POINTS = "onnxlr.passes"
+from onnxlr.store import ENTRY_POINTS
 
 Array = NDArray[np.float64]
 Rank = tuple[int, ...]
@@ -270,6 +269,7 @@ def installed_passes() -> dict[str, InstalledPass]:
         origin = entry.dist.name if entry.dist is not None else "unknown"
         try:
             loaded = entry.load()()
+            whole = _is_pass(loaded, entry.name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package that ends the process is none of ours either
@@ -277,8 +277,11 @@ def installed_passes() -> dict[str, InstalledPass]:
                 f"the pass {entry.name!r} of {origin} can't be loaded ({one_line(error)}): "
                 f"repair or uninstall {origin}"
             ) from None
-        if not isinstance(loaded, GraphPass) or loaded.name != entry.name:
-            raise UsageError(f"the entry point {entry.name!r} of {origin} is no pass of that name")
+        if not whole:
+            raise UsageError(
+                f"the entry point {entry.name!r} of {origin} is no pass of that name, whose "
+                f"summary, ops and numbers say what it does: repair or uninstall {origin}"
+            )
         known = passes.get(entry.name)
         if known is not None and type(known.graph_pass) is not type(loaded):
             raise UsageError(
@@ -286,6 +289,20 @@ def installed_passes() -> dict[str, InstalledPass]:
             )
         passes[entry.name] = InstalledPass(loaded, origin)
     return passes
+
+
+def _is_pass(loaded: object, name: str) -> bool:
+    """Whether it is one, and tells of itself what every pass tells."""
+    if not isinstance(loaded, GraphPass):
+        return False
+    told = (getattr(loaded, word, None) for word in ("name", "summary", "paper", "fallback"))
+    rows = ((getattr(loaded, "ops", None), str), (loaded.numbers, int))
+    return (
+        all(isinstance(text, str) for text in told)
+        and loaded.name == name
+        and all(isinstance(row, tuple) for row, _ in rows)
+        and all(isinstance(item, kind) for row, kind in rows for item in row or ())
+    )
 
 
 def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
@@ -323,8 +340,10 @@ def culprit(error: BaseException) -> str | None:
     """The pass in which an error arose, and who brought it, for the message."""
     at, found = error.__traceback__, None
     while at is not None:
-        if isinstance(at.tb_frame.f_locals.get("self"), GraphPass):
-            found = at.tb_frame.f_locals["self"]
+        held = at.tb_frame.f_locals
+        for name in ("self", "graph_pass"):  # in it, or with what it gave
+            if isinstance(held.get(name), GraphPass):
+                found = held[name]
         at = at.tb_next
     if found is None:
         return None

@@ -14,6 +14,7 @@ from onnxlr.errors import CrashError, ModelError, UsageError
 from onnxlr.layers import Shape
 from onnxlr.model import constant, int_attr, is_standard
 from onnxlr.runtime import Feed
+from onnxlr.tracing import trace
 
 # Sizes to try for the dynamic axes of images (height, width) and of sequences, until one runs.
 _SIZES = (
@@ -186,12 +187,15 @@ def _table_size(value: ir.Value) -> int | None:
 
 
 def _rows(gather: ir.Node) -> int:
-    """How many entries a Gather can choose from, of a constant; 0 where that isn't known."""
-    table = constant(gather.inputs[0])
-    axis = int_attr(gather, "axis", 0)
-    if table is None or not -len(table.shape) <= axis < len(table.shape):
+    """How many entries a Gather can choose from, of what is made of constants; else 0."""
+    table, axis = trace(gather.inputs[0]), int_attr(gather, "axis", 0)
+    stored = None if table is None else constant(table.root)
+    if table is None or stored is None:
         return 0
-    return int(table.shape.numpy()[axis])
+    shape = stored.shape.numpy()
+    # What is computed of a constant in its own way (dequantized, scaled) has its shape, as a rule.
+    axes = table.perm or tuple(range(len(shape)))
+    return int(shape[axes[axis]]) if -len(axes) <= axis < len(axes) else 0
 
 
 def candidate_shapes(

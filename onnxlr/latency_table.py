@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from onnxlr.store import Store, key_of, read_json, write_json
 
 # Of more ranks of one method than this for one layer, every second is measured.
 _MEASURED = 4
-_DIGITS, _LONGEST_MS = 9, 1e9  # of a rank, and of a time: beyond that a table is none
+# Of ranks, and of a time: beyond that a table is none.
+_RANK, _LONGEST_MS = r"[1-9][0-9]{0,7}(,[1-9][0-9]{0,7})*", 1e9
 
 
 class LatencyTable:
@@ -144,10 +146,14 @@ class LatencyTable:
     ) -> LayerTime | None:
         """Interpolated from the ranks that the table has, else estimated from the work."""
         alone = replace(layer, uses=(use,))
+        known = {_rank(text): times for text, times in ranks.items() if times is not None}
         anchors = sorted(
-            (_macs(alone, Choice(choice.graph_pass, _rank(text))), LayerTime(*times))
-            for text, times in ranks.items()
-            if times is not None
+            (
+                (_macs(alone, Choice(choice.graph_pass, rank)), LayerTime(*times))
+                for rank, times in known.items()
+                if choice.graph_pass.misfit(alone, rank) is None  # a file may say what it likes
+            ),
+            key=lambda anchor: (anchor[0], astuple(anchor[1])),
         )
         if anchors:
             return _between(anchors, _macs(alone, choice))
@@ -222,8 +228,7 @@ def _is_table(found: dict[str, Any]) -> bool:
 
 
 def _is_rank(text: str) -> bool:
-    parts = text.split(",")
-    return all(p.isdecimal() and len(p) < _DIGITS and int(p) > 0 for p in parts)
+    return re.fullmatch(_RANK, text) is not None
 
 
 def _is_time(ms: object) -> bool:

@@ -20,7 +20,7 @@ from onnxlr.model import Names, opset, serialize, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, replace_layer
-from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session, patience
+from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session, open_exposed, patience
 
 METRIC = "rel-error"
 _ROWS = 64  # of a matrix's input, where its shape isn't known
@@ -98,6 +98,8 @@ def _check(
     (target,) = find_layers(replaced, {"x": inputs[0].shape})
     replace_layer(replaced, target, choice, factory.factored(layer, choice), Names(replaced))
     before, after = (_run(model, layer, inputs) for model in (alone, replaced))
+    if before.shape != after.shape:
+        raise CrashError(f"the output of {layer.name!r} would differ in shape")
     with np.errstate(over="ignore", invalid="ignore"):  # where outputs overflow, so does the error
         centre = before.mean(axis=0)
         spread, apart = (float(np.linalg.norm(a)) for a in (before - centre, before - after))
@@ -134,7 +136,7 @@ def _run(
 def _seen(
     model: bytes, label: str, folder: str | None, name: str, feeds: Sequence[Feed]
 ) -> list[NDArray[np.generic]]:
-    session = Session(model, ONE_CPU_THREAD, label, folder)
+    session = open_exposed(model, ONE_CPU_THREAD, label, folder)
     return [np.asarray((dict(feed) | session.run(feed))[name]) for feed in feeds]
 
 
@@ -179,7 +181,7 @@ def _inputs(
     # As many as it takes to see a spread of outputs: one row of a product has none.
     draws = -(-_ROWS // max(1, math.prod(shape) // shape[-1])) if layer.kind == "matrix" else 1
     if layer.kind == "gather":
-        return [rng.integers(0, layer.shape[0], shape)]
+        return [rng.integers(0, layer.shape[layer.lookup_axis(use)], shape)]
     return [rng.standard_normal(shape).astype(use.dtype.numpy()) for _ in range(draws)]
 
 

@@ -24,6 +24,7 @@ _MOST_ROUNDS = 40
 # What is declared need not be what is run: no memory and no minutes for sizes beyond all reason.
 _MOST_ELEMENTS = 2**27  # of an input and an output
 _MOST_MACS = 10**12
+_BARE_GEMM = 11  # opset from which on a Gemm need not have a bias
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def measure(
     )
     replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
     if layer.kind == "gather":
-        feed = {"x": rng.integers(0, layer.shape[0], use.x_shape)}
+        feed = {"x": rng.integers(0, layer.shape[layer.lookup_axis(use)], use.x_shape)}
     else:
         feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
     try:
@@ -185,9 +186,12 @@ def layer_model(
         use.slot,
         add_initializer(graph, "weight", weight, use.dtype),
     )
-    if len(use.node.inputs) > 2 and use.node.inputs[2] is not None and use.y_shape is not None:
+    biased = len(use.node.inputs) > 2 and use.node.inputs[2] is not None
+    if biased and use.y_shape is not None:
         size = use.y_shape[1] if layer.kind != "matrix" else use.y_shape[-1]
         inputs.append(add_initializer(graph, "bias", np.zeros(size), use.dtype))
+    elif use.node.op_type == "Gemm" and version < _BARE_GEMM:
+        inputs.append(add_initializer(graph, "bias", np.zeros(1), use.dtype))
     attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
     node = ir.Node("", use.node.op_type, inputs, attributes, name="layer")
     y = node.outputs[0]

@@ -217,7 +217,8 @@ def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) 
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
     """Multiply-accumulates of every MatMul, Gemm, Conv and ConvTranspose in the main graph.
 
-    Products of two activations count too. Nodes whose shapes are unknown don't.
+    Products of two activations count too. Nodes whose shapes are unknown don't, nor what is
+    computed of constants alone, when a session loads.
     """
     total = 0
     for node in heavy_nodes(model):
@@ -225,7 +226,8 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
             shape_of(v, model.graph, shapes)
             for v in (node.inputs[0], node.inputs[1], node.outputs[0])
         )
-        if x is None or w is None or y is None:
+        once = all(trace(v) is not None for v in node.inputs[:2])
+        if once or x is None or w is None or y is None:
             continue
         flipped = bool(int_attr(node, "transA", 0))
         total += operator_macs(node.op_type, x, w, y, trans_a=flipped)

@@ -280,6 +280,11 @@ def str_attr(node: ir.Node, name: str, default: str) -> str:
     return default if attr is None or attr.is_ref() else attr.as_string()
 
 
+def auto_pad(node: ir.Node) -> str:
+    """How a convolution is padded; an empty word is none, as ONNX Runtime has it."""
+    return str_attr(node, "auto_pad", "") or "NOTSET"
+
+
 def count_params(model: ir.Model) -> int:
     """Number of floating-point and quantized weight elements, each stored tensor counted once.
 

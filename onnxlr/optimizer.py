@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,15 @@ from onnxlr.layer_check import check_layers, worst
 from onnxlr.layers import Layer
 from onnxlr.model import Source, check_unchanged, count_params, load
 from onnxlr.options import Options
-from onnxlr.output import copy_source, left_over, place, read_back, workspace, write_failure
+from onnxlr.output import (
+    copy_source,
+    left_over,
+    place,
+    read_back,
+    workspace,
+    write_failure,
+    writing,
+)
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Feeding, Prepared, check_room, open_fed, prepare
 from onnxlr.progress import Progress
@@ -56,8 +64,15 @@ class Result:
     report: Report
 
 
-def optimize(source: Source, out: Path | None, options: Options, progress: Progress) -> Result:
+Texts = Callable[[Result], Mapping[Path, str]]  # what is to be written beside a result, and where
+
+
+def optimize(
+    source: Source, out: Path | None, options: Options, progress: Progress, texts: Texts
+) -> Result:
     """Run every stage on a loaded model, and write the result if a path is given.
+
+    The texts that tell of it are in full on their disks before the model takes its place.
 
     Raises
     ------
@@ -66,10 +81,12 @@ def optimize(source: Source, out: Path | None, options: Options, progress: Progr
     """
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
     with threadpool_limits(1):
-        return _optimize(source, out, options, progress)
+        return _optimize(source, out, options, progress, texts)
 
 
-def _optimize(source: Source, out: Path | None, options: Options, progress: Progress) -> Result:
+def _optimize(
+    source: Source, out: Path | None, options: Options, progress: Progress, texts: Texts
+) -> Result:
     started = time.perf_counter()
     passes = choose_passes(options.methods)
     if options.expand_at_load:
@@ -80,7 +97,11 @@ def _optimize(source: Source, out: Path | None, options: Options, progress: Prog
             f"{', '.join(p.name for p in passes)} takes"
         )
     with _means(options, out, progress) as (folder, jobs):
-        return _run(source, out, options, passes, folder, jobs, progress, started)
+        built, result = _run(source, out, options, passes, folder, jobs, progress, started)
+        with writing(texts(result)):
+            if out is not None:  # the last of all: nothing may fail after that
+                place(built, out)
+        return result
 
 
 @contextlib.contextmanager
@@ -104,7 +125,8 @@ def _run(
     jobs: Jobs,
     progress: Progress,
     started: float,
-) -> Result:
+) -> tuple[Path, Result]:
+    """The file that is to take its place, and what is told of it."""
     excluded = name_filter(options.include, options.exclude)
     session, feeding = _open(source, options, progress)
     with progress.stage("infer shapes", None):
@@ -161,9 +183,7 @@ def _run(
     label = None if out is None else str(out)
     old = [] if out is None else left_over(built.path, out)
     report = outcome.report(plan, built, label, time.perf_counter() - started, old)
-    if out is not None:  # the last of all: nothing may fail after that
-        place(built.path, out)
-    return Result(model, plan, report)
+    return built.path, Result(model, plan, report)
 
 
 def _calibrated(

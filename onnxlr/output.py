@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -402,9 +402,41 @@ def write_text(path: Path, text: str) -> None:
     OutputError
         If it can't be written.
     """
+    with writing({path: text}):
+        pass
+
+
+@contextlib.contextmanager
+def writing(texts: Mapping[Path, str]) -> Iterator[None]:
+    """Text files that are written in full before what is done within, and in place after it.
+
+    If one can't be written, nothing is done; if that fails, none of them is there.
+
+    Raises
+    ------
+    OutputError
+        If one can't be written.
+    """
+    written: dict[Path, Path] = {}
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        for path, text in texts.items():
+            with _told(path):
+                written[path] = _fresh(path.parent)
+                written[path].write_text(text, encoding="utf-8")
+        yield
+        for path, temporary in written.items():
+            with _told(path):
+                temporary.replace(path)
+    finally:
+        for temporary in written.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(write_failure(path, error)) from None
 

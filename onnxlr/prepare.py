@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.batch_norm import fold_batch_norms
-from onnxlr.child import Trial
+from onnxlr.child import Trial, tries
 from onnxlr.data import Samples, load_samples
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.functions import inline_functions
@@ -206,18 +207,22 @@ def open_fed(
     OnnxlrError
         As ``feed_model`` and ``open_source`` do, and for what the child process didn't survive.
     """
+    fed = partial(
+        feed_model,
+        source,
+        data=data,
+        validation=validation,
+        labels=labels,
+        shapes=shapes,
+        batch=batch,
+        seed=seed,
+    )
+    if not tries():
+        session = open_source(source, machine)
+        return session, fed(session)
     with _trial(source, machine) as trial:
         trial.open()
-        feeding = feed_model(
-            source,
-            trial,
-            data=data,
-            validation=validation,
-            labels=labels,
-            shapes=shapes,
-            batch=batch,
-            seed=seed,
-        )
+        feeding = fed(trial)
         if data is not None:
             trial.run(feeding.timed)
     return open_source(source, machine), feeding

@@ -1,5 +1,7 @@
 """What a run found and decided, as data: the JSON of the contract."""
 
+import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -167,3 +169,17 @@ def decision_row(decision: Decision) -> dict[str, Any]:
 def rank_value(rank: Rank) -> int | list[int]:
     """A rank in JSON: a number where it is one, else a list."""
     return rank[0] if len(rank) == 1 else list(rank)
+
+
+def json_text(content: Any) -> str:
+    """What ``--json`` writes, with null where JSON has no word for infinity or NaN."""
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def finite(content: Any) -> Any:
+    """The same structure with None where JSON has no word for infinity or NaN."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,8 @@ class Session:
         What messages call it.
     folder : str, optional
         Where the external data of a model in bytes lies.
+    optimized : bool
+        Whether the runtime may rewrite the graph.
 
     Raises
     ------
@@ -93,6 +96,8 @@ class Session:
         machine: Machine,
         label: str = "",
         folder: str | None = None,
+        *,
+        optimized: bool = True,
     ) -> None:
         wanted = check_runtime(machine)
         runtime = _onnxruntime()
@@ -104,13 +109,18 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
             options.add_session_config_entry(_FOLDER, folder)
+        if not optimized:
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
         self.machine = machine
         whole = model if isinstance(model, bytes) else str(Path(model).absolute())
-        self._model, self._folder = whole, folder
+        self._model, self._folder, self._optimized = whole, folder, optimized
         self._longest = patience(_size(whole))
         try:
-            self.raw = runtime.InferenceSession(whole, options, providers=[wanted])
+            # Falling back would be told on the standard output, and is none of what was asked for.
+            self.raw = runtime.InferenceSession(
+                whole, options, providers=[wanted], enable_fallback=0
+            )
         except Exception as error:
             raise ModelError(
                 f"ONNX Runtime {runtime.__version__} can't open {self.label}: {reason_of(error)}"
@@ -128,7 +138,8 @@ class Session:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again where it arrives."""
-        return Session, (self._model, self.machine, self.label, self._folder)
+        again = partial(Session, optimized=self._optimized)
+        return again, (self._model, self.machine, self.label, self._folder)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """All tensor outputs by name.
@@ -223,6 +234,23 @@ class Session:
             binding.synchronize_outputs()
 
         return run
+
+
+def open_exposed(model: bytes, machine: Machine, label: str, folder: str | None) -> Session:
+    """A session of a model that gives out values besides its outputs.
+
+    Some fusions of ONNX Runtime drop a value although it is an output (a Transpose before a Gemm):
+    where it refuses the model for that, nothing is fused.
+
+    Raises
+    ------
+    ModelError
+        If the runtime refuses it either way.
+    """
+    try:
+        return Session(model, machine, label, folder)
+    except ModelError:
+        return Session(model, machine, label, folder, optimized=False)
 
 
 # The options of each run that is under way, and how many looks it may last: they are counted, as a

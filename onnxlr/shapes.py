@@ -9,7 +9,7 @@ from onnxlr.child import in_child, tries
 from onnxlr.errors import ModelError
 from onnxlr.layers import Shape
 from onnxlr.model import serialize, to_proto
-from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.runtime import Feed, Machine, open_exposed
 
 _SMALL = 1024  # elements; a larger initializer doesn't decide shapes, and its data stays behind
 
@@ -92,5 +92,5 @@ def observe_shapes(
 def _observe(
     blob: bytes, machine: Machine, folder: str | None, feed: Feed, wanted: Sequence[str]
 ) -> dict[str, Shape]:
-    outputs = Session(blob, machine, "the model", folder).run(feed)
+    outputs = open_exposed(blob, machine, "the model", folder).run(feed)
     return {n: tuple(outputs[n].shape) for n in wanted if n in outputs}

@@ -7,6 +7,8 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from onnxlr.arrays import read_npz
 from onnxlr.output import TEMPORARY, replacing
 
+ENTRY_POINTS = "onnxlr.passes"  # where packages announce what they bring
 FOLDER_VARIABLE = "ONNXLR_CACHE"
 _NAMES = "names"
 OFF = "off"
@@ -113,10 +116,22 @@ def open_store() -> Store:
 
 
 def key_of(*parts: object) -> str:
-    """A short digest of what an entry depends on: these values, by their ``repr``, and onnxlr."""
+    """A short digest of what an entry depends on: these values, by their ``repr``, and versions.
+
+    Those of onnxlr, and of every package that brings passes: another version may factorize in
+    another way.
+    """
     from onnxlr import __version__
 
-    return hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:20]
+    return hashlib.sha256(repr((__version__, _others(), *parts)).encode()).hexdigest()[:20]
+
+
+@cache
+def _others() -> tuple[tuple[str, str], ...]:
+    """Names and versions of all that brings passes but onnxlr itself."""
+    found = (entry.dist for entry in entry_points(group=ENTRY_POINTS))
+    named = {(dist.name, dist.version) for dist in found if dist is not None}
+    return tuple(sorted(pair for pair in named if pair[0] != "onnxlr"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ It is imported before anything large, as Ctrl-C is to be heard from early on.
 
 import os
 import sys
+import warnings
 
 from onnxlr.ending import held
 
@@ -37,6 +38,13 @@ def have_streams_alone() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
+
+
+def silence_warnings() -> None:
+    """What libraries warn of is for developers: ``PYTHONWARNINGS=default`` shows it."""
+    if not sys.warnoptions:
+        os.environ["PYTHONWARNINGS"] = "ignore"  # processes of ours too
+        warnings.simplefilter("ignore")
 
 
 def check_limits() -> None:

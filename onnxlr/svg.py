@@ -1,10 +1,16 @@
 """A matplotlib figure as an SVG element for an HTML page, coloured by the page that holds it."""
 
+import importlib
 import io
+import logging
+import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from onnxlr.errors import OutputError, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +43,32 @@ _SETTINGS = {
 _LOOK = ("axes.", "font.", "lines.", "markers.", "path.", "svg.", "text.", "xtick.", "ytick.")
 
 
+def start_figures() -> None:
+    """Import matplotlib, whatever its user has set: none of that counts here.
+
+    A notebook names a backend to all it starts, which need not be installed here.
+
+    Raises
+    ------
+    OutputError
+        If it can't be imported.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    logger = logging.getLogger("matplotlib")  # it tells what it doesn't like in a settings file
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        importlib.import_module("matplotlib")
+    except Exception as error:
+        raise OutputError(f"no figures can be drawn, matplotlib fails: {one_line(error)}") from None
+    finally:
+        logger.setLevel(level)
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
 def to_svg(
     draw: Callable[["Figure"], None], size: tuple[int, int], attributes: str, key: str
 ) -> str:
@@ -55,6 +87,7 @@ def to_svg(
     key : str
         Unique on the page: it begins every identifier within.
     """
+    start_figures()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

@@ -238,15 +238,6 @@ def benchmark_dict(result: Benchmark) -> dict[str, Any]:
     return content
 
 
-def finite(content: Any) -> Any:
-    """The same structure with None where JSON has no word for infinity or NaN."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def _show_headline(
     console: Console,
     before: Size,

@@ -75,7 +75,9 @@ class Judge:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
-        return _judge, (self._token, self._original, self._samples, self._metric_given)
+        # Fidelity is what is asked of it there, where the user's module need not be.
+        metric = "rel-error" if self._user is not None else self._metric_given
+        return _judge, (self._token, self._original, self._samples, metric)
 
     @property
     def machine(self) -> Machine:

@@ -256,7 +256,7 @@ class Weighing:
             timed = found.get(item.choice)
             if timed is None:
                 stored = isinstance(item.choice.graph_pass, WeightPass)
-                share = 1.0 if stored else (item.macs or item.params) / (layer.macs or layer.params)
+                share = 1.0 if stored else _share_of_work(layer, item)
             elif timed is CRASHED:
                 slow.append(timed.refusal(item.choice))
                 continue
@@ -287,6 +287,10 @@ class Weighing:
         asked: dict[str, list[Choice]] = {}
         for layer in self.layers:
             options = pareto(self.options[layer.name], self.kept[layer.name])
+            if self.options[layer.name] and not options:
+                self.reasons.setdefault(
+                    layer.name, f"no rank of any method saves {self.aim.target} here"
+                )
             self.options[layer.name] = options
             if options:
                 asked[layer.name] = _probes_of(options, self.aim.probes)
@@ -301,6 +305,10 @@ class Weighing:
             self.options[name] = [
                 replace(o, damage=loss) for o, loss in losses if math.isfinite(loss)
             ]
+            if not self.options[name]:
+                self.reasons.setdefault(
+                    name, "without it, or with little of it, the model's outputs aren't finite"
+                )
 
     def _measure(self, asked: Mapping[str, list[Choice]], step: Any) -> None:
         """Sensitivities: those that the store has, and the others."""
@@ -338,6 +346,13 @@ class Weighing:
             else:
                 self.reasons[name] = rows[0]["refusal"]
                 self.options[name] = []
+
+
+def _share_of_work(layer: Layer, item: Candidate) -> float:
+    """What a candidate does of a layer's work; of its reading, where that does none."""
+    if layer.macs and item.macs is not None:
+        return item.macs / layer.macs
+    return item.params / layer.params
 
 
 def _label(name: str, choice: Choice) -> str:

@@ -170,6 +170,10 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
         lambda: conv((1, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_LOWER", strides=[2, 1]),
         (*CONV, *CP),
     ),
+    "conv-empty-word": (
+        lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), auto_pad="", pads=[1, 0, 2, 1]),
+        (*CONV, *CP),
+    ),
     "conv-valid": (lambda: conv((1, 6, 9, 8), (8, 6, 3, 3), auto_pad="VALID"), (*CONV, *CP)),
     "conv-grouped": (lambda: conv((2, 6, 9, 8), (9, 2, 3, 3), group=3, strides=[2, 1]), CONV),
     "conv-depthwise": (lambda: conv((1, 6, 9, 8), (12, 1, 3, 3), group=6), CONV),

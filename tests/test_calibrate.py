@@ -25,6 +25,21 @@ from onnxlr.runtime import ONE_CPU_THREAD, Feed
 from tests.builders import Array, make_model, node, run
 from tests.pass_cases import conv, gemm, matmul, rand, transposed
 
+
+def transposed_into_gemm() -> onnx.ModelProto:
+    """ONNX Runtime takes the Transpose into the Gemm, and can't give out what lies between."""
+    return make_model(
+        [
+            node("Transpose", ["x"], "t", perm=[1, 0]),
+            node("Transpose", ["w"], "v", perm=[1, 0]),
+            node("Gemm", ["t", "v"], "y", "fc", transA=1),
+        ],
+        {"x": (4, 8)},
+        ["y"],
+        {"w": rand(6, 8)},
+    )
+
+
 CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "conv": (lambda: conv((4, 6, 9, 8), (8, 6, 3, 3), pads=[1, 1, 1, 1]), "spatial-svd"),
     "stride": (lambda: conv((4, 6, 9, 8), (8, 6, 3, 3), strides=[2, 3]), "channel-svd"),
@@ -38,8 +53,13 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: conv((4, 6, 9, 8), (8, 6, 4, 3), auto_pad="SAME_LOWER", strides=[2, 1]),
         "input-channel-svd",
     ),
+    "empty word": (
+        lambda: conv((4, 6, 9, 8), (8, 6, 3, 3), auto_pad="", pads=[1, 0, 2, 1]),
+        "spatial-svd",
+    ),
     "valid": (lambda: conv((4, 6, 9, 8), (8, 6, 3, 3), auto_pad="VALID"), "tiled-svd"),
     "grouped": (lambda: conv((4, 6, 9, 8), (9, 2, 3, 3), group=3, strides=[2, 1]), "spatial-svd"),
+    "gemm behind a transpose": (transposed_into_gemm, "svd"),
     "no bias": (lambda: conv((4, 6, 9, 8), (8, 6, 3, 3), bias=False), "cp3"),
     "1-d": (lambda: conv((4, 6, 20), (8, 6, 5), strides=[2], pads=[2, 1]), "channel-svd"),
     "3-d": (lambda: conv((2, 4, 5, 6, 7), (6, 4, 3, 2, 3)), "cp"),

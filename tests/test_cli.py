@@ -69,6 +69,15 @@ def test_a_method_does_not_end_the_command(
     assert not Path("o.onnx").exists()
 
 
+def test_what_a_method_gives_is_its_affair(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxlr_passes.svd.Svd.compose", lambda *_: None)
+    command = ["optimize", model.name, "o.onnx", "--rank", "3", "--verify", "none"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert "internal error in the method 'svd' of onnxlr (" in done.stderr
+    assert not Path("o.onnx").exists()
+
+
 def test_json_on_standard_output_is_json_alone(model: Path) -> None:
     report = json.loads(run("optimize", model.name, "o.onnx", "--rank", "exact", "--json", "-"))
     assert [layer["rank"] for layer in report["layers"]] == [3, 2]
@@ -85,6 +94,14 @@ def test_json_on_standard_output_is_json_alone(model: Path) -> None:
 def test_quiet_says_nothing(model: Path) -> None:
     assert run("optimize", model.name, "o.onnx", "--rank", "exact", "--quiet") == ""
     assert run("inspect", model.name, "--quiet") == ""
+
+
+def test_a_name_that_is_empty(model: Path) -> None:
+    """As that of a variable that nobody has set."""
+    for names in (["", model.name], [""], [model.name, ""]):
+        done = CliRunner().invoke(main, ["bench", *names, "--seconds", "0.05"])
+        assert done.exit_code == 1
+        assert "is a folder" in done.stderr
 
 
 def test_methods_by_repetition_and_by_commas(model: Path) -> None:

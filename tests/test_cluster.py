@@ -159,6 +159,24 @@ def test_the_same_bytes_by_workers_as_here(farm: Farm, given: Path) -> None:
     assert f"--dask {farm.address}" in second.report.circumstances.command
 
 
+def test_a_metric_is_needed_here_alone(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers find out what layers do to the outputs, and know nothing of the user's modules."""
+    (given / "metric_of_mine.py").write_text(
+        "def f(session):\n    return float(len(session.get_inputs()))\n"
+    )
+    monkeypatch.syspath_prepend(given)
+    result = onnxlr.optimize(
+        given / "net.onnx",
+        metric="metric_of_mine:f",
+        target="macs=0.6",
+        max_drop=1,
+        dask=farm.address,
+    )
+    assert result.plan.replaced
+
+
 def test_a_worker_that_is_killed_loses_nothing(farm: Farm, given: Path) -> None:
     here, _ = optimized(given, "here.onnx", jobs=1)
     dead = farm.workers[0]

@@ -367,3 +367,55 @@ def test_help_that_cannot_be_printed(flag: str) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "onnxlr: No space left on device\n"
+
+
+SCRIPT = "import sys; sys.argv[0] = 'onnxlr'; from onnxlr.__main__ import main; main()"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("environment", "command", "words"),
+    [
+        ({"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "nope"}, "--version", "can't be started: Val"),
+        ({"_ONNXLR_COMPLETE": "bash_complete"}, "", "KeyError: 'COMP_WORDS'"),
+    ],
+)
+def test_what_fails_outside_of_any_command(
+    environment: dict[str, str], command: str, words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *command.split()],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"onnxlr: {words}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("shown", [False, True])
+def test_warnings_are_for_developers(shown: bool) -> None:
+    metric("import warnings; warnings.warn('from a library'); return 0.0")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    environment |= {"PYTHONWARNINGS": "default"} if shown else {}
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert ("from a library" in done.stderr) == shown
+
+
+@pytest.mark.usefixtures("here")
+def test_settings_of_figures_in_the_surroundings() -> None:
+    """A notebook names a backend to what it starts; and matplotlib reads the working folder."""
+    Path("matplotlibrc").write_text("nonsense: 3\nfont.size: large\n")
+    done = subprocess.run(
+        [*COMMAND[:5], "out.onnx", "--verify", "none", "--quiet", "--report", "r.html"],
+        env=os.environ | {"MPLBACKEND": "module://nobody.has_it"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<svg" in Path("r.html").read_text(encoding="utf-8")

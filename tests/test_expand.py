@@ -12,6 +12,9 @@ import pytest
 
 import onnxlr
 from onnxlr.decompose import join_tiles
+from onnxlr.layers import count_macs
+from onnxlr.model import load
+from onnxlr.prepare import prepare
 from tests.builders import Array, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)
@@ -117,6 +120,8 @@ def test_any_weight_is_stored_as_factors(
     assert folded(tmp_path / "in.onnx") == folded(tmp_path / "out.onnx")
     assert all(d.macs_after == d.macs_before for d in result.plan.decisions)
     assert result.report.output.macs == result.report.input.macs
+    written = prepare(load(tmp_path / "out.onnx"), feed=None)
+    assert count_macs(written.model, written.shapes) == result.report.input.macs
     again = onnxlr.apply(result.plan, tmp_path / "in.onnx")
     assert again.SerializeToString() == result.model.SerializeToString()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxlr.calibrate import Statistics
@@ -21,6 +22,8 @@ from onnxlr.layers import Layer
 from onnxlr.model import load
 from onnxlr.prepare import prepare
 from tests.builders import Array, make_model, node, run
+from tests.pass_cases import CONV, conv, the_layer
+from tests.test_passes import planted
 
 RNG = np.random.default_rng(0)
 
@@ -218,6 +221,7 @@ def weighted_layer(method: str) -> tuple[Layer, GraphPass, Statistics]:
         ("input-channel-svd", (4,)),
         ("cp3", (8,)),
         ("tiled-svd", (2, 2, 2)),
+        ("slice-svd", (1,)),
     ],
 )
 def test_factors_lose_least_where_it_counts(method: str, rank: tuple[int, ...]) -> None:
@@ -229,7 +233,7 @@ def test_factors_lose_least_where_it_counts(method: str, rank: tuple[int, ...]) 
         return output_error(layer, rest_of(graph_pass, layer, rank, factors), by)
 
     own, other = error(statistics, statistics), error(plain, statistics)
-    if method == "tiled-svd":  # its factors can't take account of it
+    if method in ("tiled-svd", "slice-svd"):  # their factors can't take account of it
         assert own == pytest.approx(other)
         return
     assert own < 0.97 * other
@@ -241,6 +245,25 @@ def test_factors_lose_least_where_it_counts(method: str, rank: tuple[int, ...]) 
     if method != "cp3":
         factors = fit_to_inputs(graph_pass, layer, full, statistics, THOROUGH)
         assert output_error(layer, rest_of(graph_pass, layer, full, factors), statistics) < 1e-6
+
+
+@pytest.mark.parametrize("method", CONV)
+def test_planted_ranks_stay_exact_whatever_counts(method: str) -> None:
+    kernel = planted(method, np.random.default_rng(3))
+    model = conv((1, 10, 8, 8), kernel.shape, pads=[1, 1, 1, 1])
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "w"))
+    layer, graph_pass = the_layer(model, method)
+    rank = {"tucker2": (4, 5), "tiled-svd": (4, 2, 2), "slice-svd": (1,)}.get(method, (4,))
+    rng = np.random.default_rng(4)
+    inputs, outputs = (rng.standard_normal((1, n, n)) for n in (90, 12))
+    statistics = Statistics(
+        np.zeros((1, 90)),
+        inputs @ inputs.swapaxes(1, 2),
+        1000,
+        outputs @ outputs.swapaxes(1, 2) + np.eye(12),
+    )
+    factors = fit_to_inputs(graph_pass, layer, rank, statistics, THOROUGH)
+    assert output_error(layer, rest_of(graph_pass, layer, rank, factors), statistics) < 1e-5
 
 
 def test_the_error_is_that_of_what_comes_out() -> None:

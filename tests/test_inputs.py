@@ -17,6 +17,7 @@ from onnxlr.inputs import (
     synthetic_feed,
 )
 from onnxlr.model import load
+from onnxlr.prepare import open_fed
 from onnxlr.runtime import ONE_CPU_THREAD, Session
 from tests.builders import make_model, node
 
@@ -66,6 +67,46 @@ def test_sizes_are_tried_until_one_runs() -> None:
     session = Session(model.SerializeToString(), ONE_CPU_THREAD)
     shapes, level = find_runnable_shapes(source.model, session, {}, 1, 0)
     assert (shapes, level) == ({"x": (1, 3, 48, 320)}, 0)
+
+
+@pytest.mark.parametrize("trial", ["off", "60"])
+def test_sizes_are_searched_wherever_they_are_tried(
+    trial: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXLR_TRIAL", trial)
+    model = make_model(
+        [node("Reshape", ["x", "shape"], "y")],
+        {"x": ("n", 3, "h", "w")},
+        ["y"],
+        {"shape": np.array([0, 3, 48, 320])},
+    )
+    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
+    assert feeding.timed["x"].shape == (1, 3, 48, 320)
+
+
+@pytest.mark.parametrize(
+    ("views", "axis"),
+    [
+        ([node("Cast", ["table"], "t", to=1)], 0),
+        ([node("Identity", ["table"], "i"), node("Transpose", ["i"], "t", perm=[1, 0])], 1),
+        ([node("Transpose", ["table"], "t", perm=[1, 0])], -1),
+        ([node("Cast", ["table"], "c", to=1), node("Mul", ["c", "two"], "t")], 0),
+    ],
+)
+def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: int) -> None:
+    """Every row of it may be asked for, and is: else one row would judge a factorization of all."""
+    table = np.ones((150, 7), np.float32)
+    model = make_model(
+        [*views, node("Gather", ["t", "ids"], "y", axis=axis)],
+        {"ids": (64, 16)},
+        ["y"],
+        {"table": table, "two": np.full((), 2, np.float32)},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
+    assert feeding.timed["ids"].min() == 0
+    assert feeding.timed["ids"].max() == 149
 
 
 def test_images_lie_in_the_unit_interval() -> None:

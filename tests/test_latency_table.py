@@ -130,6 +130,37 @@ def test_another_machines_table_is_never_measured_into(
     assert json.loads(path.read_text()) == content
 
 
+def test_ranks_of_equal_work_stand_beside_each_other(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many channels in as out: (8, 16) and (16, 8) cost the same."""
+    Clock(monkeypatch)
+    table, tucker = LatencyTable(HERE), find_pass("tucker2")
+    for rank in ((8, 16), (16, 8), (16, 16)):
+        table.time(prepared.model, prepared.layers[0], Choice(tucker, rank))
+    table.measures = False
+    between = table.time(prepared.model, prepared.layers[0], Choice(tucker, (12, 12)))
+    assert between is not None
+
+    assert 8 / 32 <= between.after_ms <= 16 / 32
+
+
+@pytest.mark.parametrize("rank", ["3", "3,3,3,3", "33,4"])
+def test_ranks_that_the_method_has_not_say_nothing(
+    rank: str, prepared: Prepared, tmp_path: Path
+) -> None:
+    path, layer = tmp_path / "t.json", prepared.layers[0]
+    key = layer_timing.signature(layer, layer.uses[0])
+    times = {key: {"tucker2": {rank: [1.0, 0.5, 0.6], "8,8": [1.0, 0.25, 0.3]}}}
+    path.write_text(json.dumps({"machine": {"processor": "another"}, "times": times}))
+    choice = Choice(find_pass("tucker2"), (16, 16))
+    found = named_table(HERE, path).time(prepared.model, layer, choice)
+    del times[key]["tucker2"][rank]
+    path.write_text(json.dumps({"machine": {"processor": "another"}, "times": times}))
+    assert found is not None
+    assert found == named_table(HERE, path).time(prepared.model, layer, choice)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -140,6 +171,7 @@ def test_another_machines_table_is_never_measured_into(
         '{"machine": {}, "times": {"a": {"svd": {"4": [1, 2]}}}}',
         '{"machine": {}, "times": {"a": {"svd": {"4": [1, 2, -1]}}}}',
         '{"machine": {}, "times": {"a": [1]}}',
+        '{"machine": {}, "times": {"a": {"svd": {"04": [1, 2, 3]}}}}',
     ],
 )
 def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
@@ -158,6 +190,23 @@ def test_estimates_follow_the_work(prepared: Prepared, monkeypatch: pytest.Monke
     assert known[0].faster
     assert not known[2].faster  # 93% of the work in two nodes instead of one
     assert clock.asked == []
+
+
+def test_a_table_along_its_second_axis_is_timed() -> None:
+    model = make_model(
+        [node("Gather", ["t", "i"], "y", axis=1)],
+        {"i": (16,)},
+        ["y"],
+        {"t": np.ones((300, 40), np.float32)},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    prepared = prepare(load(model), feed=None)
+    (layer,) = prepared.layers
+    choice = Choice(find_pass("embedding-svd"), (2,))
+    time = LatencyTable(HERE, seconds=0.01).time(prepared.model, layer, choice)
+    assert time is not None
+    assert time.before_ms > 0
 
 
 def test_nothing_is_timed_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

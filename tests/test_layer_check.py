@@ -81,6 +81,43 @@ def test_the_rank_follows_the_limit() -> None:
     assert ranks[0] < ranks[1]
 
 
+def test_a_table_is_looked_up_all_over() -> None:
+    """Along its second axis, where a low rank tells the first entries only."""
+    table = np.random.default_rng(0).standard_normal((24, 400)).astype(np.float32)
+    table[:, :24] = noisy(1, 0.0)[:24, :24]
+    model = make_model(
+        [node("Gather", ["t", "ids"], "y", "emb", axis=1)],
+        {"ids": ("n",)},
+        ["y"],
+        {"t": table},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    result = worst_of(model, rank=4, max_drop=0.05)
+    assert not result.plan.replaced
+
+
+@pytest.mark.parametrize("opset", [7, 9, 17])
+def test_products_of_every_opset_are_run(opset: int, tmp_path: Path) -> None:
+    """A Gemm had to have a bias before opset 11; its inputs know few directions, its weight all."""
+    rng = np.random.default_rng(0)
+    model = make_model(
+        [node("Gemm", ["x", "w", "b"], "y", "fc")],
+        {"x": ("n", 64)},
+        ["y"],
+        {"w": noisy(48, 1.0), "b": np.ones(48, np.float32)},
+        opset=opset,
+    )
+    x = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 64))
+    np.savez(tmp_path / "d.npz", x=x.astype(np.float32))
+    result = worst_of(model, rank=8, max_drop=0.05, data=tmp_path / "d.npz")
+    (row,) = result.plan.replaced
+    assert row.error is not None
+    assert row.error > 0.5
+    assert result.report.quality is not None
+    assert result.report.quality.fidelity.rel_error < 1e-5
+
+
 @pytest.mark.parametrize("shape", ["n", 8])
 def test_layers_of_unknown_shape_are_compared_too(shape: str | int, tmp_path: Path) -> None:
     """Reshape to a shape that is only known when it runs: nothing can be inferred behind it."""

@@ -113,6 +113,15 @@ def test_batch_norm_in_training_is_not_folded(opset: int) -> None:
     assert fold_batch_norms(load(model).model) == 0
 
 
+def test_what_overflows_its_type_is_not_folded() -> None:
+    model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
+    (scale,) = (t for t in model.graph.initializer if t.name == "scale")
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.full(4, 1e38, np.float32), "scale"))
+    (var,) = (t for t in model.graph.initializer if t.name == "var")
+    var.CopyFrom(onnx.numpy_helper.from_array(np.full(4, 1e-9, np.float32), "var"))
+    assert fold_batch_norms(load(model).model) == 0
+
+
 def test_shared_kernels_are_not_folded() -> None:
     model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=17, epsilon=1e-5, seed=0)
     model.graph.node.append(node("Conv", ["x", "k"], "other"))

@@ -1,5 +1,6 @@
 """What is written never takes the place of what is read, or of what others may need."""
 
+import errno
 import json
 import os
 import subprocess
@@ -386,6 +387,40 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXLR_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
     assert store_module.open_store().path("a", "k") is None
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("flag", ["--plan-out", "--report", "--json"])
+def test_what_tells_of_the_model_can_not_be_written(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the model isn't either: a command that fails leaves all as it was."""
+    Path("out.onnx").write_bytes(b"of an earlier run")
+    Path("told").write_text("of an earlier run")
+    before, own = held(), Path.write_text
+
+    def write(path: Path, text: str, **options: str) -> int:
+        if path.parent == Path():
+            own(path, text[:100], **options)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return own(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    done = CliRunner().invoke(main, [*QUICK.split(), "--quiet", flag, "told"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("onnxlr: told: the disk is full")
+    assert done.stderr.count("\n") == 1
+    assert held() == before
+
+
+@pytest.mark.usefixtures("here")
+def test_every_report_is_written_and_the_model() -> None:
+    told = {"plan_out": "p.json", "report": "r.html", "json": "r.json"}
+    result = onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none", **told)  # type: ignore[arg-type]
+    assert Path("p.json").read_text() == result.plan.to_json()
+    assert json.loads(Path("r.json").read_text())["layers"]
+    assert "</html>" in Path("r.html").read_text()
+    assert Path("out.onnx").exists()
 
 
 @pytest.mark.usefixtures("here")

@@ -320,6 +320,18 @@ def planted(method: str, rng: np.random.Generator) -> Array:
     return np.asarray(np.einsum("abij,ta,sb->tsij", core, u, v), dtype=np.float32)
 
 
+@pytest.mark.parametrize("method", ["svd", "tiled-svd"])
+def test_what_counts_nothing_may_be_anything(method: str) -> None:
+    """ONNX Runtime leaves C out where beta is 0, infinite or not."""
+    model = gemm(beta=0.0)
+    (bias,) = (t for t in model.graph.initializer if t.name == "c")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, np.inf, np.float32), "c"))
+    layer, graph_pass = the_layer(model, method)
+    chained = replaced(model, method, graph_pass.full_rank(layer))
+    x = {"x": rand(4, 8)}
+    assert relative(run(model, x)[0], run(chained, x)[0]) < 1e-5
+
+
 @pytest.mark.parametrize("method", [*CONV, *CP])
 def test_planted_ranks_are_found_and_exact(method: str) -> None:
     kernel = planted(method, np.random.default_rng(3))

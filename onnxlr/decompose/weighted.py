@@ -48,6 +48,11 @@ class Form:
         """The letters of the weight."""
         return self.equation.split("->")[1]
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixed outputs are of the same form: one factor alone has them."""
+        return self.outputs == 1 and sum(self.result[0] in term for term in self.terms) == 1
+
     def compose(self, factors: Sequence[Array]) -> Array:
         """The weight as a matrix of outputs × inputs."""
         whole = np.einsum(self.equation, *factors, optimize=True)

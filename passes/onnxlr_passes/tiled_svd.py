@@ -265,6 +265,8 @@ def _scale_and_shift(use: Use, y: ir.Value, writer: Writer) -> ir.Value:
 
     y = scaled(y, "alpha")
     bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    if float_attr(use.node, "beta", 1.0) == 0.0:
+        bias = None  # whatever it holds, infinities too
     return y if bias is None else writer.op("Add", [y, scaled(bias, "beta")], {})
 
 
