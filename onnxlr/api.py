@@ -468,8 +468,13 @@ def _destination(
 ) -> Path | None:
     if out is None:
         return None
-    check_destination(Path(out), _path_of(model), *others)
-    return Path(out)
+    path = Path(out)
+    if path.suffix == ".ort":
+        raise UsageError(
+            f"{path}: ONNX Runtime takes what ends in .ort for a format of its own: name it .onnx"
+        )
+    check_destination(path, _path_of(model), *others)
+    return path
 
 
 def _first_size(feeding: Feeding) -> int:

@@ -271,9 +271,12 @@ def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
             f"{layer.params:,} are stored)"
         )
     words = "full rank" if rank == fit.full else "rank"
+    needed = f"{name}: {wanted} needs {words} {rank_words(rank)}, "
+    if len(rank) > 2 and rank[1:] != fit.limit[1:]:  # on other tiles ranks don't compare
+        return f"{needed}which saves nothing"
     return (
-        f"{name}: {wanted} needs {words} {rank_words(rank)}, only up to "
-        f"{rank_words(fit.limit)} saves anything{' in proportion' if len(rank) > 1 else ''}"
+        f"{needed}only up to {rank_words(fit.limit)} saves anything"
+        f"{' in proportion' if len(rank) > 1 else ''}"
     )
 
 

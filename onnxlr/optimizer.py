@@ -34,6 +34,7 @@ from onnxlr.options import Options
 from onnxlr.output import (
     copy_source,
     left_over,
+    name_within,
     place,
     read_back,
     workspace,
@@ -155,7 +156,7 @@ def _run(
     factory = Factory(
         prepared,
         folder,
-        out.name if out is not None else "model.onnx",
+        name_within(source, out),
         statistics,
         calibration.digest if calibration is not None else "",
         jobs,

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import filecmp
 import hashlib
+import itertools
 import mmap
 import os
 import re
@@ -26,6 +27,7 @@ TEMPORARY = ".onnxlr-"  # what files are called that are being written
 _WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
 _DATA = "weights-"  # what external data made here are called, with their digest and .data
 _DATA_NAME = rb"weights-[0-9a-f]{16}\.data"
+_STEM = 50  # characters of a name that are told
 _OUTSIDE_FROM = 1024  # bytes; what is smaller stays in the model's own file
 
 
@@ -288,6 +290,17 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
+def name_within(source: Source, out: Path | None) -> str:
+    """What a model is called while it is made: after OUT, like none of its data files, ….onnx.
+
+    Libraries tell formats by the ends of names.
+    """
+    stem = "model" if out is None else out.name.removesuffix(".onnx")[:_STEM]
+    taken = {Path(location).parts[0] for location in source.external}
+    names = (f"{stem}{'-' * i}.onnx" for i in itertools.count())
+    return next(name for name in names if name not in taken)
+
+
 def place(path: Path, out: Path) -> None:
     """Move a finished model, its external data first, to where it belongs.
 
@@ -373,7 +386,7 @@ def read_back(path: Path, *, whole: bool) -> onnx.ModelProto:
 
     Its external data are read only where they won't stay: a model past 2 GB is as large in memory.
     """
-    return onnx.load(path, load_external_data=whole)
+    return onnx.load(path, format="protobuf", load_external_data=whole)
 
 
 def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:

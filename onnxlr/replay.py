@@ -14,7 +14,7 @@ from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source, check_unchanged
 from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
-from onnxlr.output import copy_source, place, read_back, workspace
+from onnxlr.output import copy_source, name_within, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
 from onnxlr.prepare import Prepared, prepare, try_source
 from onnxlr.progress import Progress
@@ -101,7 +101,7 @@ def _built(
         origin = key_of(
             statistics_key(prepared, plan.calibration, plan.seed), plan.calibration.influence
         )
-    name = path.name if path is not None else "model.onnx"
+    name = name_within(source, path)
     if not choices:
         return copy_source(source, folder, name)[0]
     factory = Factory(

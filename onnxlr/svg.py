@@ -40,7 +40,10 @@ _SETTINGS = {
 }
 
 
-_LOOK = ("axes.", "font.", "lines.", "markers.", "path.", "svg.", "text.", "xtick.", "ytick.")
+_LOOK = (
+    *("axes.", "figure.", "font.", "grid.", "lines.", "markers.", "patch.", "path.", "savefig."),
+    *("svg.", "text.", "xtick.", "ytick."),
+)
 
 
 def start_figures() -> None:

@@ -118,7 +118,7 @@ class Outcome:
             verdict,
             self._judged_on(),
             seconds,
-            (*self._notes(plan), *self._overridden(plan), *map(_left, old)),
+            (*self._notes(plan), *map(_left, old)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
         )
@@ -162,7 +162,8 @@ class Outcome:
             notes.append(
                 "nothing was timed: latencies come from "
                 + (
-                    "the named table, which is another machine's"
+                    "the named table, made on another machine, by another version of ONNX Runtime "
+                    "or with other threads"
                     if table is not None and table.foreign
                     else "known tables, or are estimated from the work"
                 )
@@ -191,20 +192,6 @@ class Outcome:
         return [
             f"{len(gone)} of the weights that were replaced could be given as inputs too, which is "
             f"over: {named}"
-        ]
-
-    def _overridden(self, plan: Plan) -> list[str]:
-        source, names = self.prepared.source, {d.name for d in plan.replaced}
-        overridable = sum(
-            layer.weight.is_graph_input() and source.model.ir_version > 3
-            for layer in self.prepared.layers
-            if layer.name in names
-        )
-        if not overridable:
-            return []
-        return [
-            f"{overridable} replaced weights were inputs of the graph as well, with the weight "
-            "as their default: they are inputs no more"
         ]
 
     def _alternatives(self, layer: Layer) -> tuple[Alternative, ...]:

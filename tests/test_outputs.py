@@ -414,6 +414,26 @@ def test_what_tells_of_the_model_can_not_be_written(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["o.json", "o.textproto", "o", 250 * "x", "in.data.onnx"])
+def test_the_format_goes_by_no_name(name: str) -> None:
+    """As where OUT is forgotten and what was meant for --json is taken for it."""
+    onnxlr.optimize("in.onnx", "plain.onnx", rank=4, verify="none")
+    done = CliRunner().invoke(main, [*QUICK.replace("out.onnx", name).split(), "--quiet"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert Path(name).read_bytes() == Path("plain.onnx").read_bytes()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_name_that_the_runtime_takes_otherwise() -> None:
+    with pytest.raises(onnxlr.UsageError, match=r"ends in \.ort"):
+        onnxlr.optimize("in.onnx", "out.ort", rank=4)
+    save("in.onnx", "model.onnx")
+    onnxlr.optimize("in.onnx", "out.onnx", include="nothing")
+    assert Path("out.onnx").read_bytes() == Path("in.onnx").read_bytes()
+    onnx.checker.check_model("out.onnx")
+
+
+@pytest.mark.usefixtures("here")
 def test_every_report_is_written_and_the_model() -> None:
     told = {"plan_out": "p.json", "report": "r.html", "json": "r.json"}
     result = onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none", **told)  # type: ignore[arg-type]

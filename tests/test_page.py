@@ -559,6 +559,7 @@ def test_many_layers_are_folded_but_there(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_same_report_gives_the_same_bytes_whatever_the_user_s_settings() -> None:
     used_pyplot = "matplotlib.pyplot" in sys.modules
     theirs: dict[Any, Any] = {"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}
+    theirs |= {"figure.autolayout": True, "savefig.pad_inches": 3.0, "savefig.bbox": "tight"}
     with matplotlib.rc_context(theirs):
         assert write_page(report()) == plain()
         assert {name: matplotlib.rcParams[name] for name in theirs} == theirs
