@@ -20,7 +20,7 @@ from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, check_distinct, check_external
+from onnxlr.output import check_destination, check_distinct, check_external, is_there
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
@@ -52,7 +52,7 @@ def optimize(
     provider: Provider = "cpu",
     threads: int = 1,
     batch: int = 1,
-    shape: Sequence[str] = (),
+    shape: str | Sequence[str] = (),
     verify: str = "full",
     expand_at_load: bool = False,
     measure: bool = True,
@@ -93,7 +93,7 @@ def optimize(
         Regular expressions searched in layer, weight and node names.
     provider : {"cpu", "cuda"}
     threads, batch : int
-    shape : sequence of str
+    shape : str or sequence of str
         ``NAME:1,3,224,224`` for inputs with dynamic axes.
     verify : {"full", "layers", "none"}
         The whole saved model; each replaced layer alone, for models that can't be run here; or
@@ -161,7 +161,7 @@ def optimize(
     if jobs is not None and not 1 <= jobs <= 1024:
         raise UsageError(f"--jobs {jobs} must be at least 1 and at most 1024")
     options = Options(
-        methods=(method,) if isinstance(method, str) else tuple(method),
+        methods=_several(method),
         rank=parse_rank(str(rank)),
         target=goal,
         fraction=fraction,
@@ -171,8 +171,8 @@ def optimize(
         include=include,
         exclude=exclude,
         machine=_machine(provider, threads, batch, seed),
-        batch=batch,
-        shapes=tuple(shape),
+        batch=int(batch),
+        shapes=_several(shape),
         data=data,
         validation=validation,
         labels=labels,
@@ -181,7 +181,7 @@ def optimize(
         measure=measure,
         latency_table=latency_table,
         without=left_out,
-        seed=seed,
+        seed=int(seed),
         jobs=jobs,
         dask=dask,
         report=report,
@@ -199,7 +199,7 @@ def optimize(
     table = None if latency_table is None else Path(latency_table)
     outputs = [output for output in (path, *told, table) if output is not None]
     check_distinct(*outputs)
-    if table is not None and table.exists():
+    if table is not None and is_there(table):
         outputs.remove(table)  # it is read
     for output in outputs:
         check_external(output, source, path)
@@ -222,7 +222,7 @@ def inspect(
     include: str | None = None,
     exclude: str | None = None,
     batch: int = 1,
-    shape: Sequence[str] = (),
+    shape: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[LayerInspection, ...]:
     """Every layer with its spectrum, EVBMF rank, methods that fit, break-even rank and reasons.
@@ -235,10 +235,10 @@ def inspect(
     >>> [fit.method for fit in rows[0].fits]
     ['svd']
     """
-    methods = (method,) if isinstance(method, str) else tuple(method)
+    methods = _several(method)
     _machine("cpu", 1, batch, 0)
     return inspect_source(
-        load(model), methods, include, exclude, shape, batch, progress or Silent()
+        load(model), methods, include, exclude, _several(shape), batch, progress or Silent()
     )
 
 
@@ -263,11 +263,11 @@ def apply(
     """
     origin = None if isinstance(plan, Plan) else plan
     if not isinstance(plan, Plan):
-        if Path(plan).exists() and not Path(plan).is_file():
-            raise UsageError(f"the plan {plan} is not a regular file: name one of --plan-out")
         try:
+            if Path(plan).exists() and not Path(plan).is_file():
+                raise UsageError(f"the plan {plan} is not a regular file: name one of --plan-out")
             text = Path(plan).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not UTF-8, or no name at all
             raise UsageError(f"can't read the plan {plan}: {error}") from None
         plan = Plan.from_json(text, str(plan))
     fitted = None if plan.calibration is None else plan.calibration.data
@@ -306,7 +306,7 @@ def compare(
     provider: Provider = "cpu",
     threads: int = 1,
     batch: int = 1,
-    shape: Sequence[str] = (),
+    shape: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelComparison:
@@ -327,7 +327,7 @@ def compare(
         data=data,
         validation=data,
         labels=labels,
-        shapes=shape,
+        shapes=_several(shape),
         batch=batch,
         seed=seed,
     )
@@ -378,7 +378,7 @@ def bench(
     provider: Provider = "cpu",
     threads: int = 1,
     batch: int = 1,
-    shape: Sequence[str] = (),
+    shape: str | Sequence[str] = (),
     seconds: float = 5.0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -388,7 +388,9 @@ def bench(
     if not 0 < seconds <= 86_400:
         raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
     source = load(a)
-    first, feeding = open_fed(source, machine, data=data, shapes=shape, batch=batch, seed=seed)
+    first, feeding = open_fed(
+        source, machine, data=data, shapes=_several(shape), batch=batch, seed=seed
+    )
     size = _first_size(feeding)
     told = progress or Silent()
     if b is None:
@@ -430,7 +432,7 @@ def _check_verify(verify: str, named: Mapping[str, object]) -> None:
 
 
 def _ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
-    given = (names,) if isinstance(names, str) else tuple(names)
+    given = _several(names)
     known = get_args(Ingredient)
     for name in given:
         if name not in known:
@@ -460,7 +462,11 @@ def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine
             f"--threads {threads}: this user may not have so many more threads (ulimit -u, or the "
             "container's limit of pids): name fewer, or raise the limit"
         )
-    return Machine(provider, threads)
+    return Machine(provider, int(threads))
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _destination(

@@ -272,6 +272,8 @@ def _labels(
             f"{file}: the labels {name!r} are {labels.dtype}{list(labels.shape)}, expected "
             f"{count} integers"
         )
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{file}: the labels {name!r} run up to {labels.max()}, which is no class")
     return labels.astype(np.int64)
 
 

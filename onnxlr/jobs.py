@@ -24,6 +24,7 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from onnxlr.ending import end_with, ends_at_once, held
+from onnxlr.errors import UsageError, one_line
 from onnxlr.memory import available
 from onnxlr.output import scratch
 
@@ -211,7 +212,13 @@ def joblib_late() -> Any:
     with warnings.catch_warnings():
         # Where there are no semaphores; ``map`` does without processes then.
         warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
-        import joblib
+        try:
+            import joblib
+        except ValueError as error:
+            raise UsageError(
+                f"joblib can't be imported: {one_line(error)}; unset JOBLIB_… and "
+                "LOKY_… in the environment"
+            ) from None
     return joblib
 
 

@@ -18,6 +18,7 @@ from onnxlr.errors import UsageError
 from onnxlr.graph_pass import ChainPass
 from onnxlr.layer_timing import CRASHED, LayerTime, signature
 from onnxlr.layers import Layer, Use
+from onnxlr.output import is_there
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, runtime_version
 from onnxlr.store import Store, key_of, read_json, write_json
@@ -181,7 +182,7 @@ def named_table(machine: Machine, path: Path, *, measures: bool = True) -> Laten
     UsageError
         If the file is there and holds no such table.
     """
-    if path.exists():
+    if is_there(path):
         found = read_json(path) if path.is_file() else {}
         if not _is_table(found):
             raise UsageError(

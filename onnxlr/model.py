@@ -166,8 +166,12 @@ def check_name(path: Path) -> None:
     Raises
     ------
     ModelError
-        If it isn't UTF-8.
+        If it isn't UTF-8, or goes beyond its end.
     """
+    if "\0" in str(path):
+        raise ModelError(
+            f"the path {str(path)!r} has a NUL within, which no disk takes: name another"
+        )
     try:
         str(path).encode()
     except UnicodeEncodeError:

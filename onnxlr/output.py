@@ -162,6 +162,14 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
         raise OutputError(write_failure(out, error)) from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path; not where its name is none that a disk takes."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _is_stream(path: Path) -> bool:
     """Whether a path is /dev/stdout or its like: a link whose place no file must take."""
     target = path.readlink() if path.is_symlink() else path
@@ -273,7 +281,8 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of runs that are no more: nobody holds their lock."""
     for folder in parent.glob(f"{_WORKSPACE}*"):
         with contextlib.suppress(OSError), (folder / _OWNER).open("rb+") as file:
-            if _lock(file):
+            ours = os.fstat(file.fileno()).st_size == 0  # else somebody's weights, say
+            if ours and _lock(file):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -272,7 +272,7 @@ def external_files(
                 f"{label}: the external data of {tensor.name!r} is missing: {file}; "
                 "copy it beside the model"
             )
-        if file.resolve() != path.parent.resolve() / parts:
+        if file.resolve() != path.parent.resolve() / location:  # in it \ may be a letter
             raise ModelError(
                 f"{label}: {file} is a link to {file.resolve()}: external data must be files of "
                 "their own; copy the model and its data without links (cp -L)"

@@ -56,14 +56,15 @@ def start_figures() -> None:
     OutputError
         If it can't be imported.
     """
-    if "matplotlib" in sys.modules:
+    name = "matplotlib.backends.backend_svg"  # and with it fonts, of which a list is kept somewhere
+    if name in sys.modules:
         return
     backend = os.environ.pop("MPLBACKEND", None)
-    logger = logging.getLogger("matplotlib")  # it tells what it doesn't like in a settings file
+    logger = logging.getLogger("matplotlib")  # it tells what it doesn't like in settings and homes
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        importlib.import_module("matplotlib")
+        importlib.import_module(name)
     except Exception as error:
         raise OutputError(f"no figures can be drawn, matplotlib fails: {one_line(error)}") from None
     finally:

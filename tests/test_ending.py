@@ -369,6 +369,7 @@ def test_help_that_cannot_be_printed(flag: str) -> None:
     assert done.stderr == "onnxlr: No space left on device\n"
 
 
+JOBLIB = "optimize in.onnx out.onnx --rank 4 --max-drop 1 --no-measure"
 SCRIPT = "import sys; sys.argv[0] = 'onnxlr'; from onnxlr.__main__ import main; main()"
 
 
@@ -378,6 +379,7 @@ SCRIPT = "import sys; sys.argv[0] = 'onnxlr'; from onnxlr.__main__ import main; 
     [
         ({"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "nope"}, "--version", "can't be started: Val"),
         ({"_ONNXLR_COMPLETE": "bash_complete"}, "", "KeyError: 'COMP_WORDS'"),
+        ({"JOBLIB_START_METHOD": "nope", VARIABLE: "60"}, JOBLIB, "joblib can't be imported"),
     ],
 )
 def test_what_fails_outside_of_any_command(
@@ -390,7 +392,7 @@ def test_what_fails_outside_of_any_command(
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == (2 if command == JOBLIB else 1)
     assert done.stderr.startswith(f"onnxlr: {words}")
     assert done.stderr.count("\n") == 1
 

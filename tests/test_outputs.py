@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import onnxlr
 from onnxlr import store as store_module
 from onnxlr.cli import main
-from onnxlr.output import scratch
+from onnxlr.output import scratch, workspace
 from onnxlr.store import Store, key_of
 from tests.test_data_aware import images, network
 
@@ -421,6 +421,48 @@ def test_the_format_goes_by_no_name(name: str) -> None:
     done = CliRunner().invoke(main, [*QUICK.replace("out.onnx", name).split(), "--quiet"])
     assert (done.exit_code, done.stderr) == (0, "")
     assert Path(name).read_bytes() == Path("plain.onnx").read_bytes()
+
+
+def test_a_folder_of_somebody_else_s(tmp_path: Path) -> None:
+    """It is called as ours are, and holds what ours never do."""
+    for name, content in (("killed", b""), ("theirs", b"weights")):
+        (tmp_path / f".onnxlr-run-{name}").mkdir()
+        (tmp_path / f".onnxlr-run-{name}" / "owner").write_bytes(content)
+    with workspace(tmp_path / "out.onnx"):
+        assert sorted(p.name for p in tmp_path.glob("*-theirs")) == [".onnxlr-run-theirs"]
+        assert not (tmp_path / ".onnxlr-run-killed").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it leads into a folder")
+@pytest.mark.usefixtures("here")
+def test_a_backslash_in_the_name_of_weights() -> None:
+    save("in.onnx", "in\\.data")
+    onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none")
+    onnx.checker.check_model("out.onnx")
+
+
+@pytest.mark.usefixtures("here")
+def test_names_that_no_disk_takes() -> None:
+    for long in (300 * "x", "x\0y"):
+        with pytest.raises(onnxlr.OnnxlrError):
+            onnxlr.apply(long, "in.onnx")
+        with pytest.raises(onnxlr.OnnxlrError):
+            onnxlr.optimize("in.onnx", rank=4, target="latency", latency_table=long)
+
+
+@pytest.mark.usefixtures("here")
+def test_numbers_of_numpy_s() -> None:
+    """As the loops of scripts have them; what is written of them is JSON all the same."""
+    result = onnxlr.optimize(
+        "in.onnx",
+        rank=4,
+        verify="none",
+        seed=np.int64(3),  # type: ignore[arg-type]
+        batch=np.int64(2),  # type: ignore[arg-type]
+        threads=np.int64(1),  # type: ignore[arg-type]
+    )
+    assert json.loads(result.plan.to_json())["seed"] == 3
+    assert json.loads(json.dumps(result.report.to_dict()))
 
 
 @pytest.mark.usefixtures("here")
