@@ -10,6 +10,7 @@ from typing import get_args
 import onnx
 
 from onnxlr.decompose import parse_rank
+from onnxlr.destinations import check_destination, check_distinct, check_external, is_there
 from onnxlr.errors import UsageError
 from onnxlr.fidelity import Quality
 from onnxlr.graph_pass import choose_passes
@@ -20,7 +21,6 @@ from onnxlr.model import Source, count_params, load
 from onnxlr.optimizer import Result
 from onnxlr.optimizer import optimize as run_optimizer
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.output import check_destination, check_distinct, check_external, is_there
 from onnxlr.page import write_page
 from onnxlr.plan import Plan
 from onnxlr.prepare import Feeding, open_beside, open_fed, prepare

@@ -21,11 +21,12 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from onnxlr import __version__, api, tables
+from onnxlr.destinations import check_destination, check_distinct, check_external
 from onnxlr.ending import INTERRUPTED, Interrupt, as_usual, hear, ignore
 from onnxlr.errors import OnnxlrError, one_line
 from onnxlr.graph_pass import culprit, installed_passes
 from onnxlr.model import Source, load
-from onnxlr.output import check_destination, check_distinct, check_external, write_text
+from onnxlr.output import write_text
 from onnxlr.progress import Progress, Silent
 from onnxlr.report import json_text
 

@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from onnxlr import layer_timing
 from onnxlr.cost import chain_work, layer_work
+from onnxlr.destinations import is_there
 from onnxlr.errors import UsageError
 from onnxlr.graph_pass import ChainPass
 from onnxlr.layer_timing import CRASHED, LayerTime, signature
 from onnxlr.layers import Layer, Use
-from onnxlr.output import is_there
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import Machine, runtime_version
 from onnxlr.store import Store, key_of, read_json, write_json
