@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlr.model import (
+    DEFAULTS,
     Names,
     add_initializer,
     all_graphs,
@@ -26,10 +27,11 @@ def fold_batch_norms(model: ir.Model) -> int:
     channels matter. Returns the number folded.
     """
     folded, names, version = 0, Names(model), opset(model)
+    overridable = model.ir_version >= DEFAULTS
     for graph in all_graphs(model):
         for node in list(graph):
             if is_standard(node, "BatchNormalization"):
-                folded += _fold_batch_norm(graph, node, names, version, model.ir_version > 3)
+                folded += _fold_batch_norm(graph, node, names, version, overridable)
     return folded
 
 

@@ -29,6 +29,7 @@ from onnxlr.sanity import (
 )
 from onnxlr.wiring import check_wiring
 
+DEFAULTS = 4  # IR version from which on a constant that is an input may be given another value
 _TRAINING = "onnxlr_training_info"
 # What the graph library has to say of a broken model is told once, by the error.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxlr.graph_pass import AttributeValue, ChainPass, GraphPass, Rank, WeightPass
 from onnxlr.layers import Layer, Shapes, Use, find_layers
 from onnxlr.model import (
+    DEFAULTS,
     Filed,
     Names,
     add_initializer,
@@ -93,9 +94,9 @@ def rewrite(
         if choice is not None:
             factored = factorize(layer, choice.graph_pass, choice.rank)
             replace_layer(result, layer, choice, factored, names)
-    if choices and result.ir_version < 4:
+    if choices and result.ir_version < DEFAULTS:
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
-        result.ir_version = 4
+        result.ir_version = DEFAULTS
     return result
 
 
@@ -121,7 +122,7 @@ def replace_layer(
         writer = _GraphWriter(model, _graph_of(use, model), use.node, method, names)
         stale = [v for v in use.node.inputs if v is not None]
         if factored.shift is not None and use.node.op_type != "MatMul":
-            _shift_bias(use, factored.shift, writer)
+            _shift_bias(use, factored.shift, writer, _fixed_bias(use, model))
         cast = tuple(_cast(f, use.dtype, writer) if use.dtype != layer.dtype else f for f in stored)
         output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
         node = use.node
@@ -155,7 +156,16 @@ def _shifted(
     return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
 
 
-def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") -> None:
+def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
+    """The bias of a Conv or Gemm, where it is a constant in whose place no caller feeds another."""
+    bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    fed = bias is not None and bias.is_graph_input() and model.ir_version >= DEFAULTS
+    return None if fed else constant(bias)
+
+
+def _shift_bias(
+    use: Use, shift: NDArray[np.float64], writer: "_GraphWriter", known: ir.TensorProtocol | None
+) -> None:
     """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
     node = use.node
     alpha, beta = 1.0, 1.0
@@ -165,7 +175,6 @@ def _shift_bias(use: Use, shift: NDArray[np.float64], writer: "_GraphWriter") ->
     old = node.inputs[2] if len(node.inputs) > 2 else None
     column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
     moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))
-    known = constant(old)
     if old is None or known is not None:
         if known is not None:
             moved = moved + to_float64(known)

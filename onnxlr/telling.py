@@ -19,7 +19,7 @@ from onnxlr.graph_pass import WeightPass, rank_words
 from onnxlr.latency import Comparison
 from onnxlr.latency_table import processor
 from onnxlr.layers import Layer, count_macs
-from onnxlr.model import count_params
+from onnxlr.model import DEFAULTS, count_params
 from onnxlr.options import Options
 from onnxlr.plan import Alternative, Decision, Plan, keep, use
 from onnxlr.prepare import Feeding, Prepared
@@ -27,7 +27,6 @@ from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.runtime import runtime_version
 from onnxlr.search import Chosen
 
-_DEFAULTS = 4  # the IR version from which on a weight that is an input may be given another value
 _NAMED = 5  # of them
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
@@ -186,7 +185,7 @@ class Outcome:
         model = self.prepared.source.model
         given = {value.name for value in model.graph.inputs if value.is_initializer()}
         gone = sorted({d.weight for d in plan.replaced if d.weight in given})
-        if not gone or model.ir_version < _DEFAULTS:
+        if not gone or model.ir_version < DEFAULTS:
             return []
         named = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         return [

@@ -85,6 +85,23 @@ def test_a_share_of_the_size_is_met(goal: str, data: Path) -> None:
     assert getattr(after, goal) <= 0.5 * getattr(before, goal)
 
 
+def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
+    """It is corrected all the same, whatever is fed in its place."""
+    model = network()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("b3", 1, [16]))
+    result = onnxlr.optimize(
+        model, data=data, rank=6, include="conv3", max_drop=1, measure=False, metric="rel-error"
+    )
+    assert len(result.plan.replaced) == 1
+    assert [v.name for v in result.model.graph.input] == ["x", "b3"]
+    own = onnx.numpy_helper.to_array(model.graph.initializer[4])
+    assert model.graph.initializer[4].name == "b3"
+    feed = {"x": images(64, 3)}
+    for fed in (feed, feed | {"b3": own + 1}):
+        found = relative(run(model, fed)[0], run(result.model, fed)[0])
+        assert found < 1.5 * result.report.quality.fidelity.rel_error  # type: ignore[union-attr]
+
+
 def test_a_share_is_met_though_biases_come_on_top(tmp_path: Path) -> None:
     """Rank 17 would leave 60 parameters free, and takes 64 for the bias that corrects it."""
     rng = np.random.default_rng(3)
