@@ -90,11 +90,22 @@ def _told(error: BaseException) -> str:
             )
 
 
+class _Printer(Console):
+    """A console whose reader may go away: that is an end like others, and Rich's own is none."""
+
+    def on_broken_pipe(self) -> None:
+        """What is left to be printed goes nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+
 class _Bars:
     """Progress of every stage on standard error."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        console = _Printer(stderr=True)
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -453,7 +464,7 @@ def _split(names: Sequence[str]) -> tuple[str, ...]:
 
 def _console() -> Console:
     # Piped output keeps whole rows: a report that is cut at 80 columns can't be searched.
-    return Console(
+    return _Printer(
         width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False
     )
 

@@ -421,3 +421,20 @@ def test_settings_of_figures_in_the_surroundings() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "<svg" in Path("r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", ["passes", "inspect in.onnx", "--help"])
+def test_a_reader_that_goes_away(command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxlr", *command.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 1

@@ -5,6 +5,7 @@ and cancel each other (Phan et al. 2020, arXiv 2008.05441). Here a ridge that fa
 small, several starts are tried, and what still degenerates is said to.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -35,6 +36,7 @@ _DEAD = 1e-6  # norm of a component, of a tensor of norm 1
 _NEWTON_STEPS = 60
 _SINGULAR = 1e-12  # of a Gramian's trace, well above what rounding may take from its eigenvalues
 _GRADIENTS = 200  # conjugate gradients in a step
+_SHORT = 16  # entries of a mode, beyond which it has a side in every product
 
 
 @dataclass(frozen=True)
@@ -238,11 +240,7 @@ class _Problem:
         def conditioned(p: list[Array]) -> list[Array]:
             return [scipy.linalg.cho_solve(d, v.T).T for d, v in zip(damped, p, strict=True)]
 
-        rest = [
-            self._unfolded[n] @ _khatri_rao([factors[m] for m in self._modes if m != n])
-            - factors[n] @ own[n]
-            for n in self._modes
-        ]
+        rest = [self._against(factors, n) - factors[n] @ own[n] for n in self._modes]
         step = [np.zeros_like(f) for f in factors]
         direction = conditioned(rest)
         steepness = first = _inner(rest, direction)
@@ -294,7 +292,7 @@ class _Problem:
         for mode in self._modes:
             others = [factors[m] for m in self._modes if m != mode]
             gram = reduce(np.multiply, (f.T @ f for f in others))
-            right = self._unfolded[mode] @ _khatri_rao(others)
+            right = self._against(factors, mode)
             if ridge == 0.0:
                 # The least damping, towards the last iterate: exact in the end, and never singular.
                 least = 1e-13 * max(float(np.trace(gram)) / len(gram), 1e-300)
@@ -303,6 +301,25 @@ class _Problem:
             gram.flat[:: len(gram) + 1] += ridge
             factors[mode] = scipy.linalg.solve(gram, right.T, assume_a="pos").T
         return _balanced(factors)
+
+    def _against(self, factors: Sequence[Array], mode: int) -> Array:
+        """The tensor times every factor but a mode's, component by component: (n_mode, R).
+
+        Kernel axes are short: for them the longest mode is contracted first, and the products of
+        all the other factors, many times the tensor, are never built.
+        """
+        shape, longest = self._x.shape, int(np.argmax(self._x.shape))
+        if mode == longest or shape[mode] > _SHORT:
+            return self._unfolded[mode] @ _khatri_rao(
+                [factors[m] for m in self._modes if m != mode]
+            )
+        axes = [m for m in self._modes if m != longest]
+        left = self._unfolded[longest].T @ factors[longest]
+        left = left.reshape(*(shape[m] for m in axes), -1)
+        for m in [m for m in axes if m != mode]:
+            left = np.einsum("i...r,ir->...r", np.moveaxis(left, axes.index(m), 0), factors[m])
+            axes.remove(m)
+        return left
 
     def _loss(self, factors: list[Array], ridge: float) -> float:
         error = float(np.linalg.norm(self._x - compose(tuple(factors))))

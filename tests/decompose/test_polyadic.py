@@ -5,7 +5,7 @@ import pytest
 import tensorly.decomposition
 
 from onnxlr.decompose import compose, cp, exact_rank
-from onnxlr.decompose.polyadic import Cp
+from onnxlr.decompose.polyadic import Cp, _Problem
 
 
 def planted(shape: tuple[int, ...], rank: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -115,3 +115,20 @@ def test_zeros_and_nonsense() -> None:
         cp(np.ones((3, 4, 5)), 0)
     with pytest.raises(ValueError, match="shape \\(3, 4\\)"):
         cp(np.ones((3, 4)), 2)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 4, 3), (4, 5, 3), (30, 18, 3, 2), (2, 40, 17, 3), (19, 3, 2, 2, 3), (20, 18, 17)]
+)
+def test_products_with_all_factors_but_one(shape: tuple[int, ...]) -> None:
+    """Whichever axis is contracted first."""
+    rng = np.random.default_rng(0)
+    x, factors = rng.standard_normal(shape), planted(shape, 7, seed=2)
+    letters = "abcde"[: len(shape)]
+    for mode, letter in enumerate(letters):
+        others = [m for m in range(len(shape)) if m != mode]
+        terms = ",".join(f"{letters[m]}r" for m in others)
+        slow = np.einsum(f"{letters},{terms}->{letter}r", x, *(factors[m] for m in others))
+        np.testing.assert_allclose(
+            _Problem(x)._against(factors, mode), slow, rtol=1e-10, atol=1e-12
+        )
