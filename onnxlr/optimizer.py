@@ -209,6 +209,7 @@ def _calibrated(
         feeding.half,
         taken.digest(),
         len(taken),
+        options.batch,
         influence="sensitivity" not in options.without,
         layers=tuple(layer.name for layer in fitted),
     )

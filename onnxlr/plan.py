@@ -97,6 +97,8 @@ class Calibration:
         SHA-256 of the samples that were taken.
     samples : int
         How many they are.
+    batch : int
+        How many of them were run at once for the shapes of what is between the layers.
     sequential : int
         How many of them the factors were corrected on in sequence; 0 if each is its own.
     influence : bool
@@ -110,6 +112,7 @@ class Calibration:
     half: bool
     digest: str
     samples: int
+    batch: int = 1
     sequential: int = 0
     influence: bool = False
     layers: tuple[str, ...] = ()
@@ -229,6 +232,8 @@ def _calibration(fields: Mapping[str, Any]) -> Calibration:
     named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
     if not named or type(calibration.samples) is not int or calibration.samples < 1:
         raise TypeError("the calibration names no samples")
+    if type(calibration.batch) is not int or calibration.batch < 1:
+        raise TypeError(f"the calibration ran {calibration.batch!r} samples at once")
     if type(calibration.sequential) is not int or calibration.sequential < 0:
         raise TypeError(f"the calibration is corrected on {calibration.sequential!r} samples")
     return replace(calibration, layers=tuple(map(str, calibration.layers)))

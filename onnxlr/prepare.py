@@ -289,14 +289,16 @@ def feed_model(
         calibration, judged_samples = samples, load_samples(validation, specs, labels)
     else:
         calibration, judged_samples = samples.split(seed)
-    size = samples.batch if samples.batch == 1 or _fixed(specs) else batch
-    timed = next(iter(samples.batches(size)))[0]
+    timed = first_feed(calibration, batch)
     words = f"{len(judged_samples)} samples of {judged_samples.label}"
     return Feeding(timed, judged_samples, words, calibration, validation is None)
 
 
-def _fixed(specs: Sequence[InputSpec]) -> bool:
-    return any(s.fixed_batch is not None for s in specs)
+def first_feed(samples: Samples, batch: int) -> Feed:
+    """What shapes are told by, and is timed: so many of the samples that factors are fitted to."""
+    fixed = any(s.fixed_batch is not None for s in samples.specs)
+    size = samples.batch if samples.batch == 1 or fixed else batch
+    return next(iter(samples.batches(size)))[0]
 
 
 def prepare(

@@ -16,7 +16,7 @@ from onnxlr.model import Source, check_unchanged
 from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
 from onnxlr.output import copy_source, name_within, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
-from onnxlr.prepare import Prepared, prepare, try_source
+from onnxlr.prepare import Prepared, first_feed, prepare, try_source
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice
 from onnxlr.runtime import ONE_CPU_THREAD
@@ -88,9 +88,9 @@ def _built(
     taken = None
     origin = key_of(source.digest)
     if plan.calibration is not None and choices:
-        taken = _calibration_samples(plan, plan.calibration, prepared, data)
-        # Shapes that only a run shows count here too: which inputs can be looked at.
-        feed = next(iter(taken.batches()))[0]
+        samples, taken = _calibration_samples(plan, plan.calibration, prepared, data)
+        # Shapes count here too: which inputs can be looked at, and what layers make of others.
+        feed = first_feed(samples, plan.calibration.batch)
         try_source(source, ONE_CPU_THREAD, feed)
         prepared = prepare(source, feed=feed)
         seen = plan.calibration.layers or tuple(choices)
@@ -125,8 +125,8 @@ def _built(
 
 def _calibration_samples(
     plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
-) -> Samples:
-    """The samples that a plan's factors were fitted to."""
+) -> tuple[Samples, Samples]:
+    """Those that a plan's factors could be fitted to, and those that they were."""
     path = data if data is not None else calibration.data
     try:
         samples = load_samples(path, prepared.specs, None)
@@ -135,13 +135,14 @@ def _calibration_samples(
             f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
             "samples with --data"
         ) from None
-    taken = (samples.split(plan.seed)[0] if calibration.half else samples).take(calibration.samples)
+    samples = samples.split(plan.seed)[0] if calibration.half else samples
+    taken = samples.take(calibration.samples)
     if taken.digest() != calibration.digest:
         raise UsageError(
             f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
             "with --data, or make a new plan"
         )
-    return taken
+    return samples, taken
 
 
 def _misfit(layer: Layer | None, choice: Choice) -> str | None:

@@ -85,6 +85,38 @@ def test_a_share_of_the_size_is_met(goal: str, data: Path) -> None:
     assert getattr(after, goal) <= 0.5 * getattr(before, goal)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_shapes_of_a_replay_are_those_of_the_run(batch: int, tmp_path: Path) -> None:
+    """Whether channels are followed through a Reshape hangs on the batch of the shapes."""
+    rng = np.random.default_rng(0)
+    sizes = {"w1": (64, 96), "w2": (96, 80), "w3": (80, 8)}
+    model = make_model(
+        [
+            node("MatMul", ["x", "w1"], "h", "first"),
+            node("Reshape", ["h", "flat"], "f"),
+            node("Relu", ["f"], "a"),
+            node("Reshape", ["a", "back"], "b"),
+            node("MatMul", ["b", "w2"], "c", "second"),
+            node("Relu", ["c"], "d"),
+            node("MatMul", ["d", "w3"], "y", "third"),
+        ],
+        {"x": ("n", 64)},
+        ["y"],
+        {
+            **{n: rng.standard_normal(s).astype(np.float32) / 8 for n, s in sizes.items()},
+            "flat": np.array([-1]),
+            "back": np.array([-1, 96]),
+        },
+    )
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((400, 64)).astype(np.float32))
+    result = onnxlr.optimize(
+        model, data=tmp_path / "d.npz", rank=16, max_drop=1, measure=False, batch=batch
+    )
+    assert result.plan.replaced
+    plan = Plan.from_json(result.plan.to_json(), "plan")
+    assert onnxlr.apply(plan, model).SerializeToString() == result.model.SerializeToString()
+
+
 def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
     """It is corrected all the same, whatever is fed in its place."""
     model = network()
