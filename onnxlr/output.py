@@ -86,7 +86,8 @@ def _write_data(model: ir.Model, folder: Path) -> int:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     name = f"{_DATA}{content[:16]}.data"
     nbytes = passing.stat().st_size
-    passing.chmod(_usual_mode(folder))
+    with contextlib.suppress(OSError):  # some disks know no permissions
+        passing.chmod(_usual_mode(folder))
     passing.rename(folder / name)
     for value, tensor in moved:
         value.const_value = ir.ExternalTensor(

@@ -442,6 +442,18 @@ def test_a_backslash_in_the_name_of_weights() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_disk_without_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT, say, and some that lie in other machines."""
+
+    def chmod(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none")
+    onnx.checker.check_model("out.onnx")
+
+
+@pytest.mark.usefixtures("here")
 def test_names_that_no_disk_takes() -> None:
     for long in (300 * "x", "x\0y"):
         with pytest.raises(onnxlr.OnnxlrError):
