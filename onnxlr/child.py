@@ -5,9 +5,8 @@ import itertools
 import multiprocessing.util
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from onnxlr.ending import ends_at_once
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import NO_PROCESSES, SAFE, end, follow, loky_late, under_way
 from onnxlr.memory import available, taken
-from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, patience
+from onnxlr.runtime import LONGEST, VARIABLE, Feed, Machine, Session, Waiting, patience
 
 T = TypeVar("T")
 
@@ -28,6 +27,10 @@ class _DownError(CrashError):
     """The child process went down; what it did may still be tried again."""
 
 
+class _LateError(Exception):
+    """What was waited for didn't come."""
+
+
 class _Child:
     """One process that stays for the next piece of work, and is replaced where it went down."""
 
@@ -35,7 +38,7 @@ class _Child:
         self._executor: Any = None
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[..., T], *args: Any, seconds: float, what: str) -> T:
+    def run(self, function: Callable[..., T], *args: Any, within: Waiting, what: str) -> T:
         """See ``in_child``."""
         with self._lock:
             try:
@@ -44,16 +47,18 @@ class _Child:
                 self._executor = None
                 return function(*args)
             try:
-                found: T = future.result(seconds)
+                if not within.sees(lambda seconds: bool(wait([future], seconds).done)):
+                    raise _LateError
+                found: T = future.result()
             except BrokenExecutor:
                 self.end()
                 raise _DownError(
                     f"{what} crashes ONNX Runtime: the model is broken, or asks for too much"
                 ) from None
-            except TimeoutError:
+            except _LateError:
                 self.end()
                 raise CrashError(
-                    f"{what} takes more than {seconds:.0f} s in ONNX Runtime"
+                    f"{what} takes more than {within.seconds:.0f} s in ONNX Runtime"
                 ) from None
             except BaseException as error:
                 if not isinstance(error, Exception):  # Ctrl-C: it must not go on by itself
@@ -107,7 +112,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CHILD.forget)
 
 
-def in_child(function: Callable[..., T], *args: Any, seconds: float = LONGEST, what: str) -> T:
+def in_child(function: Callable[..., T], *args: Any, within: Waiting | None = None, what: str) -> T:
     """What a function gives, called in another process.
 
     Parameters
@@ -115,7 +120,7 @@ def in_child(function: Callable[..., T], *args: Any, seconds: float = LONGEST, w
     function : callable
         Of a module, as are its arguments' classes: both are sent.
     *args
-    seconds : float
+    within : Waiting, optional
         After which it is stopped.
     what : str
         What is being done, for the message.
@@ -125,7 +130,7 @@ def in_child(function: Callable[..., T], *args: Any, seconds: float = LONGEST, w
     CrashError
         If the process goes down or has to be stopped.
     """
-    return _CHILD.run(function, *args, seconds=seconds, what=what)
+    return _CHILD.run(function, *args, within=within or Waiting(LONGEST), what=what)
 
 
 _numbers = itertools.count()
@@ -159,8 +164,8 @@ class Trial:
         memory = _allowance(nbytes) if machine.provider == "cpu" else None  # GPUs map more
         self._given = whole, machine, label, memory
         self._label = label
-        self._seconds = patience(nbytes)
-        self._left = self._seconds
+        seconds = patience(nbytes)
+        self._waiting = None if seconds is None else Waiting(seconds)
         self._ended: CrashError | None = None
 
     def __enter__(self) -> "Trial":
@@ -168,7 +173,7 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         """Give its memory back."""
-        if self._ended is None and self._seconds is not None:
+        if self._ended is None and self._waiting is not None:
             with contextlib.suppress(CrashError):  # what went down holds nothing any more
                 in_child(_forget, what=f"closing {self._label}")
 
@@ -197,20 +202,19 @@ class Trial:
         self._try(f"running {self._label}", dict(feed))
 
     def _try(self, what: str, feed: Feed | None) -> None:
-        if self._left is None:
+        if self._waiting is None:
             return
         if self._ended is not None:
             raise self._ended
-        started = time.perf_counter()
         try:
-            in_child(_try, self._number, self._given, feed, seconds=self._left, what=what)
+            in_child(_try, self._number, self._given, feed, within=self._waiting, what=what)
         except _DownError:
             raise
         except CrashError:  # too late, told from here or from there
             self._ended = CrashError(
-                f"{what} in ONNX Runtime takes more than {self._seconds:.0f} s: give smaller sizes "
-                f"with --shape, or more seconds with the environment's {VARIABLE}=600; --verify "
-                "none runs nothing"
+                f"{what} in ONNX Runtime takes more than {self._waiting.seconds:.0f} s: give "
+                "smaller sizes with --shape, or more seconds with the environment's "
+                f"{VARIABLE}=600; --verify none runs nothing"
             )
             raise self._ended from None
         except ModelError as refusal:
@@ -223,7 +227,7 @@ class Trial:
                 "environment tries and limits nothing"
             ) from None
         finally:
-            self._left = max(1.0, self._left - (time.perf_counter() - started))
+            self._waiting.left = max(1.0, self._waiting.left)
 
 
 def tries() -> bool:

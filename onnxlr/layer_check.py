@@ -20,7 +20,7 @@ from onnxlr.model import Names, opset, serialize, to_proto
 from onnxlr.prepare import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite import Choice, replace_layer
-from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session, open_exposed, patience
+from onnxlr.runtime import ONE_CPU_THREAD, Feed, Session, Waiting, open_exposed, patience
 
 METRIC = "rel-error"
 _ROWS = 64  # of a matrix's input, where its shape isn't known
@@ -170,7 +170,9 @@ def _inputs(
             seen = (
                 _seen(*given)
                 if longest is None
-                else in_child(_seen, *given, seconds=longest, what=f"the input of {layer.name!r}")
+                else in_child(
+                    _seen, *given, within=Waiting(longest), what=f"the input of {layer.name!r}"
+                )
             )
         if any(x.size for x in seen):
             return [x for x in seen if x.size]

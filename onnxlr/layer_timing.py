@@ -16,7 +16,7 @@ from onnxlr.latency import MARGIN, Comparison, interleave
 from onnxlr.layers import Layer, Use, find_layers
 from onnxlr.model import Names, add_initializer, opset, serialize, to_proto
 from onnxlr.rewrite import Choice, Factored, replace_layer
-from onnxlr.runtime import Feed, Machine, Session
+from onnxlr.runtime import Feed, Machine, Session, Waiting
 
 _PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
 SECONDS = 0.12  # a comparison, unless told otherwise
@@ -123,7 +123,7 @@ def timed_apart(
         If the runtime refuses one of them.
     """
     return in_child(
-        _timed, models, machine, feed, seconds, latency.FEWEST, seconds=_PATIENCE, what=what
+        _timed, models, machine, feed, seconds, latency.FEWEST, within=Waiting(_PATIENCE), what=what
     )
 
 

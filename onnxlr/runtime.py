@@ -29,7 +29,7 @@ _LISTED = 8  # inputs that a message names
 VARIABLE = "ONNXLR_TRIAL"  # of the environment: seconds for what is run first, or "off"
 LONGEST = 45.0  # seconds for opening and running what is small
 _BYTES_A_SECOND = 10e6  # more for what is large
-_LOOK = 1.0  # seconds between looks at what is timed
+_LOOK = 1.0  # seconds between looks at what lasts
 _STOPPING = 10.0  # seconds for a run to notice that it is to end
 _SILENT = 4  # fatal only: failures come back as exceptions, and are told once
 
@@ -54,6 +54,28 @@ def patience(nbytes: int) -> float | None:
     if not 0 < seconds <= 86_400:
         raise UsageError(f"{VARIABLE}={text!r} is neither off nor a number of seconds up to a day")
     return seconds
+
+
+class Waiting:
+    """So much time for something, a look after the other: who was halted on the way isn't late.
+
+    Parameters
+    ----------
+    seconds : float
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = self.left = seconds
+
+    def sees(self, look: Callable[[float], bool]) -> bool:
+        """Whether it comes in time; ``look`` waits for it for some seconds."""
+        while self.left > 0:
+            seconds, started = min(_LOOK, self.left), time.perf_counter()
+            over = look(seconds)
+            self.left -= min(seconds, time.perf_counter() - started)
+            if over:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -173,13 +195,18 @@ class Session:
             thread.start()
         except RuntimeError:  # this user may have no more threads
             return list(self.raw.run(None, dict(feed)))
+
+        def ended(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
         try:
-            thread.join(self._longest)
+            in_time = Waiting(self._longest or math.inf).sees(ended)
         except BaseException:
             options.terminate = True
             thread.join(_STOPPING)
             raise
-        if thread.is_alive():
+        if not in_time:
             options.terminate = True
             thread.join(_STOPPING)
             raise self._endless()

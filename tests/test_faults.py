@@ -22,7 +22,7 @@ from onnxlr.errors import CrashError, ModelError
 from onnxlr.jobs import Jobs
 from onnxlr.model import load
 from onnxlr.output import workspace
-from onnxlr.runtime import ONE_CPU_THREAD
+from onnxlr.runtime import ONE_CPU_THREAD, Waiting
 from tests.builders import linear, make_model, node
 from tests.test_data_aware import images, network
 from tests.test_layer_check import noisy
@@ -51,9 +51,28 @@ def test_a_crash_costs_the_child_only() -> None:
 def test_what_does_not_end_is_stopped() -> None:
     started = time.perf_counter()
     with pytest.raises(CrashError, match=r"waiting takes more than 1 s"):
-        in_child(sleep, seconds=1.0, what="waiting")
+        in_child(sleep, within=Waiting(1.0), what="waiting")
     assert time.perf_counter() - started < 30
     assert in_child(same, 3, what="going on") == 3
+
+
+def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ctrl-Z, by docker pause, by a lid that was shut."""
+    now = [0.0]
+    monkeypatch.setattr("onnxlr.runtime.time.perf_counter", lambda: now[0])
+    looks: list[float] = []
+
+    def look(seconds: float) -> bool:
+        looks.append(seconds)
+        now[0] += 1000 if len(looks) == 2 else seconds
+        return len(looks) == 4
+
+    waiting = Waiting(5.0)
+    assert waiting.sees(look)
+    assert waiting.left == pytest.approx(1.0)
+    looks.clear()
+    assert not Waiting(2.5).sees(look)
+    assert looks == [1.0, 1.0, 0.5]
 
 
 _OWN_TIMED, _OWN_OUTPUTS = layer_timing._timed, layer_check._outputs

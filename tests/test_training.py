@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -619,6 +620,8 @@ def test_a_resumed_run_ends_as_if_never_cut() -> None:
 def test_a_state_of_another_model_is_refused() -> None:
     twist = DeepTwist(Net(), "svd", 4)
     state = twist.state_dict()
+    twist.finish()
+    made = twist.state_dict()
     for broken, words in (
         ({}, "no state of a DeepTwist"),
         ({"steps": 1, "layers": {"other": state["layers"]["head"]}}, "of other layers"),
@@ -635,6 +638,32 @@ def test_a_state_of_another_model_is_refused() -> None:
             },
             r"factors have shapes",
         ),
+        ({"steps": math.inf, "layers": state["layers"]}, "no state of a DeepTwist"),
+        ({"steps": -5, "layers": state["layers"]}, "no state of a DeepTwist"),
+        (
+            {"steps": 1, "layers": {n: r | {"rank": ["4"]} for n, r in state["layers"].items()}},
+            "no state of a DeepTwist",
+        ),
+        (
+            {
+                "steps": 1,
+                "layers": {
+                    n: r | {"factors": [torch.zeros(1, device="meta")] * 2}
+                    for n, r in state["layers"].items()
+                },
+            },
+            "no state of a DeepTwist",
+        ),
+        (
+            {
+                "steps": 1,
+                "layers": {
+                    n: r | {"factors": [f * math.nan for f in r["factors"]]}
+                    for n, r in made["layers"].items()
+                },
+            },
+            "aren't finite",
+        ),
         (
             {"steps": 1, "layers": {n: r | {"method": "qr"} for n, r in state["layers"].items()}},
             "not installed",
@@ -642,6 +671,16 @@ def test_a_state_of_another_model_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=words):
             twist.load_state_dict(broken)
+
+
+def test_factors_beyond_half_precision() -> None:
+    """Whose weights are within it."""
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).half()
+    model[0].weight.data[:] = torch.where(torch.rand(32, 64) < 0.5, -6e4, 6e4)
+    plan = DeepTwist(model, "svd", 4).plan
+    with pytest.raises(onnxlr.ModelError, match="beyond what torch"):
+        factorize_(model, plan)
+    assert isinstance(model[0], nn.Linear)
 
 
 def test_the_ranks_of_a_state_win() -> None:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import ModelError, UsageError
 from onnxlr.graph_pass import Array, AttributeValue, ChainPass
 from onnxlr.rewrite import Choice
 from onnxlr.training.modules import OPSET, ModuleLayer, padding
@@ -204,6 +204,8 @@ class _ModuleWriter:
     def parameter(self, array: Array, like: nn.Parameter) -> ir.Value:
         """A factor that trains, of the type and on the device of the weight."""
         data = torch.from_numpy(np.ascontiguousarray(array)).to(like.detach())
+        if not data.isfinite().all():
+            raise ModelError(f"a factor is beyond what {like.dtype} holds: train in a wider type")
         value = ir.Value(shape=ir.Shape(array.shape))
         self.parameters[value] = nn.Parameter(data, requires_grad=like.requires_grad)
         return value

@@ -1,10 +1,12 @@
 """DeepTwist: a model trained as it is, its weights replaced by low-rank ones now and then."""
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from threadpoolctl import threadpool_limits
@@ -43,8 +45,9 @@ class DeepTwist:
     The model keeps its structure and trains as ever; every ``every`` steps each chosen weight is
     replaced by what its factors at the rank make (``K ← K'``), and training goes on from there.
     ``finish`` distorts once more, so that the exported weights factorize without loss by
-    ``onnxlr optimize --rank exact``. The factors are those of the graph passes, in double
-    precision, found from those of the last distortion where a method iterates.
+    ``onnxlr optimize --rank exact`` (of a CP, where its components are about as few as channels:
+    beyond that no method is sure to find them again). The factors are those of the graph passes,
+    in double precision, found from those of the last distortion where a method iterates.
 
     Where ``torch.distributed`` runs, every process calls ``step``, and the first one's weights go
     to all: make the DeepTwist after DistributedDataParallel, and save the first one's state.
@@ -240,16 +243,21 @@ class DeepTwist:
             If it is of other layers.
         """
         try:
-            rows, steps = state["layers"], int(state["steps"])
-            choices = {n: Choice(find_pass(r["method"]), tuple(r["rank"])) for n, r in rows.items()}
+            rows, steps = state["layers"], operator.index(state["steps"])
+            choices = {
+                n: Choice(find_pass(r["method"]), tuple(map(operator.index, r["rank"])))
+                for n, r in rows.items()
+            }
             factors = {
                 n: None if r["factors"] is None else tuple(map(_to_array, r["factors"]))
                 for n, r in rows.items()
             }
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"this is no state of a DeepTwist ({type(error).__name__}: {error})"
             ) from None
+        if steps < 0:
+            raise UsageError(f"this is no state of a DeepTwist: it has made {steps} steps")
         if other := sorted(set(choices) ^ set(self._twisted)):
             raise UsageError(
                 f"the state is of other layers ({', '.join(other[:3])}): make the DeepTwist with "
@@ -347,4 +355,6 @@ def _unlike(layer: Layer, choice: Choice, factors: tuple[Array, ...] | None) -> 
     if reason is not None or factors is None:
         return reason
     found, wanted = tuple(f.shape for f in factors), tuple(graph_pass.factor_shapes(layer, rank))
-    return None if found == wanted else f"its factors have shapes {found}, not {wanted}"
+    if found != wanted:
+        return f"its factors have shapes {found}, not {wanted}"
+    return None if all(np.isfinite(f).all() for f in factors) else "its factors aren't finite"
