@@ -106,6 +106,7 @@ def fit_matrix(
         metric = None
     if metric is not None:
         weight = metric @ weight  # the factor of the outputs is turned back in the end
+    covariance = np.stack([_floored(c) for c in covariance])
     if form is not None and has_closed_form(form):
         empty = _empty(graph_pass, layer, rank)
         groups = [
@@ -120,16 +121,21 @@ def fit_matrix(
         effort = Effort(effort.sweeps // 2, effort.steps)
     starts = _turned(form, graph_pass.unpack(layer, rank, factors), metric)
     groups = [
-        weighted_fit(form, group, w, _floored(c), effort.sweeps, effort.steps)[0]
+        weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
         for group, w, c in zip(starts, weight, covariance, strict=True)
     ]
     return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
 
 
 def _floored(covariance: Array) -> Array:
-    """A covariance of few samples without the eigenvalues below zero that rounding leaves it."""
+    """A covariance of few samples without the eigenvalues below zero that rounding leaves it.
+
+    In directions that the inputs don't have, where nothing is lost on them, factors keep to the
+    weight: other inputs may have them.
+    """
     n = len(covariance)
-    return np.asarray(covariance + _FLOOR * np.trace(covariance) / n * np.eye(n))
+    mean = float(np.trace(covariance)) / n
+    return np.asarray(covariance + (_FLOOR * mean or 1.0) * np.eye(n))
 
 
 def _turned(

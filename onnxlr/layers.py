@@ -226,12 +226,17 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
             shape_of(v, model.graph, shapes)
             for v in (node.inputs[0], node.inputs[1], node.outputs[0])
         )
-        once = all(trace(v) is not None for v in node.inputs[:2])
+        once = all(_is_fixed(trace(v)) for v in node.inputs[:2])
         if once or x is None or w is None or y is None:
             continue
         flipped = bool(int_attr(node, "transA", 0))
         total += operator_macs(node.op_type, x, w, y, trans_a=flipped)
     return total
+
+
+def _is_fixed(seen: Trace | None) -> bool:
+    """Whether a value is of a constant alone, in whose place no caller feeds another."""
+    return seen is not None and not seen.root.is_graph_input()
 
 
 def shape_of(value: ir.Value | None, graph: ir.Graph, shapes: Shapes) -> Shape | None:
@@ -317,7 +322,9 @@ def _sightings(
     traced = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
     weights = [(s, t) for s, t in traced if t is not None]
     if kind == "matrix" and len(weights) > 1:
-        return  # constant times constant: nothing runs through it
+        weights = [(s, t) for s, t in weights if _is_fixed(t)]
+        if len(weights) != 1:
+            return  # constant times constant: nothing runs through it
     for slot, seen in weights:
         if kind == "gather" and not _embeds(seen):
             continue  # shapes and indices, not an embedding

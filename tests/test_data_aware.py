@@ -19,7 +19,7 @@ from onnxlr.model import load
 from onnxlr.plan import Plan
 from onnxlr.rewrite import Choice
 from onnxlr.store import open_store
-from tests.builders import Array, make_model, node, relative, run
+from tests.builders import Array, linear, low_rank, make_model, node, relative, run
 
 
 def network(seed: int = 0) -> onnx.ModelProto:
@@ -115,6 +115,55 @@ def test_shapes_of_a_replay_are_those_of_the_run(batch: int, tmp_path: Path) -> 
     assert result.plan.replaced
     plan = Plan.from_json(result.plan.to_json(), "plan")
     assert onnxlr.apply(plan, model).SerializeToString() == result.model.SerializeToString()
+
+
+@pytest.mark.parametrize("method", ["svd", "tiled-svd"])
+@pytest.mark.parametrize("known", [0, 5, 64])
+def test_a_rank_that_holds_the_weight_holds_it_for_all_inputs(
+    method: str, known: int, tmp_path: Path
+) -> None:
+    """Whatever few directions the samples have, factors keep to the weight in the others."""
+    rng = np.random.default_rng(0)
+    weight = low_rank(rng, 64, 48, 8)
+    x = np.zeros((400, 64), np.float32)
+    x[:, :known] = rng.standard_normal((400, known))
+    np.savez(tmp_path / "d.npz", x=x)
+    rank = "8" if method == "svd" else "8,2,2"
+    result = onnxlr.optimize(
+        linear(weight, rows="n"),
+        data=tmp_path / "d.npz",
+        method=method,
+        rank=rank,
+        max_drop=1,
+        measure=False,
+        metric="rel-error",
+    )
+    (row,) = result.plan.replaced
+    assert row.error is not None
+    assert row.error < 1e-4
+
+
+def test_a_product_with_what_a_caller_may_feed(tmp_path: Path) -> None:
+    """A state with a default, as exporters write it: data, though it is stored."""
+    rng = np.random.default_rng(0)
+    model = make_model(
+        [
+            node("MatMul", ["h", "w"], "a", "state"),
+            node("Add", ["a", "x"], "y"),
+        ],
+        {"x": (4, 48), "h": (4, 64)},
+        ["y"],
+        {"w": low_rank(rng, 64, 48, 3), "h": np.zeros((4, 64), np.float32)},
+    )
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((8, 48)).astype(np.float32))
+    feed = {"x": np.ones((4, 48), np.float32), "h": rng.standard_normal((4, 64), np.float32)}
+    for data in (None, tmp_path / "d.npz"):
+        result = onnxlr.optimize(
+            model, data=data, rank=3, max_drop=1, measure=False, metric="rel-error"
+        )
+        assert [d.name for d in result.plan.replaced] == ["state"]
+        assert result.report.input.macs == 4 * 64 * 48
+        assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-4
 
 
 def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
