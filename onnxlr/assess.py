@@ -13,6 +13,7 @@ from onnxlr.factory import Built, Factory
 from onnxlr.fidelity import Quality
 from onnxlr.latency import Comparison, compare_sessions, time_session
 from onnxlr.layers import count_macs
+from onnxlr.model import all_graphs
 from onnxlr.options import Options
 from onnxlr.prepare import Feeding, Prepared
 from onnxlr.progress import Progress, Silent
@@ -25,6 +26,8 @@ MOST_SAMPLES = 8192  # that are looked at, where there is time for them
 _ALWAYS = 1024  # however long they take
 _CALIBRATION_SECONDS = 60.0
 _SEQUENCE_SECONDS = 120.0
+_BUILDING_SECONDS = 600.0
+_NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
 _FEWEST_SAMPLES = 32
 
 
@@ -42,6 +45,8 @@ class Assessor:
         Whether whole models are timed: not for another machine.
     samples : int
         Of sequential correction, once it was asked for.
+    too_many : bool
+        Whether there are more layers than it has time for.
     judgements : int
         How many files were built, saved and judged so far.
     """
@@ -55,6 +60,7 @@ class Assessor:
     timed: bool
     progress: Progress
     samples: int = 0
+    too_many: bool = False
     judgements: int = 0
     _improved: tuple[Mapping[str, Choice], Quality] | None = None
     _tried: Built | None = None
@@ -123,14 +129,25 @@ class Assessor:
             return False
         if "sequential" in self.options.without:
             return False
-        affordable = int(_SEQUENCE_SECONDS / self.correction_seconds(1))
+        affordable = int(_SEQUENCE_SECONDS / self._running_seconds)
         self.samples = min(MOST_SAMPLES, len(samples), affordable)
-        return self.samples >= _FEWEST_SAMPLES
+        self.too_many = self._building_seconds > _BUILDING_SECONDS
+        return self.samples >= _FEWEST_SAMPLES and not self.too_many
 
     def correction_seconds(self, samples: int) -> float:
         """What correcting on so many samples takes, by the work in it."""
-        runs = 2 * len(self.factory.statistics)  # of the original and of the model so far
-        return runs * samples * sample_seconds(self.prepared)
+        return self._building_seconds + samples * self._running_seconds
+
+    @property
+    def _running_seconds(self) -> float:
+        """Of one sample, through the original and the model so far, for every layer."""
+        return 2 * len(self.factory.statistics) * sample_seconds(self.prepared)
+
+    @property
+    def _building_seconds(self) -> float:
+        """Of the model so far, for every layer: it grows with their square."""
+        nodes = sum(len(graph) for graph in all_graphs(self.prepared.model))
+        return len(self.factory.statistics) * nodes * _NODE_SECONDS
 
     def judged(self, choices: Mapping[str, Choice]) -> Quality:
         """The metric and the fidelity of the saved file."""

@@ -25,7 +25,7 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
     check_name(out)
     try:
         if out.is_dir():
-            raise OutputError(f"OUT {out} is a folder: name a file in it")
+            raise OutputError(f"{out} is a folder: name a file in it")
         if _is_stream(out):
             raise UsageError(
                 f"{out} is a link to an open file of this process, which can't be replaced: name "
@@ -43,7 +43,7 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
                         f"{out} is one of the samples in {source}: name another output"
                     )
         if out.exists() and not out.is_file():
-            raise OutputError(f"OUT {out} is not a regular file: name another")
+            raise OutputError(f"{out} is not a regular file: name another")
         if not out.parent.is_dir():
             raise OutputError(
                 f"can't write {out}: its folder {out.parent} doesn't exist, create it first"

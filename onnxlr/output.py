@@ -223,6 +223,7 @@ def place(path: Path, out: Path) -> None:
                         "out of OUT's folder, where runtimes read none; choose another for OUT"
                     )
                 if os.path.lexists(target) and _has(target, extra):
+                    _open_to_all(target, extra)
                     continue  # the very weights are there already: IN's own, as a rule
                 moves.append((extra, target))
         for extra, target in moves:
@@ -231,6 +232,16 @@ def place(path: Path, out: Path) -> None:
         path.replace(out)
     except OSError as error:
         raise OutputError(write_failure(out, error)) from None
+
+
+def _open_to_all(target: Path, extra: Path) -> None:
+    """Let whoever may read OUT read weights made here before, under a mask that was stricter."""
+    if re.fullmatch(DATA_NAME, os.fsencode(target.name)) is None:
+        return
+    mode, own = (stat.S_IMODE(path.stat().st_mode) for path in (extra, target))
+    if mode & ~own:
+        with contextlib.suppress(OSError):
+            target.chmod(own | mode)
 
 
 def _move(extra: Path, target: Path) -> None:

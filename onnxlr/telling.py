@@ -144,6 +144,11 @@ class Outcome:
                 f"factors were corrected in sequence, each layer behind those before it, on "
                 f"{assessor.samples} samples"
             )
+        if assessor.too_many:
+            notes.append(
+                "factors were not corrected in sequence: with so many layers that would take "
+                "longer than all the rest"
+            )
         if assessor.judgements > 1:
             notes.append(f"{assessor.judgements} files were built, saved and judged to find this")
         if assessor.guarded:

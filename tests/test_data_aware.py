@@ -166,6 +166,23 @@ def test_a_product_with_what_a_caller_may_feed(tmp_path: Path) -> None:
         assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-4
 
 
+def test_more_layers_than_sequence_has_time_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds as many models as there are layers, each with all of them."""
+    monkeypatch.setattr("onnxlr.assess._BUILDING_SECONDS", 0.0)
+
+    def correct(*_: Any, **__: Any) -> None:
+        raise AssertionError("was corrected")
+
+    monkeypatch.setattr("onnxlr.assess.correct", correct)
+    result = onnxlr.optimize(
+        network(), data=data, rank=4, max_drop=1, measure=False, metric="rel-error"
+    )
+    assert len(result.plan.replaced) > 1
+    assert any("not corrected in sequence" in note for note in result.report.notes)
+
+
 def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
     """It is corrected all the same, whatever is fed in its place."""
     model = network()

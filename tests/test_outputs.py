@@ -454,6 +454,24 @@ def test_a_disk_without_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_weights_are_as_open_as_the_model() -> None:
+    """Those that are there already were made under a stricter mask."""
+    masks = [os.umask(0o077)]
+    try:
+        onnxlr.optimize("in.onnx", "first.onnx", rank=4, verify="none")
+        os.umask(0o022)
+        onnxlr.optimize("in.onnx", "out.onnx", rank=4, verify="none")
+    finally:
+        os.umask(masks[0])
+    (weights,) = Path().glob("weights-*.data")
+    assert (weights.stat().st_mode & 0o777, Path("out.onnx").stat().st_mode & 0o777) == (
+        0o644,
+        0o644,
+    )
+
+
+@pytest.mark.usefixtures("here")
 def test_names_that_no_disk_takes() -> None:
     for long in (300 * "x", "x\0y"):
         with pytest.raises(onnxlr.OnnxlrError):

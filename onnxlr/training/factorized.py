@@ -76,7 +76,7 @@ def factorize_(
         path = Path(plan)
         try:
             plan = Plan.from_json(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not UTF-8, or no name at all
             raise UsageError(f"can't read the plan {path}: {error}") from None
     choices = plan.choices()
     chains = {}
