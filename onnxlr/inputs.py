@@ -28,7 +28,12 @@ _SIZES = (
     ((28, 28), 8),
 )
 _MOST_ELEMENTS = 2**27  # of an input that is drawn
-_FORWARD = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten")
+# What hands values on from its first input; from any of them.
+_FORWARD = (
+    *("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"),
+    *("Slice", "Split", "Gather", "Expand", "Tile", "Pad"),
+)
+_JOINING = ("Concat",)
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
 
 
@@ -180,9 +185,9 @@ def _table_size(value: ir.Value) -> int | None:
                 depth = constant(node.inputs[1])
                 if depth is not None and depth.size == 1:
                     sizes.append(int(depth.numpy().reshape(-1)[0]))
-            elif is_standard(node, *_FORWARD) and slot == 0 and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                waiting.append(node.outputs[0])
+            elif is_standard(node, *_JOINING) or (is_standard(node, *_FORWARD) and slot == 0):
+                waiting += [value for value in node.outputs if value not in seen]
+                seen.update(node.outputs)
     return min((size for size in sizes if size > 0), default=None)
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import psutil
-from threadpoolctl import threadpool_limits
 
 from onnxlr.ending import end_with, ends_at_once, held
 from onnxlr.errors import UsageError, one_line
 from onnxlr.memory import available
+from onnxlr.one_thread import one_thread
 from onnxlr.output import scratch
 
 T = TypeVar("T")
@@ -374,7 +374,7 @@ _HELD: dict[str, tuple[Any, ...]] = {}  # what the pieces at hand have in common
 
 def _work(token: str, common: str | bytes, piece: bytes) -> bytes:
     """Do one piece of work in the process where this arrives."""
-    with _BUSY, threadpool_limits(1):
+    with _BUSY, one_thread():
         if token not in _HELD:
             _HELD.clear()
             _HELD[token] = _opened(common)

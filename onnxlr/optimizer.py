@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from onnxlr.assess import Assessor, calibration_samples
 from onnxlr.calibrate import Statistics, calibrate, input_size, why_not
@@ -30,6 +29,7 @@ from onnxlr.latency_table import LatencyTable, machine_table, named_table
 from onnxlr.layer_check import check_layers, worst
 from onnxlr.layers import Layer
 from onnxlr.model import Source, check_unchanged, count_params, load
+from onnxlr.one_thread import one_thread
 from onnxlr.options import Options
 from onnxlr.output import (
     copy_source,
@@ -81,7 +81,7 @@ def optimize(
         Whatever stage refuses; nothing is written then.
     """
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
-    with threadpool_limits(1):
+    with one_thread():
         return _optimize(source, out, options, progress, texts)
 
 

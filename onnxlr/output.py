@@ -133,9 +133,7 @@ def workspace(out: Path | None) -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()) if out is None else out.parent
     with contextlib.ExitStack() as stack:
         try:
-            _remove_abandoned(parent)
-            folder = stack.enter_context(scratch(parent, _WORKSPACE))
-            stack.enter_context(_owned(folder))
+            folder = stack.enter_context(_own_folder(parent))
             inner = folder / "model"
             inner.mkdir()
         except OSError as error:
@@ -161,13 +159,21 @@ def scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Mark a folder as that of a living process: by a lock, which ends with the process."""
-    unclaimed = folder / "claim"
-    with unclaimed.open("wb") as file:
-        _lock(file)
-        unclaimed.rename(folder / _OWNER)  # locked by the time it can be found
-        yield
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A folder of a living process, by a lock, which ends with it; those of dead ones are removed.
+
+    Raises
+    ------
+    OSError
+        If it can't be made.
+    """
+    _remove_abandoned(parent)
+    with scratch(parent, _WORKSPACE) as folder:
+        unclaimed = folder / "claim"
+        with unclaimed.open("wb") as file:
+            _lock(file)
+            unclaimed.rename(folder / _OWNER)  # locked by the time it can be found
+            yield folder
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -343,20 +349,16 @@ def writing(texts: Mapping[Path, str]) -> Iterator[None]:
     OutputError
         If one can't be written.
     """
-    written: dict[Path, Path] = {}
-    try:
+    drafts: dict[Path, Path] = {}
+    with contextlib.ExitStack() as held:
         for path, text in texts.items():
             with _told(path):
-                written[path] = _fresh(path.parent)
-                written[path].write_text(text, encoding="utf-8")
+                drafts[path] = held.enter_context(_own_folder(path.parent)) / "draft"
+                drafts[path].write_text(text, encoding="utf-8")
         yield
-        for path, temporary in written.items():
+        for path, draft in drafts.items():
             with _told(path):
-                temporary.replace(path)
-    finally:
-        for temporary in written.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+                draft.replace(path)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import onnx
-from threadpoolctl import threadpool_limits
 
 from onnxlr.calibrate import Statistics
 from onnxlr.data import Samples, load_samples
@@ -13,6 +12,7 @@ from onnxlr.graph_pass import WeightPass
 from onnxlr.jobs import Jobs
 from onnxlr.layers import Layer
 from onnxlr.model import Source, check_unchanged
+from onnxlr.one_thread import one_thread
 from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
 from onnxlr.output import copy_source, name_within, place, read_back, workspace
 from onnxlr.plan import Calibration, Plan
@@ -45,7 +45,7 @@ def replay(
         If the plan is for another model, or its samples aren't there.
     """
     # As when the plan was made: sums come out the same to the bit.
-    with threadpool_limits(1):
+    with one_thread():
         return _replay(plan, source, path, data, progress)
 
 

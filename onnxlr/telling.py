@@ -4,6 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from onnxlr.choosing import Choosing, saved_macs
 from onnxlr.cluster import Cluster
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
+from onnxlr.destinations import is_there
 from onnxlr.factory import Built
 from onnxlr.fidelity import Quality
 from onnxlr.fits import Candidate
@@ -172,6 +174,9 @@ class Outcome:
                     else "known tables, or are estimated from the work"
                 )
             )
+        named = self.options.latency_table
+        if named is not None and not is_there(Path(named)):
+            notes.append(f"{named} was not written: no latency had to be known")
         if table is not None and table.estimated:
             notes.append(
                 f"{table.estimated} latencies were in no table: they were estimated from "

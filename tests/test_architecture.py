@@ -19,7 +19,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
 FLOORS = (
-    ("errors", "ending", "surroundings", "progress", "kept", "memory"),
+    ("errors", "ending", "surroundings", "progress", "kept", "memory", "one_thread"),
     (
         "decompose.svd",
         "decompose.evbmf",

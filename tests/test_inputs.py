@@ -109,6 +109,40 @@ def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: in
     assert feeding.timed["ids"].max() == 149
 
 
+def test_indices_of_several_tables_in_one_input() -> None:
+    """As models of categories have them: a column for each table."""
+    sizes = (60, 7, 150)
+    nodes = []
+    for i, _ in enumerate(sizes):
+        if i < 2:
+            nodes.append(node("Gather", ["ids", f"column{i}"], f"id{i}", axis=1))
+        else:
+            nodes += [
+                node("Slice", ["ids", "two", "three", "one"], "cut"),
+                node("Squeeze", ["cut", "one"], f"id{i}"),
+            ]
+        nodes.append(node("Gather", [f"table{i}", f"id{i}"], f"e{i}"))
+    nodes.append(node("Concat", ["e0", "e1", "e2"], "y", axis=1))
+    model = make_model(
+        nodes,
+        {"ids": ("n", 3)},
+        ["y"],
+        {
+            **{f"table{i}": np.ones((size, 4), np.float32) for i, size in enumerate(sizes)},
+            **{f"column{i}": np.array(i) for i in range(2)},
+            **{name: np.array([i]) for i, name in enumerate(("one", "two", "three"), 1)},
+        },
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    for seed in range(4):
+        _, feeding = open_fed(load(model), ONE_CPU_THREAD, seed=seed)
+        ids = np.concatenate([feed["ids"] for feed in feeding.judged])  # type: ignore[union-attr]
+        assert ids.min() >= 0
+        assert ids.max() <= 6
+        assert len(np.unique(ids)) > 3
+
+
 def test_images_lie_in_the_unit_interval() -> None:
     model = load(make_model([node("Relu", ["x"], "y")], {"x": (1, 3, 8, 8)}, ["y"], {})).model
     feed = synthetic_feed(model, {"x": (1, 3, 8, 8)}, np.random.default_rng(0))

@@ -232,6 +232,14 @@ def test_nothing_is_timed_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch) 
     assert row.after_ms <= 0.5 * row.before_ms
 
 
+def test_a_table_that_nothing_was_needed_for(tmp_path: Path) -> None:
+    """The ranks are named, and no latency is asked for."""
+    path = tmp_path / "t.json"
+    found = onnxlr.optimize(two_convs(), rank=4, max_drop=1, latency_table=path, measure=False)
+    assert not path.exists()
+    assert any("t.json was not written" in note for note in found.report.notes)
+
+
 def test_a_named_table_is_written_and_serves_the_next_run(tmp_path: Path) -> None:
     path, model = tmp_path / "t.json", two_convs()
     options: dict[str, Any] = {"latency_table": path, "metric": "rel-error", "max_drop": 0.5}

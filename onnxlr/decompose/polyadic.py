@@ -12,9 +12,9 @@ from functools import reduce
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from onnxlr.decompose.svd import leading_vectors
+from onnxlr.one_thread import one_thread
 
 Array = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ def cp(
     problem = _Problem(x / scale)
     share = scale ** (1 / x.ndim)
     # Thousands of small products: handing each to a pool of threads costs far more than it saves.
-    with threadpool_limits(1):
+    with one_thread():
         if near is None and (solved := _from_pencil(x / scale, rank)) is not None:
             found = problem.solved(solved)
             if found.error < _EXACT_ENOUGH and not found.degenerate:

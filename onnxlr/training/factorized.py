@@ -81,16 +81,16 @@ def factorize_(
     choices = plan.choices()
     chains = {}
     for decision in plan.replaced:
-        item, turned = finder.find(decision)
-        choice = choices[decision.name]
-        if item.name in chains:
-            raise UsageError(f"the plan replaces the module {item.name!r} twice")
-        if turned:
-            choice = replace(choice, rank=choice.graph_pass.turned(choice.rank))
-        if (reason := _misfit(root, item, choice)) is not None:
-            raise UsageError(f"the plan replaces {decision.name!r}, but {reason}")
-        factors = choice.graph_pass.factorize(item.read(), choice.rank)
-        chains[item.name] = chain_module(item, choice, factors)
+        for item, turned in finder.find(decision):
+            choice = choices[decision.name]
+            if item.name in chains:
+                raise UsageError(f"the plan replaces the module {item.name!r} twice")
+            if turned:
+                choice = replace(choice, rank=choice.graph_pass.turned(choice.rank))
+            if (reason := _misfit(root, item, choice)) is not None:
+                raise UsageError(f"the plan replaces {decision.name!r}, but {reason}")
+            factors = choice.graph_pass.factorize(item.read(), choice.rank)
+            chains[item.name] = chain_module(item, choice, factors)
     for name, chain in chains.items():
         root.set_submodule(name, chain)
     return model
@@ -105,9 +105,13 @@ class _Finder:
         self._reasons = {m.name: m.reason for m in found if isinstance(m, Refused)}
         layers = () if exported is None else prepare(load(exported), feed=None).layers
         self._exported = {layer.name: layer for layer in layers}
+        self._taken: set[str] = set()
 
-    def find(self, decision: Decision) -> tuple[ModuleLayer, bool]:
-        """The module, and whether the exported weight is the transpose of its own."""
+    def find(self, decision: Decision) -> list[tuple[ModuleLayer, bool]]:
+        """The modules, and whether the exported weight is the transpose of theirs.
+
+        They are several where an exporter has stored equal weights as one.
+        """
         stem, _, key = decision.weight.rpartition(".")
         for name in (stem if key == "weight" else None, decision.name):
             if name in self._reasons:
@@ -119,7 +123,7 @@ class _Finder:
                         f"the plan's {decision.name!r} has shape {decision.shape}, the model's "
                         f"{name!r} has {item.layer.shape}: make a plan for this model"
                     )
-                return item, False
+                return [(item, False)]
         if decision.name in self._exported:
             return self._by_value(self._exported[decision.name])
         raise UsageError(
@@ -128,14 +132,20 @@ class _Finder:
             "that weights can be compared"
         )
 
-    def _by_value(self, exported: Layer) -> tuple[ModuleLayer, bool]:
+    def _by_value(self, exported: Layer) -> list[tuple[ModuleLayer, bool]]:
         array = exported.array()
+        found: list[tuple[ModuleLayer, bool]] = []
         for item in self._items.values():
+            if item.name in self._taken or len(found) == len(exported.uses):
+                continue  # blocks that were copied have equal weights: each stands for itself
             own = item.read().array()
             if own.shape == array.shape and np.array_equal(own, array):
-                return item, False
-            if own.ndim == 2 and own.T.shape == array.shape and np.array_equal(own.T, array):
-                return item, True
+                found.append((item, False))
+            elif own.ndim == 2 and own.T.shape == array.shape and np.array_equal(own.T, array):
+                found.append((item, True))
+        self._taken.update(item.name for item, _ in found)
+        if found:
+            return found
         raise UsageError(
             f"no module of the model has the weight of {exported.name!r} in the exported model: "
             "export the model anew and make the plan for that"

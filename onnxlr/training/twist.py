@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from onnxlr.cost import weight_error
@@ -18,6 +17,7 @@ from onnxlr.errors import ModelError, UsageError
 from onnxlr.fits import Candidate, candidate, fit_methods, name_filter, named_candidates
 from onnxlr.graph_pass import Array, GraphPass, choose_passes, find_pass
 from onnxlr.layers import Layer
+from onnxlr.one_thread import one_thread
 from onnxlr.plan import KEEP, Decision, Plan, keep, use
 from onnxlr.rewrite import Choice
 from onnxlr.training.modules import (
@@ -276,7 +276,7 @@ class DeepTwist:
                 raise UsageError(f"the module {name!r} was replaced: make a new DeepTwist")
             twisted.item.check()
         # Small matrices: handing each product to a pool of threads costs more than it saves.
-        with threadpool_limits(1):
+        with one_thread():
             for alike in self._alike():
                 graph_pass, rank = alike[0].choice.graph_pass, alike[0].choice.rank
                 layers = [twisted.item.read() for twisted in alike]
