@@ -33,7 +33,7 @@ _FORWARD = (
     *("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"),
     *("Slice", "Split", "Gather", "Expand", "Tile", "Pad"),
 )
-_JOINING = ("Concat",)
+_JOINING = ("Concat", "Where", "Max", "Min")
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
 
 
