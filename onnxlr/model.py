@@ -167,7 +167,7 @@ def check_name(path: Path) -> None:
     Raises
     ------
     ModelError
-        If it isn't UTF-8, or goes beyond its end.
+        If it isn't UTF-8, or has a NUL within.
     """
     if "\0" in str(path):
         raise ModelError(

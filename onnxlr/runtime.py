@@ -180,39 +180,41 @@ class Session:
         return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
 
     def _run(self, feed: Feed) -> list[Any]:
+        found: list[list[Any]] = []
+        self._in_time(lambda options: found.append(self.raw.run(None, dict(feed), options)))
+        return found[0]
+
+    def _in_time(self, run: Callable[[Any], None]) -> None:
         """Run in a thread, so that Ctrl-C is heard, and what has no end is stopped."""
         options = _onnxruntime().RunOptions()
-        found: list[list[Any] | BaseException] = []
+        failed: list[BaseException] = []
 
-        def run() -> None:
+        def work() -> None:
             try:
-                found.append(self.raw.run(None, dict(feed), options))
+                run(options)
             except BaseException as error:
-                found.append(error)
+                failed.append(error)
 
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=work, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # this user may have no more threads
-            return list(self.raw.run(None, dict(feed)))
+            run(options)
+            return
 
         def ended(seconds: float) -> bool:
             thread.join(seconds)
             return not thread.is_alive()
 
         try:
-            in_time = Waiting(self._longest or math.inf).sees(ended)
+            if not Waiting(self._longest or math.inf).sees(ended):
+                raise self._endless()
         except BaseException:
             options.terminate = True
             thread.join(_STOPPING)
             raise
-        if not in_time:
-            options.terminate = True
-            thread.join(_STOPPING)
-            raise self._endless()
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        return found[0]
+        if failed:
+            raise failed[0]
 
     def _endless(self) -> CrashError:
         return CrashError(
@@ -234,21 +236,14 @@ class Session:
             If the model fails on this feed.
         """
         run = self._runner(feed)
-        options, watched = _onnxruntime().RunOptions(), _watch()
 
         def once(options: Any = None) -> None:
             try:
                 run(options)
             except RuntimeError as error:  # where a bound output has another shape than declared
-                if options is not None and options.terminate:
-                    raise self._endless() from None
                 raise failed_run(self.label, feed, reason_of(error)) from None
 
-        watched[options] = [math.inf if self._longest is None else self._longest / _LOOK]
-        try:
-            once(options)
-        finally:
-            del watched[options]
+        self._in_time(once)
         return once
 
     def _runner(self, feed: Feed) -> Callable[[Any], None]:
@@ -285,42 +280,6 @@ def open_exposed(model: bytes, machine: Machine, label: str, folder: str | None)
         return Session(model, machine, label, folder)
     except ModelError:
         return Session(model, machine, label, folder, optimized=False)
-
-
-# The options of each run that is under way, and how many looks it may last: they are counted, as a
-# process that was halted isn't late.
-_WATCHED: dict[Any, list[float]] = {}
-_WATCHING = threading.Lock()
-
-
-def _watch() -> dict[Any, list[float]]:
-    """Where to enter a run, so that it is stopped when its time is over."""
-    if _WATCHING.acquire(blocking=False):  # once for each process
-        try:
-            threading.Thread(target=_stop_late_runs, daemon=True).start()
-        except RuntimeError:  # this user may have no more threads
-            _WATCHING.release()
-    return _WATCHED
-
-
-def _stop_late_runs() -> None:
-    while True:
-        time.sleep(_LOOK)
-        for options, left in list(_WATCHED.items()):
-            left[0] -= 1
-            if left[0] < 0:
-                options.terminate = True
-
-
-def _forget_watch() -> None:
-    """A fork has no other threads."""
-    global _WATCHING
-    _WATCHING = threading.Lock()
-    _WATCHED.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_watch)
 
 
 def _size(model: bytes | str) -> int:

@@ -354,17 +354,22 @@ def test_what_comes_after_the_end_is_none() -> None:
     assert Path("out.onnx").exists()
 
 
+def printing_to(stream: int, command: str) -> "subprocess.CompletedProcess[str]":
+    """The command, with an open file for its standard output."""
+    return subprocess.run(
+        [sys.executable, "-m", "onnxlr", *command.split()],
+        stdout=stream,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
 @pytest.mark.parametrize("flag", ["--help", "--version", "optimize -h"])
 def test_help_that_cannot_be_printed(flag: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "onnxlr", *flag.split()],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = printing_to(full.fileno(), flag)
     assert done.returncode == 1
     assert done.stderr == "onnxlr: No space left on device\n"
 
@@ -428,13 +433,7 @@ def test_settings_of_figures_in_the_surroundings() -> None:
 def test_a_reader_that_goes_away(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "onnxlr", *command.split()],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    done = printing_to(writing, command)
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1
