@@ -27,7 +27,7 @@ from models.cifar import read_jpegs
 from models.datasets import DATASETS, pixels
 from models.files import tell_table
 from models.resnet import load_exact
-from onnxlr.runtime import ONE_CPU_THREAD, Session
+from onnxlr.system.session import ONE_CPU_THREAD, Session
 
 SHARES = (0.7, 0.5, 0.4)
 _FITTED = 896

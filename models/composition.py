@@ -30,10 +30,11 @@ from models.zoo import kept_words
 from models.zoo_data import write_samples
 from models.zoo_models import ZOO
 from models.zoo_tasks import set_task
-from onnxlr.model import load
-from onnxlr.prepare import feed_model, open_source, prepare
-from onnxlr.runtime import ONE_CPU_THREAD, Session
-from onnxlr.verify import Judge
+from onnxlr.model.load import load
+from onnxlr.prepare.feeding import feed_model, open_source
+from onnxlr.prepare.prepared import prepare
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.verify.judge import Judge
 
 _ROOT = Path(__file__).parent
 _CHOSEN = ("ppocr-det", "minilm")  # a convolutional network and a transformer, both of which gain

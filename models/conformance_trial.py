@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 import onnxlr
 from models.conformance_cases import Case, Feed, Material, constant_weights
+from onnxlr.candidates.fits import Fit, candidate, fit_method
 from onnxlr.errors import one_line
-from onnxlr.fits import Fit, candidate, fit_method
-from onnxlr.graph_pass import Rank, find_pass, installed_passes
-from onnxlr.kept import Kept
-from onnxlr.layers import Layer
-from onnxlr.model import load
-from onnxlr.plan import Decision, Plan, use
-from onnxlr.prepare import prepare
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.registry import find_pass, installed_passes
+from onnxlr.model.load import load
+from onnxlr.plan.plan import Decision, Plan, use
+from onnxlr.prepare.prepared import prepare
+from onnxlr.system.memo import Kept
+from onnxlr.types import Rank
 
 Outputs = list[list[Any]]
 # By TensorProto's type of weights and outputs; the coarsest counts.

@@ -27,14 +27,16 @@ from numpy.typing import NDArray
 import onnxlr
 from models.fuzz_cases import COMMANDS, IN, OUT, Case, Sound
 from models.hostile_seeds import mlp
-from onnxlr import child, choosing, latency, layer_timing, weighing
-from onnxlr.child import Trial
-from onnxlr.cli import main as onnxlr_command
+from onnxlr.cli.commands import main as onnxlr_command
 from onnxlr.errors import OnnxlrError
-from onnxlr.inputs import find_runnable_shapes, synthetic_feed
-from onnxlr.latency_table import describe
-from onnxlr.model import load
-from onnxlr.runtime import ONE_CPU_THREAD
+from onnxlr.model.load import load
+from onnxlr.plan import choose, tradeoff
+from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feed
+from onnxlr.system import sandbox
+from onnxlr.system.sandbox import Trial
+from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.verify import latency, layer_latency
+from onnxlr.verify.latency_table import describe
 
 _MOST_MEMORY = 2 << 30  # of resident memory at any time
 _DATA = re.compile(r"weights-[0-9a-f]{16}\.data")
@@ -299,14 +301,14 @@ class _Answer:
 
 def fork_trials() -> None:
     """Let trials start faster; not for a process that lives on."""
-    child._pool = _Forked
+    sandbox._pool = _Forked
 
 
 def _hurry() -> None:
     """Nothing here is timed: measure as briefly as can be."""
     for module, name, value in (
-        *((latency, "SECONDS", 0.01), (latency, "FEWEST", 5), (layer_timing, "SECONDS", 0.005)),
-        *((weighing, "RANKS", 3), (choosing, "_BOLDER", 1)),
+        *((latency, "SECONDS", 0.01), (latency, "FEWEST", 5), (layer_latency, "SECONDS", 0.005)),
+        *((tradeoff, "RANKS", 3), (choose, "_BOLDER", 1)),
     ):
         assert hasattr(module, name)
         setattr(module, name, value)

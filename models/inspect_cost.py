@@ -19,9 +19,9 @@ import psutil
 import scipy.linalg
 
 import onnxlr
-from onnxlr.graph_pass import choose_passes
-from onnxlr.model import load
-from onnxlr.prepare import prepare
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import prepare
 
 PRODUCTS = ((768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
 KERNELS = ((256, 256, 3, 3), (512, 256, 3, 3), (512, 512, 3, 3), (1024, 256, 1, 1))

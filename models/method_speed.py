@@ -12,13 +12,14 @@ import click
 import numpy as np
 import onnx
 
-from onnxlr.cost import chain_macs
-from onnxlr.graph_pass import Rank, choose_passes
-from onnxlr.latency_table import LatencyTable
-from onnxlr.model import load
-from onnxlr.prepare import prepare
-from onnxlr.rewrite import Choice
-from onnxlr.runtime import Machine
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.cost import chain_macs
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import prepare
+from onnxlr.system.session import Machine
+from onnxlr.types import Rank
+from onnxlr.verify.latency_table import LatencyTable
 
 SIZES = ((64, 56), (128, 28), (256, 14), (512, 7), (512, 14))
 METHODS = (

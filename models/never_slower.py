@@ -21,7 +21,7 @@ import onnx
 import onnxlr
 from models.files import tell_table
 from models.random_graphs import random_graph
-from onnxlr.latency import Comparison
+from onnxlr.verify.latency import Comparison
 
 LIMIT = 0.2
 _SAMPLES = 64

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import onnxlr
 from models.files import tell_table
-from onnxlr.plan import Alternative, Decision, Plan
+from onnxlr.plan.plan import Alternative, Decision, Plan
 
 _MILD, _BOLD = 0.02, 0.6  # predicted relative errors that plans are drawn between
 _REPLACED = 0.6  # of the layers

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from onnxlr.graph_pass import installed_passes
-from onnxlr.tables import PASS_COLUMNS, pass_rows
+from onnxlr.cli.tables import PASS_COLUMNS, pass_rows
+from onnxlr.methods.registry import installed_passes
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- passes -->\n", "<!-- /passes -->"

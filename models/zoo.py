@@ -27,10 +27,10 @@ from models.files import replace_file
 from models.zoo_data import sample_words, write_samples
 from models.zoo_models import ZOO, ZooModel
 from models.zoo_tasks import set_task
-from onnxlr.model import load
-from onnxlr.prepare import feed_model, open_source
-from onnxlr.report import finite
-from onnxlr.runtime import Machine
+from onnxlr.model.load import load
+from onnxlr.prepare.feeding import feed_model, open_source
+from onnxlr.report.report import finite
+from onnxlr.system.session import Machine
 
 # A part of a reason for keeping a layer, and the kind that it makes. The first that fits counts:
 # what stopped a layer is the hurdle that its most promising method fell at.

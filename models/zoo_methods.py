@@ -21,14 +21,17 @@ import onnxlr
 from models.zoo_data import write_samples
 from models.zoo_models import ZOO
 from models.zoo_tasks import set_task
-from onnxlr.graph_pass import choose_passes
-from onnxlr.layer_timing import layer_model
-from onnxlr.layers import Layer, Use, find_layers
-from onnxlr.model import Names, load, opset, to_proto
-from onnxlr.plan import Decision
-from onnxlr.prepare import prepare
-from onnxlr.rewrite import Choice, Factored, replace_layer
-from onnxlr.runtime import ONE_CPU_THREAD, Session
+from onnxlr.layers.find import find_layers
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.graph import Names, opset, to_proto
+from onnxlr.model.load import load
+from onnxlr.plan.plan import Decision
+from onnxlr.prepare.prepared import prepare
+from onnxlr.rewrite.graph import replace_layer
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.verify.layer_latency import layer_model
 
 _DRAWS = 20  # of white noise, for each layer
 

@@ -2,6 +2,8 @@
 
 import importlib
 
+from onnxlr.version import __version__
+
 TYPE_CHECKING = False  # typing's own takes a while to import
 if TYPE_CHECKING:
     from onnxlr.api import apply, bench, compare, inspect, optimize
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UsageError,
     )
-    from onnxlr.optimizer import Result
-
-__version__ = "0.1.0"
+    from onnxlr.pipeline import Result
 
 __all__ = [
     "BudgetError",

@@ -9,14 +9,22 @@ import os
 import signal
 from types import FrameType
 
-from onnxlr.ending import ENDINGS, INTERRUPTED, end_with, end_within, hear, held, ignore
-from onnxlr.surroundings import (
+from onnxlr.system.process import (
     FORKS,
     check_limits,
     fill_closed,
     have_streams_alone,
     say,
     silence_warnings,
+)
+from onnxlr.system.signals import (
+    ENDINGS,
+    INTERRUPTED,
+    end_with,
+    end_within,
+    hear,
+    held,
+    ignore,
 )
 
 TYPE_CHECKING = False
@@ -64,7 +72,7 @@ def _work(telling: int | None) -> "NoReturn":
     silence_warnings()
     shows = bool(os.environ.get("ONNXLR_TRACEBACK"))
     try:
-        from onnxlr.cli import main as command  # a second of imports, in which Ctrl-C is heard
+        from onnxlr.cli.commands import main as command
     except Exception as error:  # whatever a package raises that doesn't fit the others
         if shows:
             raise

@@ -10,27 +10,29 @@ from typing import get_args
 import onnx
 
 from onnxlr.decompose import parse_rank
-from onnxlr.destinations import check_destination, check_distinct, check_external, is_there
 from onnxlr.errors import UsageError
-from onnxlr.fidelity import Quality
-from onnxlr.graph_pass import choose_passes
 from onnxlr.inspection import LayerInspection, inspect_source
-from onnxlr.latency import Comparison, Timing, compare_sessions, time_session
-from onnxlr.layers import count_macs
-from onnxlr.model import Source, count_params, load
-from onnxlr.optimizer import Result
-from onnxlr.optimizer import optimize as run_optimizer
+from onnxlr.layers.macs import count_macs
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.destinations import check_destination, check_distinct, check_external, is_there
+from onnxlr.model.graph import count_params
+from onnxlr.model.load import Source, load
 from onnxlr.options import Ingredient, Options, Target, command_of
-from onnxlr.page import write_page
-from onnxlr.plan import Plan
-from onnxlr.prepare import Feeding, open_beside, open_fed, prepare
+from onnxlr.pipeline import Result
+from onnxlr.pipeline import optimize as run_optimizer
+from onnxlr.plan.plan import Plan
+from onnxlr.prepare.feeding import Feeding, open_beside, open_fed
+from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
-from onnxlr.report import Size, json_text
-from onnxlr.runtime import Machine, Provider
-from onnxlr.surroundings import can_start
-from onnxlr.svg import start_figures
-from onnxlr.verify import Judge
+from onnxlr.report.html import write_page
+from onnxlr.report.report import Size, json_text
+from onnxlr.report.svg import start_figures
+from onnxlr.system.process import can_start
+from onnxlr.system.session import Machine, Provider
+from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.judge import Judge
+from onnxlr.verify.latency import Comparison, Timing, compare_sessions, time_session
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
 

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxlr.candidates.fits import Fit, fit_methods
+from onnxlr.candidates.spectra import decompose
 from onnxlr.decompose import RankRule
-from onnxlr.fits import Fit, fit_methods, name_filter
-from onnxlr.graph_pass import Rank, choose_passes
-from onnxlr.jobs import Jobs
-from onnxlr.layers import Layer
-from onnxlr.model import Source
-from onnxlr.prepare import prepare
+from onnxlr.layers.layer import Layer
+from onnxlr.layers.select import name_filter
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.load import Source
+from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress
-from onnxlr.spectra import decompose
-from onnxlr.store import open_store
+from onnxlr.system.cache import open_store
+from onnxlr.system.pool import Jobs
+from onnxlr.types import Rank
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxlr.decompose import AUTO, RankRule
-from onnxlr.runtime import ONE_CPU_THREAD, Machine
+from onnxlr.system.session import ONE_CPU_THREAD, Machine
 
 Target = Literal["latency", "macs", "params", "bytes"]
 Verify = Literal["full", "layers", "none"]

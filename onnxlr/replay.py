@@ -4,24 +4,28 @@ from pathlib import Path
 
 import onnx
 
-from onnxlr.calibrate import Statistics
-from onnxlr.data import Samples, load_samples
+from onnxlr.calibrate.calibration import Calibration
+from onnxlr.calibrate.stage import calibrate_on, statistics_key, with_influence
+from onnxlr.calibrate.statistics import Statistics
 from onnxlr.errors import DataError, UsageError
-from onnxlr.factory import Factory
-from onnxlr.graph_pass import WeightPass
-from onnxlr.jobs import Jobs
-from onnxlr.layers import Layer
-from onnxlr.model import Source, check_unchanged
-from onnxlr.one_thread import one_thread
-from onnxlr.optimizer import calibrate_on, statistics_key, with_influence
-from onnxlr.output import copy_source, name_within, place, read_back, workspace
-from onnxlr.plan import Calibration, Plan
-from onnxlr.prepare import Prepared, first_feed, prepare, try_source
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import WeightPass
+from onnxlr.methods.choice import Choice
+from onnxlr.model.load import Source, check_unchanged
+from onnxlr.model.place import place
+from onnxlr.model.save import copy_source, name_within, read_back
+from onnxlr.plan.plan import Plan
+from onnxlr.prepare.feeding import first_feed, try_source
+from onnxlr.prepare.prepared import Prepared, prepare
+from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
-from onnxlr.rewrite import Choice
-from onnxlr.runtime import ONE_CPU_THREAD
-from onnxlr.sequential import correct
-from onnxlr.store import key_of, open_store
+from onnxlr.rewrite.builder import Factory
+from onnxlr.rewrite.sequential import correct
+from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.cache import key_of, open_store
+from onnxlr.system.files import workspace
+from onnxlr.system.pool import Jobs
+from onnxlr.system.session import ONE_CPU_THREAD
 
 
 def replay(

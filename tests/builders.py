@@ -10,11 +10,16 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from onnxlr.graph_pass import GraphPass, Rank, choose_passes
-from onnxlr.layers import Layer, find_layers
-from onnxlr.model import load, to_proto
-from onnxlr.rewrite import Choice, Factored, rewrite
-from onnxlr.shapes import infer_shapes
+from onnxlr.layers.find import find_layers
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.graph import to_proto
+from onnxlr.model.load import load
+from onnxlr.prepare.shapes import infer_shapes
+from onnxlr.rewrite.graph import rewrite
+from onnxlr.types import Rank
 
 Array = NDArray[Any]
 _TYPES = {

@@ -5,12 +5,12 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.latency.SECONDS", 0.05)
-    monkeypatch.setattr("onnxlr.latency.FEWEST", 9)
-    monkeypatch.setattr("onnxlr.layer_timing.SECONDS", 0.02)
+    monkeypatch.setattr("onnxlr.verify.latency.SECONDS", 0.05)
+    monkeypatch.setattr("onnxlr.verify.latency.FEWEST", 9)
+    monkeypatch.setattr("onnxlr.verify.layer_latency.SECONDS", 0.02)
     # Fewer candidates to weigh: what is tested is how they are chosen.
-    monkeypatch.setattr("onnxlr.weighing.RANKS", 4)
-    monkeypatch.setattr("onnxlr.choosing._BOLDER", 1)
+    monkeypatch.setattr("onnxlr.plan.tradeoff.RANKS", 4)
+    monkeypatch.setattr("onnxlr.plan.choose._BOLDER", 1)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxlr.graph_pass import GraphPass, choose_passes
-from onnxlr.layers import Layer
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.registry import choose_passes
 from tests.builders import Array, layers_of, make_model, node, relative, run
 
 TOLERANCE = 1e-5

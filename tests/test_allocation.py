@@ -5,10 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxlr.allocation import Option, allocate, pareto
-from onnxlr.fits import Candidate
-from onnxlr.graph_pass import choose_passes
-from onnxlr.rewrite import Choice
+from onnxlr.candidates.fits import Candidate
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.registry import choose_passes
+from onnxlr.plan.knapsack import Option, allocate, pareto
 
 SVD = choose_passes(("svd",))[0]
 

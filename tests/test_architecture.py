@@ -12,78 +12,22 @@ import pytest
 
 import onnxlr
 from models.readme_tables import BEGIN, END, README, passes_table
-from onnxlr.cli import main
+from onnxlr.cli.commands import main
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "onnxlr"
 
-# From the ground up: a module imports only from rows above its own, or its own row's earlier ones.
-FLOORS = (
-    ("errors", "ending", "surroundings", "progress", "kept", "memory", "one_thread"),
-    (
-        "decompose.svd",
-        "decompose.evbmf",
-        "decompose.ranks",
-        "decompose.tucker",
-        "decompose.polyadic",
-        "decompose.tiles",
-        "decompose.weighted",
-        "decompose",
-    ),
-    (
-        "sanity",
-        "wiring",
-        "model",
-        "batch_norm",
-        "functions",
-        "output",
-        "destinations",
-        "arrays",
-        "store",
-    ),
-    ("jobs", "cluster"),
-    ("operators", "tracing", "axes", "runtime", "child", "latency"),
-    ("layers", "shapes", "inputs", "data"),
-    ("graph_pass", "cost", "convolution", "cp_chain", "tiling", "rewrite"),
-    (
-        "layer_timing",
-        "latency_table",
-        "prepare",
-        "calibrate",
-        "fitting",
-        "influence",
-        "options",
-        "fits",
-        "spectra",
-        "plan",
-    ),
-    ("search", "fidelity", "verify", "inspection", "report"),
-    ("candidates", "factory", "allocation", "sequential", "sensitivity", "weighing"),
-    ("layer_check",),
-    (
-        "assess",
-        "choosing",
-        "telling",
-        "optimizer",
-        "replay",
-        "markup",
-        "svg",
-        "plots",
-        "figures",
-        "page",
-    ),
-    ("api",),
-    (
-        "training.modules",
-        "training.chains",
-        "training.factorized",
-        "training.twist",
-        "training",
-    ),
-    ("",),  # the package itself: the public names
-    ("tables", "cli", "__main__"),
+# From the ground up: a package, or a file beside them, imports only from those before it.
+ROOMS = (
+    *("errors", "version", "progress", "types"),
+    *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
+    *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
+    *("inspection", "replay", "pipeline", "api", "training"),
+    "",  # the package itself: the public names
+    *("cli", "__main__"),
 )
-ORDER = {name: i for i, name in enumerate(n for floor in FLOORS for n in floor)}
+FLOOR = {name: i for i, name in enumerate(ROOMS)}
+MOST_FLOORS = 6  # of files inside a package, each above all that it imports
 
 
 def module_name(path: Path) -> str:
@@ -91,27 +35,57 @@ def module_name(path: Path) -> str:
     return ".".join(p for p in parts if p != "__init__")
 
 
-def imported(path: Path) -> set[str]:
-    """Every module of onnxlr that a file imports at its top level."""
-    names = set()
-    for item in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(item, ast.ImportFrom) and (item.module or "").startswith("onnxlr"):
-            base = (item.module or "").removeprefix("onnxlr").lstrip(".")
-            for alias in item.names:
-                inner = f"{base}.{alias.name}".lstrip(".")
-                names.add(inner if inner in ORDER else base)
-    return names
-
-
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module of onnxlr that a file imports, inside functions too."""
+    names = set()
+    for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(item, ast.ImportFrom):
+            assert item.level == 0, f"{path} imports by dots"
+            if (item.module or "").split(".")[0] == "onnxlr":
+                base = (item.module or "").removeprefix("onnxlr").lstrip(".")
+                for alias in item.names:
+                    inner = f"{base}.{alias.name}".lstrip(".")
+                    names.add(inner if inner in MODULES else base)
+        elif isinstance(item, ast.Import):
+            named = (a.name.split(".", 1) for a in item.names)
+            names |= {rest[0] if rest else "" for top, *rest in named if top == "onnxlr"}
+    return names - {module_name(path)}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_point_one_way(path: Path) -> None:
-    name = module_name(path)
-    assert name in ORDER, f"{name} has no floor: say where it belongs"
+    room = room_of(module_name(path))
+    assert room in FLOOR, f"{room} has no place in the order: say where it belongs"
     for other in imported(path):
-        assert ORDER[other] < ORDER[name], f"{name} imports {other}"
+        assert room_of(other) == room or FLOOR[room_of(other)] < FLOOR[room], f"imports {other}"
+
+
+def test_no_file_imports_itself_in_a_circle_and_packages_are_low() -> None:
+    known: dict[str, int] = {}
+
+    def floor(name: str, above: tuple[str, ...] = ()) -> int:
+        assert name not in above, f"a circle: {' → '.join((*above, name))}"
+        if name not in known:
+            inside = [o for o in imported(MODULES[name]) if room_of(o) == room_of(name)]
+            known[name] = 1 + max((floor(o, (*above, name)) for o in inside), default=0)
+        return known[name]
+
+    assert max(floor(name) for name in MODULES) <= MOST_FLOORS
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if (PACKAGE / r / "__init__.py").is_file()])
+def test_a_package_says_what_is_in_it_and_what_it_imports(room: str) -> None:
+    doc = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8")))
+    assert doc
+    assert room in ("", "training", "decompose") or "imports" in doc
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -119,8 +93,8 @@ def test_the_engine_never_imports_passes(path: Path) -> None:
     assert "onnxlr_passes" not in path.read_text(encoding="utf-8")
 
 
-def test_the_floors_name_no_ghosts() -> None:
-    assert set(ORDER) == {module_name(path) for path in SOURCES}
+def test_the_order_names_no_ghosts() -> None:
+    assert set(ROOMS) == {room_of(name) for name in MODULES}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +111,7 @@ def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
 def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
     code = (
         "import sys\n"
-        "import onnxlr, onnxlr.cli, onnxlr_passes.svd\n"
+        "import onnxlr, onnxlr.cli.commands, onnxlr_passes.svd\n"
         "print([m for m in ('torch', 'matplotlib', 'onnxruntime', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

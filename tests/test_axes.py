@@ -10,7 +10,7 @@ import pytest
 
 import onnxlr
 from models.conformance_cases import node_tests
-from onnxlr.axes import counted_axes
+from onnxlr.layers.axes import counted_axes
 from tests.builders import low_rank, make_model, node, run
 
 RNG = np.random.default_rng(11)

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from onnxlr import api
-from onnxlr.cli import main
+from onnxlr.cli.commands import main
 from onnxlr.errors import RuntimeMissingError
-from onnxlr.runtime import Machine, Session
+from onnxlr.system.session import Machine, Session
 from tests.bad_input_cases import (
     CASES,
     OPTIMIZE,
@@ -33,7 +33,7 @@ from tests.bad_input_cases import (
 from tests.builders import low_rank
 
 Tree = dict[str, bytes | str]
-_MAIN = "from onnxlr.cli import main; main()"
+_MAIN = "from onnxlr.cli.commands import main; main()"
 _NO_DEFECT = ("internal error", "Traceback", "Error calling", "In clone_graph")
 
 

@@ -10,18 +10,25 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxlr import calibrate as module
-from onnxlr.calibrate import Statistics, calibrate, why_not
-from onnxlr.data import Samples, load_samples
-from onnxlr.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
-from onnxlr.graph_pass import GraphPass, Rank, choose_passes
-from onnxlr.jobs import Jobs
-from onnxlr.layers import Layer
-from onnxlr.model import load, to_proto
-from onnxlr.prepare import Prepared, prepare
+from onnxlr.calibrate import collect as module
+from onnxlr.calibrate import statistics
+from onnxlr.calibrate.collect import calibrate
+from onnxlr.calibrate.statistics import Statistics, why_not
+from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.graph import to_proto
+from onnxlr.model.load import load
+from onnxlr.prepare import expose
+from onnxlr.prepare.prepared import Prepared, prepare
+from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Silent
-from onnxlr.rewrite import Choice, Factored, rewrite
-from onnxlr.runtime import ONE_CPU_THREAD, Feed
+from onnxlr.rewrite.graph import rewrite
+from onnxlr.system.pool import Jobs
+from onnxlr.system.session import ONE_CPU_THREAD, Feed
+from onnxlr.types import Rank
 from tests.builders import Array, make_model, node, run
 from tests.pass_cases import conv, gemm, matmul, rand, transposed
 
@@ -183,7 +190,7 @@ def test_samples_of_patches_come_close() -> None:
     again = calibrated(prepared, [layer], feeds)[layer.name]
     np.testing.assert_array_equal(few.covariance, again.covariance)
     assert few.rows < 8 * 8 * 28 * 28 / 2
-    sums = module.Sums(layer, 1, 0)
+    sums = statistics.Sums(layer, 1, 0)
     sums._share = 10**9
     for feed in feeds:
         sums.add(layer.uses[0], feed["x"])
@@ -235,7 +242,7 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     model = make_model(nodes, {"x": (5, 6)}, ["y"], {"a": rand(6, 7), "b": rand(7, 4)})
     prepared, feeds = prepared_of(model)
     seen: list[int] = []
-    whole: Any = module.exposed
+    whole: Any = expose.exposed
 
     def exposed(model: ir.Model, names: set[str], *rest: Any) -> Any:
         seen.append(len(names))

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 import onnxlr
-from onnxlr import sequential
-from onnxlr.layers import Layer
-from onnxlr.rewrite import Factored
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.choice import Factored
+from onnxlr.rewrite import sequential
 from tests.builders import Array, make_model, node, run
 
 RNG = np.random.default_rng(5)

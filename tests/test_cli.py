@@ -13,7 +13,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from onnxlr.cli import main
+from onnxlr.cli.commands import main
 from tests.builders import linear, low_rank, make_model, node
 
 RNG = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_a_stop_from_outside_leaves_nothing_behind(stop: signal.Signals, tmp_pat
         "    pathlib.Path('asked').touch()\n"
         "    time.sleep(60)\n"
     )
-    code = "from onnxlr.cli import main; main()"
+    code = "from onnxlr.cli.commands import main; main()"
     options = ["optimize", "in.onnx", "out.onnx", "--rank", "3", "--metric", "slow_metric:f"]
     heard = partial(signal.signal, stop, signal.SIG_DFL)  # under nohup a hang-up isn't
     command = [sys.executable, "-B", "-c", code, *options]

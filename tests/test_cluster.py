@@ -18,10 +18,10 @@ import onnx
 import pytest
 
 import onnxlr
-from onnxlr import cluster as module
-from onnxlr.cluster import Cluster
 from onnxlr.errors import ClusterError
-from onnxlr.jobs import Jobs
+from onnxlr.system import cluster as module
+from onnxlr.system.cluster import Cluster
+from onnxlr.system.pool import Jobs
 from tests.test_data_aware import images, network
 
 pytest.importorskip("distributed")
@@ -310,6 +310,6 @@ def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_of_other_versions_are_refused(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.__version__", "0.0")
+    monkeypatch.setattr("onnxlr.system.cluster.__version__", "0.0")
     with pytest.raises(ClusterError, match=r"has onnxlr .*, here it is onnxlr 0\.0"):
         Cluster(farm.address)

@@ -17,7 +17,7 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import onnxlr
-from onnxlr.layers import Layer
+from onnxlr.layers.layer import Layer
 from tests.builders import Array, layers_of, low_rank, make_model, node, relative
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from models.conformance_cases import (
     node_cases,
 )
 from models.conformance_nets import net_cases
-from onnxlr.runtime import reason_of
+from onnxlr.system.session import reason_of
 from tests.builders import low_rank, make_model, node
 
 NODES = {case.name: case for case in node_cases()}

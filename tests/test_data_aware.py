@@ -12,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr import sensitivity, sequential, weighing
-from onnxlr.assess import Assessor
-from onnxlr.cli import main
-from onnxlr.model import load
-from onnxlr.plan import Plan
-from onnxlr.rewrite import Choice
-from onnxlr.store import open_store
+from onnxlr.cli.commands import main
+from onnxlr.methods.choice import Choice
+from onnxlr.model.load import load
+from onnxlr.plan import sensitivity, tradeoff
+from onnxlr.plan.evaluate import Assessor
+from onnxlr.plan.plan import Plan
+from onnxlr.rewrite import sequential
+from onnxlr.system.cache import open_store
 from tests.builders import Array, linear, low_rank, make_model, node, relative, run
 
 
@@ -170,12 +171,12 @@ def test_more_layers_than_sequence_has_time_for(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It builds as many models as there are layers, each with all of them."""
-    monkeypatch.setattr("onnxlr.assess._BUILDING_SECONDS", 0.0)
+    monkeypatch.setattr("onnxlr.plan.evaluate._BUILDING_SECONDS", 0.0)
 
     def correct(*_: Any, **__: Any) -> None:
         raise AssertionError("was corrected")
 
-    monkeypatch.setattr("onnxlr.assess.correct", correct)
+    monkeypatch.setattr("onnxlr.plan.evaluate.correct", correct)
     result = onnxlr.optimize(
         network(), data=data, rank=4, max_drop=1, measure=False, metric="rel-error"
     )
@@ -362,9 +363,9 @@ def test_a_second_run_reuses_what_the_first_found_out(
     def again(*_: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("onnxlr.weighing.weigh_layer", again)
-    monkeypatch.setattr("onnxlr.weighing.probe", again)
-    monkeypatch.setattr("onnxlr.optimizer.calibrate", lambda *_: {})
+    monkeypatch.setattr("onnxlr.plan.tradeoff.weigh_layer", again)
+    monkeypatch.setattr("onnxlr.plan.tradeoff.probe", again)
+    monkeypatch.setattr("onnxlr.pipeline.calibrate", lambda *_: {})
     second = onnxlr.optimize(network(), target="macs=0.5", **options)
     assert second.plan == first.plan
     assert second.model == first.model
@@ -427,10 +428,10 @@ def test_measuring_sensitivities_goes_on_where_it_stopped(
             network(), data=data, metric="rel-error", max_drop=1, target="macs=0.5", jobs=1
         )
 
-    monkeypatch.setattr(weighing, "probe", stopping)
+    monkeypatch.setattr(tradeoff, "probe", stopping)
     with pytest.raises(KeyboardInterrupt):
         optimize()
-    monkeypatch.setattr(weighing, "probe", counting)
+    monkeypatch.setattr(tradeoff, "probe", counting)
     optimize()
     assert {name for name, _ in probed} == {"conv1", "conv2", "conv3", "fc"}
     assert len(set(probed)) == len(probed) > 4
@@ -537,7 +538,7 @@ def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch)
 
     held_out = {"x": images(256, 99)}
     with_relu = apart()
-    monkeypatch.setattr("onnxlr.sequential.bias_before_relu", lambda _: None)
+    monkeypatch.setattr("onnxlr.rewrite.sequential.bias_before_relu", lambda _: None)
     assert with_relu < 0.98 * apart()
 
 

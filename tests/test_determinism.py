@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxlr.plan import Plan
+from onnxlr.plan.plan import Plan
 from tests.test_data_aware import images, network
 
 MODELS = Path(__file__).parent.parent / "models"
-SHORT = "import onnxlr.latency as l; l.SECONDS = 0.2; l.FEWEST = 9; "  # nothing here is quoted
+SHORT = (
+    "import onnxlr.verify.latency as l; l.SECONDS = 0.2; l.FEWEST = 9; "  # nothing here is quoted
+)
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def optimized(
 ) -> tuple[bytes, Plan]:
     """The file and the plan of a command in a process of its own."""
     out, plan = given / f"{name}.onnx", given / f"{name}.json"
-    tool = [sys.executable, "-c", f"{SHORT}from onnxlr.cli import main; main()"]
+    tool = [sys.executable, "-c", f"{SHORT}from onnxlr.cli.commands import main; main()"]
     subprocess.run(
         [
             *(*tool, "optimize", str(source or given / "net.onnx"), str(out)),

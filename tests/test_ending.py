@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 import onnxlr
-from onnxlr.ending import ENDINGS, Interrupt
 from onnxlr.errors import one_line
-from onnxlr.runtime import VARIABLE
-from onnxlr.surroundings import can_start, check_limits
+from onnxlr.system.patience import VARIABLE
+from onnxlr.system.process import can_start, check_limits
+from onnxlr.system.signals import ENDINGS, Interrupt
 from tests.builders import linear, low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")

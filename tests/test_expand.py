@@ -12,9 +12,9 @@ import pytest
 
 import onnxlr
 from onnxlr.decompose import join_tiles
-from onnxlr.layers import count_macs
-from onnxlr.model import load
-from onnxlr.prepare import prepare
+from onnxlr.layers.macs import count_macs
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import prepare
 from tests.builders import Array, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)

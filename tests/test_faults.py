@@ -16,13 +16,17 @@ import psutil
 import pytest
 
 import onnxlr
-from onnxlr import child, jobs, layer_check, layer_timing, memory, prepare, shapes
-from onnxlr.child import Trial, in_child
 from onnxlr.errors import CrashError, ModelError
-from onnxlr.jobs import Jobs
-from onnxlr.model import load
-from onnxlr.output import workspace
-from onnxlr.runtime import ONE_CPU_THREAD, Waiting
+from onnxlr.model.load import load
+from onnxlr.prepare import feeding, shapes
+from onnxlr.prepare.prepared import prepare
+from onnxlr.system import memory, pool, sandbox
+from onnxlr.system.files import workspace
+from onnxlr.system.patience import Waiting
+from onnxlr.system.pool import Jobs
+from onnxlr.system.sandbox import Trial, in_child
+from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.verify import layer_latency, layers_alone
 from tests.builders import linear, make_model, node
 from tests.test_data_aware import images, network
 from tests.test_layer_check import noisy
@@ -59,7 +63,7 @@ def test_what_does_not_end_is_stopped() -> None:
 def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ctrl-Z, by docker pause, by a lid that was shut."""
     now = [0.0]
-    monkeypatch.setattr("onnxlr.runtime.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("onnxlr.system.session.time.perf_counter", lambda: now[0])
     looks: list[float] = []
 
     def look(seconds: float) -> bool:
@@ -75,7 +79,7 @@ def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks == [1.0, 1.0, 0.5]
 
 
-_OWN_TIMED, _OWN_OUTPUTS = layer_timing._timed, layer_check._outputs
+_OWN_TIMED, _OWN_OUTPUTS = layer_latency._timed, layers_alone._outputs
 
 
 def timed_or_crashed(models: Sequence[bytes], *rest: Any) -> Any:
@@ -113,7 +117,7 @@ def two_layers() -> onnx.ModelProto:
 
 
 def test_a_candidate_that_crashes_the_runtime_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_timing, "_timed", timed_or_crashed)
+    monkeypatch.setattr(layer_latency, "_timed", timed_or_crashed)
     result = onnxlr.optimize(two_layers(), max_drop=1)
     rows = {d.name: d for d in result.plan.decisions}
     assert rows["bad"].decision == "keep"
@@ -125,7 +129,7 @@ def test_a_candidate_that_crashes_the_runtime_is_left_out(monkeypatch: pytest.Mo
 def test_a_layer_that_crashes_the_runtime_alone_is_put_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layer_check, "_outputs", outputs_or_crashed)
+    monkeypatch.setattr(layers_alone, "_outputs", outputs_or_crashed)
     result = onnxlr.optimize(two_layers(), verify="layers", rank=4, max_drop=1)
     rows = {d.name: d for d in result.plan.decisions}
     assert rows["fine"].decision == "svd"
@@ -182,7 +186,7 @@ def hunger(limit: int, i: int) -> int:
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
 
 
 @pytest.mark.usefixtures("apart")
@@ -207,15 +211,15 @@ def test_where_memory_runs_out_fewer_work() -> None:
 
 @pytest.mark.usefixtures("apart")
 def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "available", lambda: 3 << 30)
+    monkeypatch.setattr(pool, "available", lambda: 3 << 30)
     widths = []
-    own = jobs._processes
+    own = pool._processes
 
     def counted(width: int) -> Any:
         widths.append(width)
         return own(width)
 
-    monkeypatch.setattr(jobs, "_processes", counted)
+    monkeypatch.setattr(pool, "_processes", counted)
     items = [(i,) for i in range(8)]
     assert list(Jobs(4).map(same, items, needs=1 << 30)) == list(range(8))
     assert widths == [2]
@@ -225,7 +229,7 @@ def test_what_will_not_fit_is_said_beforehand(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     weight = noisy(4, 0.1)
-    monkeypatch.setattr(prepare, "available", lambda: 3 * weight.nbytes)
+    monkeypatch.setattr(feeding, "available", lambda: 3 * weight.nbytes)
     out = tmp_path / "out.onnx"
     with pytest.raises(ModelError, match=r"MB of memory to be run beside.*--verify layers"):
         onnxlr.optimize(linear(weight), out)
@@ -236,7 +240,7 @@ def test_what_will_not_fit_is_said_beforehand(
 def test_half_precision_is_widened_on_cpus() -> None:
     weight = noisy(4, 0.1)
     wide, narrow = (linear(weight.astype(t)) for t in (np.float32, np.float16))
-    sizes = [prepare.runtime_bytes(load(m).model, ONE_CPU_THREAD) for m in (wide, narrow)]
+    sizes = [feeding.runtime_bytes(load(m).model, ONE_CPU_THREAD) for m in (wide, narrow)]
     assert sizes == [2 * 4 * weight.size, 3 * 2 * weight.size]
 
 
@@ -258,7 +262,7 @@ def test_where_the_system_tells_nothing_there_is_plenty(
 def test_memory_is_that_of_the_process_too() -> None:
     code = (
         "import resource\n"
-        "from onnxlr.memory import available\n"
+        "from onnxlr.system.memory import available\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))\n"
         "print(available())"
     )
@@ -306,7 +310,7 @@ def test_a_living_run_s_folder_is_left_alone(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from onnxlr.output import workspace\n"
+        "from onnxlr.system.files import workspace\n"
         "with workspace(Path(sys.argv[1])) as folder:\n"
         "    print(folder, flush=True)\n"
         "    sys.stdin.read()\n"
@@ -367,7 +371,7 @@ def test_external_data_that_go_away_meanwhile(tmp_path: Path) -> None:
     source = big(tmp_path)
     loaded = load(source)
     (tmp_path / "big.data").write_bytes(b"")
-    prepared = prepare.prepare(loaded, feed=None)
+    prepared = prepare(loaded, feed=None)
     with pytest.raises(ModelError, match="can't read the weight"):
         prepared.layers[0].array()
 
@@ -380,10 +384,10 @@ def test_where_no_process_can_be_started_it_is_done_here(
     def refused(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jobs, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
     monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", refused)
-    monkeypatch.setattr(child, "_pool", refused)
-    monkeypatch.setattr(child._CHILD, "_executor", None)
+    monkeypatch.setattr(sandbox, "_pool", refused)
+    monkeypatch.setattr(sandbox._CHILD, "_executor", None)
     assert list(Jobs(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
     assert in_child(os.getpid, what="asking") == os.getpid()
     assert onnxlr.optimize(two_layers(), rank=4, max_drop=1).plan.replaced
@@ -398,12 +402,12 @@ def test_a_child_that_died_meanwhile_is_replaced() -> None:
 
 FORKED = """
 import os
-from onnxlr import jobs
-from onnxlr.child import in_child
-jobs._WORTHWHILE = 0.0
+from onnxlr.system import pool
+from onnxlr.system.sandbox import in_child
+pool._WORTHWHILE = 0.0
 wanted = [abs(i) for i in range(-4, 0)]
 def work():
-    found = list(jobs.Jobs(2).map(abs, [(i,) for i in range(-4, 0)]))
+    found = list(pool.Jobs(2).map(abs, [(i,) for i in range(-4, 0)]))
     return found == wanted and in_child(pow, 2, 3, what="counting") == 8
 assert work()
 pid = os.fork()
@@ -431,7 +435,7 @@ def test_inference_that_crashes_leaves_shapes_unknown(monkeypatch: pytest.Monkey
 
 FORKED_PROCESS = """
 import multiprocessing, os
-from onnxlr.child import in_child
+from onnxlr.system.sandbox import in_child
 def work():
     assert in_child(pow, 2, 3, what="counting") == 8
 work()
@@ -451,11 +455,11 @@ def test_a_forked_process_of_the_user_s_comes_to_its_end() -> None:
 
 POOLED = """
 import multiprocessing
-from onnxlr import jobs
-from onnxlr.child import in_child
+from onnxlr.system import pool
+from onnxlr.system.sandbox import in_child
 def work(count):
-    jobs._WORTHWHILE = 0.0
-    assert list(jobs.Jobs(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
+    pool._WORTHWHILE = 0.0
+    assert list(pool.Jobs(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
     return in_child(pow, 2, 3, what="counting")
 if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -8,8 +8,8 @@ import pytest
 
 import onnxlr
 from onnxlr.errors import ModelError
-from onnxlr.functions import inline_functions
-from onnxlr.model import load
+from onnxlr.model.load import load
+from onnxlr.prepare.functions import inline_functions
 from tests.builders import Array, low_rank, make_model, node, relative, run
 
 OPSET = onnx.helper.make_opsetid("", 17)

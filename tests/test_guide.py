@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from onnxlr.cli import main
+from onnxlr.cli.commands import main
 
 pytest.importorskip("torch")
 

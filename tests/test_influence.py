@@ -8,19 +8,20 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxlr.calibrate import Statistics
-from onnxlr.fitting import (
+from onnxlr.calibrate.influence import influences
+from onnxlr.calibrate.statistics import Statistics
+from onnxlr.candidates.fitting import (
     THOROUGH,
     closed_errors,
     fit_to_inputs,
     output_error,
     rest_of,
 )
-from onnxlr.graph_pass import GraphPass, choose_passes
-from onnxlr.influence import influences
-from onnxlr.layers import Layer
-from onnxlr.model import load
-from onnxlr.prepare import prepare
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import prepare
 from tests.builders import Array, make_model, node, run
 from tests.pass_cases import CONV, conv, the_layer
 from tests.test_passes import planted
@@ -88,7 +89,7 @@ def found_in(
     tail: Sequence[Any], weights: dict[str, Array], monkeypatch: pytest.MonkeyPatch, **head: Any
 ) -> Array:
     """G of a Conv whose output is "h"."""
-    monkeypatch.setattr("onnxlr.influence._DAMPING", 0.0)
+    monkeypatch.setattr("onnxlr.calibrate.influence._DAMPING", 0.0)
     nodes = [node("Conv", ["x", "w"], "h", "head", **head), *tail]
     inputs = 3 // head.get("group", 1)
     model = make_model(nodes, {"x": (1, 3, 5, 4)}, ["y"], weights | {"w": rand(6, inputs, 1, 1)})
@@ -151,7 +152,7 @@ def test_groups_are_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_goes_on_from_layer_to_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.influence._DAMPING", 0.5)
+    monkeypatch.setattr("onnxlr.calibrate.influence._DAMPING", 0.5)
     v, w = rand(8, 6), rand(6, 4)
     model = make_model(
         [
@@ -302,7 +303,7 @@ def test_a_weight_that_is_seen_both_ways_round() -> None:
 
 def test_channels_of_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are its one axis, also where the constant stands on the left."""
-    monkeypatch.setattr("onnxlr.influence._DAMPING", 0.0)
+    monkeypatch.setattr("onnxlr.calibrate.influence._DAMPING", 0.0)
     v = rand(4, 6)
     model = make_model(
         [

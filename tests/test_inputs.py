@@ -7,18 +7,18 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxlr.data import load_samples
 from onnxlr.errors import DataError
-from onnxlr.inputs import (
+from onnxlr.model.load import load
+from onnxlr.prepare.feeding import open_fed
+from onnxlr.prepare.samples import load_samples
+from onnxlr.prepare.synthetic import (
     candidate_shapes,
     find_runnable_shapes,
     input_specs,
     parse_shapes,
     synthetic_feed,
 )
-from onnxlr.model import load
-from onnxlr.prepare import open_fed
-from onnxlr.runtime import ONE_CPU_THREAD, Session
+from onnxlr.system.session import ONE_CPU_THREAD, Session
 from tests.builders import make_model, node
 
 I64 = onnx.TensorProto.INT64

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import onnxlr
-from onnxlr import store
 from onnxlr.errors import UsageError
-from onnxlr.graph_pass import installed_passes
-from onnxlr.store import key_of
+from onnxlr.methods.registry import installed_passes
+from onnxlr.system import cache
+from onnxlr.system.cache import key_of
 from tests.builders import linear
 
 PASS = """
@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     def forget() -> None:
         installed_passes.cache_clear()
-        store._others.cache_clear()
+        cache._others.cache_clear()
 
     def put(source: str, version: str) -> None:
         number = next(count)
@@ -107,7 +107,7 @@ def test_factors_of_another_version_are_not_used(
 
 
 NAMELESS = """
-    from onnxlr.graph_pass import GraphPass
+    from onnxlr.methods.base import GraphPass
 
     Others = type("Others", (GraphPass,), dict.fromkeys(GraphPass.__abstractmethods__, print))
 """

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 import onnxlr
-from onnxlr import jobs
 from onnxlr.errors import ModelError
-from onnxlr.jobs import Jobs
+from onnxlr.system import pool
+from onnxlr.system.pool import Jobs
 from tests.builders import Array
 from tests.test_data_aware import images, network
 
@@ -35,7 +35,7 @@ def threads() -> list[int]:
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first item go to other processes."""
-    monkeypatch.setattr(jobs, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
 
 
 @pytest.mark.usefixtures("apart")
@@ -65,7 +65,7 @@ def test_each_process_has_one_thread_of_linear_algebra() -> None:
 
 
 def test_cores_are_shared_with_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "usable_cores", lambda: 8)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
     assert Jobs(None).count == 8
     assert Jobs(None, threads=4).count == 2
     assert Jobs(None, threads=16).count == 1

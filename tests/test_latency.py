@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxlr.latency import interleave, median_interval
-from onnxlr.runtime import ONE_CPU_THREAD, Session
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.verify.latency import interleave, median_interval
 from tests.builders import linear
 
 
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock(noise=0.2)
-    monkeypatch.setattr("onnxlr.latency.time.perf_counter", lambda: made.now)
+    monkeypatch.setattr("onnxlr.verify.latency.time.perf_counter", lambda: made.now)
     return made
 
 

@@ -9,16 +9,16 @@ import onnx
 import pytest
 
 import onnxlr
-from onnxlr import layer_timing
 from onnxlr.errors import UsageError
-from onnxlr.graph_pass import find_pass
-from onnxlr.latency_table import LatencyTable, describe, named_table
-from onnxlr.layer_timing import LayerTime
-from onnxlr.layers import Layer
-from onnxlr.model import load
-from onnxlr.prepare import Prepared, prepare
-from onnxlr.rewrite import Choice
-from onnxlr.runtime import Machine
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.registry import find_pass
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import Prepared, prepare
+from onnxlr.system.session import Machine
+from onnxlr.verify import layer_latency
+from onnxlr.verify.latency_table import LatencyTable, describe, named_table
+from onnxlr.verify.layer_latency import LayerTime
 from tests.builders import linear, make_model, node
 
 HERE = Machine()
@@ -51,7 +51,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, tuple[int, ...]]] = []
-        monkeypatch.setattr(layer_timing, "measure", self)
+        monkeypatch.setattr(layer_latency, "measure", self)
 
     def __call__(self, _m: Any, layer: Layer, _u: Any, choice: Choice, *_: Any) -> LayerTime:
         self.asked.append((layer.name, choice.rank))
@@ -150,7 +150,7 @@ def test_ranks_that_the_method_has_not_say_nothing(
     rank: str, prepared: Prepared, tmp_path: Path
 ) -> None:
     path, layer = tmp_path / "t.json", prepared.layers[0]
-    key = layer_timing.signature(layer, layer.uses[0])
+    key = layer_latency.signature(layer, layer.uses[0])
     times = {key: {"tucker2": {rank: [1.0, 0.5, 0.6], "8,8": [1.0, 0.25, 0.3]}}}
     path.write_text(json.dumps({"machine": {"processor": "another"}, "times": times}))
     choice = Choice(find_pass("tucker2"), (16, 16))
@@ -213,8 +213,8 @@ def test_nothing_is_timed_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch) 
     def timed(*_: Any, **__: Any) -> None:
         raise AssertionError("something was timed")
 
-    monkeypatch.setattr("onnxlr.latency.interleave", timed)
-    monkeypatch.setattr("onnxlr.layer_timing.timed_apart", timed)
+    monkeypatch.setattr("onnxlr.verify.latency.interleave", timed)
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", timed)
     rng = np.random.default_rng(0)
     low = (rng.standard_normal((256, 8)) @ rng.standard_normal((8, 256))).astype(np.float32)
     model = linear(low)

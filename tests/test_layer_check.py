@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 import onnxlr
-from onnxlr import layer_check
 from onnxlr.errors import UsageError
-from onnxlr.rewrite import Factored
+from onnxlr.methods.choice import Factored
+from onnxlr.verify import layers_alone
 from tests.builders import Array, abort, linear, low_rank, make_model, node
 from tests.test_data_aware import images, network
 
@@ -63,8 +63,8 @@ def test_the_whole_model_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> Non
     def opened(*_: Any) -> None:
         raise AssertionError("the whole model was opened")
 
-    monkeypatch.setattr("onnxlr.optimizer.open_fed", opened)
-    monkeypatch.setattr("onnxlr.layer_check.exposing", opened)
+    monkeypatch.setattr("onnxlr.pipeline.open_fed", opened)
+    monkeypatch.setattr("onnxlr.verify.layers_alone.exposing", opened)
     assert worst_of(network(), rank=4, max_drop=1).plan.replaced
 
 
@@ -185,7 +185,7 @@ def test_what_needs_the_whole_model_is_refused(flag: str) -> None:
 def test_inputs_that_cannot_be_observed_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that runs may crash the runtime once it has more outputs."""
     monkeypatch.delenv("ONNXLR_TRIAL")
-    monkeypatch.setattr(layer_check, "_seen", abort)
+    monkeypatch.setattr(layers_alone, "_seen", abort)
     model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), name="fc")
     result = onnxlr.optimize(model, verify="layers", rank=3, target="params")
     assert [d.name for d in result.plan.replaced] == ["fc"]
@@ -193,7 +193,7 @@ def test_inputs_that_cannot_be_observed_are_drawn(monkeypatch: pytest.MonkeyPatc
 
 def test_a_wrong_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """One per cent wrong is one per cent of error."""
-    from onnxlr.factory import Factory
+    from onnxlr.rewrite.builder import Factory
 
     own = Factory.factored
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxlr.layers import Layer
+from onnxlr.layers.layer import Layer
 from tests.builders import Array, layers_of, make_model, node, relative, replaced, run
 
 RNG = np.random.default_rng(0)

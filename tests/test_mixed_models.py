@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr.cli import main
+from onnxlr.cli.commands import main
 from onnxlr.decompose import compose
 from tests.builders import Array, low_rank, make_model, node, relative, run
 

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxlr
-from onnxlr.batch_norm import fold_batch_norms
 from onnxlr.errors import ModelError, OutputError
-from onnxlr.model import Names, count_params, load, to_proto
-from onnxlr.output import place, save, workspace
-from onnxlr.sanity import all_tensors
+from onnxlr.model.graph import Names, count_params, to_proto
+from onnxlr.model.load import load
+from onnxlr.model.place import place
+from onnxlr.model.save import save
+from onnxlr.model.walk import all_tensors
+from onnxlr.prepare.batch_norm import fold_batch_norms
+from onnxlr.system.files import workspace
 from tests.builders import linear, low_rank, make_model, node, relative, replaced, run
 
 RNG = np.random.default_rng(0)
@@ -342,7 +345,7 @@ def test_external_data_of_all_kinds_lie_beside_the_model(
 def test_past_the_limit_weights_go_beside_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxlr.output.PROTOBUF_LIMIT", 64 << 20)
+    monkeypatch.setattr("onnxlr.model.save.PROTOBUF_LIMIT", 64 << 20)
     model = linear(RNG.standard_normal((64, 64)).astype(np.float32))
     out = tmp_path / "out.onnx"
     with workspace(out) as folder:

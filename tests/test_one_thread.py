@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from onnxlr.one_thread import one_thread
+from onnxlr.system.blas_threads import one_thread
 
 
 def threads() -> set[int]:

@@ -11,8 +11,8 @@ import pytest
 
 import onnxlr
 from onnxlr.errors import UsageError
-from onnxlr.latency import Comparison, Timing
-from onnxlr.plan import KEEP, Plan
+from onnxlr.plan.plan import KEEP, Plan
+from onnxlr.verify.latency import Comparison, Timing
 from tests.builders import linear, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)  # for what differs from test to test
@@ -193,8 +193,8 @@ def speed(ratio: float) -> Comparison:
 def test_latency_vetoes_only_when_it_is_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, kept: int
 ) -> None:
-    monkeypatch.setattr("onnxlr.assess.compare_sessions", lambda *_: speed(0.9))
-    monkeypatch.setattr("onnxlr.layer_timing.timed_apart", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: speed(0.9))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
     out = tmp_path / "out.onnx"
     result = onnxlr.optimize(hidden_ranks(), out, rank="exact", target=target)
     assert sum(d.decision == KEEP for d in result.plan.decisions) == kept
@@ -214,7 +214,7 @@ def hidden_ranks_bytes(out: Path) -> bytes:
 def test_layers_that_are_slower_alone_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxlr.layer_timing.timed_apart", lambda *_, **__: speed(0.8))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(0.8))
     result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
     for decision in result.plan.decisions:
         assert decision.decision == KEEP
@@ -225,8 +225,8 @@ def test_half_of_what_does_not_pay_is_tried_before_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = iter([speed(0.9), speed(1.5)])
-    monkeypatch.setattr("onnxlr.assess.compare_sessions", lambda *_: next(verdicts))
-    monkeypatch.setattr("onnxlr.layer_timing.timed_apart", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: next(verdicts))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
     result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
     assert len(result.plan.replaced) == 2
 
@@ -244,7 +244,7 @@ def test_verify_none_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr("onnxlr.runtime.Session.__init__", refuse)
+    monkeypatch.setattr("onnxlr.system.session.Session.__init__", refuse)
     out = tmp_path / "out.onnx"
     result = onnxlr.optimize(hidden_ranks(), out, rank="exact", verify="none")
     assert len(result.plan.replaced) == 4
@@ -257,8 +257,8 @@ def test_verify_none_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_auto_trades_error_for_size_within_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxlr.layer_timing.timed_apart", lambda *_, **__: speed(2.0))
-    monkeypatch.setattr("onnxlr.assess.compare_sessions", lambda *_: speed(2.0))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: speed(2.0))
     weight = (np.diag(0.8 ** np.arange(64)) @ RNG.standard_normal((64, 96))).astype(np.float32)
     model = linear(weight, rows="n", name="fc")
     path = tmp_path / "d.npz"

@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr import store as store_module
-from onnxlr.cli import main
-from onnxlr.output import scratch, workspace, writing
-from onnxlr.store import Store, key_of
+from onnxlr.cli.commands import main
+from onnxlr.system import cache as store_module
+from onnxlr.system.cache import Store, key_of
+from onnxlr.system.files import scratch, workspace, writing
 from tests.test_data_aware import images, network
 
 

@@ -15,13 +15,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from onnxlr.fidelity import Fidelity, Quality
-from onnxlr.latency import Comparison, Timing
-from onnxlr.page import write_page
-from onnxlr.plan import KEEP, Alternative, Decision
-from onnxlr.plots import log_ticks, method_looks, tradeoff_of
-from onnxlr.report import Circumstances, LayerSpectrum, Report, Size
-from onnxlr.runtime import Machine
+from onnxlr.plan.plan import KEEP, Alternative, Decision
+from onnxlr.report.html import write_page
+from onnxlr.report.plots import log_ticks, method_looks, tradeoff_of
+from onnxlr.report.report import Circumstances, LayerSpectrum, Report, Size
+from onnxlr.system.session import Machine
+from onnxlr.verify.fidelity import Fidelity, Quality
+from onnxlr.verify.latency import Comparison, Timing
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = (
@@ -355,7 +355,7 @@ def test_figures_are_well_formed_and_share_no_identifier() -> None:
 
 def test_figures_take_every_colour_from_the_page() -> None:
     html = plain()
-    style = files("onnxlr").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
     for text in re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL):
         assert not re.search(r"#[0-9a-f]{6}\b|<style|font-family|fill: (?!none|var)", text)
         for variable in re.findall(r"var\((--[a-z0-9-]+)\)", text):
@@ -535,7 +535,7 @@ def test_bars_are_in_proportion_and_the_most_saving_comes_first() -> None:
 
 
 def test_many_layers_are_folded_but_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.figures.OPEN", 2)
+    monkeypatch.setattr("onnxlr.report.figures.OPEN", 2)
     count = 5
     names = [f"replaced-{i}" for i in range(count)]
     decisions = [weighed(name) for name in names] + [weighed(f"kept-{i}", KEEP) for i in range(3)]
@@ -593,7 +593,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_stand_out_from_the_page_in_both_themes(theme: str) -> None:
-    style = files("onnxlr").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     colours = dict(
         re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", light if theme == "light" else dark)

@@ -12,14 +12,23 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import onnxlr
-from onnxlr.cost import chain_macs, chain_params, weight_error
+from onnxlr.candidates.fits import (
+    Candidate,
+    auto_candidates,
+    break_even,
+    fit_methods,
+    named_candidates,
+)
 from onnxlr.decompose import compose, parse_rank, tucker2
-from onnxlr.fits import Candidate, auto_candidates, break_even, fit_methods, named_candidates
-from onnxlr.graph_pass import GraphPass, Rank, WeightPass, installed_passes
-from onnxlr.layers import Layer, count_macs
-from onnxlr.model import load
-from onnxlr.runtime import ONE_CPU_THREAD
-from onnxlr.shapes import observe_shapes
+from onnxlr.layers.layer import Layer
+from onnxlr.layers.macs import count_macs
+from onnxlr.methods.base import GraphPass, WeightPass
+from onnxlr.methods.cost import chain_macs, chain_params, weight_error
+from onnxlr.methods.registry import installed_passes
+from onnxlr.model.load import load
+from onnxlr.prepare.shapes import observe_shapes
+from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.types import Rank
 from tests.builders import (
     Array,
     layers_of,

@@ -6,10 +6,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxlr.fits import Candidate
-from onnxlr.graph_pass import choose_passes
-from onnxlr.rewrite import Choice
-from onnxlr.search import WEIGHT_STEPS, Trials, boldest, least_damaging
+from onnxlr.candidates.fits import Candidate
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.registry import choose_passes
+from onnxlr.plan.search import WEIGHT_STEPS, Trials, boldest, least_damaging
 
 SVD = choose_passes(("svd",))[0]
 

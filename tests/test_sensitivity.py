@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from onnxlr.sensitivity import Sensitivity
+from onnxlr.plan.sensitivity import Sensitivity
 
 
 def row(error: float, harm: float | None, divergence: float | None = None) -> dict[str, Any]:

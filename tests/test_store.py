@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxlr import store as store_module
-from onnxlr.store import Store, key_of, open_store, read_json
+from onnxlr.system import cache as store_module
+from onnxlr.system.cache import Store, key_of, open_store, read_json
 
 
 def test_entries_come_back(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [key_of("a", 1), key_of("a", 2), key_of("a", "1"), key_of("a1"), key_of(("a", 1))]
     assert len(set(keys)) == len(keys)
     assert key_of("a", 1) == keys[0]
-    monkeypatch.setattr("onnxlr.__version__", "9.9")
+    monkeypatch.setattr("onnxlr.system.cache.__version__", "9.9")
     assert key_of("a", 1) != keys[0]
 
 

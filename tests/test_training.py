@@ -14,10 +14,10 @@ import onnxruntime as ort
 import pytest
 
 import onnxlr
-from onnxlr.cost import weight_error
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.graph_pass import find_pass, installed_passes
-from onnxlr.plan import KEEP, Plan
+from onnxlr.methods.cost import weight_error
+from onnxlr.methods.registry import find_pass, installed_passes
+from onnxlr.plan.plan import KEEP, Plan
 
 torch = pytest.importorskip("torch")
 

@@ -11,12 +11,12 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 import onnxlr
-from onnxlr.data import Samples, load_samples
 from onnxlr.errors import DataError, ModelError, UsageError
-from onnxlr.inputs import input_specs
-from onnxlr.model import load
-from onnxlr.runtime import ONE_CPU_THREAD, Session
-from onnxlr.verify import Judge
+from onnxlr.model.load import load
+from onnxlr.prepare.samples import Samples, load_samples
+from onnxlr.prepare.synthetic import input_specs
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.verify.judge import Judge
 from tests.builders import linear, low_rank, make_model, node
 
 RNG = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_past_the_memory_budget_the_original_runs_again(
     samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
-    monkeypatch.setattr("onnxlr.verify._REFERENCE_BUDGET", 0)
+    monkeypatch.setattr("onnxlr.verify.judge._REFERENCE_BUDGET", 0)
     again = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
     assert again == kept
 

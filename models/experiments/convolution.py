@@ -18,7 +18,7 @@ from models.datasets import DATASETS, Data, load
 from models.experiments.record import Record, Row, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
 from models.train import Place, accuracy, class_accuracy, place_options, train_model
-from onnxlr.plan import Decision, Plan
+from onnxlr.plan.plan import Decision, Plan
 from onnxlr.training import factorize_
 
 # Which layer and by which method.

@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 
 from models.files import replace_file
-from onnxlr import __version__
-from onnxlr.latency_table import processor
+from onnxlr.verify.latency_table import processor
+from onnxlr.version import __version__
 
 mpl.use("Agg")
 

@@ -19,7 +19,7 @@ from models.datasets import DATASETS, Data, load
 from models.experiments.record import Record, Row, label_accuracy, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
 from models.train import Place, accuracy, place_options, train_model
-from onnxlr.plan import Plan
+from onnxlr.plan.plan import Plan
 from onnxlr.training import factorize_
 
 RANKS = (10, 20, 30, 40, 50)

@@ -2,7 +2,14 @@
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
 from onnxlr.decompose.polyadic import Cp, compose, cp, exact_rank
-from onnxlr.decompose.ranks import AUTO, RankRule, Spectrum, parse_rank, spectrum_of, tail_error
+from onnxlr.decompose.ranks import (
+    AUTO,
+    RankRule,
+    Spectrum,
+    parse_rank,
+    spectrum_of,
+    tail_error,
+)
 from onnxlr.decompose.svd import spectrum, truncated_svd
 from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from onnxlr.types import Array
 
 # Below this many ulps of the largest singular value a value is rounding, not noise. It keeps
 # log σ² finite for matrices that are exactly rank-deficient.

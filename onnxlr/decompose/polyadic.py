@@ -14,9 +14,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxlr.decompose.svd import leading_vectors
-from onnxlr.one_thread import one_thread
-
-Array = NDArray[np.float64]
+from onnxlr.system.blas_threads import one_thread
+from onnxlr.types import Array
 
 # Components whose norms add up, in squares, to this many times the tensor's cancel each other.
 _DEGENERATE = 100.0

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnxlr.decompose.evbmf import evbmf
 from onnxlr.decompose.svd import spectrum
 from onnxlr.errors import UsageError
+from onnxlr.types import Array
 
-Array = NDArray[np.float64]
 Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
 
 _MOST_EVBMF = 512  # matrices of a stack that EVBMF looks at

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from onnxlr.types import Array
 
 # A partial decomposition is made where the rank is this many times below the full one, of matrices
 # that are not small anyway.

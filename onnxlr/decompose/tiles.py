@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose.svd import truncated_svd
+from onnxlr.types import Array
 
-Array = NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
 
 

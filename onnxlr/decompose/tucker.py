@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose.svd import leading_vectors
-
-Array = NDArray[np.float64]
+from onnxlr.types import Array
 
 _EPS = np.finfo(np.float64).eps
 _MOST_SWEEPS = 50

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from onnxlr.types import Array
 
 _SWEEPS = 8
 _STEPS = 12

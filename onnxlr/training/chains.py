@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.graph_pass import Array, AttributeValue, ChainPass
-from onnxlr.rewrite import Choice
+from onnxlr.methods.base import ChainPass
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.writer import AttributeValue
 from onnxlr.training.modules import OPSET, ModuleLayer, padding
+from onnxlr.types import Array
 
 _PADS = {"reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
 

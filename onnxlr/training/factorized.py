@@ -8,12 +8,12 @@ import numpy as np
 from torch import nn
 
 from onnxlr.errors import UsageError
-from onnxlr.graph_pass import WeightPass
-from onnxlr.layers import Layer
-from onnxlr.model import load
-from onnxlr.plan import Decision, Plan
-from onnxlr.prepare import prepare
-from onnxlr.rewrite import Choice
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import WeightPass
+from onnxlr.methods.choice import Choice
+from onnxlr.model.load import load
+from onnxlr.plan.plan import Decision, Plan
+from onnxlr.prepare.prepared import prepare
 from onnxlr.training.chains import chain_module
 from onnxlr.training.modules import ModuleLayer, Refused, module_layers, unwrapped
 

@@ -13,7 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.layers import Layer, find_layers
+from onnxlr.layers.find import find_layers
+from onnxlr.layers.layer import Layer
 
 OPSET = 18
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

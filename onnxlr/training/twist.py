@@ -11,22 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onnxlr.cost import weight_error
+from onnxlr.candidates.fits import Candidate, candidate, fit_methods, named_candidates
 from onnxlr.decompose import RankRule, parse_rank
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.fits import Candidate, candidate, fit_methods, name_filter, named_candidates
-from onnxlr.graph_pass import Array, GraphPass, choose_passes, find_pass
-from onnxlr.layers import Layer
-from onnxlr.one_thread import one_thread
-from onnxlr.plan import KEEP, Decision, Plan, keep, use
-from onnxlr.rewrite import Choice
-from onnxlr.training.modules import (
-    ModuleLayer,
-    Predicate,
-    Refused,
-    module_layers,
-    unwrapped,
-)
+from onnxlr.layers.layer import Layer
+from onnxlr.layers.select import name_filter
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.cost import weight_error
+from onnxlr.methods.registry import choose_passes, find_pass
+from onnxlr.plan.plan import KEEP, Decision, Plan, keep, use
+from onnxlr.system.blas_threads import one_thread
+from onnxlr.training.modules import ModuleLayer, Predicate, Refused, module_layers, unwrapped
+from onnxlr.types import Array
 
 
 @dataclass

@@ -4,11 +4,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide
-from onnxlr.cp_chain import CpPass
-from onnxlr.graph_pass import Rank, Writer
-from onnxlr.layers import Layer, Use
-from onnxlr.model import ints_attr
+from onnxlr.layers.kernel import Kernel, kernel_of
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.convolution import bias_of, pointwise, slide
+from onnxlr.methods.cp import CpPass
+from onnxlr.methods.writer import Writer
+from onnxlr.model.graph import ints_attr
+from onnxlr.types import Rank
 
 
 class CpChain(CpPass):

@@ -4,10 +4,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide
-from onnxlr.cp_chain import CpPass
-from onnxlr.graph_pass import Rank, Writer
-from onnxlr.layers import Layer, Use
+from onnxlr.layers.kernel import Kernel, kernel_of
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.convolution import bias_of, pointwise, slide
+from onnxlr.methods.cp import CpPass
+from onnxlr.methods.writer import Writer
+from onnxlr.types import Rank
 
 
 class Cp3(CpPass):

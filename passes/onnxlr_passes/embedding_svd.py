@@ -8,8 +8,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import truncated_svd
-from onnxlr.graph_pass import Array, ChainPass, Rank, Writer, reshaped, sizes_of
-from onnxlr.layers import Layer, Use
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.base import ChainPass
+from onnxlr.methods.writer import Writer, reshaped, sizes_of
+from onnxlr.types import Array, Rank
 
 
 class EmbeddingSvd(ChainPass):

@@ -8,9 +8,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import join_tiles, tiled_svd
-from onnxlr.graph_pass import Array, Rank, WeightPass, Writer, integers
-from onnxlr.layers import Layer
-from onnxlr.tiling import Grid, TiledPass
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import WeightPass
+from onnxlr.methods.tiled import Grid, TiledPass
+from onnxlr.methods.writer import Writer, integers
+from onnxlr.types import Array, Rank
 
 _SIDES = (8, 16, 32, 64, 128, 256)  # of square tiles
 

@@ -7,18 +7,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import (
-    ConvPass,
-    Kernel,
-    bias_of,
-    kernel_of,
-    refuse_other_ops,
-    slide,
-    swap_groups,
-)
 from onnxlr.decompose import Form, truncated_svd
-from onnxlr.graph_pass import Array, Rank, Writer
-from onnxlr.layers import Layer, Use
+from onnxlr.layers.kernel import Kernel, kernel_of
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.convolution import ConvPass, bias_of, refuse_other_ops, slide, swap_groups
+from onnxlr.methods.writer import Writer
+from onnxlr.types import Array, Rank
 
 
 class SliceSvd(ConvPass):

@@ -7,9 +7,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.decompose import Form, truncated_svd
-from onnxlr.graph_pass import Array, AttributeValue, ChainPass, Rank, Writer
-from onnxlr.layers import Layer, Use
-from onnxlr.model import float_attr, int_attr
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.base import ChainPass
+from onnxlr.methods.writer import AttributeValue, Writer
+from onnxlr.model.graph import float_attr, int_attr
+from onnxlr.types import Array, Rank
 
 
 class Svd(ChainPass):

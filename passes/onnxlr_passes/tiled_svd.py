@@ -6,12 +6,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.convolution import Kernel, bias_of, kernel_of, pointwise, slide, swap_groups
 from onnxlr.decompose import Form, tiled_svd
-from onnxlr.graph_pass import ALLOWZERO, Array, ChainPass, Rank, Writer, reshaped, sizes_of
-from onnxlr.layers import Layer, Use
-from onnxlr.model import float_attr, int_attr
-from onnxlr.tiling import Grid, TiledPass
+from onnxlr.layers.kernel import Kernel, kernel_of
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.base import ChainPass
+from onnxlr.methods.convolution import bias_of, pointwise, slide, swap_groups
+from onnxlr.methods.tiled import Grid, TiledPass
+from onnxlr.methods.writer import ALLOWZERO, Writer, reshaped, sizes_of
+from onnxlr.model.graph import float_attr, int_attr
+from onnxlr.types import Array, Rank
 
 _GRIDS = ((2, 2), (1, 2), (2, 1), (4, 4), (1, 4), (4, 1), (3, 3), (1, 3), (3, 1), (8, 8))
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxlr.decompose import spectrum, tail_error, truncated_svd
-from onnxlr.decompose.svd import Array, _partial_svd, leading_vectors
+from onnxlr.decompose.svd import _partial_svd, leading_vectors
+from onnxlr.types import Array
 
 
 def planted(values: list[float], m: int, n: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxlr.decompose import Form, closed_form, has_closed_form, weighted_fit
-from onnxlr.decompose.svd import Array
+from onnxlr.types import Array
 
 
 def problem(m: int, n: int, seed: int, rows: int = 400) -> tuple[Array, Array, Array]:

@@ -1,0 +1,240 @@
+"""Moments of what a layer is given, and how many rows of its inputs they take."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.model.graph import auto_pad, int_attr, ints_attr
+from onnxlr.types import Array
+
+_WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives
+_ROWS = 48  # inputs that are looked at for each element of one
+_MOST_ROWS = 65536
+_LARGEST = 1e100  # value of an input that is taken in
+_BLOCK = 512  # rows that are multiplied at once
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Moments of a layer's input, for each group.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (g, n)
+        For a convolution an input is a patch of S/g · kh · kw elements.
+    covariance : ndarray of shape (g, n, n)
+    rows : int
+        How many inputs they come from.
+    metric : ndarray of shape (g, m, m) or None
+        What errors of the outputs are multiplied by before they are measured: the symmetric root of
+        their influence on what the layers behind make of them. None: as they are.
+    """
+
+    mean: Array
+    covariance: Array
+    rows: int
+    metric: Array | None = None
+
+
+def why_not(layer: Layer) -> str | None:
+    """Why a layer's factors are fitted to its weight alone; None if its inputs can be looked at."""
+    if layer.kind not in ("matrix", "conv"):
+        return f"fitted to the weight: inputs of {layer.op} are not looked at"
+    if layer.kind == "matrix" and len(layer.shape) != 2:
+        return "fitted to the weight: a stack of matrices"
+    if len({use.contracts_last for use in layer.uses}) > 1:
+        return "fitted to the weight: its users multiply it from both sides"
+    if any(use.x_shape is None for use in layer.uses):
+        return "fitted to the weight: a layer in a body, or of unknown shape"
+    if input_size(layer) > _WIDEST:
+        return f"fitted to the weight: an input has {input_size(layer):,} elements"
+    return None
+
+
+def input_size(layer: Layer) -> int:
+    """Elements of an input of one group: S/g · kh · kw, or the contracted side of a matrix."""
+    if layer.convolves:
+        return math.prod(layer.shape[1:])
+    return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
+
+
+def together(a: Statistics, b: Statistics) -> Statistics:
+    """The moments of two sets of inputs as one (Chan, Golub & LeVeque 1983)."""
+    rows = a.rows + b.rows
+    share = b.rows / rows
+    apart = b.mean - a.mean
+    covariance = (1 - share) * a.covariance + share * b.covariance
+    covariance += share * (1 - share) * apart[:, :, None] * apart[:, None, :]
+    return Statistics(a.mean + share * apart, covariance, rows)
+
+
+def _within(rows: Array) -> bool:
+    """Whether all values are numbers whose squares can be summed."""
+    return bool((np.abs(rows) < _LARGEST).all())
+
+
+class Sums:
+    """Running sums of a layer's inputs in double precision, about the first rows' mean.
+
+    ``paired`` ones also keep how another model's inputs at the same places go with them.
+    """
+
+    def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
+        self.rows = 0
+        self.unlike = False  # whether two models once gave the layer inputs of different shapes
+        self._held: list[tuple[Array, Array | None]] = []
+        self._layer = layer
+        n, g = input_size(layer), layer.group
+        self.expected = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
+        self._share = max(
+            16, -(-self.expected // max(1, feeds * len(layer.uses)))
+        )  # rows of one batch
+        self._rng = np.random.default_rng(seed)
+        self._shift: Array | None = None
+        self._first = np.zeros((g, n))
+        self._second = np.zeros((g, n, n))
+        self._other_shift: Array | None = None
+        self._other = np.zeros((g, n) if paired else 0)
+        self._cross = np.zeros((g, n, n) if paired else 0)
+
+    def add(self, use: Use, x: NDArray[np.generic]) -> None:
+        """Take in some of the inputs of one run, sampled evenly."""
+        if not x.size:  # nothing was found, say, and this layer had nothing to look at
+            return
+        rows = self._sample(use, x, self._rng)
+        if _within(rows):
+            self._hold(rows, None)
+
+    def add_pair(
+        self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
+    ) -> tuple[Array, Array] | None:
+        """Take in inputs beside those of another model, at the same places; gives what it took."""
+        if x.shape != other.shape:  # chosen by values, which differ: they don't belong together
+            self.unlike = True
+        if self.unlike or not x.size:
+            return None
+        seed = int(self._rng.integers(2**63))
+        rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
+        # Both or neither: one count of rows serves the moments of both.
+        if not (_within(rows) and _within(others)):
+            return None
+        self._hold(rows, others)
+        return rows, others
+
+    def _hold(self, rows: Array, others: Array | None) -> None:
+        """Products of a few rows cost as much as of many: rows wait for company."""
+        self.rows += rows.shape[1]
+        self._held.append((rows, others))
+        if sum(held.shape[1] for held, _ in self._held) >= _BLOCK:
+            self._add_held()
+
+    def _add_held(self) -> None:
+        if not self._held:
+            return
+        rows = np.concatenate([held for held, _ in self._held], axis=1)
+        paired = [others for _, others in self._held if others is not None]
+        self._held.clear()
+        if self._shift is None:
+            self._shift = rows.mean(axis=1, keepdims=True)
+        rows -= self._shift
+        self._first += rows.sum(axis=1)
+        self._second += rows.transpose(0, 2, 1) @ rows
+        if paired:
+            others = np.concatenate(paired, axis=1)
+            if self._other_shift is None:
+                self._other_shift = others.mean(axis=1, keepdims=True)
+            others -= self._other_shift
+            self._other += others.sum(axis=1)
+            self._cross += others.transpose(0, 2, 1) @ rows
+
+    def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
+        """Some inputs as (g, rows, n)."""
+        if self._layer.convolves:
+            rows = sample_patches(self._layer, use, x, self._share, rng)
+        else:
+            rows = self._sample_rows(use, x, rng)
+        with np.errstate(invalid="ignore"):  # NaN of any kind stays NaN, and is left out
+            return rows.astype(np.float64)
+
+    def _sample_rows(
+        self, use: Use, x: NDArray[np.generic], rng: np.random.Generator
+    ) -> NDArray[np.generic]:
+        left = use.slot == 0  # the data stands on the right: its columns are the inputs
+        if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
+            x = x.swapaxes(-1, -2)
+        if left and x.ndim > 1:
+            x = x.swapaxes(-1, -2)
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > self._share:
+            rows = rows[np.sort(rng.choice(len(rows), self._share, replace=False))]
+        return rows[None]
+
+    def statistics(self) -> Statistics:
+        """The moments of all that was taken in."""
+        self._add_held()
+        assert self._shift is not None
+        offset = self._first / self.rows
+        covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
+        return Statistics(self._shift[:, 0] + offset, covariance, self.rows)
+
+    def other(self) -> tuple[Array, Array]:
+        """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
+        self._add_held()
+        assert self._other_shift is not None
+        first, second = self._other / self.rows, self._first / self.rows
+        cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]
+        return self._other_shift[:, 0] + first, cross
+
+
+def sample_patches(
+    layer: Layer, use: Use, x: NDArray[np.generic], rows: int, rng: np.random.Generator
+) -> NDArray[np.generic]:
+    """Patches that a Conv sees, at positions drawn without repetition, the same for all samples.
+
+    Returns
+    -------
+    ndarray of shape (g, patches, S/g · kh · kw)
+        About ``rows`` patches, at least one a sample.
+    """
+    group, kernel = layer.group, layer.shape[2:]
+    dims = len(kernel)
+    strides = ints_attr(use.node, "strides", (1,) * dims)
+    dilations = ints_attr(use.node, "dilations", (1,) * dims)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = _pads(use, x.shape[2:], reach, strides)
+    x = np.pad(x, ((0, 0), (0, 0), *pads))
+    sizes = x.shape[2:]
+    counts = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
+    samples, channels = x.shape[:2]
+    total = math.prod(counts)
+    number = min(total, max(1, -(-rows // samples)))
+    picked = np.sort(rng.choice(total, number, replace=False))
+    corners = np.stack(np.unravel_index(picked, counts)) * np.array(strides)[:, None]
+    offsets = np.stack([o.ravel() for o in np.indices(kernel)]) * np.array(dilations)[:, None]
+    places = np.ravel_multi_index(tuple(corners[:, :, None] + offsets[:, None, :]), sizes)
+    found = x.reshape(samples, channels, -1)[:, :, places]  # (samples, channels, number, positions)
+    found = found.reshape(samples, group, channels // group, number, -1)
+    return found.transpose(1, 0, 3, 2, 4).reshape(group, samples * number, -1)
+
+
+def _pads(
+    use: Use, sizes: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Padding before and after each spatial axis, auto_pad worked out as the runtime does."""
+    dims = len(sizes)
+    mode = auto_pad(use.node)
+    if mode == "NOTSET":
+        pads = ints_attr(use.node, "pads", (0,) * (2 * dims))
+        return [(pads[i], pads[dims + i]) for i in range(dims)]
+    if mode == "VALID":
+        return [(0, 0)] * dims
+    both = []
+    for size, r, s in zip(sizes, reach, strides, strict=True):
+        whole = max(0, (-(-size // s) - 1) * s + r - size)
+        small, large = whole // 2, whole - whole // 2
+        both.append((small, large) if mode == "SAME_UPPER" else (large, small))
+    return both

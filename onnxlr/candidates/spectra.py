@@ -1,0 +1,102 @@
+"""Spectra of all layers, side by side; those of large weights are kept for the next run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.candidates.fits import Fit, fit_methods
+from onnxlr.decompose import Spectrum
+from onnxlr.decompose.ranks import spectrum_from
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.registry import find_pass
+from onnxlr.prepare.prepared import Prepared
+from onnxlr.system.cache import Store, key_of
+from onnxlr.system.pool import Jobs
+
+DECOMPOSING = 56  # bytes that decomposing takes for each element of a weight, measured
+STORED_FROM = 1 << 18  # elements of a weight, from which on what is made of it is worth a file
+
+
+def decompose(
+    prepared: Prepared,
+    fits: Mapping[str, Sequence[Fit]],
+    jobs: Jobs,
+    store: Store,
+    step: Callable[[str], None],
+) -> None:
+    """Fill in the spectra of these fits, by layer name; ``step`` is called for each layer."""
+    missing = []
+    for name, found in fits.items():
+        layer = prepared.layer(name)
+        known = _stored(prepared, layer, found, store) if found else []
+        if known is None:
+            missing.append(layer)
+            continue
+        for fit, spectra in zip(found, known, strict=True):
+            fit.spectra.fill(spectra)
+        step(name)
+    items = [(layer.name, _methods(fits[layer.name])) for layer in missing]
+    needs = DECOMPOSING * max((layer.params for layer in missing), default=0)
+    results = jobs.map(layer_spectra, items, prepared, needs=needs)
+    for layer, made in zip(missing, results, strict=True):
+        for fit, spectra in zip(fits[layer.name], made, strict=True):
+            fit.spectra.fill(spectra)
+        _keep(prepared, layer, fits[layer.name], made, store)
+        step(layer.name)
+
+
+def layer_spectra(
+    prepared: Prepared, name: str, methods: Sequence[str]
+) -> list[tuple[Spectrum, ...]]:
+    """For each of some methods that fit a layer, the spectra that it looks at."""
+    fits, _ = fit_methods(prepared.layer(name), [find_pass(method) for method in methods])
+    return [tuple(fit.spectra) for fit in fits]
+
+
+def _methods(fits: Sequence[Fit]) -> tuple[str, ...]:
+    return tuple(fit.graph_pass.name for fit in fits)
+
+
+def _entry(prepared: Prepared, layer: Layer, fits: Sequence[Fit]) -> str | None:
+    if layer.params < STORED_FROM:
+        return None
+    return key_of(prepared.source.digest, layer.name, _methods(fits))
+
+
+def _keep(
+    prepared: Prepared,
+    layer: Layer,
+    fits: Sequence[Fit],
+    made: Sequence[Sequence[Spectrum]],
+    store: Store,
+) -> None:
+    if (entry := _entry(prepared, layer, fits)) is None:
+        return
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, spectra in enumerate(made):
+        arrays[f"count {i}"] = np.array(len(spectra))
+        for j, spectrum in enumerate(spectra):
+            arrays[f"values {i} {j}"] = spectrum.values
+            arrays[f"shape {i} {j}"] = np.array([spectrum.m, spectrum.n])
+    store.write_arrays("spectra", entry, arrays)
+
+
+def _stored(
+    prepared: Prepared, layer: Layer, fits: Sequence[Fit], store: Store
+) -> list[tuple[Spectrum, ...]] | None:
+    """What the store has; None where it has nothing of this layer, or not all of it."""
+    if (entry := _entry(prepared, layer, fits)) is None:
+        return None
+    arrays = store.read_arrays("spectra", entry)
+    try:
+        return [
+            tuple(
+                spectrum_from(arrays[f"values {i} {j}"], *arrays[f"shape {i} {j}"].tolist())
+                for j in range(int(arrays[f"count {i}"]))
+            )
+            for i in range(len(fits))
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None

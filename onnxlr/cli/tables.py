@@ -1,0 +1,302 @@
+"""What the commands print, and the JSON of those that are not ``optimize``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxlr.api import Benchmark, ModelComparison
+from onnxlr.inspection import LayerInspection
+from onnxlr.methods.registry import InstalledPass
+from onnxlr.plan.plan import KEEP
+from onnxlr.report.report import Report, Size, rank_value
+from onnxlr.system.session import Machine
+from onnxlr.types import rank_words
+from onnxlr.verify.fidelity import Fidelity, Quality
+from onnxlr.verify.latency import Comparison
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The decision table, then the headline."""
+    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
+    for column in ("layer", "op", "shape", "decision"):
+        table.add_column(column, overflow="fold")
+    for column in ("rank", "params", "MACs", "error"):
+        table.add_column(column, justify="right")
+    table.add_column("reason", overflow="fold")
+    for row in report.decisions:
+        replaced = row.decision != KEEP
+        table.add_row(
+            row.name,
+            row.op,
+            "×".join(map(str, row.shape)),
+            row.decision,
+            rank_words(row.rank) if row.rank else "",
+            _change(row.params_before, row.params_after) if replaced else f"{row.params_before:,}",
+            _change(row.macs_before, row.macs_after) if replaced else _count(row.macs_before),
+            f"{row.error:.3f}" if row.error is not None else "",
+            row.reason,
+            style=None if replaced else "dim",
+        )
+    console.print(table)
+    console.print()
+    _show_headline(
+        console,
+        report.input,
+        report.output,
+        report.quality,
+        report.speed,
+        report.theoretical_speedup,
+        report.machine,
+        report.batch,
+    )
+    console.print()
+    console.print(
+        f"{report.verdict} in {report.seconds:.1f} s; verified: {report.verified}", style="bold"
+    )
+    for note in report.notes:
+        console.print(f"note: {note}", style="yellow")
+
+
+def show_comparison(console: Console, result: ModelComparison) -> None:
+    """Two models side by side."""
+    _show_headline(
+        console,
+        result.a,
+        result.b,
+        result.quality,
+        result.speed,
+        result.theoretical_speedup,
+        result.machine,
+        result.batch,
+    )
+    console.print(f"\non {result.fed}")
+
+
+def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
+    """A row for every method that fits a layer, or one with the reasons."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("layer", "op", "shape", "method"):
+        table.add_column(column, overflow="fold")
+    for column in ("full rank", "break-even", "EVBMF", "90% energy", "99% energy"):
+        table.add_column(column, justify="right")
+    table.add_column("spectrum", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for row in rows:
+        layer = row.layer
+        head = (layer.name, layer.op, "×".join(map(str, layer.shape)))
+        if not row.fits:
+            reason = "; ".join(dict.fromkeys(row.reasons))
+            table.add_row(*head, "", "", "", "", "", "", "", reason, style="dim")
+        for fit in row.fits:
+            table.add_row(
+                *head,
+                fit.method,
+                rank_words(fit.full_rank),
+                rank_words(fit.break_even),
+                rank_words(fit.evbmf),
+                rank_words(fit.energy[0.9]),
+                rank_words(fit.energy[0.99]),
+                " ".join(sparkline(v.max(axis=0), 24 // len(fit.values)) for v in fit.values),
+                "no rank saves anything" if 0 in fit.break_even else "",
+            )
+    console.print(table)
+    users = sum(len(r.layer.uses) for r in rows)
+    fitting = sum(any(0 not in f.break_even for f in r.fits) for r in rows)
+    console.print(
+        f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} parameters; "
+        f"{fitting} can be factorized with a saving",
+    )
+
+
+def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -> None:
+    """Minimum, median and spread; for two models their ratio with its interval."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for column in ("min ms", "median ms", "90% ms"):
+        table.add_column(column, justify="right")
+    pairs = [(a, result.a)]
+    if b is not None and result.comparison is not None:
+        pairs.append((b, result.comparison.b))
+    for name, timing in pairs:
+        table.add_row(
+            name, f"{timing.min_ms:.4f}", f"{timing.median_ms:.4f}", f"{timing.p90_ms:.4f}"
+        )
+    console.print(table)
+    where = f"{result.machine.provider}, {result.machine.threads} thread(s), batch {result.batch}"
+    if result.comparison is None:
+        console.print(where)
+        return
+    console.print(f"{_speed_words(result.comparison)}; {where}")
+
+
+PASS_COLUMNS = ("method", "replaces", "by", "paper", "from")
+
+
+def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
+    """What there is to say of every pass: a row of ``PASS_COLUMNS`` each."""
+    return [
+        (
+            name,
+            ", ".join(e.graph_pass.ops) or "any operator",
+            e.graph_pass.summary,
+            e.graph_pass.paper,
+            e.distribution,
+        )
+        for name, e in passes.items()
+    ]
+
+
+def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
+    """A row a pass."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in PASS_COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in pass_rows(passes):
+        table.add_row(*row)
+    console.print(table)
+
+
+def sparkline(values: Any, width: int = 24) -> str:
+    """A spectrum as a line of blocks, from the largest to the smallest, relative to the largest."""
+    blocks = " ▁▂▃▄▅▆▇█"
+    top = float(values[0]) if len(values) else 0.0
+    if top == 0.0:
+        return blocks[0] * min(width, len(values))
+    picks = (
+        [values[i * len(values) // width] for i in range(width)]
+        if len(values) > width
+        else list(values)
+    )
+    return "".join(blocks[math.ceil(8 * float(v) / top)] for v in picks)
+
+
+def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
+    """What ``inspect --json`` writes."""
+    return {
+        "layers": [
+            {
+                "name": r.layer.name,
+                "op": r.layer.op,
+                "shape": list(r.layer.shape),
+                "users": [u.node.name or u.node.outputs[0].name for u in r.layer.uses],
+                "params": r.layer.params,
+                "macs": r.layer.macs,
+                "reasons": list(dict.fromkeys(r.reasons)),
+                "methods": [
+                    {
+                        "name": f.method,
+                        "full_rank": rank_value(f.full_rank),
+                        "break_even": rank_value(f.break_even),
+                        "evbmf": rank_value(f.evbmf),
+                        "energy": {str(p): rank_value(r) for p, r in f.energy.items()},
+                        "spectra": [v.max(axis=0).tolist() for v in f.values],
+                    }
+                    for f in r.fits
+                ],
+            }
+            for r in rows
+        ]
+    }
+
+
+def comparison_dict(result: ModelComparison) -> dict[str, Any]:
+    """What ``compare --json`` writes, in the words of the contract."""
+    return {
+        "a": vars(result.a),
+        "b": vars(result.b),
+        "metric": {
+            "name": result.quality.metric,
+            "original": result.quality.original,
+            "optimized": result.quality.optimized,
+        },
+        "fidelity": vars(result.quality.fidelity),
+        "speed": {
+            **_where(result.machine, result.batch),
+            "original_ms": result.speed.a.median_ms,
+            "optimized_ms": result.speed.b.median_ms,
+            "speedup": result.speed.speedup,
+            "speedup_interval": [result.speed.low, result.speed.high],
+            "verdict": result.speed.verdict,
+            "theoretical_speedup": result.theoretical_speedup,
+        },
+    }
+
+
+def benchmark_dict(result: Benchmark) -> dict[str, Any]:
+    """What ``bench --json`` writes."""
+    content = {**_where(result.machine, result.batch), "a": vars(result.a)}
+    if result.comparison is not None:
+        content |= {
+            "b": vars(result.comparison.b),
+            "rounds": result.comparison.rounds,
+            "speedup": result.comparison.speedup,
+            "speedup_interval": [result.comparison.low, result.comparison.high],
+            "verdict": result.comparison.verdict,
+        }
+    return content
+
+
+def _show_headline(
+    console: Console,
+    before: Size,
+    after: Size,
+    quality: Quality | None,
+    speed: Comparison | None,
+    theoretical: float,
+    machine: Machine,
+    batch: int,
+) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    if quality is not None:
+        table.add_row(
+            quality.metric,
+            f"{quality.original:.4f}",
+            f"{quality.optimized:.4f}",
+            _fidelity_words(quality.fidelity),
+        )
+    for name, a, b in (
+        ("bytes", before.bytes, after.bytes),
+        ("parameters", before.params, after.params),
+        ("MACs", before.macs, after.macs),
+    ):
+        table.add_row(name, f"{a:,}", f"{b:,}", f"{b / a - 1:+.1%}" if a else "")
+    if speed is not None:
+        where = f"{machine.provider}, {machine.threads} thread(s), batch {batch}"
+        table.add_row(
+            "median ms",
+            f"{speed.a.median_ms:.4f}",
+            f"{speed.b.median_ms:.4f}",
+            f"{_speed_words(speed)}; {theoretical:.2f}× by MACs; {where}",
+        )
+    console.print(table)
+
+
+def _speed_words(speed: Comparison) -> str:
+    ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
+    return f"{ratio}, {speed.verdict}"
+
+
+def _fidelity_words(fidelity: Fidelity) -> str:
+    words = f"rel. error {fidelity.rel_error:.2g}, cosine {fidelity.cosine:.6f}"
+    return words if fidelity.agreement is None else f"{words}, agreement {fidelity.agreement:.2%}"
+
+
+def _where(machine: Machine, batch: int) -> dict[str, Any]:
+    return {"provider": machine.provider, "threads": machine.threads, "batch": batch}
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "?"
+    return f"{before:,} → {after:,}"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

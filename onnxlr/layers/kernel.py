@@ -1,0 +1,79 @@
+"""Kernels of Conv and ConvTranspose seen alike, and weights as outputs × inputs."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.layers.layer import Layer
+from onnxlr.types import Array, Shape
+
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution's kernel as ``(group, outputs, inputs, *spatial)``, whichever way it is stored.
+
+    ``outputs`` and ``inputs`` count the channels of one group. Conv stores the kernel as
+    ``(group·outputs, inputs, *spatial)``, ConvTranspose as ``(group·inputs, outputs, *spatial)``.
+    """
+
+    group: int
+    outputs: int
+    inputs: int
+    spatial: Shape
+    transposed: bool = False
+
+    @property
+    def stored(self) -> Shape:
+        """The shape that the operator stores."""
+        first, second = (
+            (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        )
+        return (self.group * first, second, *self.spatial)
+
+    @property
+    def positions(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.spatial)
+
+    @property
+    def extent(self) -> str:
+        """The spatial shape in words."""
+        return "×".join(map(str, self.spatial))
+
+    def load(self, stored: NDArray[T]) -> NDArray[T]:
+        """From the stored shape to (group, outputs, inputs, positions)."""
+        first, second = (
+            (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        )
+        array = stored.reshape(self.group, first, second, self.positions)
+        return array.transpose(0, 2, 1, 3) if self.transposed else array
+
+    def store(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From any shape in the order (group, outputs, inputs, positions) to the stored shape."""
+        array = array.reshape(self.group, self.outputs, self.inputs, self.positions)
+        if self.transposed:
+            array = array.transpose(0, 2, 1, 3)
+        return array.reshape(self.stored)
+
+
+def kernel_of(layer: Layer) -> Kernel:
+    """The kernel of a Conv or ConvTranspose layer."""
+    group, (first, second, *spatial) = layer.group, layer.shape
+    if layer.kind == "conv-transpose":
+        return Kernel(group, second, first // group, tuple(spatial), transposed=True)
+    return Kernel(group, first // group, second, tuple(spatial))
+
+
+def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
+    """A weight in the layer's shape as outputs × inputs: (g, m, n)."""
+    if layer.convolves:
+        kernel = kernel_of(layer)
+        loaded = kernel.load(array).reshape(kernel.group, kernel.outputs, -1)
+    else:
+        loaded = (array if layer.uses[0].contracts_last else array.swapaxes(0, 1))[None]
+    return loaded.astype(np.float64)

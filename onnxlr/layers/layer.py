@@ -1,0 +1,189 @@
+"""A layer: a constant weight, and every node that uses it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.errors import ModelError
+from onnxlr.layers.operators import Kind
+from onnxlr.model.graph import constant, int_attr, values_of
+from onnxlr.types import Shape
+
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One node that reads a layer's weight.
+
+    Attributes
+    ----------
+    node : onnx_ir.Node
+    slot : int
+        Which of the node's inputs the weight is.
+    swapped : bool
+        Whether the node sees the last two axes of the layer's array exchanged.
+    dtype : onnx_ir.DataType
+        Type the node computes in, after any Cast.
+    x_shape, y_shape : tuple of int or None
+        Static shapes of the other operand and of the output, where known.
+    x_axes, y_axes : int or None
+        How many axes they have, where it is as many for all that may be fed.
+    """
+
+    node: ir.Node
+    slot: int
+    swapped: bool
+    dtype: ir.DataType
+    x_shape: Shape | None
+    y_shape: Shape | None
+    x_axes: int | None
+    y_axes: int | None
+
+    @property
+    def x(self) -> ir.Value:
+        """The operand that isn't the weight."""
+        other = self.node.op_type in ("MatMul", "Gemm", "Gather") and self.slot == 0
+        index = 1 if other else 0
+        value = self.node.inputs[index]
+        assert value is not None
+        return value
+
+    @property
+    def weight_transposed(self) -> bool:
+        """Gemm's transA or transB, whichever belongs to the weight."""
+        if self.node.op_type != "Gemm":
+            return False
+        return bool(int_attr(self.node, "transA" if self.slot == 0 else "transB", 0))
+
+    @property
+    def contracts_last(self) -> bool:
+        """Whether the sum runs over the last axis of the layer's array (else the last but one)."""
+        return (self.slot == 0) != (self.swapped != self.weight_transposed)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A constant weight and every node that uses it.
+
+    Attributes
+    ----------
+    name : str
+        The first user's name; the weight's where that user has none.
+    op : str
+        Operator of the first user.
+    kind : str
+        What passes choose by.
+    weight : onnx_ir.Value
+        The stored constant. A weight shared by several nodes is one layer.
+    shape : tuple of int
+        As the first user sees it.
+    dtype : onnx_ir.DataType
+        As stored.
+    uses : tuple of Use
+    refusal : str or None
+        Why no chain can replace it, whatever the method.
+    locked : str or None
+        Why its stored weight can't be replaced either; implies a refusal.
+    """
+
+    name: str
+    op: str
+    kind: Kind
+    weight: ir.Value
+    shape: Shape
+    dtype: ir.DataType
+    uses: tuple[Use, ...]
+    refusal: str | None = None
+    locked: str | None = None
+    _perm: Shape | None = field(default=None, repr=False)
+
+    @property
+    def params(self) -> int:
+        """Number of weight elements, counted once however many nodes share them."""
+        return math.prod(self.shape)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of all users in one run; None if a shape is unknown."""
+        counts = [_use_macs(use, self.shape) for use in self.uses]
+        return None if None in counts else sum(c for c in counts if c is not None)
+
+    @property
+    def group(self) -> int:
+        """Groups of a convolution; 1 for everything else."""
+        return int_attr(self.uses[0].node, "group", 1) if self.convolves else 1
+
+    @property
+    def convolves(self) -> bool:
+        """Whether its users are convolutions, transposed or not."""
+        return self.kind in ("conv", "conv-transpose")
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Shape of the weight as it is stored."""
+        if self._perm is None:
+            return self.shape
+        return tuple(self.shape[self._perm.index(i)] for i in range(len(self._perm)))
+
+    def lookup_axis(self, use: Use) -> int:
+        """The axis of ``shape`` along which a Gather looks up."""
+        count = len(self.shape)
+        axis = int_attr(use.node, "axis", 0) % count
+        return 2 * count - 3 - axis if use.swapped and axis >= count - 2 else axis
+
+    def array(self) -> NDArray[np.generic]:
+        """The weight as the first user sees it, in its stored type.
+
+        Raises
+        ------
+        ModelError
+            If it holds NaN or infinity.
+        """
+        return self.seen(self.stored_array())
+
+    def seen(self, stored: NDArray[T]) -> NDArray[T]:
+        """From the stored layout to the one that the first user sees."""
+        return stored if self._perm is None else stored.transpose(self._perm)
+
+    def stored_array(self) -> NDArray[np.generic]:
+        """The weight as it is stored.
+
+        Raises
+        ------
+        ModelError
+            If it holds NaN or infinity.
+        """
+        tensor = constant(self.weight)
+        assert tensor is not None
+        array = values_of(tensor)
+        with np.errstate(invalid="ignore"):  # a NaN that signals is to be counted, no more
+            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise ModelError(
+                f"the weight {self.weight.name!r} of {self.op} {self.name!r} holds {bad} NaN or "
+                f"infinite values out of {array.size}: repair or re-export the model"
+            )
+        return array
+
+
+def _use_macs(use: Use, shape: Shape) -> int | None:
+    """Multiply-accumulates of one user of a weight of this shape; None if a shape is unknown."""
+    if use.y_shape is None:
+        return None
+    outputs = math.prod(use.y_shape)
+    match use.node.op_type:
+        case "MatMul" | "Gemm":
+            return outputs * (shape[-1] if use.contracts_last or len(shape) < 2 else shape[-2])
+        case "Conv":
+            return outputs * math.prod(shape[1:])
+        case "ConvTranspose":
+            inputs = use.x_shape
+            return None if inputs is None else math.prod(inputs) * math.prod(shape[1:])
+        case "Gather":
+            return 0
+    return None

@@ -1,0 +1,142 @@
+"""Following a value back to the constant it shows, and a constant forward to all it feeds."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import onnx_ir as ir
+
+from onnxlr.model.graph import constant, int_attr, ints_attr, is_standard
+
+_VIEWS = ("Identity", "Transpose", "Cast")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A constant as one node sees it.
+
+    Attributes
+    ----------
+    root : onnx_ir.Value
+        The stored constant.
+    perm : tuple of int
+        Axes of the constant in the order the node sees them.
+    dtype : onnx_ir.DataType or None
+        The type the node sees, after any Cast; None where a reason is given.
+    reason : str or None
+        Why what lies between is more than a view.
+    quantized : bool
+        Whether that is because the constant is already quantized.
+    """
+
+    root: ir.Value
+    perm: tuple[int, ...]
+    dtype: ir.DataType | None
+    reason: str | None
+    quantized: bool = False
+
+
+def trace(
+    value: ir.Value | None,
+) -> Trace | None:
+    """Follow a value back to the constant it shows; None if it isn't a constant's view."""
+    perms: list[tuple[int, ...]] = []
+    casts: list[ir.DataType] = []  # from the node back to the constant
+    while value is not None:
+        tensor = constant(value)
+        if tensor is not None:
+            perm = tuple(range(len(tensor.shape)))
+            for step in reversed(perms):
+                order = step or tuple(reversed(range(len(perm))))
+                if sorted(order) != list(range(len(perm))):
+                    misfit = f"a Transpose by {list(order)} of its {len(perm)} axes makes no sense"
+                    return Trace(value, (), None, misfit)
+                perm = tuple(perm[i] for i in order)
+            reason = _lossy(tensor.dtype, casts[::-1])
+            return Trace(value, perm, casts[0] if casts else tensor.dtype, reason)
+        node = value.producer()
+        if node is None:
+            return None
+        if is_standard(node, *_VIEWS):
+            if node.op_type == "Transpose":
+                perms.append(ints_attr(node, "perm", ()))
+            if node.op_type == "Cast":
+                casts.append(_type(int_attr(node, "to", 1)))
+            value = node.inputs[0]
+            continue
+        root = _computed_from(node)
+        if root is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            reason = "the weight is quantized (DequantizeLinear): left alone"
+            return Trace(root, (), None, reason, quantized=True)
+        reason = (
+            f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
+            "constants: fold constants first"
+        )
+        return Trace(root, (), None, reason)
+    return None
+
+
+def _type(number: int) -> ir.DataType:
+    try:
+        return ir.DataType(number)
+    except ValueError:  # no type that is known: nothing that a weight could be cast to
+        return ir.DataType.UNDEFINED
+
+
+def _lossy(stored: ir.DataType, casts: list[ir.DataType]) -> str | None:
+    """Why a row of casts is more than a change of type: it rounds the weight on the way."""
+    for before, after in pairwise((stored, *casts)):
+        narrows = _bits(after) < _bits(before) and after is not casts[-1]
+        if not after.is_floating_point() or narrows:
+            return f"a Cast to {after.name.lower()} on the way rounds the weight: fold it first"
+    return None
+
+
+def _bits(kind: ir.DataType) -> int:
+    return 0 if kind in (ir.DataType.UNDEFINED, ir.DataType.STRING) else int(kind.bitwidth)
+
+
+def _computed_from(
+    node: ir.Node, depth: int = 16, known: dict[ir.Node, ir.Value | None] | None = None
+) -> ir.Value | None:
+    """The largest constant that feeds a node, if only constants do."""
+    if node.op_type.startswith("Random") or depth == 0:
+        return None
+    known = {} if known is None else known  # paths may be many more than nodes
+    roots: list[ir.Value] = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        if constant(value) is not None:
+            roots.append(value)
+            continue
+        producer = value.producer()
+        if producer is None:
+            return None
+        if producer not in known:
+            known[producer] = _computed_from(producer, depth - 1, known)
+        root = known[producer]
+        if root is None:
+            return None
+        roots.append(root)
+    return max(roots, key=_elements, default=None)
+
+
+def _elements(value: ir.Value) -> int:
+    tensor = constant(value)
+    return int(tensor.size) if tensor is not None else 0
+
+
+def foreign_user(value: ir.Value, known: set[tuple[ir.Node, int]]) -> str | None:
+    """A reason if any input of a node but the known, or of views that lead there, is the value."""
+    values = [value]
+    while values:
+        for node, slot in values.pop().uses():
+            if (node, slot) in known:
+                continue
+            output = node.outputs[0]
+            if not is_standard(node, *_VIEWS) or output.is_graph_output():
+                return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
+            values.append(output)
+    return None

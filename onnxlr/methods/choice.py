@@ -1,0 +1,74 @@
+"""What replaces a layer: a method at a rank, and the factors that it stores."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
+from onnxlr.model.graph import (
+    Filed,
+)
+from onnxlr.types import Rank
+
+Factors = tuple[NDArray[np.generic], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """What stands in a weight's place.
+
+    Attributes
+    ----------
+    held : tuple of ndarray or Filed
+        The factors as they are stored, in memory or in files.
+    shift : ndarray of shape (outputs,) or None
+        What the mean of the layer's output lost, for its bias to make up for.
+    """
+
+    held: tuple[NDArray[np.generic] | Filed, ...]
+    shift: NDArray[np.float64] | None = None
+
+    @property
+    def factors(self) -> Factors:
+        """The factors; read anew each time where they lie in files."""
+        return tuple(f.array() if isinstance(f, Filed) else f for f in self.held)
+
+    def filed(self, stem: Path) -> "Factored":
+        """The same with the factors in files of this name and a number.
+
+        Raises
+        ------
+        OSError
+            If they can't be written.
+        """
+        files = []
+        for i, factor in enumerate(self.factors):
+            path = stem.with_name(f"{stem.name}-{i}")
+            np.ascontiguousarray(factor).view(np.uint8).tofile(path)
+            files.append(Filed(path, factor.dtype, factor.shape))
+        return Factored(tuple(files), self.shift)
+
+
+Factorize = Callable[[Layer, GraphPass, Rank], Factored]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What replaces a layer: the pass and its rank."""
+
+    graph_pass: GraphPass
+    rank: Rank
+
+
+def plan_digest(
+    model: str, chosen: Mapping[str, tuple[str, Rank | None]], calibration: str = ""
+) -> str:
+    """SHA-256 of a model's digest, the method and rank of each layer, and the samples' digest."""
+    text = json.dumps([model, sorted((n, m, r) for n, (m, r) in chosen.items()), calibration])
+    return hashlib.sha256(text.encode()).hexdigest()

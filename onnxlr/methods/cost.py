@@ -1,0 +1,184 @@
+"""What a chain costs, counted on nodes written onto paper; and how far from the weight it is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.macs import HEAVY, operator_macs
+from onnxlr.methods.base import ChainPass, GraphPass
+from onnxlr.methods.writer import AttributeValue
+from onnxlr.types import Rank, Shape
+
+# Orders of magnitude: a core at 20 GMAC/s and 2.5 billion floats a second, 2 µs an operator.
+_MACS_A_MS = 2e7
+_ELEMENTS_A_MS = 2.5e6
+_MS_A_NODE = 2e-3
+_FREE = ("Reshape", "Squeeze", "Unsqueeze", "Identity")  # no element of them is moved
+
+_OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
+
+
+def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
+    """Number of elements that the factors store."""
+    return sum(math.prod(shape) for shape in graph_pass.factor_shapes(layer, rank))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What nodes have to do: multiply-accumulates, elements read and written, and their number."""
+
+    macs: int
+    elements: int
+    nodes: int
+
+    @property
+    def usual_ms(self) -> float:
+        """Roughly what a core of a present-day CPU takes for it; nothing is measured."""
+        return self.macs / _MACS_A_MS + self.elements / _ELEMENTS_A_MS + self.nodes * _MS_A_NODE
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.macs + other.macs, self.elements + other.elements, self.nodes + other.nodes
+        )
+
+
+def layer_work(layer: Layer) -> Work | None:
+    """Work of all users of a layer; None if a shape is unknown."""
+    total = Work(0, 0, 0)
+    for use in layer.uses:
+        if use.x_shape is None or use.y_shape is None:
+            return None
+        moved = math.prod(use.x_shape) + math.prod(use.y_shape) + layer.params
+        alone = replace(layer, uses=(use,))
+        total += Work(alone.macs or 0, moved, 1)
+    return total
+
+
+def chain_work(layer: Layer, graph_pass: ChainPass, rank: Rank) -> Work | None:
+    """Work of the chains that replace all users; None if a shape is unknown."""
+    total = Work(0, 0, 0)
+    for use in layer.uses:
+        if use.x_shape is None or use.y_shape is None:
+            return None
+        writer = _PaperWriter(use)
+        factors = tuple(_value(shape) for shape in graph_pass.factor_shapes(layer, rank))
+        graph_pass.write(layer, use, rank, factors, writer)
+        total += writer.work
+    return total
+
+
+def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
+    """Multiply-accumulates of the chains that replace all users; None if a shape is unknown."""
+    if not isinstance(graph_pass, ChainPass):
+        return layer.macs  # its users run on the whole weight
+    work = chain_work(layer, graph_pass, rank)
+    return None if work is None else work.macs
+
+
+def weight_error(
+    layer: Layer, graph_pass: GraphPass, rank: Rank, factors: tuple[NDArray[np.generic], ...]
+) -> float:
+    """‖W − Ŵ‖ / ‖W‖ in double precision, Ŵ the weight that the factors stand for.
+
+    Given the factors as they are stored, their rounding to half precision counts too.
+    """
+    weight = layer.array().astype(np.float64)
+    scale = float(np.abs(weight).max(initial=0.0))
+    if scale == 0.0:
+        return 0.0
+    doubles = tuple(f.astype(np.float64) for f in factors)
+    rest = graph_pass.compose(layer, rank, doubles) - weight
+    # Divided first, so that neither 1e-200 nor 1e200 leaves the range when squared.
+    return float(np.linalg.norm(rest / scale) / np.linalg.norm(weight / scale))
+
+
+class _PaperWriter:
+    """Infers the shapes of what a pass writes, node by node, and counts multiply-accumulates."""
+
+    opset = _OPSET
+
+    def __init__(self, use: Use) -> None:
+        self.work = Work(0, 0, 0)
+        self._shapes = {use.x: use.x_shape or ()}
+        self._indices = {use.x} if use.node.op_type == "Gather" else set()
+        self._data: dict[ir.Value, onnx.TensorProto] = {}
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
+        """Add a node and return its output, of known shape."""
+        if op_type == "Shape" and inputs[0] is not None:
+            return self.constant(np.array(self._shape(inputs[0])), ir.DataType.INT64)
+        if op_type in ("Slice", "Concat") and all(v in self._data for v in inputs):
+            return self._computed(op_type, inputs)
+        names = {v: f"i{i}" for i, v in enumerate(inputs) if v is not None}
+        node = onnx.helper.make_node(
+            op_type,
+            ["" if v is None else names[v] for v in inputs],
+            ["o"],
+        )
+        node.attribute.extend(onnx.helper.make_attribute(k, a) for k, a in attributes.items())
+        types = {
+            name: onnx.helper.make_tensor_type_proto(
+                self._data[v].data_type
+                if v in self._data
+                else onnx.TensorProto.INT64
+                if v in self._indices
+                else onnx.TensorProto.FLOAT,
+                self._shape(v),
+            )
+            for v, name in names.items()
+        }
+        inferred = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(op_type, _OPSET),
+            node,
+            types,
+            {names[v]: data for v, data in self._data.items() if v in names},
+            opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+            ir_version=8,
+        )["o"]
+        shape = tuple(d.dim_value for d in inferred.tensor_type.shape.dim)
+        macs = 0
+        if op_type in HEAVY:
+            x, w = (self._shape(v) for v in inputs[:2] if v is not None)
+            flipped = bool(attributes.get("transA"))
+            macs = operator_macs(op_type, x, w, shape, trans_a=flipped)
+        if op_type not in _FREE:
+            read = sum(math.prod(self._shape(v)) for v in inputs if v is not None)
+            self.work += Work(macs, read + math.prod(shape), 1)
+        output = _value(shape)
+        if inferred.tensor_type.elem_type == onnx.TensorProto.INT64:
+            self._indices.add(output)
+        return output
+
+    def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Add a small constant, whose data shapes may depend on."""
+        value = _value(array.shape)
+        # Whatever type the model computes in: on paper it is float32 throughout.
+        kind = np.float32 if dtype.is_floating_point() else dtype.numpy()
+        self._data[value] = onnx.numpy_helper.from_array(array.astype(kind))
+        return value
+
+    def _computed(self, op_type: str, inputs: list[ir.Value | None]) -> ir.Value:
+        """The result of an operator on known data: shapes that are put together as it runs."""
+        data = [onnx.numpy_helper.to_array(self._data[v]) for v in inputs if v is not None]
+        if op_type == "Concat":
+            return self.constant(np.concatenate(data), ir.DataType.INT64)
+        start, end = (int(bound[0]) for bound in data[1:3])
+        return self.constant(data[0][start:end], ir.DataType.INT64)
+
+    def _shape(self, value: ir.Value) -> Shape:
+        if value in self._shapes:
+            return self._shapes[value]
+        # A bias of unknown shape doesn't change what is multiplied.
+        return tuple(d if isinstance(d, int) else 1 for d in value.shape or (1,))
+
+
+def _value(shape: Shape) -> ir.Value:
+    return ir.Value(shape=ir.Shape(shape))

@@ -1,0 +1,4 @@
+"""ONNX files read, checked and written, and graphs edited.
+
+It imports system, errors and version.
+"""

@@ -1,0 +1,254 @@
+"""The decisions for a model, one a layer, and the plan that replays them."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from onnxlr.calibrate.calibration import Calibration
+from onnxlr.candidates.fits import Candidate
+from onnxlr.errors import UsageError
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.choice import Choice, plan_digest
+from onnxlr.methods.registry import find_pass
+from onnxlr.types import Rank
+from onnxlr.verify.layer_latency import LayerTime
+
+KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A candidate that was weighed for a layer, chosen or not, with its numbers.
+
+    Attributes
+    ----------
+    method : str
+    rank : tuple of int
+    params : int
+    macs : int or None
+    error : float or None
+        Predicted relative error of the layer's output on the calibration data; of its weight where
+        its inputs weren't looked at; None where the rank was named, and nothing predicted.
+    harm : float or None
+        Predicted relative error of the model's outputs, with this layer alone replaced; None where
+        sensitivity wasn't measured.
+    before_ms, after_ms : float or None
+        Of the layer alone and of what would replace it; None where they weren't timed.
+    """
+
+    method: str
+    rank: Rank
+    params: int
+    macs: int | None
+    error: float | None = None
+    harm: float | None = None
+    before_ms: float | None = None
+    after_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a layer, and why. One row of the report.
+
+    Attributes
+    ----------
+    error : float or None
+        Relative error of the weight by the factors as they are stored.
+    output_error : float or None
+        Relative error of the layer's output on the calibration data.
+    before_ms, after_ms : float or None
+        Of the layer alone and of what replaces it; None where they weren't timed.
+    alternatives : tuple of Alternative
+        All that was weighed for the layer, what was chosen among it.
+    weight : str
+        Name of the initializer.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    decision: str
+    rank: Rank | None
+    reason: str
+    params_before: int
+    params_after: int
+    macs_before: int | None
+    macs_after: int | None
+    error: float | None
+    output_error: float | None = None
+    before_ms: float | None = None
+    after_ms: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    weight: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one model; the same plan on the same model gives the same bytes."""
+
+    model: str
+    decisions: tuple[Decision, ...]
+    seed: int = 0
+    calibration: Calibration | None = None
+
+    @property
+    def replaced(self) -> tuple[Decision, ...]:
+        """The decisions that change a layer."""
+        return tuple(d for d in self.decisions if d.decision != KEEP)
+
+    @property
+    def digest(self) -> str:
+        """Of what determines the bytes: the model and each replaced layer's method and rank."""
+        chosen = {d.name: (d.decision, d.rank) for d in self.replaced}
+        return plan_digest(
+            self.model, chosen, self.calibration.digest if self.calibration is not None else ""
+        )
+
+    def choices(self) -> dict[str, Choice]:
+        """The passes and ranks by layer name.
+
+        Raises
+        ------
+        UsageError
+            If a method isn't installed.
+        """
+        return {d.name: Choice(find_pass(d.decision), d.rank or ()) for d in self.replaced}
+
+    def to_json(self) -> str:
+        """Readable, diffable JSON with a row a layer."""
+        from onnxlr.version import __version__
+
+        fitted = None if self.calibration is None else asdict(self.calibration)
+        head = {
+            "onnxlr_version": __version__,
+            "model": self.model,
+            "seed": self.seed,
+            "calibration": fitted,
+        }
+        rows = ",\n".join(_written(d) for d in self.decisions)
+        return json.dumps(head, indent=2)[:-2] + f',\n  "layers": [\n{rows}\n  ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str, label: str = "the plan") -> "Plan":
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        UsageError
+            If it is no plan.
+        """
+        try:
+            data = json.loads(text)
+            decisions = tuple(_decision(row) for row in data["layers"])
+            counts = Counter(d.name for d in decisions)
+            if twice := next((n for n, count in counts.items() if count > 1), None):
+                raise ValueError(f"it decides twice on {twice!r}")
+            fitted = data.get("calibration")
+            calibration = None if fitted is None else _calibration(fitted)
+            seed = int(data.get("seed", 0))
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"its seed is {seed}")
+            return cls(str(data["model"]), decisions, seed, calibration)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise UsageError(
+                f"{label} is no onnxlr plan ({type(error).__name__}: {error}): write one with "
+                "onnxlr optimize --plan-out"
+            ) from None
+
+
+def _written(decision: Decision) -> str:
+    """A row a layer, and below it a row for each of the alternatives."""
+    row = asdict(decision)
+    others = ",\n".join("      " + json.dumps(other) for other in row.pop("alternatives"))
+    return f"    {json.dumps(row)[:-1]}, " + (
+        '"alternatives": []}' if not others else f'"alternatives": [\n{others}\n    ]}}'
+    )
+
+
+def _decision(row: Mapping[str, Any]) -> Decision:
+    rank = row["rank"]
+    others = (Alternative(**{**o, "rank": tuple(o["rank"])}) for o in row.get("alternatives", ()))
+    fields = {
+        **row,
+        "shape": tuple(row["shape"]),
+        "rank": None if rank is None else tuple(rank),
+        "alternatives": tuple(others),
+    }
+    decision = Decision(**fields)
+    named = all(isinstance(s, str) for s in (decision.name, decision.decision))
+    ranked = decision.decision == KEEP or (
+        decision.rank and all(type(r) is int and r > 0 for r in decision.rank)
+    )
+    if not named or not ranked:
+        raise ValueError(f"the row of {decision.name!r} has no usable method and rank")
+    return decision
+
+
+def _calibration(fields: Mapping[str, Any]) -> Calibration:
+    calibration = Calibration(**fields)
+    named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
+    if not named or type(calibration.samples) is not int or calibration.samples < 1:
+        raise TypeError("the calibration names no samples")
+    if type(calibration.batch) is not int or calibration.batch < 1:
+        raise TypeError(f"the calibration ran {calibration.batch!r} samples at once")
+    if type(calibration.sequential) is not int or calibration.sequential < 0:
+        raise TypeError(f"the calibration is corrected on {calibration.sequential!r} samples")
+    return replace(calibration, layers=tuple(map(str, calibration.layers)))
+
+
+def keep(layer: Layer, reason: str, alternatives: tuple[Alternative, ...] = ()) -> Decision:
+    """The decision to leave a layer as it is."""
+    return Decision(
+        layer.name,
+        layer.op,
+        layer.shape,
+        KEEP,
+        None,
+        reason,
+        layer.params,
+        layer.params,
+        layer.macs,
+        layer.macs,
+        None,
+        alternatives=alternatives,
+        weight=layer.weight.name or "",
+    )
+
+
+def use(
+    layer: Layer,
+    item: Candidate,
+    reason: str,
+    error: float,
+    output_error: float | None = None,
+    timed: LayerTime | None = None,
+    alternatives: tuple[Alternative, ...] = (),
+) -> Decision:
+    """The decision to replace a layer; the error is that of the factors as they are stored."""
+    return Decision(
+        layer.name,
+        layer.op,
+        layer.shape,
+        item.choice.graph_pass.name,
+        item.choice.rank,
+        reason,
+        layer.params,
+        item.params,
+        layer.macs,
+        item.macs,
+        error,
+        output_error,
+        None if timed is None else timed.before_ms,
+        None if timed is None else timed.after_ms,
+        alternatives,
+        layer.weight.name or "",
+    )

@@ -1,0 +1,180 @@
+"""From per-layer candidates to the boldest set of replacements that a verdict accepts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxlr.candidates.fits import Candidate
+from onnxlr.methods.choice import Choice
+
+Chosen = dict[str, Candidate]
+MOST_TRIALS = 14
+WEIGHT_STEPS = (8.0, 3.0, 1.5)  # of a prediction, up and down
+
+
+def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
+    """What replaces each layer, without what it costs."""
+    return {name: item.choice for name, item in chosen.items()}
+
+
+@dataclass
+class Trials:
+    """Asks for verdicts on sets of replacements, and stops asking after ``most`` of them.
+
+    Parameters
+    ----------
+    verdict : callable
+        Builds, saves and judges a set; gives None if it is accepted, else the reason.
+    most : int
+    """
+
+    verdict: Callable[[Mapping[str, Candidate]], str | None]
+    most: int = MOST_TRIALS
+    made: int = 0
+    _known: dict[frozenset[tuple[str, Candidate]], str | None] = field(default_factory=dict)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no more verdicts will be asked for."""
+        return self.made >= self.most
+
+    def ask(self, chosen: Mapping[str, Candidate]) -> str | None:
+        """The verdict on a set. The empty set, which changes nothing, is always accepted."""
+        key = _key(chosen)
+        if not chosen:
+            return None
+        if key not in self._known:
+            self.made += 1
+            self._known[key] = self.verdict(chosen)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The boldest acceptable set.
+
+    Attributes
+    ----------
+    chosen : dict of str to Candidate
+    refused : dict of str to str
+        For each layer that a level would have replaced, and that isn't replaced: why.
+    highest : int
+        The highest level that was looked at.
+    """
+
+    chosen: Chosen
+    refused: dict[str, str]
+    highest: int
+
+
+def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Found:
+    """The boldest acceptable set among levels of rising damage, each layer at a level of its own.
+
+    Bisects for the highest level that is accepted as a whole. From there it climbs on: what the
+    next level would replace more boldly is added group by group, halving what is refused. A layer
+    that is refused alone stays where it is; the others climb on without it, as far as there are
+    levels and trials.
+
+    Parameters
+    ----------
+    levels : sequence of callables
+        Each gives the set of replacements of its level.
+    trials : Trials
+    """
+    sets: dict[int, Chosen] = {}
+
+    def level(i: int) -> Chosen:
+        if i not in sets:
+            sets[i] = levels[i]()
+        return sets[i]
+
+    low, high = -1, len(levels)
+    while high - low > 1 and not trials.exhausted:
+        middle = (low + high) // 2
+        if trials.ask(level(middle)) is None:
+            low = middle
+        else:
+            high = middle
+    chosen = dict(level(low)) if low >= 0 else {}
+    stuck: dict[str, str] = {}
+    for i in range(low + 1, len(levels)):
+        if trials.exhausted and i > low + 1:
+            break
+        bolder = [(n, c) for n, c in level(i).items() if n not in stuck and _cheaper(c, chosen, n)]
+        # The largest savings first: they are the first to draw on what may be lost.
+        bolder.sort(key=lambda item: -item[1].saved)
+        _add(chosen, bolder, trials, stuck)
+    refused = {n: why for n, why in stuck.items() if n not in chosen}
+    return Found(chosen, refused, max(sets, default=-1))
+
+
+def least_damaging(
+    start: Chosen,
+    names: Sequence[str],
+    propose: Callable[[Mapping[str, float]], Chosen | None],
+    damage: Callable[[Chosen], float],
+    most: int,
+) -> Chosen:
+    """The best of some sets of equal cost, by a damage that is measured for each as a whole.
+
+    What was predicted of layers one by one misses how their errors act together. So the predictions
+    are weighted: one layer's counts more, or less, and what the solver makes of that is measured.
+    A weight that helps stays, and the next layer's is tried on top of it, first in large steps.
+
+    Parameters
+    ----------
+    start : dict of str to Candidate
+        What the predictions say as they are.
+    names : sequence of str
+        The layers whose weights are tried, in this order.
+    propose : callable
+        Gives the set for some weights; None if there is none.
+    damage : callable
+    most : int
+        Sets that are measured.
+    """
+    weights = dict.fromkeys(names, 1.0)
+    best, known = start, {_key(start): damage(start)}
+    least = known[_key(start)]
+    for step in WEIGHT_STEPS:
+        for name in names:
+            for factor in (step, 1 / step):
+                if len(known) >= most:
+                    return best
+                moved = weights | {name: weights[name] * factor}
+                found = propose(moved)
+                if found is None or _key(found) in known:
+                    continue
+                reached = known[_key(found)] = damage(found)
+                if reached < least:
+                    best, least, weights = found, reached, moved
+                    break
+    return best
+
+
+def _key(chosen: Mapping[str, Candidate]) -> frozenset[tuple[str, Candidate]]:
+    return frozenset(chosen.items())
+
+
+def _cheaper(item: Candidate, chosen: Chosen, name: str) -> bool:
+    return name not in chosen or item.saved > chosen[name].saved
+
+
+def _add(
+    chosen: Chosen, more: list[tuple[str, Candidate]], trials: Trials, stuck: dict[str, str]
+) -> None:
+    """Add as much of ``more`` to ``chosen`` as is accepted, halving what isn't."""
+    if not more:
+        return
+    if trials.exhausted:
+        for name, _ in more:
+            stuck.setdefault(name, f"put back: not verified within {trials.most} trials")
+        return
+    reason = trials.ask(chosen | dict(more))
+    if reason is None:
+        chosen.update(more)
+    elif len(more) == 1:
+        stuck[more[0][0]] = f"put back: {reason}"
+    else:
+        half = len(more) // 2
+        _add(chosen, more[:half], trials, stuck)
+        _add(chosen, more[half:], trials, stuck)

@@ -1,0 +1,281 @@
+"""The user's samples: .npz, .npy or a folder of such files, in the batches the model takes."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.errors import DataError, one_line
+from onnxlr.prepare.synthetic import InputSpec
+from onnxlr.system.npz import read_npz
+from onnxlr.system.session import Feed
+
+_READ_WHOLE = 256 << 20  # bytes after which arrays stay mapped
+_DYNAMIC_BATCH = 16  # samples a run for models that leave the batch open
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Checked samples for a model.
+
+    Attributes
+    ----------
+    label : str
+        What messages call it.
+    parts : tuple of dict
+        One dict of arrays a file, first axis = samples; files are concatenated.
+    labels : ndarray of shape (n,) or None
+    index : ndarray of shape (n,)
+        Which samples are in use, as indices over all parts.
+    specs : tuple of InputSpec
+    """
+
+    label: str
+    parts: tuple[dict[str, NDArray[Any]], ...]
+    labels: NDArray[np.int64] | None
+    index: NDArray[np.intp]
+    specs: tuple[InputSpec, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def split(self, seed: int) -> tuple["Samples", "Samples"]:
+        """Two seeded halves: to calibrate on and to validate on. One sample serves as both."""
+        order = np.random.default_rng(seed).permutation(self.index)
+        half = len(order) // 2
+        first, second = (order[:half], order[half:]) if half else (order, order)
+        return self._with(np.sort(first)), self._with(np.sort(second))
+
+    def take(self, count: int) -> "Samples":
+        """At most this many of the samples, spread evenly."""
+        if len(self) <= count:
+            return self
+        return self._with(self.index[np.linspace(0, len(self) - 1, count).astype(np.intp)])
+
+    def digest(self) -> str:
+        """SHA-256 of the inputs in use."""
+        content = hashlib.sha256()
+        for feed, index, _ in self.batches():
+            for name, array in sorted(feed.items()):
+                content.update(f"{name} {array.dtype} {array.shape} {len(index)}".encode())
+                content.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return content.hexdigest()
+
+    def _with(self, index: NDArray[np.intp]) -> "Samples":
+        return Samples(self.label, self.parts, self.labels, index, self.specs)
+
+    @property
+    def batch(self) -> int:
+        """Samples a run: what the model fixes; one if an input has no sample axis of its own."""
+        if any(self._whole(p) for p in range(len(self.parts))):
+            return 1
+        fixed = [s.fixed_batch for s in self.specs if s.fixed_batch is not None]
+        return fixed[0] if fixed else _DYNAMIC_BATCH
+
+    def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp], int]]:
+        """Feeds with the indices of their samples, and how many samples they were padded to.
+
+        Samples of different shapes, from different files, are never in one. A model with a fixed
+        batch gets one that isn't full padded with repeats of the last sample.
+        """
+        size = batch or self.batch
+        padded = any(s.fixed_batch is not None for s in self.specs)
+        for index in self._groups(size):
+            rows = np.pad(index, (0, size - len(index)), mode="edge") if padded else index
+            yield self._feed(rows), index, len(rows)
+
+    @property
+    def runs(self) -> int:
+        """How many batches there are."""
+        return sum(1 for _ in self._groups(self.batch))
+
+    def _groups(self, size: int) -> Iterator[NDArray[np.intp]]:
+        """The samples of each batch: of one shape, and whole inputs alone."""
+        part = self._part_of(self.index)
+        shapes = [[p[s.name].shape[1:] for s in self.specs] for p in self.parts]
+        start = 0
+        while start < len(self.index):
+            alone = self._whole(part[start])
+            stop = min(start + (1 if alone else size), len(self.index))
+            same = (shapes[p] == shapes[part[start]] for p in part[start:stop])
+            count = sum(takewhile(bool, same))
+            yield self.index[start : start + count]
+            start += count
+
+    def _whole(self, part: int) -> bool:
+        """Whether a file has whole inputs for its samples: one that has no sample axis."""
+        arrays = self.parts[part]
+        return any(arrays[s.name].ndim == len(s.dims) + 1 for s in self.specs)
+
+    def _part_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The file of each sample."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        """The first sample of each file, counted through all of them."""
+        return np.cumsum([0, *(_count(part) for part in self.parts[:-1])])
+
+    def _feed(self, rows: NDArray[np.intp]) -> Feed:
+        which = self._part_of(rows)
+        feed = {}
+        for spec in self.specs:
+            taken = [
+                self.parts[p][spec.name][r - self._starts[p]]
+                for p, r in zip(which, rows, strict=True)
+            ]
+            whole = self.parts[which[0]][spec.name].ndim == len(spec.dims) + 1
+            feed[spec.name] = np.asarray(taken[0] if whole else np.stack(taken), order="C")
+        return feed
+
+
+def load_samples(
+    path: str | Path, specs: Sequence[InputSpec], labels: str | None, *, lacking: bool = False
+) -> Samples:
+    """Read samples and check them against a model's inputs.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.npz`` with one array per input, ``.npy`` for a model with one input, or a folder of
+        such files.
+    specs : sequence of InputSpec
+    labels : str or None
+        Name of the array of integer labels.
+    lacking : bool
+        Whether the samples may do without them.
+
+    Raises
+    ------
+    DataError
+        If it can't be read, or a name, shape or type doesn't fit the model.
+    """
+    path = Path(path)
+    if not specs:
+        raise DataError(f"the model has no inputs that {path} could feed: leave out --data")
+    files = _files(path)
+    parts, targets, read = [], [], 0
+    for file in files:
+        arrays = _read(file, specs, mapped=read > _READ_WHOLE)
+        read += sum(array.nbytes for array in arrays.values())
+        parts.append(_checked(arrays, specs, file))
+        if labels is not None and not (lacking and labels not in arrays):
+            targets.append(_labels(arrays, labels, file, _count(parts[-1])))
+    total = sum(_count(part) for part in parts)
+    if total == 0:
+        raise DataError(f"{path} holds no samples: every array's first axis is 0 long")
+    return Samples(
+        str(path),
+        tuple(parts),
+        np.concatenate(targets) if targets else None,
+        np.arange(total),
+        tuple(specs),
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        return _found(path)
+    except OSError as error:  # a name too long, a folder that can't be listed
+        raise DataError(f"can't read {str(path)[:80]}: {error.strerror or error}") from None
+
+
+def _found(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
+        if not files:
+            raise DataError(f"the folder {path} holds no .npz or .npy files")
+        return files
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder of samples")
+    if path.suffix not in (".npz", ".npy"):
+        raise DataError(f"{path} is neither .npz nor .npy: save the samples with numpy.savez")
+    return [path]
+
+
+def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, NDArray[Any]]:
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{file} is not a regular file: save the samples with numpy.savez")
+    if file.suffix == ".npy" and len(specs) != 1:
+        raise DataError(
+            f"{file} is one array, the model has {len(specs)} inputs: save a .npz with "
+            f"{', '.join(s.name for s in specs)}"
+        )
+    try:
+        if file.suffix == ".npy":
+            # What is mapped goes with its file, and this process with it, where that is cut short.
+            array = np.lib.format.open_memmap(file, mode="r")
+            mapped = mapped or array.nbytes > _READ_WHOLE
+            return {specs[0].name: array if mapped else np.array(array)}
+        return read_npz(file)
+    except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
+        reason = one_line(error)
+    raise DataError(f"can't read {file}: {reason}; save it again with numpy.savez")
+
+
+def _checked(
+    arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec], file: Path
+) -> dict[str, NDArray[Any]]:
+    part, counts = {}, {}
+    for spec in specs:
+        if spec.name not in arrays:
+            raise DataError(
+                f"{file} has no array {spec.name!r} for the input {spec}; it has "
+                f"{', '.join(sorted(arrays)) or 'nothing'}"
+            )
+        array = arrays[spec.name]
+        if array.dtype != spec.dtype:
+            raise DataError(
+                f"{file}: {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: convert "
+                f"it with .astype({spec.dtype.name!r})"
+            )
+        if array.ndim not in (len(spec.dims), len(spec.dims) + 1) or array.ndim == 0:
+            raise DataError(
+                f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec} "
+                "with the samples along the first axis"
+            )
+        whole = array.ndim == len(spec.dims) + 1
+        dims = spec.dims if whole else spec.dims[1:]
+        for axis, (size, dim) in enumerate(zip(array.shape[1:], dims, strict=True), 1):
+            if isinstance(dim, int) and dim != size:
+                raise DataError(
+                    f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec}: "
+                    f"axis {axis} is {size}, not {dim}"
+                )
+        part[spec.name], counts[spec.name] = array, len(array)
+    if len(set(counts.values())) > 1:
+        raise DataError(
+            f"{file}: the arrays hold different numbers of samples: "
+            + ", ".join(f"{n} {c}" for n, c in counts.items())
+        )
+    return part
+
+
+def _labels(
+    arrays: dict[str, NDArray[Any]], name: str, file: Path, count: int
+) -> NDArray[np.int64]:
+    if name not in arrays:
+        raise DataError(
+            f"{file} has no array {name!r} for the labels; it has {', '.join(sorted(arrays))}"
+        )
+    labels = np.asarray(arrays[name])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{file}: the labels {name!r} are {labels.dtype}{list(labels.shape)}, expected "
+            f"{count} integers"
+        )
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{file}: the labels {name!r} run up to {labels.max()}, which is no class")
+    return labels.astype(np.int64)
+
+
+def _count(part: dict[str, NDArray[Any]]) -> int:
+    return len(next(iter(part.values())))

@@ -1,0 +1,96 @@
+"""Static shapes of a model's tensors for given input shapes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnxlr.errors import ModelError
+from onnxlr.model.graph import serialize, to_proto
+from onnxlr.system.sandbox import in_child, tries
+from onnxlr.system.session import Feed, Machine, open_exposed
+from onnxlr.types import Shape
+
+_SMALL = 1024  # elements; a larger initializer doesn't decide shapes, and its data stays behind
+
+
+def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of the main graph's tensors by ONNX shape inference with data propagation.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    inputs : mapping of str to tuple of int
+        A static shape for every graph input.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Every tensor whose shape came out static; the others are absent.
+    """
+    sketch = model.clone()
+    for name, value in list(sketch.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.size > _SMALL:
+            sketch.graph.initializers.pop(name)
+            if value not in sketch.graph.inputs:
+                sketch.graph.inputs.append(value)
+    for value in sketch.graph.inputs:
+        if (shape := inputs.get(value.name or "")) is not None:
+            value.shape = ir.Shape(shape)
+    # Shapes stored for the dynamic model would be merged with, and may contradict, the static.
+    for node in sketch.graph:
+        for output in node.outputs:
+            output.shape = None
+    proto = to_proto(sketch)
+    del proto.graph.value_info[:]
+    try:
+        graph = _inferred(serialize(proto, "the model"))
+    except Exception:  # inference stops at what it can't merge; running the model decides then
+        return dict(inputs)
+    shapes = dict(inputs)
+    for info in (*graph.value_info, *graph.output):
+        tensor_type = info.type.tensor_type
+        if tensor_type.HasField("shape"):
+            dims = tuple(d.dim_value for d in tensor_type.shape.dim)
+            if all(d.HasField("dim_value") for d in tensor_type.shape.dim):
+                shapes[info.name] = dims
+    return shapes
+
+
+def _inferred(model: bytes) -> onnx.GraphProto:
+    """What inference says of values and outputs; in the child process, since some of it crashes."""
+    if not tries():
+        return _infer(model)
+    return in_child(_infer, model, what="inferring shapes")
+
+
+def _infer(model: bytes) -> onnx.GraphProto:
+    proto = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return onnx.GraphProto(value_info=proto.graph.value_info, output=proto.graph.output)
+
+
+def observe_shapes(
+    model: ir.Model, names: Iterable[str], feed: Feed, machine: Machine, folder: str | None = None
+) -> dict[str, Shape]:
+    """Shapes of intermediate tensors, seen by running the model once with them as outputs.
+
+    ``folder`` is where its external data lie.
+    """
+    proto = to_proto(model)
+    present = {o.name for o in proto.graph.output}
+    wanted = [n for n in dict.fromkeys(names) if n]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in present)
+    try:
+        given = serialize(proto, "the model"), machine, folder, dict(feed), wanted
+        # With other outputs it is another model to the runtime, which may crash on it.
+        return in_child(_observe, *given, what="observing shapes") if tries() else _observe(*given)
+    except (ModelError, ValueError):
+        return {}
+
+
+def _observe(
+    blob: bytes, machine: Machine, folder: str | None, feed: Feed, wanted: Sequence[str]
+) -> dict[str, Shape]:
+    outputs = open_exposed(blob, machine, "the model", folder).run(feed)
+    return {n: tuple(outputs[n].shape) for n in wanted if n in outputs}

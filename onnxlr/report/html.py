@@ -1,0 +1,250 @@
+"""The HTML report: one file that needs no other, nor a network, nor a script."""
+
+from importlib.resources import files
+from pathlib import PurePath
+
+from onnxlr.plan.plan import KEEP, Decision
+from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
+from onnxlr.report.markup import definitions, named, row, said, section, table
+from onnxlr.report.report import Report
+from onnxlr.types import rank_words
+from onnxlr.verify.fidelity import Quality
+
+# Nothing is fetched and nothing runs, whatever a model's names may hold.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_NOT_RUN = "not measured (--verify none)"
+
+# The columns of the tables: how a cell is set, and what heads it.
+_BEFORE_AFTER = (("", "quantity"), ("number", "original"), ("number", "optimized"), ("", "change"))
+_LAYER_COLUMNS = (
+    ("", "layer"),
+    ("word", "op"),
+    ("number", "shape"),
+    ("word", "decision"),
+    ("number", "rank"),
+    ("number", "parameters"),
+    ("number", "MACs"),
+    ("number", "weight error"),
+    ("number", "output error"),
+    ("number", "ms alone"),
+    ("reason", "reason"),
+)
+
+
+def write_page(report: Report) -> str:
+    """The whole report as the text of one HTML file.
+
+    Figures are there for what the report has: spectra, alternatives and layers' times. The same
+    report gives the same text.
+
+    Parameters
+    ----------
+    report : Report
+
+    Returns
+    -------
+    str
+        To be written as UTF-8. Names from the model are escaped.
+    """
+    style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
+    sections = (
+        _outcome(report),
+        spectra_section(report),
+        tradeoff_section(report),
+        latency_section(report),
+        _decisions(report),
+        _circumstances(report),
+    )
+    content = "\n".join(s for s in sections if s)
+    model = _model_name(report)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="generator" content="onnxlr {said(report.version)}">
+<title>{said(model)}: {said(report.verdict)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="kicker">Low-rank factorization by onnxlr {said(report.version)}</p>
+<h1>{named(model)}</h1>
+<p class="verdict">{said(_capital(report.verdict))}.</p>
+</header>
+{content}
+</main>
+</body>
+</html>
+"""
+
+
+def _outcome(report: Report) -> str:
+    notes = "".join(f"<li>{said(note)}</li>" for note in report.notes)
+    return section(
+        "Before and after",
+        _tiles(report),
+        table("The model before and after", _BEFORE_AFTER, _rows(report)),
+        *(f"<p>{said(sentence)}</p>" for sentence in _sentences(report)),
+        f"<h3>Notes</h3>\n<ul>{notes}</ul>" if notes else "",
+    )
+
+
+def _tiles(report: Report) -> str:
+    """What one looks for first: speed, the metric, and size."""
+    speed, quality = report.speed, report.quality
+    tiles = [("speed-up", "?", "not measured"), ("metric", "?", "not measured")]
+    if speed is not None:
+        interval = f"{speed.verdict}; 95% {speed.low:.2f} to {speed.high:.2f}"
+        tiles[0] = ("speed-up", f"{speed.speedup:.2f}×", interval)
+    if quality is not None:
+        values = f"{quality.original:.4f} → {quality.optimized:.4f}"
+        tiles[1] = (quality.metric, _drop(quality), values)
+    for name, before, after in _sizes(report)[:2]:
+        tiles.append((name, _percent(before, after), f"{before:,} → {after:,}"))
+    content = definitions(
+        (name, f"<strong>{said(value)}</strong> {said(aside)}") for name, value, aside in tiles
+    )
+    return f'<div class="tiles">{content}</div>'
+
+
+def _rows(report: Report) -> list[str]:
+    quality, speed = report.quality, report.speed
+    unmeasured = ("–", "–", _NOT_RUN)
+    rows = []
+    if quality is None:
+        rows.append(("metric", *unmeasured))
+    else:
+        values = (f"{quality.original:.4f}", f"{quality.optimized:.4f}")
+        rows.append((quality.metric, *values, _drop(quality)))
+    rows += [(name, f"{a:,}", f"{b:,}", _percent(a, b)) for name, a, b in _sizes(report)]
+    if speed is None:
+        rows.append(("median ms", *unmeasured))
+    else:
+        times = (f"{speed.a.median_ms:.4f}", f"{speed.b.median_ms:.4f}")
+        ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
+        rows.append(("median ms", *times, f"{ratio}, {speed.verdict}"))
+    return [
+        row(said(name), (("number", a), ("number", b), ("", change))) for name, a, b, change in rows
+    ]
+
+
+def _sizes(report: Report) -> tuple[tuple[str, int, int], ...]:
+    before, after = report.input, report.output
+    return (
+        ("bytes", before.bytes, after.bytes),
+        ("parameters", before.params, after.params),
+        ("MACs", before.macs, after.macs),
+    )
+
+
+def _sentences(report: Report) -> list[str]:
+    """What the table can't hold."""
+    found = []
+    theory, speed = report.theoretical_speedup, report.speed
+    if report.replaced and theory != 1.0:
+        words = f"By its MACs alone the model would run {theory:.2f}× as fast"
+        if speed is None:
+            found.append(f"{words}; how fast it runs was not measured.")
+        else:
+            found.append(
+                f"{words}; {speed.speedup:.2f}× was measured, {speed.speedup / theory:.0%} of that."
+            )
+    if speed is not None and not report.replaced:
+        found.append("Nothing was replaced: the original was timed against itself.")
+    if report.quality is not None:
+        fidelity = report.quality.fidelity
+        words = (
+            f"Beside the original's outputs: relative error {fidelity.rel_error:.2g}, cosine "
+            f"{fidelity.cosine:.6f}"
+        )
+        if fidelity.agreement is not None:
+            words += f", the same class for {fidelity.agreement:.2%}"
+        found.append(f"{words}.")
+    found.append(f"Verified: {report.verified}.")
+    return found
+
+
+def _decisions(report: Report) -> str:
+    methods = ", ".join(f"{method} {count}" for method, count in report.methods().most_common())
+    words = f"{len(report.replaced)} of {len(report.decisions)} layers replaced"
+    return section(
+        "Decisions",
+        f"<p>{said(f'{words}: {methods}' if methods else words)}. Errors are relative; – is what "
+        "does not apply or was not measured.</p>",
+        table("Every layer, and why", _LAYER_COLUMNS, map(_decision, report.decisions)),
+    )
+
+
+def _decision(decision: Decision) -> str:
+    d = decision
+    times = "–"
+    if d.before_ms is not None:
+        times = f"{d.before_ms:.3f}" + ("" if d.after_ms is None else f" → {d.after_ms:.3f}")
+    texts = (
+        d.op,
+        "×".join(map(str, d.shape)),
+        d.decision,
+        rank_words(d.rank) if d.rank else "–",
+        _change(d.params_before, d.params_after),
+        _change(d.macs_before, d.macs_after),
+        "–" if d.error is None else f"{d.error:.3f}",
+        "–" if d.output_error is None else f"{d.output_error:.3f}",
+        times,
+        d.reason,
+    )
+    cells = zip((kind for kind, _ in _LAYER_COLUMNS[1:]), texts, strict=True)
+    return row(named(d.name), cells, "kept" if d.decision == KEEP else "")
+
+
+def _circumstances(report: Report) -> str:
+    machine, known = report.machine, report.circumstances
+    pairs = []
+    if known is not None:
+        pairs.append(("command", f"<pre><code>{said(known.command)}</code></pre>"))
+    pairs += [
+        ("original", named(report.input.path or "given as an object")),
+        ("optimized", named(report.output.path or "not written to a file")),
+        ("execution", f"{machine.provider}, {machine.threads} thread(s), batch {report.batch}"),
+        ("took", f"{report.seconds:.1f} s"),
+    ]
+    if known is not None:
+        pairs += [
+            ("processor", said(known.processor)),
+            ("data", said(known.data)),
+            ("versions", said(", ".join(f"{name} {version}" for name, version in known.versions))),
+            *((f"SHA-256, {name}", f"<code>{said(value)}</code>") for name, value in known.digests),
+        ]
+    missing = (
+        ""
+        if known is not None
+        else ("<p>Command, versions, processor and digests were not recorded.</p>")
+    )
+    return section("Circumstances", definitions(pairs), missing)
+
+
+def _drop(quality: Quality) -> str:
+    return f"drop {quality.drop:.4f}" if quality.drop > 0 else "no drop"
+
+
+def _percent(before: int, after: int) -> str:
+    if before == after or not before:
+        return "unchanged" if before == after else ""
+    return f"{after / before - 1:+.1%}"
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "?"
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def _model_name(report: Report) -> str:
+    return PurePath(report.input.path).name if report.input.path else "the model"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

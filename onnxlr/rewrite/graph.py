@@ -1,0 +1,206 @@
+"""Writing chains into a graph in place of the layers that a plan names."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.layers.find import find_layers
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.base import ChainPass, WeightPass
+from onnxlr.methods.choice import Choice, Factored, Factorize
+from onnxlr.methods.writer import AttributeValue
+from onnxlr.model.graph import (
+    DEFAULTS,
+    Names,
+    add_initializer,
+    carry_over,
+    constant,
+    float_attr,
+    opset,
+    remove_unused,
+    to_float64,
+)
+from onnxlr.types import Rank, Shapes
+
+
+def rewrite(
+    model: ir.Model, shapes: Shapes, choices: Mapping[str, Choice], factorize: Factorize
+) -> ir.Model:
+    """A copy of a prepared model with the chosen layers replaced; the weights kept are shared.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    shapes : mapping of str to tuple of int
+    choices : mapping of str to Choice
+        By layer name.
+    factorize : callable
+        ``(layer, graph_pass, rank) -> Factored``, which may look it up.
+    """
+    result = model.clone()
+    names = Names(result)
+    for layer in find_layers(result, shapes):
+        choice = choices.get(layer.name)
+        if choice is not None:
+            factored = factorize(layer, choice.graph_pass, choice.rank)
+            replace_layer(result, layer, choice, factored, names)
+    if choices and result.ir_version < DEFAULTS:
+        # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
+        result.ir_version = DEFAULTS
+    return result
+
+
+def replace_layer(
+    model: ir.Model, layer: Layer, choice: Choice, factored: Factored, names: Names
+) -> None:
+    """Replace every user of a layer by the chosen chain, in place.
+
+    Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
+    initializers of the main graph, which every body sees.
+    """
+    method = choice.graph_pass.name.replace("-", "_")
+    stem = layer.weight.name or layer.name
+    stored = [
+        add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
+        for i, factor in enumerate(factored.held)
+    ]
+    if isinstance(choice.graph_pass, WeightPass):
+        _restore_weight(model, layer, choice.graph_pass, choice.rank, stored, names)
+        return
+    assert isinstance(choice.graph_pass, ChainPass)
+    for use in layer.uses:
+        writer = _GraphWriter(model, _graph_of(use, model), use.node, method, names)
+        stale = [v for v in use.node.inputs if v is not None]
+        if factored.shift is not None and use.node.op_type != "MatMul":
+            _shift_bias(use, factored.shift, writer, _fixed_bias(use, model))
+        cast = tuple(_cast(f, use.dtype, writer) if use.dtype != layer.dtype else f for f in stored)
+        output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
+        node = use.node
+        if factored.shift is not None and node.op_type == "MatMul":
+            output = _shifted(use, factored.shift, output, writer)
+        carry_over(node.outputs[0], output)
+        if writer.graph is not model.graph and use.y_axes is not None:
+            # Runtimes want to know of bodies how many axes they give. Before opset 13 they don't
+            # find out behind a Reshape to sizes that are read.
+            output.type, output.shape = ir.TensorType(use.dtype), ir.Shape([None] * use.y_axes)
+        ir.convenience.replace_nodes_and_values(
+            writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
+        )
+        remove_unused(stale)
+
+
+def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Value:
+    """A factor in another type; passes ask for its shape."""
+    output = writer.op("Cast", [factor], {"to": int(dtype)})
+    output.type, output.shape = ir.TensorType(dtype), factor.shape
+    return output
+
+
+def _shifted(
+    use: Use, shift: NDArray[np.float64], output: ir.Value, writer: "_GraphWriter"
+) -> ir.Value:
+    """What a MatMul gives, with what its mean lost; without, where W may meet a vector."""
+    if use.slot == 0 and use.x_axes is None:
+        return output
+    column = (-1, 1) if use.slot == 0 and use.x_axes != 1 else (-1,)
+    return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
+
+
+def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
+    """The bias of a Conv or Gemm, where it is a constant in whose place no caller feeds another."""
+    bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    fed = bias is not None and bias.is_graph_input() and model.ir_version >= DEFAULTS
+    return None if fed else constant(bias)
+
+
+def _shift_bias(
+    use: Use, shift: NDArray[np.float64], writer: "_GraphWriter", known: ir.TensorProtocol | None
+) -> None:
+    """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
+    node = use.node
+    alpha, beta = 1.0, 1.0
+    if node.op_type == "Gemm":
+        alpha, beta = float_attr(node, "alpha", 1.0), float_attr(node, "beta", 1.0)
+    shift = alpha * shift
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
+    moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))
+    if old is None or known is not None:
+        if known is not None:
+            moved = moved + to_float64(known)
+        bias = writer.constant(moved, use.dtype)
+    else:
+        bias = writer.op("Add", [old, writer.constant(moved, use.dtype)], {})
+    if beta == 0.0:
+        node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        bias = writer.constant(shift.reshape(moved.shape), use.dtype)
+    node.resize_inputs(3)
+    node.replace_input_with(2, bias)
+
+
+def _restore_weight(
+    model: ir.Model,
+    layer: Layer,
+    graph_pass: WeightPass,
+    rank: Rank,
+    stored: list[ir.Value],
+    names: Names,
+) -> None:
+    """Put what multiplies the factors at the head of the main graph, in the weight's place."""
+    weight, method = layer.weight, graph_pass.name.replace("-", "_")
+    writer = _GraphWriter(model, model.graph, weight, method, names)
+    # Half precision has no product on CPUs that a runtime could fold: float32 has everywhere.
+    narrow = layer.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    single = {"to": int(ir.DataType.FLOAT)}
+    factors = tuple(writer.op("Cast", [f], single) if narrow else f for f in stored)
+    whole = graph_pass.restore(layer, rank, factors, writer)
+    if narrow:
+        whole = writer.op("Cast", [whole], {"to": int(layer.dtype)})
+    whole.type, whole.shape = ir.TensorType(layer.dtype), ir.Shape(layer.stored_shape)
+    model.graph.insert_before(model.graph[0], writer.nodes)
+    weight.replace_all_uses_with(whole)
+    remove_unused([weight])
+
+
+def _graph_of(use: Use, model: ir.Model) -> ir.Graph:
+    """The node's own graph: the main one, or the body of an If, Loop or Scan."""
+    return use.node.graph if isinstance(use.node.graph, ir.Graph) else model.graph
+
+
+class _GraphWriter:
+    """Names and collects the nodes of one chain (the ``Writer`` that a pass is given)."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        graph: ir.Graph,
+        origin: ir.Node | ir.Value,
+        method: str,
+        names: Names,
+    ) -> None:
+        self.opset = opset(model)
+        self.nodes: list[ir.Node] = []
+        self.graph = graph
+        self._names = names
+        value = origin.outputs[0] if isinstance(origin, ir.Node) else origin
+        self._node_stem = f"{origin.name or value.name}/{method}"
+        self._value_stem = f"{value.name}/{method}"
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
+        """Add a node; the last one written takes over the original's output name."""
+        i = len(self.nodes)
+        node = ir.node(
+            op_type, inputs, attributes, name=self._names.unused(f"{self._node_stem}_{i}")
+        )
+        node.outputs[0].name = self._names.unused(f"{self._value_stem}_{i}")
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """Add a small constant that is no factor."""
+        name = self._names.unused(f"{self._value_stem}_constant")
+        return add_initializer(self.graph, name, array, dtype)

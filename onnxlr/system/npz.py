@@ -1,0 +1,63 @@
+"""Reading .npz files: sizes are known before memory is spent, and nothing is unpickled."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.system.memory import available
+
+_LEAST = 1 << 30  # bytes that are always read
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a .npz file.
+
+    Raises
+    ------
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error
+        If it is none, holds Python objects, or an array isn't as long as it says; if all of them
+        together don't fit into memory.
+    """
+    found = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        whole = sum(member.file_size for member in members)
+        free = available()
+        if whole > max(_LEAST, free):
+            raise ValueError(f"its arrays take {whole:,} bytes, {free:,} bytes of memory are free")
+        for member in members:
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as stream:
+                _check_size(stream, member.file_size)  # type: ignore[arg-type]
+            with archive.open(member) as stream:
+                name = member.filename.removesuffix(".npy")
+                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return found
+
+
+def _check_size(stream: BinaryIO, size: int) -> None:
+    """Refuse an array whose header promises other than what follows it."""
+    version = np.lib.format.read_magic(stream)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"an array is of format version {version}, not supported")
+    shape, _, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("an array holds Python objects, which are never loaded")
+    if any(d < 0 for d in shape):
+        raise ValueError(f"an array has shape {list(shape)}")
+    needed = dtype.itemsize
+    for d in shape:
+        needed *= d
+    if needed != size - stream.tell():
+        raise ValueError(
+            f"an array of {dtype}{list(shape)} needs {needed:,} bytes and has "
+            f"{size - stream.tell():,}"
+        )

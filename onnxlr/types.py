@@ -1,0 +1,16 @@
+"""Types that all stages share: arrays, shapes, ranks, and how a rank is read and written."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Rank = tuple[int, ...]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # by the name of a value
+
+
+def rank_words(rank: Rank) -> str:
+    """A rank as it is read and written: a number, or numbers with commas."""
+    return ",".join(map(str, rank))

@@ -1,0 +1,299 @@
+"""Judging a saved model beside the original: the user's metric, and numerical fidelity."""
+
+import contextlib
+import importlib
+import math
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.errors import DataError, ModelError, UsageError, one_line
+from onnxlr.prepare.samples import Samples
+from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.fidelity import (
+    Classes,
+    Fidelity,
+    Outputs,
+    Quality,
+    Spread,
+    Totals,
+    guess_as,
+    outputs_of_numbers,
+)
+
+_ONE_METRIC = threading.RLock()  # the standard output and the current folder are the process's
+METRICS = ("top1", "agreement", "rel-error", "cosine")
+_REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
+
+
+class Judge:
+    """Runs candidates on fixed samples and compares them with the original.
+
+    Parameters
+    ----------
+    original : Session
+    samples : Samples or sequence of feeds
+        The user's validation samples, or synthetic feeds.
+    metric : str or None
+        One of ``METRICS``, ``module:function``, or None for the default: ``top1`` with labels,
+        else ``agreement`` for a single output of one class vector, else ``rel-error``.
+
+    Raises
+    ------
+    UsageError
+        If the metric is none of these or its function can't be imported.
+    DataError
+        If it needs labels or class scores that aren't there.
+    """
+
+    def __init__(
+        self, original: Session, samples: Samples | Sequence[Feed], metric: str | None
+    ) -> None:
+        self._token = uuid.uuid4().hex
+        self._original = original
+        self._samples = samples
+        self._metric_given = metric
+        self._batch = _workable_batch(original, samples)
+        self._kept: list[Outputs] | None = []
+        self._spreads: dict[str, Spread] = {}
+        self.labels = samples.labels if isinstance(samples, Samples) else None
+        self._classes = Classes((), None)
+        self._measure_original()
+        self._user = _user_metric(metric) if metric and ":" in metric else None
+        self.metric = metric or self._default_metric()
+        if self._user is None:
+            self._check(self.metric)
+        self._baseline: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as what it was made of; made there once."""
+        # Fidelity is what is asked of it there, where the user's module need not be.
+        metric = "rel-error" if self._user is not None else self._metric_given
+        return _judge, (self._token, self._original, self._samples, metric)
+
+    @property
+    def machine(self) -> Machine:
+        """Where the original runs, and a candidate has to."""
+        return self._original.machine
+
+    @property
+    def has_class_vector(self) -> bool:
+        """Whether an output is one vector of class scores a sample."""
+        return self._classes.one_vector
+
+    @property
+    def sees_nothing(self) -> bool:
+        """Whether the original's outputs are all NaN or infinite, as a ruined model's are."""
+        spreads = self._spreads.values()
+        return (
+            self._user is None
+            and any(spread.size for spread in spreads)
+            and not any(spread.finite for spread in spreads)
+        )
+
+    @property
+    def default_is_blind(self) -> bool:
+        """Whether what is judged by, where the user names no metric, says little here.
+
+        On synthetic inputs, and where the original gives every sample the same class, even a
+        ruined model may agree. Where the original gets no more labels right than chance would, a
+        ruined one does as well.
+        """
+        if self.metric == "top1":
+            return self._classes.by_chance
+        return self.metric == "agreement" and (
+            not isinstance(self._samples, Samples) or self._classes.seen < 2
+        )
+
+    def judge(self, candidate: Session) -> Quality:
+        """Run a candidate on every sample."""
+        totals = {name: Totals() for name in self._spreads}
+        classes = self._classes
+        agree = right = right_before = count = 0
+        divergence = 0.0
+        for i, batch in enumerate(self._batches()):
+            before = self._reference(i, batch)
+            after = _cut(candidate.run(batch.feed), batch)
+            for name, total in totals.items():
+                total.add(before[name], after.get(name))
+            if classes.output is not None:
+                original = before[classes.output].argmax(-1)
+                guess = guess_as(before[classes.output], after.get(classes.output))
+                count += original.size
+                agree += int(np.count_nonzero(guess == original))
+                if classes.one_vector:
+                    divergence += classes.divergence(before[classes.output], after[classes.output])
+                if self.metric == "top1" and self.labels is not None:
+                    right += int(np.count_nonzero(guess == self.labels[batch.index]))
+                    right_before += int(np.count_nonzero(original == self.labels[batch.index]))
+        shown = classes.one_vector or self.metric == "agreement"
+        fidelity = Fidelity(
+            max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
+            min(t.cosine() for t in totals.values()),
+            agree / count if count and shown else None,
+            divergence / count if count and classes.one_vector else None,
+        )
+        if self._user is not None:
+            if self._baseline is None:
+                self._baseline = self._call_user(self._original)
+            return Quality(self.metric, self._baseline, self._call_user(candidate), fidelity)
+        values = {
+            "top1": (right_before / max(count, 1), right / max(count, 1)),
+            "agreement": (1.0, agree / max(count, 1)),
+            "rel-error": (0.0, fidelity.rel_error),
+            "cosine": (1.0, fidelity.cosine),
+        }
+        return Quality(self.metric, *values[self.metric], fidelity)
+
+    def _default_metric(self) -> str:
+        if self.labels is not None:
+            return "top1"
+        return "agreement" if self._classes.one_vector and len(self._spreads) == 1 else "rel-error"
+
+    def _check(self, metric: str) -> None:
+        if metric not in METRICS:
+            raise UsageError(
+                f"--metric {metric!r} is unknown: choose from {', '.join(METRICS)} or "
+                "module:function"
+            )
+        if metric == "top1" and self.labels is None:
+            raise DataError("the metric top1 needs labels: name their array with --labels")
+        if metric == "top1" and not self._classes.one_vector:
+            raise DataError("the metric top1 needs an output of shape (batch, classes)")
+        if metric == "top1" and self.labels is not None and isinstance(self._samples, Samples):
+            used = self.labels[self._samples.index]
+            if used.min() < 0 or used.max() >= self._classes.fewest:
+                raise DataError(
+                    f"the labels of {self._samples.label} run from {used.min()} to {used.max()}, "
+                    f"the output {self._classes.output!r} has the classes 0 to "
+                    f"{self._classes.fewest - 1}: shift the labels, or leave those samples out"
+                )
+        if metric == "agreement" and self._classes.output is None:
+            raise DataError("the metric agreement needs an output with a last axis of classes")
+
+    def _measure_original(self) -> None:
+        held = 0
+        for batch in self._batches():
+            outputs = _cut(self._original.run(batch.feed), batch)
+            if not self._spreads:
+                names = outputs_of_numbers(outputs)
+                if not names:
+                    raise ModelError(
+                        f"{self._original.label} has no output that is a tensor of numbers, and so "
+                        "nothing to judge: use --verify none"
+                    )
+                self._spreads = {name: Spread() for name in names}
+                self._classes = Classes(names, self.labels)
+            self._classes.add(outputs, batch.samples, batch.index)
+            for name, spread in self._spreads.items():
+                spread.add(outputs[name], batch.samples)
+            if self._kept is not None:
+                held += sum(y.nbytes for y in outputs.values())
+                self._kept.append(outputs)
+                if held > _REFERENCE_BUDGET:
+                    self._kept = None  # from now on the original runs beside each candidate
+
+    def _reference(self, i: int, batch: "_Batch") -> Outputs:
+        if self._kept is not None:
+            return self._kept[i]
+        return _cut(self._original.run(batch.feed), batch)
+
+    def _batches(self) -> "Iterator[_Batch]":
+        if isinstance(self._samples, Samples):
+            for feed, index, padded in self._samples.batches(self._batch):
+                yield _Batch(feed, len(index), padded, index)
+        else:
+            for feed in self._samples:
+                rows = next((a.shape[0] for a in feed.values() if a.ndim), 1)
+                yield _Batch(feed, rows, rows, None)
+
+    def _call_user(self, session: Session) -> float:
+        assert self._user is not None
+        with _ONE_METRIC:
+            here = Path.cwd()
+            try:
+                # What it prints is no part of ours, and where it goes is its own affair.
+                with contextlib.redirect_stdout(sys.stderr):
+                    value = float(self._user(session.raw))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # frameworks have ends of their own
+                raise DataError(
+                    f"the metric {self.metric} failed: {type(error).__name__}: {one_line(error)}"
+                ) from None
+            finally:
+                os.chdir(here)
+        if math.isnan(value):
+            raise DataError(f"the metric {self.metric} gave nan: it must give a number")
+        return value
+
+
+_LATEST: dict[str, Judge] = {}  # the last that arrived in this process
+
+
+def _judge(
+    token: str, original: Session, samples: Samples | Sequence[Feed], metric: str | None
+) -> Judge:
+    if token not in _LATEST:
+        _LATEST.clear()
+        _LATEST[token] = Judge(original, samples, metric)
+    return _LATEST[token]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One run: what is fed, how many samples count, and how many rows it was padded to."""
+
+    feed: Feed
+    samples: int
+    padded: int
+    index: NDArray[np.intp] | None
+
+
+def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int | None:
+    """The batch a model takes; one where it declares an open batch that it doesn't keep."""
+    if not isinstance(samples, Samples):
+        return None
+    try:
+        session.run(next(iter(samples.batches()))[0])
+    except ModelError:
+        if samples.batch == 1 or any(s.fixed_batch is not None for s in samples.specs):
+            raise
+        return 1
+    return samples.batch
+
+
+def _cut(outputs: Outputs, batch: _Batch) -> Outputs:
+    """Drop the rows that only pad a last batch."""
+    if batch.padded == batch.samples:
+        return outputs
+    return {
+        n: y[: batch.samples] if y.ndim and y.shape[0] == batch.padded else y
+        for n, y in outputs.items()
+    }
+
+
+def _user_metric(text: str) -> Callable[[Any], float]:
+    module, _, name = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module of the user's may do anything
+        raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
+    finally:
+        os.chdir(here)
+    if not callable(function):
+        raise UsageError(f"--metric {text!r} is not a function")
+    return function  # type: ignore[no-any-return]

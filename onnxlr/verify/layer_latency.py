@@ -1,0 +1,205 @@
+"""Timing one layer beside its replacement, each alone in a model of its own."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxlr.errors import CrashError, ModelError, one_line
+from onnxlr.layers.find import find_layers
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.choice import Choice, Factored
+from onnxlr.model.graph import Names, add_initializer, opset, serialize, to_proto
+from onnxlr.rewrite.graph import replace_layer
+from onnxlr.system.patience import Waiting
+from onnxlr.system.sandbox import in_child
+from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.types import rank_words
+from onnxlr.verify import latency
+from onnxlr.verify.latency import MARGIN, Comparison, interleave
+
+_PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
+SECONDS = 0.12  # a comparison, unless told otherwise
+_MOST_ROUNDS = 40
+# What is declared need not be what is run: no memory and no minutes for sizes beyond all reason.
+_MOST_ELEMENTS = 2**27  # of an input and an output
+_MOST_MACS = 10**12
+_BARE_GEMM = 11  # opset from which on a Gemm need not have a bias
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Milliseconds of a layer and of its replacement, with the noise of the latter.
+
+    Attributes
+    ----------
+    before_ms, after_ms : float
+        Sums of the median times over the layer's users.
+    at_most_ms : float
+        What the replacement takes at the slow end of the 95% intervals.
+    """
+
+    before_ms: float
+    after_ms: float
+    at_most_ms: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the replacement is faster beyond noise."""
+        return self.before_ms > (1 + MARGIN) * self.at_most_ms
+
+    def refusal(self, choice: Choice) -> str:
+        """Why a replacement that isn't faster isn't used."""
+        if self is CRASHED:
+            return f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} crashed the runtime"
+        return (
+            f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} takes "
+            f"{self.after_ms:.3f} ms, the original {self.before_ms:.3f} ms: not measurably faster"
+        )
+
+    @property
+    def saved_ms(self) -> float:
+        """Milliseconds saved."""
+        return self.before_ms - self.after_ms
+
+
+# Of a replacement that brought the runtime down.
+CRASHED = LayerTime(1.0, math.inf, math.inf)
+
+
+def measure(
+    model: ir.Model,
+    layer: Layer,
+    use: Use,
+    choice: Choice,
+    machine: Machine,
+    seconds: float | None = None,
+) -> LayerTime | None:
+    """Time one use of a layer and what would replace it, interleaved.
+
+    Values don't matter for time, so that weights and factors are random. None where shapes are
+    unknown, too large to be run, or the runtime refuses it; ``CRASHED`` where that goes down.
+    """
+    if use.x_shape is None or use.y_shape is None:
+        return None
+    elements = math.prod(use.x_shape) + math.prod(use.y_shape)
+    if elements > _MOST_ELEMENTS or (replace(layer, uses=(use,)).macs or 0) > _MOST_MACS:
+        return None
+    alone = layer_model(layer, use, opset(model))
+    replaced = alone.clone()
+    (target,) = find_layers(replaced, {"x": use.x_shape, "y": use.y_shape})
+    rng = np.random.default_rng(0)
+    factors = tuple(
+        rng.standard_normal(shape) * 0.1
+        for shape in choice.graph_pass.factor_shapes(target, choice.rank)
+    )
+    replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
+    if layer.kind == "gather":
+        feed = {"x": rng.integers(0, layer.shape[layer.lookup_axis(use)], use.x_shape)}
+    else:
+        feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
+    try:
+        models = tuple(serialize(to_proto(m), layer.name) for m in (alone, replaced))
+        what = f"timing {choice.graph_pass.name} for {layer.name!r}"
+        result = timed_apart(models, machine, feed, seconds or SECONDS, what)
+    except CrashError:
+        return CRASHED
+    except ModelError:  # bfloat16 on the CPU, for one
+        return None
+    before = result.a.median_ms
+    return LayerTime(before, result.b.median_ms, before / result.low)
+
+
+def timed_apart(
+    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, what: str
+) -> Comparison:
+    """Two models timed in turn, in the child process: what crashes there costs a candidate only.
+
+    Raises
+    ------
+    CrashError
+        If the child process goes down.
+    ModelError
+        If the runtime refuses one of them.
+    """
+    return in_child(
+        _timed, models, machine, feed, seconds, latency.FEWEST, within=Waiting(_PATIENCE), what=what
+    )
+
+
+def _timed(
+    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, fewest: int
+) -> Comparison:
+    a, b = (Session(m, machine).bound(feed) for m in models)
+    try:
+        return interleave(a, b, seconds, _MOST_ROUNDS, fewest)
+    except Exception as error:  # the runtime's own kinds
+        raise ModelError(one_line(error)) from None
+
+
+def signature(layer: Layer, use: Use) -> str:
+    """All that decides how long a use of a layer takes, to be read in a table."""
+    attributes = sorted((name, a.value) for name, a in use.node.attributes.items())
+    words = [
+        use.node.op_type,
+        "x".join(map(str, layer.shape)),
+        f"on {list(use.x_shape or ())}",
+        *(f"{n}={list(v) if isinstance(v, (list, tuple)) else v}" for n, v in attributes),
+        use.dtype.name.lower(),
+    ]
+    if layer.dtype != use.dtype:
+        words.append(f"stored as {layer.dtype.name.lower()}")
+    if use.swapped:
+        words.append("swapped")
+    if use.slot == 0:
+        words.append("weight first")
+    if len(use.node.inputs) > 2:
+        words.append("with bias")
+    return " ".join(words)
+
+
+def layer_model(
+    layer: Layer, use: Use, version: int, weight: NDArray[np.generic] | None = None
+) -> ir.Model:
+    """A model of one node: input ``x`` of the known shape, output ``y``, no bias to speak of.
+
+    Parameters
+    ----------
+    layer : Layer
+    use : Use
+    version : int
+        Of the opset.
+    weight : ndarray, optional
+        In the layer's shape; random without it.
+    """
+    rng = np.random.default_rng(0)
+    given = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
+    shape = None if use.x_shape is None else ir.Shape(use.x_shape)
+    x = ir.Value(name="x", shape=shape, type=ir.TensorType(given))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
+    if weight is None:
+        weight = rng.standard_normal(layer.shape) * 0.1
+    if use.swapped:
+        weight = weight.swapaxes(-1, -2)
+    inputs: list[ir.Value | None] = [x]
+    inputs.insert(
+        use.slot,
+        add_initializer(graph, "weight", weight, use.dtype),
+    )
+    biased = len(use.node.inputs) > 2 and use.node.inputs[2] is not None
+    if biased and use.y_shape is not None:
+        size = use.y_shape[1] if layer.kind != "matrix" else use.y_shape[-1]
+        inputs.append(add_initializer(graph, "bias", np.zeros(size), use.dtype))
+    elif use.node.op_type == "Gemm" and version < _BARE_GEMM:
+        inputs.append(add_initializer(graph, "bias", np.zeros(1), use.dtype))
+    attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
+    node = ir.Node("", use.node.op_type, inputs, attributes, name="layer")
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(use.dtype), None
+    y.shape = None if use.y_shape is None else ir.Shape(use.y_shape)
+    graph.append(node)
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=8)

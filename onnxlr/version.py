@@ -1,0 +1,3 @@
+"""The version, which costs nothing to import."""
+
+__version__ = "0.1.0"
