@@ -13,11 +13,11 @@ from pathlib import Path
 import click
 from matplotlib.axes import Axes
 
-from models.checkpoint import Recipe, digest, load_network
-from models.datasets import DATASETS, Data, load
 from models.experiments.record import Record, Row, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
-from models.train import Place, accuracy, class_accuracy, place_options, train_model
+from models.reference.checkpoint import Recipe, digest, load_network
+from models.reference.datasets import DATASETS, Data, load
+from models.reference.train import Place, accuracy, class_accuracy, place_options, train_model
 from onnxlr.plan.plan import Decision, Plan
 from onnxlr.training import factorize_
 

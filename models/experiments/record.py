@@ -17,7 +17,7 @@ import matplotlib as mpl
 import torch
 from rich.console import Console
 
-from models.files import replace_file
+from models.reference.files import replace_file
 from onnxlr.verify.latency_table import processor
 from onnxlr.version import __version__
 

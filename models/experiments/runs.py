@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from torch import nn
 
-from models.checkpoint import Recipe, digest, load_network, load_weights, make_network
-from models.datasets import Data, load
-from models.train import Place, place_options, train_model
+from models.reference.checkpoint import Recipe, digest, load_network, load_weights, make_network
+from models.reference.datasets import Data, load
+from models.reference.train import Place, place_options, train_model
 from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 
@@ -133,7 +133,7 @@ def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="Trained weights to begin with (.npz or a checkpoint); drawn otherwise.",
         ),
-        click.option("--network", default="resnet32", help="As models.train names it."),
+        click.option("--network", default="resnet32", help="As models.reference.train names it."),
         click.option("--base-epochs", default=3, help="Of the network that all runs start from."),
         click.option("--base-lr", default=0.01, help="Learning rate of those."),
         click.option("--epochs", default=2, help="Of each run after it."),

@@ -14,6 +14,7 @@ from onnxlr.methods.choice import Choice, plan_digest
 from onnxlr.methods.registry import find_pass
 from onnxlr.types import Rank
 from onnxlr.verify.layer_latency import LayerTime
+from onnxlr.version import __version__
 
 KEEP = "keep"
 
@@ -118,8 +119,6 @@ class Plan:
 
     def to_json(self) -> str:
         """Readable, diffable JSON with a row a layer."""
-        from onnxlr.version import __version__
-
         fitted = None if self.calibration is None else asdict(self.calibration)
         head = {
             "onnxlr_version": __version__,

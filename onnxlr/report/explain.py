@@ -31,6 +31,7 @@ from onnxlr.types import rank_words
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 from onnxlr.verify.latency_table import processor
+from onnxlr.version import __version__
 
 _NAMED = 5  # of them
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
@@ -88,8 +89,6 @@ class Outcome:
         self, plan: Plan, built: Built, out: str | None, seconds: float, old: Sequence[str] = ()
     ) -> Report:
         """All of it, with the verdict in a sentence."""
-        from onnxlr.version import __version__
-
         source, decisions = self.prepared.source, plan.decisions
         before = Size(
             source.label,
@@ -283,8 +282,6 @@ class Outcome:
         return tuple(rows)
 
     def _circumstances(self, plan: Plan) -> Circumstances:
-        from onnxlr.version import __version__
-
         versions = [("onnxlr", __version__), ("python", platform.python_version())]
         if self.options.verify != "none":
             versions.append(("onnxruntime", runtime_version()))

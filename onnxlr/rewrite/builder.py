@@ -23,6 +23,7 @@ from onnxlr.system.cache import Store, key_of
 from onnxlr.system.files import write_failure
 from onnxlr.system.pool import Jobs
 from onnxlr.types import Rank
+from onnxlr.version import __version__
 
 _BUDGET = 256 << 20  # bytes of factors that are held in memory
 
@@ -76,8 +77,6 @@ class Factory:
 
         The file carries onnxlr's version and the plan's digest in its ``metadata_props``.
         """
-        from onnxlr.version import __version__
-
         if self._last is not None and self._last[0] == choices:
             return self._last[1]
         self._last = None

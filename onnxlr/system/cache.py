@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnxlr.system.files import TEMPORARY, replacing
 from onnxlr.system.npz import read_npz
+from onnxlr.version import __version__
 
 ENTRY_POINTS = "onnxlr.passes"  # where packages announce what they bring
 FOLDER_VARIABLE = "ONNXLR_CACHE"
@@ -121,8 +122,6 @@ def key_of(*parts: object) -> str:
     Those of onnxlr, and of every package that brings passes: another version may factorize in
     another way.
     """
-    from onnxlr.version import __version__
-
     return hashlib.sha256(repr((__version__, _others(), *parts)).encode()).hexdigest()[:20]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from onnxlr.errors import ClusterError, RuntimeMissingError, UsageError, one_line
 from onnxlr.system.memory import words
 from onnxlr.system.pool import LOOK
+from onnxlr.version import __version__
 
 T = TypeVar("T")
 
@@ -278,8 +279,6 @@ def _quiet() -> Iterator[None]:
 def _versions() -> dict[str, str]:
     """What sums depend on."""
     import scipy
-
-    from onnxlr.version import __version__
 
     return {
         "onnxlr": __version__,

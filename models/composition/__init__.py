@@ -1,0 +1,1 @@
+"""What onnxlr and other tools make of a model together, in either order."""

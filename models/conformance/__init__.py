@@ -1,0 +1,1 @@
+"""The onnx package's backend tests through every command."""

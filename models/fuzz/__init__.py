@@ -1,0 +1,1 @@
+"""Hostile inputs and faults: what no run may end in."""

@@ -1,0 +1,1 @@
+"""Networks, data sets, training and export: what the shipped models are made with."""

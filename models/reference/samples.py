@@ -1,0 +1,48 @@
+"""Writes the sample of test images that the examples and tests read: fashion-samples.npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from models.reference.datasets import DATASETS, load, pixels
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--count", type=click.IntRange(min=1), default=600, help="Images to choose.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the choice.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=DATASETS["fashion"].folder,
+    help="Folder with the Fashion-MNIST IDX files.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("models/fashion-samples.npz"),
+    help="File to write.",
+)
+def main(count: int, seed: int, data_dir: Path, out: Path) -> None:
+    """Write a seeded choice of Fashion-MNIST test images to one .npz file.
+
+    It holds `image`, float32 in 0..1 of shape (count, 1, 28, 28), and `label`, int64 of shape
+    (count,).
+
+    \b
+    Example:
+      python -m models.reference.samples --count 600 --out models/fashion-samples.npz
+    """
+    _, test = load("fashion", data_dir)
+    if count > len(test.label):
+        raise click.BadParameter(f"{count} of {len(test.label)} test images; ask for fewer.")
+    chosen = np.random.default_rng(seed).choice(len(test.label), size=count, replace=False)
+    image, label = pixels(test.image[chosen]), test.label[chosen]
+    np.savez_compressed(out, image=image.numpy(), label=label.numpy())
+    click.echo(f"{out}: {count} images, {out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Public models on real samples: fetched by package name, optimized, checked and tabulated."""

@@ -1,0 +1,206 @@
+"""What users of the zoo's models would notice: a metric of each one's task, 1 at best.
+
+The functions are given to onnxlr as ``--metric models.zoo.tasks:NAME``; ``set_task`` says before
+what they look at. Where the truth is known it is what counts, else what the original says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import scipy.ndimage
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+_BATCH = 16
+_INK, _SHRUNK = 0.3, 1.5  # of the detector: what counts as text, and how boxes are widened again
+_OVERLAP = 0.5  # intersection over union from which a box is found
+_NOTE = 0.3
+_CENTS, _BIN = 50.0, 20.0
+
+
+@dataclass
+class _Task:
+    """The samples, what is known of them, and what the original makes of them."""
+
+    original: Path
+    samples: Arrays
+    truth: Arrays
+    expected: dict[str, Any] = field(default_factory=dict)
+
+    def reference(self, name: str, make: Callable[[ort.InferenceSession], Any]) -> Any:
+        """What the original gives; made once."""
+        if name not in self.expected:
+            session = ort.InferenceSession(self.original, providers=["CPUExecutionProvider"])
+            self.expected[name] = make(session)
+        return self.expected[name]
+
+
+_tasks: list[_Task] = []
+
+
+def set_task(original: Path, samples: Path, truth: Path) -> None:
+    """Say what the metrics are measured on.
+
+    Parameters
+    ----------
+    original : Path
+    samples : Path
+        ``.npz`` of the model's inputs.
+    truth : Path
+        ``.npz`` of what is known of those samples.
+    """
+    with np.load(samples) as found, np.load(truth) as known:
+        _tasks[:] = [_Task(original, dict(found), dict(known))]
+
+
+def _outputs(session: ort.InferenceSession, samples: Arrays) -> list[NDArray[Any]]:
+    """All outputs for all samples, in batches where the model leaves them open."""
+    count = len(next(iter(samples.values())))
+    shape = session.get_inputs()[0].shape
+    size = 1 if isinstance(shape[0], int) else _BATCH
+    parts = [
+        session.run(None, {name: a[i : i + size] for name, a in samples.items()})
+        for i in range(0, count, size)
+    ]
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def recogniser(session: ort.InferenceSession) -> float:
+    """Share of characters read right: 1 − edit distance / length, of all lines together."""
+    (task,) = _tasks
+    known = session.get_modelmeta().custom_metadata_map.get("character")
+    if known is None:  # a candidate keeps the metadata, a session from bytes has them too
+        raise ValueError("the model doesn't say what its characters are")
+    letters = ["", *known.splitlines(), " "]
+    (scores,) = _outputs(session, task.samples)
+    wrong = length = 0
+    for best, text in zip(scores.argmax(-1), task.truth["text"], strict=True):
+        once = best[np.flatnonzero(np.diff(best, prepend=-1))]
+        wrong += min(_distance("".join(letters[i] for i in once), str(text)), len(str(text)))
+        length += len(str(text))
+    return 1 - wrong / length
+
+
+def _distance(one: str, other: str) -> int:
+    """Levenshtein's.
+
+    >>> _distance("kitten", "sitting"), _distance("", "abc")
+    (3, 3)
+    """
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        above = row
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (a != b)))
+    return row[-1]
+
+
+def detector(session: ort.InferenceSession) -> float:
+    """F-measure of the lines of text that are found, beside where they were drawn."""
+    (task,) = _tasks
+    (maps,) = _outputs(session, task.samples)
+    found = right = drawn = 0
+    for page, truth in zip(maps[:, 0], task.truth["boxes"], strict=True):
+        left = [_box(b) for b in truth if b[2] > 0]
+        drawn += len(left)
+        for box in _text_boxes(page):
+            found += 1
+            best = max(left, key=lambda b: _overlap(b, box), default=None)
+            if best is not None and _overlap(best, box) >= _OVERLAP:
+                left.remove(best)
+                right += 1
+    return 2 * right / max(found + drawn, 1)
+
+
+def _box(row: NDArray[Any]) -> Box:
+    left, top, right, bottom = map(float, row)
+    return left, top, right, bottom
+
+
+def _text_boxes(page: NDArray[Any]) -> Iterator[Box]:
+    """Bounding boxes of ink, widened as differentiable binarization shrank them (Liao et al.)."""
+    labels, _ = scipy.ndimage.label(page > _INK)
+    for rows, columns in scipy.ndimage.find_objects(labels):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if min(height, width) < 3:
+            continue
+        reach = _SHRUNK * height * width / (2 * (height + width))
+        yield (
+            columns.start - reach,
+            rows.start - reach,
+            columns.stop + reach,
+            rows.stop + reach,
+        )
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """Intersection over union.
+
+    >>> _overlap((0, 0, 2, 2), (1, 0, 3, 2))
+    0.3333333333333333
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
+    return common / (sum(areas) - common)
+
+
+def opinion_scores(session: ort.InferenceSession) -> float:
+    """1 − mean difference from the original's scores, in parts of their scale from 1 to 5."""
+    (task,) = _tasks
+    before = task.reference("scores", lambda s: _outputs(s, task.samples)[0])
+    (after,) = _outputs(session, task.samples)
+    return 1 - float(np.abs(after - before).mean()) / 4
+
+
+def speech(session: ort.InferenceSession) -> float:
+    """Share of frames of a stream where the original says the same: speech, or none."""
+    (task,) = _tasks
+
+    def stream(session: ort.InferenceSession) -> NDArray[Any]:
+        state = np.zeros((2, 1, 128), np.float32)
+        said = []
+        for frame in task.truth["stream"]:
+            feed = {"input": frame[None], "state": state, "sr": np.array(16_000, np.int64)}
+            score, state = session.run(None, feed)
+            said.append(float(score.squeeze()) >= 0.5)
+        return np.array(said)
+
+    return float(np.mean(stream(session) == task.reference("stream", stream)))
+
+
+def notes(session: ort.InferenceSession) -> float:
+    """F-measure of sounding notes, frame by frame, beside the original's."""
+    (task,) = _tasks
+    which = [i for i, out in enumerate(session.get_outputs()) if out.shape[-1] == 88]
+
+    def sounding(session: ort.InferenceSession) -> list[NDArray[Any]]:
+        outputs = _outputs(session, task.samples)
+        return [outputs[i] >= _NOTE for i in which]
+
+    before, after = task.reference("notes", sounding), sounding(session)
+    both = sum(np.count_nonzero(b & a) for b, a in zip(before, after, strict=True))
+    all_of = sum(np.count_nonzero(x) for x in (*before, *after))
+    return 2 * both / max(all_of, 1)
+
+
+def pitch(session: ort.InferenceSession) -> float:
+    """Raw pitch accuracy: share of frames within 50 cents of the original's pitch."""
+    (task,) = _tasks
+
+    def cents(session: ort.InferenceSession) -> NDArray[Any]:
+        (scores,) = _outputs(session, task.samples)
+        return np.asarray(scores.argmax(-1) * _BIN)
+
+    before = task.reference("pitch", cents)
+    return float(np.mean(np.abs(cents(session) - before) <= _CENTS))

@@ -1,0 +1,1 @@
+"""Whole runs, from a model to what is written and told."""

@@ -1,0 +1,38 @@
+"""The models and samples that ship: what the README's first command relies on."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxlr
+
+MODELS = Path(__file__).parent.parent.parent / "models"
+SAMPLES = MODELS / "fashion-samples.npz"
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 523 / 600), ("cnn", 548 / 600)])
+def test_accuracy_on_the_samples_is_what_the_readme_says(name: str, accuracy: float) -> None:
+    path = MODELS / f"fashion-{name}.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    result = onnxlr.compare(path, path, data=SAMPLES, labels="label")
+    assert result.quality.metric == "top1"
+    assert result.quality.original == pytest.approx(accuracy, abs=1.5 / 600)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_the_search_shrinks_them_within_the_limit(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out.onnx"
+    path = MODELS / f"fashion-{name}.onnx"
+    report = onnxlr.optimize(path, out, data=SAMPLES, labels="label", target="params").report
+    assert report.quality is not None
+    assert report.quality.drop <= 0.01 + 1e-12
+    assert report.output.params < 0.6 * report.input.params
+    assert report.output.macs < report.input.macs
+    assert out.stat().st_size == report.output.bytes
+    assert np.isfinite(report.quality.fidelity.rel_error)
+
+
+def test_they_are_small() -> None:
+    assert sum(p.stat().st_size for p in (*MODELS.glob("*.onnx"), SAMPLES)) < 8_000_000

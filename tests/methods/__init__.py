@@ -1,0 +1,1 @@
+"""Tests of onnxlr.methods and of every built-in method."""

@@ -1,0 +1,1 @@
+"""Tests of the scripts in models/, the only ones that import them."""

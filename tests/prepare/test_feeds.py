@@ -1,0 +1,241 @@
+"""What models are fed: synthetic inputs that fit, and the user's samples in batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxlr.errors import DataError
+from onnxlr.model.load import load
+from onnxlr.prepare.feeding import open_fed
+from onnxlr.prepare.samples import load_samples
+from onnxlr.prepare.synthetic import (
+    candidate_shapes,
+    find_runnable_shapes,
+    input_specs,
+    parse_shapes,
+    synthetic_feed,
+)
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from tests.support.builders import make_model, node
+
+I64 = onnx.TensorProto.INT64
+
+
+def embedding_model() -> onnx.ModelProto:
+    """Token ids through a reshape into a table of 11 rows, times a mask."""
+    model = make_model(
+        [
+            node("Cast", ["ids"], "c", to=I64),
+            node("Unsqueeze", ["c", "axes"], "u"),
+            node("Gather", ["table", "u"], "e"),
+            node("Cast", ["attention_mask"], "m", to=1),
+            node("ReduceSum", ["m"], "t"),
+            node("Mul", ["e", "t"], "y"),
+        ],
+        {"ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")},
+        ["y"],
+        {"table": np.ones((11, 3), np.float32), "axes": np.array([2])},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    return model
+
+
+def test_indices_stay_in_the_table_and_masks_are_ones() -> None:
+    model = load(embedding_model()).model
+    shapes = next(iter(candidate_shapes(input_specs(model), {}, 2)))
+    assert shapes == {"ids": (2, 128), "attention_mask": (2, 128)}
+    feed = synthetic_feed(model, shapes, np.random.default_rng(0))
+    assert feed["ids"].min() == 0
+    assert feed["ids"].max() == 10
+    assert feed["ids"].dtype == np.int64
+    assert (feed["attention_mask"] == 1).all()
+
+
+def test_sizes_are_tried_until_one_runs() -> None:
+    # Only a height of 48 survives the reshape, as in text recognisers.
+    model = make_model(
+        [node("Reshape", ["x", "shape"], "y")],
+        {"x": ("n", 3, "h", "w")},
+        ["y"],
+        {"shape": np.array([0, 3, 48, 320])},
+    )
+    source = load(model)
+    session = Session(model.SerializeToString(), ONE_CPU_THREAD)
+    shapes, level = find_runnable_shapes(source.model, session, {}, 1, 0)
+    assert (shapes, level) == ({"x": (1, 3, 48, 320)}, 0)
+
+
+@pytest.mark.parametrize("trial", ["off", "60"])
+def test_sizes_are_searched_wherever_they_are_tried(
+    trial: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXLR_TRIAL", trial)
+    model = make_model(
+        [node("Reshape", ["x", "shape"], "y")],
+        {"x": ("n", 3, "h", "w")},
+        ["y"],
+        {"shape": np.array([0, 3, 48, 320])},
+    )
+    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
+    assert feeding.timed["x"].shape == (1, 3, 48, 320)
+
+
+@pytest.mark.parametrize(
+    ("views", "axis"),
+    [
+        ([node("Cast", ["table"], "t", to=1)], 0),
+        ([node("Identity", ["table"], "i"), node("Transpose", ["i"], "t", perm=[1, 0])], 1),
+        ([node("Transpose", ["table"], "t", perm=[1, 0])], -1),
+        ([node("Cast", ["table"], "c", to=1), node("Mul", ["c", "two"], "t")], 0),
+    ],
+)
+def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: int) -> None:
+    """Every row of it may be asked for, and is: else one row would judge a factorization of all."""
+    table = np.ones((150, 7), np.float32)
+    model = make_model(
+        [*views, node("Gather", ["t", "ids"], "y", axis=axis)],
+        {"ids": (64, 16)},
+        ["y"],
+        {"table": table, "two": np.full((), 2, np.float32)},
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
+    assert feeding.timed["ids"].min() == 0
+    assert feeding.timed["ids"].max() == 149
+
+
+def test_indices_of_several_tables_in_one_input() -> None:
+    """As models of categories have them: a column for each table."""
+    sizes = (60, 7, 150)
+    nodes = []
+    for i, _ in enumerate(sizes):
+        if i < 2:
+            nodes.append(node("Gather", ["ids", f"column{i}"], f"id{i}", axis=1))
+        else:
+            nodes += [
+                node("Slice", ["ids", "two", "three", "one"], "cut"),
+                node("Squeeze", ["cut", "one"], f"id{i}"),
+            ]
+        nodes.append(node("Gather", [f"table{i}", f"id{i}"], f"e{i}"))
+    nodes.append(node("Concat", ["e0", "e1", "e2"], "y", axis=1))
+    model = make_model(
+        nodes,
+        {"ids": ("n", 3)},
+        ["y"],
+        {
+            **{f"table{i}": np.ones((size, 4), np.float32) for i, size in enumerate(sizes)},
+            **{f"column{i}": np.array(i) for i in range(2)},
+            **{name: np.array([i]) for i, name in enumerate(("one", "two", "three"), 1)},
+        },
+        dtype="int64",
+    )
+    model.graph.output[0].type.tensor_type.elem_type = 1
+    for seed in range(4):
+        _, feeding = open_fed(load(model), ONE_CPU_THREAD, seed=seed)
+        ids = np.concatenate([feed["ids"] for feed in feeding.judged])  # type: ignore[union-attr]
+        assert ids.min() >= 0
+        assert ids.max() <= 6
+        assert len(np.unique(ids)) > 3
+
+
+def test_images_lie_in_the_unit_interval() -> None:
+    model = load(make_model([node("Relu", ["x"], "y")], {"x": (1, 3, 8, 8)}, ["y"], {})).model
+    feed = synthetic_feed(model, {"x": (1, 3, 8, 8)}, np.random.default_rng(0))
+    assert 0 <= feed["x"].min() < feed["x"].max() < 1
+
+
+def test_the_same_symbol_has_the_same_size() -> None:
+    model = load(embedding_model()).model
+    specs = input_specs(model)
+    given = parse_shapes(["ids:3,17"], specs)
+    assert next(iter(candidate_shapes(specs, given, 1)))["attention_mask"] == (3, 17)
+
+
+def test_a_recurrent_state_has_its_batch_second() -> None:
+    dims = {"x": ("n", "t"), "state": (2, None, 128)}
+    model = make_model(
+        [node("Identity", ["x"], "y"), node("Identity", ["state"], "z")], dims, ["y", "z"], {}
+    )
+    specs = input_specs(load(model).model)
+    assert next(iter(candidate_shapes(specs, {}, 1))) == {"x": (1, 128), "state": (2, 1, 128)}
+
+
+def specs_of(dims: tuple[Any, ...], dtype: str = "float32") -> Any:
+    return input_specs(
+        load(make_model([node("Relu", ["x"], "y")], {"x": dims}, ["y"], {}, dtype=dtype)).model
+    )
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy", "folder"])
+def test_samples_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "npz":
+        np.savez(path, x=x, label=np.arange(20))
+    elif suffix == "npy":
+        np.save(path, x)
+    else:
+        path.mkdir()
+        np.savez(path / "b.npz", x=x[7:])
+        np.savez(path / "a.npz", x=x[:7])
+    samples = load_samples(path, specs_of(("n", 3)), None)
+    assert len(samples) == 20
+    rows = np.concatenate([feed["x"] for feed, *_ in samples.batches(6)])
+    np.testing.assert_array_equal(rows, x)
+
+
+def test_halves_are_disjoint_seeded_and_complete(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((21, 3), np.float32), label=np.arange(21))
+    samples = load_samples(tmp_path / "d.npz", specs_of(("n", 3)), "label")
+    first, second = samples.split(3)
+    assert sorted([*first.index, *second.index]) == list(range(21))
+    assert {len(first), len(second)} == {10, 11}
+    np.testing.assert_array_equal(samples.split(3)[1].index, second.index)
+    assert list(samples.split(4)[1].index) != list(second.index)
+
+
+def test_a_fixed_batch_is_padded_and_an_unbatched_input_goes_alone(tmp_path: Path) -> None:
+    x = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "d.npz", x=x)
+    samples = load_samples(tmp_path / "d.npz", specs_of((4, 3)), None)
+    feeds = list(samples.batches())
+    assert [len(f["x"]) for f, *_ in feeds] == [4, 4, 4]
+    assert [(len(i), rows) for _, i, rows in feeds] == [(4, 4), (4, 4), (2, 4)]
+    np.testing.assert_array_equal(feeds[2][0]["x"], x[[8, 9, 9, 9]])
+    np.savez(tmp_path / "e.npz", x=x.reshape(5, 2, 3))
+    alone = load_samples(tmp_path / "e.npz", specs_of((2, 3)), None)
+    assert alone.batch == 1
+    assert [f["x"].shape for f, *_ in alone.batches()] == [(2, 3)] * 5
+
+
+def test_a_wrong_shape_names_the_axis(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((5, 4), np.float32))
+    with pytest.raises(DataError, match="axis 1 is 4, not 3"):
+        load_samples(tmp_path / "d.npz", specs_of(("n", 3)), None)
+
+
+def test_files_of_different_lengths_are_never_in_one_batch(tmp_path: Path) -> None:
+    """Sentences, images of several sizes: what an axis may be differs from file to file."""
+    model = make_model([node("Relu", ["x"], "y")], {"x": ("n", "t", 3)}, ["y"], {})
+    files = {
+        name: np.random.default_rng(t).standard_normal((20, t, 3)).astype(np.float32)
+        for name, t in (("a", 5), ("b", 9), ("c", 9))
+    }
+    files["d"] = np.ones((2, 1, 4, 3), np.float32)  # whole inputs, one a sample
+    for name, array in files.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    samples = load_samples(tmp_path, input_specs(load(model).model), None)
+    found = [(feed["x"], index) for feed, index, _ in samples.batches(16)]
+    assert [len(index) for _, index in found] == [16, 4, 16, 16, 8, 1, 1]
+    np.testing.assert_array_equal(np.concatenate([i for _, i in found]), np.arange(62))
+    np.testing.assert_array_equal(found[3][0][:4], files["b"][16:])
+    np.testing.assert_array_equal(found[3][0][4:], files["c"][:12])
+    assert found[5][0].shape == (1, 4, 3)
+    first, second = samples.split(0)
+    assert sum(len(i) for _, i, _ in first.batches()) == len(first)
+    assert sum(len(i) for _, i, _ in second.batches()) == len(second)

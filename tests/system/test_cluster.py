@@ -1,0 +1,315 @@
+"""The workers of a dask cluster: the same bytes, workers that are killed, what is said of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxlr
+from onnxlr.errors import ClusterError
+from onnxlr.system import cluster as module
+from onnxlr.system.cluster import Cluster
+from onnxlr.system.pool import Jobs
+from tests.end_to_end.test_with_data import images, network
+
+pytest.importorskip("distributed")
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Farm:
+    """A scheduler and its workers, each a process on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = folder / "scheduler.json"
+        loopback = ["--host", "127.0.0.1", "--no-dashboard"]
+        self.scheduler = self._start("scheduler", *loopback, "--port", "0")
+        self.workers = [self.worker() for _ in range(2)]
+        self.address = ""
+
+    def worker(self) -> "subprocess.Popen[bytes]":
+        """One more worker."""
+        return self._start("worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny")
+
+    def _start(self, kind: str, *options: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"distributed.cli.dask_{kind}"),
+                *("--scheduler-file", str(self._file), *options),
+            ],
+            cwd=self._folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "passes")))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self, workers: int) -> None:
+        """Until so many workers are there, and no more."""
+        from distributed import Client
+
+        ends = time.monotonic() + 60
+        while not self._file.exists() and time.monotonic() < ends:
+            time.sleep(0.1)
+        with Client(scheduler_file=str(self._file), set_as_default=False) as client:
+            while len(client.scheduler_info(n_workers=-1)["workers"]) != workers:  # nor dead ones
+                assert time.monotonic() < ends
+                time.sleep(0.1)
+            self.address = client.scheduler.address
+
+    def stop(self) -> None:
+        """End them all."""
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    farm = Farm(tmp_path_factory.mktemp("farm"))
+    try:
+        yield farm
+    finally:
+        farm.stop()
+
+
+@pytest.fixture
+def farm(shared_farm: Farm) -> Farm:
+    """Two living workers, whatever a test before did to them."""
+    living = [w for w in shared_farm.workers if w.poll() is None]
+    shared_farm.workers = living + [shared_farm.worker() for _ in range(2 - len(living))]
+    shared_farm.wait(2)
+    return shared_farm
+
+
+class Watched:
+    """Progress that calls a function once, when a stage begins or after its first step."""
+
+    def __init__(self, name: str, then: Callable[[], object], *, after: int) -> None:
+        self._name, self._then, self._left = name, then, after
+        self.called = False
+
+    @contextmanager
+    def stage(
+        self,
+        description: str,
+        total: int | None,  # noqa: ARG002
+    ) -> Iterator[Callable[[str], None]]:
+        def step(_: str) -> None:
+            self._left -= 1
+            if self._left < 0 and not self.called:
+                self.called = True
+                self._then()
+
+        if description == self._name:
+            step("the beginning")
+            yield step
+        else:
+            yield lambda _: None
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    onnx.save(network(), tmp_path / "net.onnx")
+    np.savez(tmp_path / "d.npz", x=images(96, 0))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXLR_CACHE", "off")
+
+
+def optimized(given: Path, name: str, **more: Any) -> tuple[bytes, onnxlr.Result]:
+    """A run that computes all of it itself."""
+    out = given / name
+    result = onnxlr.optimize(
+        given / "net.onnx",
+        out,
+        data=given / "d.npz",
+        metric="rel-error",
+        target="macs=0.6",
+        max_drop=1,
+        **more,
+    )
+    return out.read_bytes(), result
+
+
+def test_the_same_bytes_by_workers_as_here(farm: Farm, given: Path) -> None:
+    here, first = optimized(given, "here.onnx", jobs=1)
+    there, second = optimized(given, "there.onnx", dask=farm.address)
+    assert first.plan == second.plan
+    assert here == there
+    (note,) = [n for n in second.report.notes if "workers" in n]
+    assert farm.address in note
+    assert "sent" in note
+    assert second.report.circumstances is not None
+    assert f"--dask {farm.address}" in second.report.circumstances.command
+
+
+def test_a_metric_is_needed_here_alone(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers find out what layers do to the outputs, and know nothing of the user's modules."""
+    (given / "metric_of_mine.py").write_text(
+        "def f(session):\n    return float(len(session.get_inputs()))\n"
+    )
+    monkeypatch.syspath_prepend(given)
+    result = onnxlr.optimize(
+        given / "net.onnx",
+        metric="metric_of_mine:f",
+        target="macs=0.6",
+        max_drop=1,
+        dask=farm.address,
+    )
+    assert result.plan.replaced
+
+
+def test_a_worker_that_is_killed_loses_nothing(farm: Farm, given: Path) -> None:
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    dead = farm.workers[0]
+    progress = Watched("weigh candidates", dead.kill, after=1)
+    there, _ = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    assert progress.called
+    assert dead.wait(10) == -signal.SIGKILL
+    assert here == there
+
+
+def test_without_any_worker_left_the_rest_is_done_here(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill() -> None:
+        monkeypatch.setattr(module, "_PATIENCE", 0.5)  # the workers have answered by now
+        for worker in farm.workers:
+            worker.kill()
+
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    progress = Watched("weigh candidates", kill, after=1)
+    there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    assert here == there
+    assert any("the workers of the cluster were lost" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("who", ["the workers", "the scheduler"])
+def test_machines_that_sleep_keep_nobody(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """A process that is frozen still has its connections, and its work."""
+    for name, seconds in (("_PATIENCE", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
+        monkeypatch.setattr(module, name, seconds)
+    frozen = farm.workers if who == "the workers" else [farm.scheduler]
+
+    def freeze() -> None:
+        for process in frozen:
+            process.send_signal(signal.SIGSTOP)
+
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    progress = Watched("weigh candidates", freeze, after=1)
+    started = time.monotonic()
+    try:
+        there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    finally:
+        for process in frozen:
+            process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - started < 180
+    assert here == there
+    note = "workers of the cluster were lost"
+    assert any(note in n for n in result.report.notes), result.report.notes
+
+
+def test_a_worker_that_has_no_turn_is_left_alone(farm: Farm, given: Path) -> None:
+    """Some linear algebra lets nothing else have a turn: not even what says that it is alive."""
+    here, _ = optimized(given, "here.onnx", jobs=1)
+    sleeper = farm.workers[0]
+    progress = Watched("weigh candidates", partial(sleeper.send_signal, signal.SIGSTOP), after=1)
+    threading.Timer(8.0, sleeper.send_signal, [signal.SIGCONT]).start()
+    there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    assert here == there
+    assert not any("were lost" in note for note in result.report.notes)
+
+
+def test_a_worker_that_sleeps_from_the_beginning(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 3.0)
+    farm.workers[0].send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ClusterError, match=r"1 of 2 workers .* don't answer within 3 s"):
+            Cluster(farm.address)
+    finally:
+        farm.workers[0].send_signal(signal.SIGCONT)
+
+
+def test_what_listens_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CONNECT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ClusterError, match=r"no dask scheduler answers.*no answer within 1 s"):
+            Cluster(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("scheme", ["foo", "inproc"])
+def test_addresses_of_another_kind(scheme: str) -> None:
+    with pytest.raises(ClusterError, match="no dask scheduler answers"):
+        Cluster(f"{scheme}://127.0.0.1:9")
+
+
+def test_a_worker_is_no_scheduler(farm: Farm) -> None:
+    cluster = Cluster(farm.address)
+    try:
+        (address, _) = cluster._workers()
+    finally:
+        cluster.close()
+    with pytest.raises(ClusterError, match="what is there is a Worker"):
+        Cluster(address)
+
+
+def test_what_is_raised_there_arrives(farm: Farm) -> None:
+    cluster = Cluster(farm.address)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            list(Jobs(1, workers=cluster).map(divmod, [(1, 1), (1, 0)]))
+    finally:
+        cluster.close()
+
+
+def test_what_would_have_to_be_sent_is_bounded(
+    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SENT", 10_000)
+    with pytest.raises(ClusterError, match=r"would have to be sent.*fewer samples"):
+        optimized(given, "out.onnx", dask=farm.address)
+    assert not (given / "out.onnx").exists()
+
+
+def test_a_model_that_workers_do_not_have(farm: Farm, given: Path) -> None:
+    """What a worker reads isn't what was read here: nothing is made of it."""
+    onnx.save(network(seed=2), given / "net.onnx")  # one that no worker has seen
+    progress = Watched("decompose", lambda: onnx.save(network(seed=1), given / "net.onnx"), after=0)
+    with pytest.raises(onnxlr.ModelError, match=r"is not the model that this run began with"):
+        optimized(given, "out.onnx", dask=farm.address, progress=progress)
+    assert not (given / "out.onnx").exists()
+
+
+def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CONNECT", 1.0)
+    with pytest.raises(ClusterError, match="no dask scheduler answers at"):
+        Cluster("tcp://127.0.0.1:9")
+
+
+def test_workers_of_other_versions_are_refused(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxlr.system.cluster.__version__", "0.0")
+    with pytest.raises(ClusterError, match=r"has onnxlr .*, here it is onnxlr 0\.0"):
+        Cluster(farm.address)

@@ -1,0 +1,253 @@
+"""Metrics and fidelity against the same numbers computed by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from scipy.special import rel_entr, softmax
+
+import onnxlr
+from onnxlr.errors import DataError, ModelError, UsageError
+from onnxlr.model.load import load
+from onnxlr.prepare.samples import Samples, load_samples
+from onnxlr.prepare.synthetic import input_specs
+from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.verify.judge import Judge
+from tests.support.builders import linear, low_rank, make_model, node
+
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((6, 4)).astype(np.float32)
+V = (W + 0.3 * RNG.standard_normal((6, 4))).astype(np.float32)
+X = (RNG.standard_normal((37, 6)) + 2).astype(np.float32)
+
+
+def session(weight: np.ndarray, rows: int | str = "n") -> Session:
+    return Session(linear(weight, rows=rows).SerializeToString(), ONE_CPU_THREAD)
+
+
+@pytest.fixture(params=["n", 5])
+def samples(tmp_path: Path, request: pytest.FixtureRequest) -> Samples:
+    wrong = np.arange(37) % 3 == 0
+    np.savez(tmp_path / "d.npz", x=X, label=((X @ W).argmax(1) + wrong) % 4)
+    specs = input_specs(load(linear(W, rows=request.param)).model)
+    return load_samples(tmp_path / "d.npz", specs, "label")
+
+
+def rows_of(samples: Samples) -> int | str:
+    return samples.specs[0].fixed_batch or "n"
+
+
+def test_all_numbers_by_hand(samples: Samples) -> None:
+    judge = Judge(session(W, rows_of(samples)), samples, None)
+    quality = judge.judge(session(V, rows_of(samples)))
+    y, z = (X.astype(np.float64) @ w.astype(np.float64) for w in (W, V))
+    label = samples.labels
+    assert quality.metric == "top1"
+    assert quality.original == np.mean(y.argmax(1) == label)
+    assert quality.optimized == np.mean(z.argmax(1) == label)
+    assert quality.drop == pytest.approx(quality.original - quality.optimized)
+    error = np.linalg.norm(y - z) / np.linalg.norm(y - y.mean(0))
+    assert quality.fidelity.rel_error == pytest.approx(error, rel=1e-5)
+    cosine = np.vdot(y, z) / np.linalg.norm(y) / np.linalg.norm(z)
+    assert quality.fidelity.cosine == pytest.approx(cosine, rel=1e-6)
+    assert quality.fidelity.agreement == np.mean(y.argmax(1) == z.argmax(1))
+    assert not judge.default_is_blind
+    p, q = (softmax(a, axis=1) for a in (y, z))
+    assert quality.fidelity.divergence == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-5)
+
+
+def test_probabilities_are_taken_as_they_are(samples: Samples) -> None:
+    def probable(weight: np.ndarray) -> Session:
+        nodes = [node("MatMul", ["x", "w"], "s"), node("Softmax", ["s"], "y", axis=1)]
+        rows = rows_of(samples)
+        model = make_model(nodes, {"x": [rows, 6]}, ["y"], {"w": weight})
+        return Session(model.SerializeToString(), ONE_CPU_THREAD)
+
+    found = Judge(probable(W), samples, None).judge(probable(V)).fidelity
+    scores = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    assert found.divergence == pytest.approx(scores.fidelity.divergence, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "original", "value"),
+    [
+        ("agreement", 1.0, lambda q: q.fidelity.agreement),
+        ("rel-error", 0.0, lambda q: q.fidelity.rel_error),
+        ("cosine", 1.0, lambda q: q.fidelity.cosine),
+    ],
+)
+def test_named_metrics(
+    samples: Samples, metric: str, original: float, value: Callable[[Any], float]
+) -> None:
+    quality = Judge(session(W, rows_of(samples)), samples, metric).judge(
+        session(V, rows_of(samples))
+    )
+    assert quality.original == original
+    assert quality.optimized == value(quality)
+    assert quality.drop == pytest.approx(abs(original - value(quality)))
+    assert quality.drop > 0
+
+
+def test_the_original_is_perfect(samples: Samples) -> None:
+    original = session(W, rows_of(samples))
+    quality = Judge(original, samples, None).judge(original)
+    assert quality.drop == 0.0
+    assert quality.fidelity.rel_error == 0.0
+    assert quality.fidelity.cosine == pytest.approx(1.0, abs=1e-15)
+    assert quality.fidelity.agreement == 1.0
+
+
+def test_nan_is_an_infinite_loss(samples: Samples) -> None:
+    broken = W.copy()
+    broken[0, 0] = np.inf
+    quality = Judge(session(W, rows_of(samples)), samples, "rel-error").judge(
+        session(broken, rows_of(samples))
+    )
+    assert quality.drop == float("inf")
+
+
+def test_past_the_memory_budget_the_original_runs_again(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    monkeypatch.setattr("onnxlr.verify.judge._REFERENCE_BUDGET", 0)
+    again = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
+    assert again == kept
+
+
+def test_synthetic_inputs_make_agreement_blind() -> None:
+    assert Judge(session(W), [{"x": X}], "agreement").default_is_blind
+
+
+def found_where(axis: int) -> Session:
+    """A model whose output has only the rows, or columns, of which the sum is positive."""
+    nodes = [
+        node("MatMul", ["x", "w"], "z"),
+        node("ReduceSum", ["z", "over"], "sum", keepdims=0),
+        node("Greater", ["sum", "zero"], "taken"),
+        node("Compress", ["z", "taken"], "y", axis=axis),
+    ]
+    weights = {"w": W, "over": np.array([1 - axis]), "zero": np.zeros((), np.float32)}
+    model = make_model(nodes, {"x": [5, 6]}, ["y"], weights)
+    return Session(model.SerializeToString(), ONE_CPU_THREAD)
+
+
+@pytest.mark.parametrize("samples", [5], indirect=True)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_outputs_whose_shape_depends_on_the_input(samples: Samples, axis: int) -> None:
+    """Boxes that are found, say: as many as there are, and perhaps none."""
+    flat = replace(samples, parts=({"x": np.where(np.arange(37)[:, None] < 9, X, -X)},))
+    original = found_where(axis)
+    with pytest.raises(DataError, match=r"top1 needs an output of shape \(batch, classes\)"):
+        Judge(original, flat, None)
+    judge = Judge(original, replace(flat, labels=None), None)
+    assert judge.metric == "rel-error"
+    assert judge.judge(original).fidelity.rel_error == 0.0
+    other = session(np.hstack([W, W[:, :1]]), 5)  # of other shapes throughout
+    assert judge.judge(other).drop == float("inf")
+    agreement = Judge(session(W, 5), replace(samples, labels=None), "agreement").judge(other)
+    assert agreement.optimized == 0.0
+
+
+def test_a_model_that_answers_in_words() -> None:
+    nodes = [
+        node("ArgMax", ["x"], "class", axis=1, keepdims=0),
+        onnx.helper.make_node(
+            "LabelEncoder",
+            ["class"],
+            ["y"],
+            domain="ai.onnx.ml",
+            keys_int64s=range(6),
+            values_strings=list("abcdef"),
+        ),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "test",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 6])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.STRING, ["n"])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.raises(ModelError, match=r"no output that is a tensor of numbers.*--verify none"):
+        Judge(Session(model.SerializeToString(), ONE_CPU_THREAD), [{"x": X}], None)
+
+
+def test_nothing_but_infinities_is_no_reference() -> None:
+    """So are the outputs of a ruined model: none is handed over."""
+    broken = linear(low_rank(RNG, 64, 48, 3), rows="n")
+    result = onnxlr.optimize(broken, rank=3, max_drop=1, measure=False)
+    assert result.plan.replaced
+    broken.graph.node.append(node("Div", ["y", "zero"], "z"))
+    broken.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    broken.graph.output[0].name = "z"
+    result = onnxlr.optimize(broken, rank=3, max_drop=1, measure=False)
+    assert not result.plan.replaced
+    assert "nothing but NaN and infinities" in result.plan.decisions[0].reason
+
+
+@pytest.mark.parametrize("shift", [-1, 4])
+def test_labels_that_are_no_classes(samples: Samples, shift: int) -> None:
+    assert samples.labels is not None
+    moved = replace(samples, labels=samples.labels + shift)
+    with pytest.raises(DataError, match=r"has the classes 0 to 3: shift the labels"):
+        Judge(session(W, rows_of(samples)), moved, None)
+
+
+def test_labels_of_another_model_are_blind(samples: Samples) -> None:
+    assert samples.labels is not None
+    moved = replace(samples, labels=(samples.labels + 1) % 4)
+    assert Judge(session(W, rows_of(samples)), moved, None).default_is_blind
+
+
+def test_a_single_constant_sample_is_measured_against_its_own_size() -> None:
+    x = np.ones((1, 6), np.float32)
+    quality = Judge(session(W), [{"x": x}], "rel-error").judge(
+        session((W * 1.1).astype(np.float32))
+    )
+    y = x @ W
+    expected = 0.1 * np.linalg.norm(y) / np.linalg.norm(y - y.mean())
+    assert quality.fidelity.rel_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_function_of_the_user_s(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "my_metric.py").write_text(
+        "import numpy as np\n"
+        "def first(session):\n"
+        "    n = session.get_inputs()[0].shape[0]\n"
+        "    x = np.ones((n if isinstance(n, int) else 1, 6), np.float32)\n"
+        "    return session.run(None, {'x': x})[0][0, 0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    quality = Judge(session(W, rows_of(samples)), samples, "my_metric:first").judge(
+        session(V, rows_of(samples))
+    )
+    assert quality.original == pytest.approx(W[:, 0].sum(), rel=1e-5)
+    assert quality.drop == pytest.approx(float(W[:, 0].sum() - V[:, 0].sum()), rel=1e-4)
+
+
+def test_what_a_metric_needs_is_said() -> None:
+    with pytest.raises(DataError, match="top1 needs labels"):
+        Judge(session(W), [{"x": X}], "top1")
+    with pytest.raises(UsageError, match="'psnr' is unknown"):
+        Judge(session(W), [{"x": X}], "psnr")
+    with pytest.raises(UsageError, match="can't be imported"):
+        Judge(session(W), [{"x": X}], "no_such_module:f")
+
+
+def test_an_axis_that_is_not_samples_is_not_averaged_over(tmp_path: Path) -> None:
+    # A recurrent state: two layers first, one sample a run. Their difference is no spread.
+    x = np.random.default_rng(3).standard_normal((9, 2, 6)).astype(np.float32)
+    x[:, 1] += 50
+    np.savez(tmp_path / "d.npz", x=x)
+    whole = load_samples(tmp_path / "d.npz", input_specs(load(linear(W, rows=2)).model), None)
+    quality = Judge(session(W, 2), whole, "rel-error").judge(session(V, 2))
+    y, z = (x.astype(np.float64) @ w.astype(np.float64) for w in (W, V))
+    expected = np.linalg.norm(y - z) / np.linalg.norm(y - y.mean(0))
+    assert quality.fidelity.rel_error == pytest.approx(expected, rel=1e-5)
