@@ -15,8 +15,8 @@ from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import Source
 from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress
-from onnxlr.system.cache import open_store
-from onnxlr.system.pool import Jobs
+from onnxlr.system.cache import open_cache
+from onnxlr.system.pool import Pool
 from onnxlr.types import Rank
 
 
@@ -79,7 +79,7 @@ def inspect_source(
     }
     with progress.stage("decompose", len(wanted)) as step:
         fits = {name: found for name, (found, _) in wanted.items()}
-        decompose(prepared, fits, Jobs(None), open_store(), step)
+        decompose(prepared, fits, Pool(None), open_cache(), step)
     return tuple(
         LayerInspection(prepared.layer(name), tuple(_describe(fit) for fit in found), reasons)
         for name, (found, reasons) in wanted.items()

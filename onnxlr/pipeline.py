@@ -33,10 +33,10 @@ from onnxlr.report.explain import Outcome
 from onnxlr.report.report import Report
 from onnxlr.rewrite.builder import Built, Factory
 from onnxlr.system.blas_threads import one_thread
-from onnxlr.system.cache import Store, open_store
+from onnxlr.system.cache import Cache, open_cache
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import workspace, write_failure, writing
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
@@ -85,8 +85,8 @@ def _optimize(
             f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
             f"{', '.join(p.name for p in passes)} takes"
         )
-    with _means(options, out, progress) as (folder, jobs):
-        built, result = _run(source, out, options, passes, folder, jobs, progress, started)
+    with _means(options, out, progress) as (folder, pool):
+        built, result = _run(source, out, options, passes, folder, pool, progress, started)
         with writing(texts(result)):
             if out is not None:  # the last of all: nothing may fail after that
                 place(built, out)
@@ -94,7 +94,7 @@ def _optimize(
 
 
 @contextlib.contextmanager
-def _means(options: Options, out: Path | None, progress: Progress) -> Iterator[tuple[Path, Jobs]]:
+def _means(options: Options, out: Path | None, progress: Progress) -> Iterator[tuple[Path, Pool]]:
     """A folder for the model while it is made, and who does the work."""
     with contextlib.ExitStack() as held:
         workers = None
@@ -102,7 +102,7 @@ def _means(options: Options, out: Path | None, progress: Progress) -> Iterator[t
             with progress.stage(f"connect to {options.dask}", None):
                 workers = held.enter_context(contextlib.closing(Cluster(options.dask)))
         folder = held.enter_context(workspace(out))
-        yield folder, Jobs(options.jobs, options.machine.threads, folder.parent, workers)
+        yield folder, Pool(options.jobs, options.machine.threads, folder.parent, workers)
 
 
 def _run(
@@ -111,7 +111,7 @@ def _run(
     options: Options,
     passes: Sequence[GraphPass],
     folder: Path,
-    jobs: Jobs,
+    pool: Pool,
     progress: Progress,
     started: float,
 ) -> tuple[Path, Result]:
@@ -126,7 +126,7 @@ def _run(
             shapes=options.shapes,
             batch=options.batch,
         )
-    store = open_store()
+    cache = open_cache()
     fits: dict[str, tuple[Fit, ...]] = {}
     kept: dict[str, str] = {}
     for layer in prepared.layers:
@@ -137,10 +137,10 @@ def _run(
             kept[layer.name] = "; ".join(dict.fromkeys(reasons))
     if options.rank.needs_spectrum:  # now, where progress shows, not at the first look
         with progress.stage("decompose", len(fits)) as step:
-            decompose(prepared, fits, jobs, store, step)
+            decompose(prepared, fits, pool, cache, step)
     fitted = [layer for layer in prepared.layers if fits[layer.name]]
     statistics, calibration, origin = calibrated(
-        prepared, options, feeding, fitted, store, jobs, progress
+        prepared, options, feeding, fitted, cache, pool, progress
     )
     factory = Factory(
         prepared,
@@ -148,19 +148,19 @@ def _run(
         name_within(source, out),
         statistics,
         calibration.digest if calibration is not None else "",
-        jobs,
-        store,
+        pool,
+        cache,
         origin,
     )
     judge = table = None
     if options.verify != "none":
-        table = _open_table(options, store)
+        table = _open_table(options, cache)
     if options.verify == "full" and session is not None and feeding is not None:
         with progress.stage("run the original", None):
             judge = Judge(session, feeding.judged, options.metric)
     timed = judge is not None and options.measure and not (table and table.foreign)
     assessor = Assessor(prepared, options, factory, session, feeding, judge, timed, progress)
-    choosing = Choosing(assessor, fits, kept, table, store)
+    choosing = Choosing(assessor, fits, kept, table, cache)
     chosen, quality, speed = settle(choosing, choosing.choose())
     _save_times(table, options)
     built = _finished(assessor, chosen)
@@ -210,9 +210,9 @@ def _finished(assessor: Assessor, chosen: Chosen) -> Built:
     return built
 
 
-def _open_table(options: Options, store: Store) -> LatencyTable:
+def _open_table(options: Options, cache: Cache) -> LatencyTable:
     if options.latency_table is None:
-        return machine_table(options.machine, store, measures=options.measure)
+        return machine_table(options.machine, cache, measures=options.measure)
     return named_table(options.machine, Path(options.latency_table), measures=options.measure)
 
 

@@ -22,9 +22,9 @@ from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
 from onnxlr.rewrite.sequential import correct
 from onnxlr.system.blas_threads import one_thread
-from onnxlr.system.cache import key_of, open_store
+from onnxlr.system.cache import key_of, open_cache
 from onnxlr.system.files import workspace
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD
 
 
@@ -62,8 +62,8 @@ def _replay(
             f"{source.digest[:12]}…: make a plan for this one"
         )
     with workspace(path) as folder:
-        jobs = Jobs(None, folder=folder.parent)
-        built = _built(plan, source, path, data, folder, jobs, progress)
+        pool = Pool(None, folder=folder.parent)
+        built = _built(plan, source, path, data, folder, pool, progress)
         check_unchanged(source)
         model = read_back(built, whole=path is None)
         if path is not None:  # the last of all: nothing may fail after that
@@ -77,7 +77,7 @@ def _built(
     path: Path | None,
     data: str | Path | None,
     folder: Path,
-    jobs: Jobs,
+    pool: Pool,
     progress: Progress,
 ) -> Path:
     """The file that a plan makes."""
@@ -99,7 +99,7 @@ def _built(
         prepared = prepare(source, feed=feed)
         seen = plan.calibration.layers or tuple(choices)
         layers = [layer for layer in prepared.layers if layer.name in seen]
-        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress, jobs)
+        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress, pool)
         if plan.calibration.influence:
             statistics = with_influence(prepared, statistics)
         origin = key_of(
@@ -114,8 +114,8 @@ def _built(
         name,
         statistics,
         plan.calibration.digest if plan.calibration is not None else "",
-        jobs,
-        open_store(),
+        pool,
+        open_cache(),
         origin,
     )
     with progress.stage("decompose", len(choices)) as step:

@@ -14,7 +14,7 @@ from onnxlr.prepare.expose import exposed
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.system.session import Machine
 
 _MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # of the data; a model is opened anew for each
@@ -30,7 +30,7 @@ def calibrate(
     machine: Machine,
     seed: int,
     progress: Progress,
-    jobs: Jobs,
+    pool: Pool,
 ) -> dict[str, Statistics]:
     """Stream the data through the model once for each batch of layers; nothing is held a sample.
 
@@ -65,7 +65,7 @@ def calibrate(
             for first, last in itertools.pairwise(bounds)
         ]
         try:
-            return _calibrated(prepared, samples, items, progress, jobs)
+            return _calibrated(prepared, samples, items, progress, pool)
         except MemoryError:
             if exposed_bytes < _LEAST_EXPOSED:
                 raise
@@ -77,7 +77,7 @@ def _calibrated(
     samples: Samples,
     items: Sequence[_Item],
     progress: Progress,
-    jobs: Jobs,
+    pool: Pool,
 ) -> dict[str, Statistics]:
     """The moments of each layer's inputs, put together from those of the shards."""
     found: dict[str, Statistics] = {}
@@ -85,7 +85,7 @@ def _calibrated(
         (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in items), default=0
     )
     with progress.stage("calibrate", len(items)) as step:
-        results = jobs.map(moments, items, prepared, samples, needs=needs)
+        results = pool.map(moments, items, prepared, samples, needs=needs)
         for (names, *_), part in zip(items, results, strict=True):
             for name, item in part.items():
                 found[name] = together(found[name], item) if name in found else item

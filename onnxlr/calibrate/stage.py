@@ -19,8 +19,8 @@ from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
-from onnxlr.system.cache import Store, key_of
-from onnxlr.system.pool import Jobs
+from onnxlr.system.cache import Cache, key_of
+from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD
 
 
@@ -29,8 +29,8 @@ def calibrated(
     options: Options,
     feeding: Feeding | None,
     fitted: Sequence[Layer],
-    store: Store,
-    jobs: Jobs,
+    cache: Cache,
+    pool: Pool,
     progress: Progress,
 ) -> tuple[dict[str, Statistics], Calibration | None, str]:
     """What layers are given, the samples it comes from, and a digest of all that factors are of."""
@@ -50,9 +50,9 @@ def calibrated(
         layers=tuple(layer.name for layer in fitted),
     )
     key = statistics_key(prepared, calibration, options.seed)
-    with _kept_statistics(store, key, fitted) as statistics:
+    with _kept_statistics(cache, key, fitted) as statistics:
         missing = [layer for layer in fitted if layer.name not in statistics]
-        statistics |= calibrate_on(prepared, missing, taken, options.seed, progress, jobs)
+        statistics |= calibrate_on(prepared, missing, taken, options.seed, progress, pool)
     if calibration.influence:
         statistics = with_influence(prepared, statistics)
     return statistics, calibration, key_of(key, calibration.influence)
@@ -67,10 +67,10 @@ def statistics_key(prepared: Prepared, calibration: Calibration, seed: int) -> s
 
 @contextlib.contextmanager
 def _kept_statistics(
-    store: Store, key: str, layers: Sequence[Layer]
+    cache: Cache, key: str, layers: Sequence[Layer]
 ) -> Iterator[dict[str, Statistics]]:
-    """Statistics that the store has of these layers; what is added is written back."""
-    arrays = store.read_arrays("statistics", key)
+    """Statistics that the cache has of these layers; what is added is written back."""
+    arrays = cache.read_arrays("statistics", key)
     found = {
         name: Statistics(
             arrays[f"mean {name}"], arrays[f"covariance {name}"], int(arrays[f"rows {name}"])
@@ -83,7 +83,7 @@ def _kept_statistics(
         for name, item in found.items():
             arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
             arrays[f"rows {name}"] = np.array(item.rows)
-        store.write_arrays("statistics", key, arrays)
+        cache.write_arrays("statistics", key, arrays)
 
 
 def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
@@ -108,10 +108,10 @@ def calibrate_on(
     samples: Samples,
     seed: int,
     progress: Progress,
-    jobs: Jobs,
+    pool: Pool,
 ) -> dict[str, Statistics]:
     """Statistics of these layers; on one CPU thread, so that a replay has the same to the bit."""
-    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, seed, progress, jobs)
+    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, seed, progress, pool)
 
 
 def with_influence(

@@ -12,8 +12,8 @@ from onnxlr.decompose.ranks import spectrum_from
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.registry import find_pass
 from onnxlr.prepare.prepared import Prepared
-from onnxlr.system.cache import Store, key_of
-from onnxlr.system.pool import Jobs
+from onnxlr.system.cache import Cache, key_of
+from onnxlr.system.pool import Pool
 
 DECOMPOSING = 56  # bytes that decomposing takes for each element of a weight, measured
 STORED_FROM = 1 << 18  # elements of a weight, from which on what is made of it is worth a file
@@ -22,15 +22,15 @@ STORED_FROM = 1 << 18  # elements of a weight, from which on what is made of it 
 def decompose(
     prepared: Prepared,
     fits: Mapping[str, Sequence[Fit]],
-    jobs: Jobs,
-    store: Store,
+    pool: Pool,
+    cache: Cache,
     step: Callable[[str], None],
 ) -> None:
     """Fill in the spectra of these fits, by layer name; ``step`` is called for each layer."""
     missing = []
     for name, found in fits.items():
         layer = prepared.layer(name)
-        known = _stored(prepared, layer, found, store) if found else []
+        known = _stored(prepared, layer, found, cache) if found else []
         if known is None:
             missing.append(layer)
             continue
@@ -39,11 +39,11 @@ def decompose(
         step(name)
     items = [(layer.name, _methods(fits[layer.name])) for layer in missing]
     needs = DECOMPOSING * max((layer.params for layer in missing), default=0)
-    results = jobs.map(layer_spectra, items, prepared, needs=needs)
+    results = pool.map(layer_spectra, items, prepared, needs=needs)
     for layer, made in zip(missing, results, strict=True):
         for fit, spectra in zip(fits[layer.name], made, strict=True):
             fit.spectra.fill(spectra)
-        _keep(prepared, layer, fits[layer.name], made, store)
+        _keep(prepared, layer, fits[layer.name], made, cache)
         step(layer.name)
 
 
@@ -70,7 +70,7 @@ def _keep(
     layer: Layer,
     fits: Sequence[Fit],
     made: Sequence[Sequence[Spectrum]],
-    store: Store,
+    cache: Cache,
 ) -> None:
     if (entry := _entry(prepared, layer, fits)) is None:
         return
@@ -80,16 +80,16 @@ def _keep(
         for j, spectrum in enumerate(spectra):
             arrays[f"values {i} {j}"] = spectrum.values
             arrays[f"shape {i} {j}"] = np.array([spectrum.m, spectrum.n])
-    store.write_arrays("spectra", entry, arrays)
+    cache.write_arrays("spectra", entry, arrays)
 
 
 def _stored(
-    prepared: Prepared, layer: Layer, fits: Sequence[Fit], store: Store
+    prepared: Prepared, layer: Layer, fits: Sequence[Fit], cache: Cache
 ) -> list[tuple[Spectrum, ...]] | None:
-    """What the store has; None where it has nothing of this layer, or not all of it."""
+    """What the cache has; None where it has nothing of this layer, or not all of it."""
     if (entry := _entry(prepared, layer, fits)) is None:
         return None
-    arrays = store.read_arrays("spectra", entry)
+    arrays = cache.read_arrays("spectra", entry)
     try:
         return [
             tuple(

@@ -28,7 +28,7 @@ from onnxlr.plan.tradeoff import FEW_PROBES, PROBES, Aim, Weighing
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.rewrite.builder import Built
-from onnxlr.system.cache import Store, key_of
+from onnxlr.system.cache import Cache, key_of
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.verify.layer_latency import CRASHED, LayerTime
@@ -70,7 +70,7 @@ class Choosing:
     fits: Mapping[str, Sequence[Fit]]
     kept: dict[str, str]
     table: LatencyTable | None
-    store: Store
+    cache: Cache
     times: dict[tuple[str, Choice], LayerTime] = field(default_factory=dict)
     named: dict[str, Sequence[Candidate]] = field(default_factory=dict)
     weighing: Weighing | None = None
@@ -148,7 +148,7 @@ class Choosing:
             probed,
             table,
             self.factory,
-            self.store,
+            self.cache,
             key_of(*origin, options.seed, options.machine),
             self.progress,
         )

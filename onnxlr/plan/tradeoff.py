@@ -23,7 +23,7 @@ from onnxlr.plan.sensitivity import LEAST, Sensitivity, is_probe, probe
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
-from onnxlr.system.cache import Store, key_of
+from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import scratch
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
@@ -87,7 +87,7 @@ class Weighing:
     judge : Judge
         Of the samples that sensitivities are measured on.
     origin : str
-        Digest of the model and the samples: what was found out about them is kept in the store.
+        Digest of the model and the samples: what was found out about them is kept in the cache.
     """
 
     prepared: Prepared
@@ -97,7 +97,7 @@ class Weighing:
     judge: Judge
     table: LatencyTable
     factory: Factory
-    store: Store
+    cache: Cache
     origin: str
     progress: Progress
     options: dict[str, list[Option]] = field(default_factory=dict)
@@ -185,11 +185,11 @@ class Weighing:
         return harm if math.isfinite(harm) else None
 
     def _weigh_all(self, step: Any) -> None:
-        """The candidates with their errors: those that the store has, and the others."""
+        """The candidates with their errors: those that the cache has, and the others."""
         aim = self.aim
         fitted = [(n, s.metric is not None) for n, s in sorted(self.statistics.items())]
         key = key_of(self.origin, aim.methods, aim.goal, aim.gridded, RANKS, fitted)
-        known = self.store.read("candidates", key)
+        known = self.cache.read("candidates", key)
         for layer in self.layers:
             if (kept := self._kept(layer, known.get(layer.name))) is not None:
                 self._weighed(layer, *kept)
@@ -203,16 +203,16 @@ class Weighing:
             for layer in missing
         ]
         needs = DECOMPOSING * max((layer.params for layer in missing), default=0)
-        results = self.factory.jobs.map(weigh_layer, items, self.prepared, needs=needs)
+        results = self.factory.pool.map(weigh_layer, items, self.prepared, needs=needs)
         for layer, (found, why) in zip(missing, results, strict=True):
             self._weighed(layer, found, why)
             rows = [item.to_json() for item in found]
             known[layer.name] = {"candidates": rows, "why": why}
-            self.store.write("candidates", key, known)
+            self.cache.write("candidates", key, known)
             step(layer.name)
 
     def _kept(self, layer: Layer, row: Any) -> tuple[list[Weighed], str] | None:
-        """What the store has of a layer; None where it has nothing, or what nobody here wrote."""
+        """What the cache has of a layer; None where it has nothing, or what nobody here wrote."""
         try:
             found = [Weighed.from_json(layer, self.aim.goal, item) for item in row["candidates"]]
         except (LookupError, TypeError, ValueError, UsageError):
@@ -311,10 +311,10 @@ class Weighing:
                 )
 
     def _measure(self, asked: Mapping[str, list[Choice]], step: Any) -> None:
-        """Sensitivities: those that the store has, and the others."""
+        """Sensitivities: those that the cache has, and the others."""
         fitted = [(n, s.metric is not None) for n, s in sorted(self.statistics.items())]
         key = key_of(self.origin, fitted)
-        known = self.store.read("sensitivities", key)
+        known = self.cache.read("sensitivities", key)
         missing = [
             (name, choice)
             for name, some in asked.items()
@@ -324,7 +324,7 @@ class Weighing:
         left = {name: sum(n == name for n, _ in missing) for name in asked}
         with scratch(self.factory.folder.parent, "probes-") as folder:
             items = [(name, choice, self.statistics.get(name)) for name, choice in missing]
-            found = self.factory.jobs.map(
+            found = self.factory.pool.map(
                 probe,
                 items,
                 *(self.prepared, self.judge, folder),
@@ -332,7 +332,7 @@ class Weighing:
             )
             for (name, choice), row in zip(missing, found, strict=True):
                 known[_label(name, choice)] = row
-                self.store.write("sensitivities", key, known)
+                self.cache.write("sensitivities", key, known)
                 left[name] -= 1
                 if not left[name]:
                     step(name)

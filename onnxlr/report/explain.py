@@ -185,10 +185,10 @@ class Outcome:
                 "multiply-accumulates, elements moved and operators started"
             )
         notes += self._lost_inputs(plan)
-        jobs = assessor.factory.jobs
-        notes += jobs.notes
-        if isinstance(jobs.workers, Cluster):
-            notes.append(jobs.workers.words())
+        pool = assessor.factory.pool
+        notes += pool.notes
+        if isinstance(pool.workers, Cluster):
+            notes.append(pool.workers.words())
         if self.options.without:
             notes.append(f"left out on request: {', '.join(self.options.without)}")
         return notes

@@ -19,9 +19,9 @@ from onnxlr.model.graph import count_params
 from onnxlr.model.save import save
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.rewrite.graph import rewrite
-from onnxlr.system.cache import Store, key_of
+from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import write_failure
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.types import Rank
 from onnxlr.version import __version__
 
@@ -47,7 +47,7 @@ class Factory:
 
     There is one file, that of the last build. Asked for the same choices again, it is given as it
     lies there: what is handed over is the very file that was verified. Factors beyond a budget of
-    memory lie in files beside that folder; large ones are in the store too, for the next run.
+    memory lie in files beside that folder; large ones are in the cache too, for the next run.
 
     Attributes
     ----------
@@ -64,8 +64,8 @@ class Factory:
     file_name: str
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     calibration: str = ""
-    jobs: Jobs = field(default_factory=lambda: Jobs(1))
-    store: Store = field(default_factory=lambda: Store(None))
+    pool: Pool = field(default_factory=lambda: Pool(1))
+    cache: Cache = field(default_factory=lambda: Cache(None))
     origin: str = ""
     _held: int = 0  # bytes of factors in memory
     _sequence: tuple[Mapping[str, Choice], Mapping[str, Factored]] | None = None
@@ -141,7 +141,7 @@ class Factory:
         return self._factors[layer.name, graph_pass.name, rank]
 
     def fit(self, choices: Mapping[str, Choice], step: Callable[[str], None] = _silent) -> None:
-        """Factorize what neither is there nor in the store."""
+        """Factorize what neither is there nor in the cache."""
         missing: dict[tuple[str, str, Rank], Choice] = {}
         for name, choice in choices.items():
             key = (name, choice.graph_pass.name, choice.rank)
@@ -157,7 +157,7 @@ class Factory:
         needs = max(
             (DECOMPOSING * self.prepared.layer(name).params for name, *_ in missing), default=0
         )
-        results = self.jobs.map(fit_layer, items, self.prepared, needs=needs)
+        results = self.pool.map(fit_layer, items, self.prepared, needs=needs)
         for key, found in zip(missing, results, strict=True):
             self._store(key, found)
             self._keep(key, found)
@@ -178,7 +178,7 @@ class Factory:
         self._factors[key] = found
 
     def _entry(self, key: tuple[str, str, Rank]) -> str | None:
-        """Where factors are in the store: those that took long to make."""
+        """Where factors are in the cache: those that took long to make."""
         if not self.origin or self.prepared.layer(key[0]).params < STORED_FROM:
             return None
         return key_of(self.origin, key)
@@ -187,12 +187,12 @@ class Factory:
         if (entry := self._entry(key)) is not None:
             arrays = {f"factor {i}": _as_bytes(f) for i, f in enumerate(found.factors)}
             shift = {} if found.shift is None else {"shift": found.shift}
-            self.store.write_arrays("factors", entry, arrays | shift)
+            self.cache.write_arrays("factors", entry, arrays | shift)
 
     def _stored(self, key: tuple[str, str, Rank], choice: Choice) -> Factored | None:
         if (entry := self._entry(key)) is None:
             return None
-        arrays = self.store.read_arrays("factors", entry)
+        arrays = self.cache.read_arrays("factors", entry)
         layer = self.prepared.layer(key[0])
         shapes = choice.graph_pass.factor_shapes(layer, choice.rank)
         try:

@@ -29,7 +29,7 @@ _ABANDONED = 3600.0  # seconds after which a file that was begun won't be finish
 MOST_BYTES = 2 << 30  # of arrays: those not asked for the longest go first
 
 
-class Store:
+class Cache:
     """Entries by kind and key in a folder. A cache: what can't be read or written is done without.
 
     Parameters
@@ -39,9 +39,9 @@ class Store:
 
     Examples
     --------
-    >>> store = Store(None)
-    >>> store.write("sensitivities", "key", {"conv1": 0.5})
-    >>> store.read("sensitivities", "key")
+    >>> cache = Cache(None)
+    >>> cache.write("sensitivities", "key", {"conv1": 0.5})
+    >>> cache.read("sensitivities", "key")
     {}
     """
 
@@ -100,20 +100,20 @@ class Store:
             _trim(self._folder)
 
 
-def open_store() -> Store:
+def open_cache() -> Cache:
     """The user's cache folder, or the one that the environment's ``ONNXLR_CACHE`` names.
 
     ``ONNXLR_CACHE=off`` keeps nothing.
     """
     named = os.environ.get(FOLDER_VARIABLE, "")
     if named == OFF:
-        return Store(None)
+        return Cache(None)
     if named:
-        return Store(Path(named))
+        return Cache(Path(named))
     try:
-        return Store(Path(platformdirs.user_cache_dir("onnxlr", False)))
+        return Cache(Path(platformdirs.user_cache_dir("onnxlr", False)))
     except RuntimeError:  # nobody has a home here
-        return Store(None)
+        return Cache(None)
 
 
 def key_of(*parts: object) -> str:

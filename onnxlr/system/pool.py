@@ -56,7 +56,7 @@ class Workers(Protocol):
         """Whether no worker is left, or this error says so."""
 
 
-class Jobs:
+class Pool:
     """Maps functions over items, in as many processes as are allowed.
 
     A process does one piece at a time with one thread of linear algebra; with one here as well,
@@ -75,7 +75,7 @@ class Jobs:
 
     Examples
     --------
-    >>> list(Jobs(1).map(pow, [(2,), (3,)], 10))
+    >>> list(Pool(1).map(pow, [(2,), (3,)], 10))
     [100, 1000]
     """
 

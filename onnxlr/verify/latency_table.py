@@ -18,7 +18,7 @@ from onnxlr.methods.base import ChainPass
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_work, layer_work
 from onnxlr.model.destinations import is_there
-from onnxlr.system.cache import Store, key_of, read_json, write_json
+from onnxlr.system.cache import Cache, key_of, read_json, write_json
 from onnxlr.system.session import Machine, runtime_version
 from onnxlr.verify import layer_latency
 from onnxlr.verify.layer_latency import CRASHED, LayerTime, signature
@@ -167,10 +167,10 @@ class LatencyTable:
         return LayerTime(before.usual_ms, after.usual_ms, after.usual_ms)
 
 
-def machine_table(machine: Machine, store: Store, *, measures: bool = True) -> LatencyTable:
+def machine_table(machine: Machine, cache: Cache, *, measures: bool = True) -> LatencyTable:
     """The table that runs on this machine, runtime, provider and threads share."""
     return LatencyTable(
-        machine, store.path("latency", key_of(describe(machine))), measures=measures
+        machine, cache.path("latency", key_of(describe(machine))), measures=measures
     )
 
 

@@ -26,7 +26,7 @@ from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Silent
 from onnxlr.rewrite.graph import rewrite
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD, Feed
 from onnxlr.types import Rank
 from tests.support.builders import Array, make_model, node, run
@@ -109,7 +109,7 @@ def calibrated(
     """Statistics on some feeds, each of them one sample."""
     parts = tuple({name: array[None] for name, array in feed.items()} for feed in feeds)
     samples = Samples("feeds", parts, None, np.arange(len(feeds)), prepared.specs)
-    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, 0, Silent(), Jobs(1))
+    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, 0, Silent(), Pool(1))
 
 
 def the_fit(
@@ -277,5 +277,5 @@ def test_all_samples_are_looked_at_where_none_go_together(tmp_path: Path) -> Non
     prepared = prepare(load(model), feed=None)
     samples = load_samples(tmp_path, prepared.specs, None)
     assert samples.runs == 20
-    found = calibrate(prepared, prepared.layers, samples, ONE_CPU_THREAD, 0, Silent(), Jobs(1))
+    found = calibrate(prepared, prepared.layers, samples, ONE_CPU_THREAD, 0, Silent(), Pool(1))
     assert next(iter(found.values())).rows > 0.9 * sum(row.shape[1] for row in rows)

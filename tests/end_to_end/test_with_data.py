@@ -19,7 +19,7 @@ from onnxlr.plan import sensitivity, tradeoff
 from onnxlr.plan.evaluate import Assessor
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
-from onnxlr.system.cache import open_store
+from onnxlr.system.cache import open_cache
 from tests.support.builders import Array, linear, low_rank, make_model, node, relative, run
 
 
@@ -395,16 +395,16 @@ def test_entries_of_the_cache_that_are_none(broken: Any, data: Path) -> None:
     """As whoever may write to a shared cache could make them: what they say is found out anew."""
     options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
     first = onnxlr.optimize(network(), target="macs=0.5", **options)
-    store = open_store()
+    cache = open_cache()
     entries = [
         p for p in Path(os.environ["ONNXLR_CACHE"]).glob("*.json") if "latency" not in p.name
     ]
     assert {p.name.partition("-")[0] for p in entries} == {"candidates", "sensitivities"}
     for path in entries:
         kind, _, key = path.stem.partition("-")
-        rows = store.read(kind, key)
+        rows = cache.read(kind, key)
         assert rows
-        store.write(kind, key, dict.fromkeys(rows, broken))
+        cache.write(kind, key, dict.fromkeys(rows, broken))
     assert onnxlr.optimize(network(), target="macs=0.5", **options).plan == first.plan
 
 

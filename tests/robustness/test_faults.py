@@ -23,7 +23,7 @@ from onnxlr.prepare.prepared import prepare
 from onnxlr.system import memory, pool, sandbox
 from onnxlr.system.files import workspace
 from onnxlr.system.patience import Waiting
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from onnxlr.system.sandbox import Trial, in_child
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.verify import layer_latency, layers_alone
@@ -192,7 +192,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("apart")
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     items = [(i,) for i in range(6)]
-    found = list(Jobs(2).map(die_once, items, str(tmp_path / "died")))
+    found = list(Pool(2).map(die_once, items, str(tmp_path / "died")))
     assert found == [0, 1, 4, 9, 16, 25]
 
 
@@ -200,13 +200,13 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 def test_one_that_dies_again_and_again_ends_the_run() -> None:
     found: list[int] = []
     with pytest.raises(MemoryError, match=r"ended before its time"):
-        found.extend(Jobs(2).map(die, [(i,) for i in range(6)]))
+        found.extend(Pool(2).map(die, [(i,) for i in range(6)]))
     assert found == [0, 1]
 
 
 @pytest.mark.usefixtures("apart")
 def test_where_memory_runs_out_fewer_work() -> None:
-    assert list(Jobs(2).map(hunger, [(i,) for i in range(5)], 1)) == [0, 1, 2, 3, 4]
+    assert list(Pool(2).map(hunger, [(i,) for i in range(5)], 1)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("apart")
@@ -221,7 +221,7 @@ def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pool, "_processes", counted)
     items = [(i,) for i in range(8)]
-    assert list(Jobs(4).map(same, items, needs=1 << 30)) == list(range(8))
+    assert list(Pool(4).map(same, items, needs=1 << 30)) == list(range(8))
     assert widths == [2]
 
 
@@ -388,7 +388,7 @@ def test_where_no_process_can_be_started_it_is_done_here(
     monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", refused)
     monkeypatch.setattr(sandbox, "_pool", refused)
     monkeypatch.setattr(sandbox._CHILD, "_executor", None)
-    assert list(Jobs(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
+    assert list(Pool(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
     assert in_child(os.getpid, what="asking") == os.getpid()
     assert onnxlr.optimize(two_layers(), rank=4, max_drop=1).plan.replaced
 
@@ -407,7 +407,7 @@ from onnxlr.system.sandbox import in_child
 pool._WORTHWHILE = 0.0
 wanted = [abs(i) for i in range(-4, 0)]
 def work():
-    found = list(pool.Jobs(2).map(abs, [(i,) for i in range(-4, 0)]))
+    found = list(pool.Pool(2).map(abs, [(i,) for i in range(-4, 0)]))
     return found == wanted and in_child(pow, 2, 3, what="counting") == 8
 assert work()
 pid = os.fork()
@@ -459,7 +459,7 @@ from onnxlr.system import pool
 from onnxlr.system.sandbox import in_child
 def work(count):
     pool._WORTHWHILE = 0.0
-    assert list(pool.Jobs(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
+    assert list(pool.Pool(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
     return in_child(pow, 2, 3, what="counting")
 if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import onnxlr
 from onnxlr.cli.commands import main
-from onnxlr.system import cache as store_module
-from onnxlr.system.cache import Store, key_of
+from onnxlr.system import cache as cache_module
+from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import scratch, workspace, writing
 from tests.end_to_end.test_with_data import images, network
 
@@ -203,12 +203,12 @@ def test_a_pipe_beside_out_is_never_opened() -> None:
 def test_the_cache_makes_room_among_its_own_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(cache_module, "MOST_BYTES", 20_000)
     own = tmp_path / "data.npz"
     np.savez(own, x=np.ones(10_000))
     os.utime(own, (1, 1))
     for i in range(3):
-        Store(tmp_path).write_arrays("s", key_of(i), {"x": np.ones(1000)})
+        Cache(tmp_path).write_arrays("s", key_of(i), {"x": np.ones(1000)})
     assert own.exists()
     assert len(list(tmp_path.glob("s-*.npz"))) == 2
 
@@ -386,7 +386,7 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("ONNXLR_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
-    assert store_module.open_store().path("a", "k") is None
+    assert cache_module.open_cache().path("a", "k") is None
 
 
 @pytest.mark.usefixtures("here")

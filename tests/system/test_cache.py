@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxlr.system import cache as store_module
-from onnxlr.system.cache import Store, key_of, open_store, read_json
+from onnxlr.system import cache as cache_module
+from onnxlr.system.cache import Cache, key_of, open_cache, read_json
 
 
 def test_entries_come_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "folder")
-    assert store.read("times", "k") == {}
-    store.write("times", "k", {"conv": [1.5, None]})
-    assert store.read("times", "k") == {"conv": [1.5, None]}
-    assert store.read("times", "other") == {}
+    cache = Cache(tmp_path / "new" / "folder")
+    assert cache.read("times", "k") == {}
+    cache.write("times", "k", {"conv": [1.5, None]})
+    assert cache.read("times", "k") == {"conv": [1.5, None]}
+    assert cache.read("times", "other") == {}
     arrays = {"mean of a/b": np.arange(6.0).reshape(2, 3), "rows": np.array(7)}
-    store.write_arrays("statistics", "k", arrays)
-    found = store.read_arrays("statistics", "k")
+    cache.write_arrays("statistics", "k", arrays)
+    found = cache.read_arrays("statistics", "k")
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[n], a) and found[n].dtype == a.dtype for n, a in arrays.items())
     assert not list((tmp_path / "new" / "folder").glob(".*"))
@@ -32,43 +32,43 @@ DAMAGED = [
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_what_cannot_be_read_is_done_without(content: bytes, tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    cache = Cache(tmp_path)
     (tmp_path / "a-k.json").write_bytes(content)
     (tmp_path / "a-k.npz").write_bytes(content)
-    assert store.read("a", "k") == {}
-    assert store.read_arrays("a", "k") == {}
-    store.write("a", "k", {"x": 1})
-    assert store.read("a", "k") == {"x": 1}
+    assert cache.read("a", "k") == {}
+    assert cache.read_arrays("a", "k") == {}
+    cache.write("a", "k", {"x": 1})
+    assert cache.read("a", "k") == {"x": 1}
 
 
 def test_a_folder_that_is_none_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
-    store = Store(tmp_path / "file" / "below")
-    store.write("a", "k", {"x": 1})
-    store.write_arrays("a", "k", {"x": np.ones(2)})
-    assert store.read("a", "k") == {}
-    assert store.read_arrays("a", "k") == {}
+    cache = Cache(tmp_path / "file" / "below")
+    cache.write("a", "k", {"x": 1})
+    cache.write_arrays("a", "k", {"x": np.ones(2)})
+    assert cache.read("a", "k") == {}
+    assert cache.read_arrays("a", "k") == {}
 
 
 def test_the_oldest_arrays_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MOST_BYTES", 20_000)
-    store, (a, b, c, huge) = Store(tmp_path), (key_of(i) for i in range(4))
+    monkeypatch.setattr(cache_module, "MOST_BYTES", 20_000)
+    cache, (a, b, c, huge) = Cache(tmp_path), (key_of(i) for i in range(4))
     for i, name in enumerate((a, b)):
-        store.write_arrays("s", name, {"x": np.full(1000, float(i))})
+        cache.write_arrays("s", name, {"x": np.full(1000, float(i))})
         os.utime(tmp_path / f"s-{name}.npz", (i, i))
-    store.read_arrays("s", a)  # asked for again: b is the oldest now
-    store.write_arrays("s", c, {"x": np.ones(1000)})
+    cache.read_arrays("s", a)  # asked for again: b is the oldest now
+    cache.write_arrays("s", c, {"x": np.ones(1000)})
     assert {p.name for p in tmp_path.glob("*.npz")} == {f"s-{a}.npz", f"s-{c}.npz"}
-    store.write_arrays("s", huge, {"x": np.ones(5000)})
+    cache.write_arrays("s", huge, {"x": np.ones(5000)})
     assert not (tmp_path / f"s-{huge}.npz").exists()
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path))
-    open_store().write("a", "k", {"x": 1})
+    open_cache().write("a", "k", {"x": 1})
     assert read_json(tmp_path / "a-k.json")["rows"] == {"x": 1}
     monkeypatch.setenv("ONNXLR_CACHE", "off")
-    assert open_store().path("a", "k") is None
+    assert open_cache().path("a", "k") is None
 
 
 def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,35 +80,35 @@ def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_bit_that_flips_is_seen(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.write("a", "k", {"x": 1.0})
-    store.write_arrays("a", "k", {"x": np.ones(100)})
+    cache = Cache(tmp_path)
+    cache.write("a", "k", {"x": 1.0})
+    cache.write_arrays("a", "k", {"x": np.ones(100)})
     text = tmp_path / "a-k.json"
     text.write_text(text.read_text().replace("1.0", "1.5"))
     packed = bytearray((tmp_path / "a-k.npz").read_bytes())
     packed[len(packed) // 2] ^= 1
     (tmp_path / "a-k.npz").write_bytes(packed)
-    assert store.read("a", "k") == {}
-    assert store.read_arrays("a", "k") == {}
+    assert cache.read("a", "k") == {}
+    assert cache.read_arrays("a", "k") == {}
 
 
 def test_names_that_no_file_could_have(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    cache = Cache(tmp_path)
     arrays = {
         "L" * 70_000: np.ones(2),
         "a\0b": np.zeros(3),
         "a\0c": np.ones(4),
         "names": np.ones(1),
     }
-    store.write_arrays("a", "k", arrays)
-    found = store.read_arrays("a", "k")
+    cache.write_arrays("a", "k", arrays)
+    found = cache.read_arrays("a", "k")
     assert set(found) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
 
 
 def test_two_runs_add_to_one_entry(tmp_path: Path) -> None:
-    one, other = Store(tmp_path), Store(tmp_path)
+    one, other = Cache(tmp_path), Cache(tmp_path)
     one.write("a", "k", {"x": 1})
     other.write("a", "k", {"y": 2})
     assert one.read("a", "k") == {"x": 1, "y": 2}
@@ -119,19 +119,19 @@ def test_files_that_a_killed_run_began_go_after_a_while(tmp_path: Path) -> None:
     for path in (old, new):
         path.write_text("begun")
     os.utime(old, (1, 1))
-    Store(tmp_path).write_arrays("a", "k", {"x": np.ones(3)})
+    Cache(tmp_path).write_arrays("a", "k", {"x": np.ones(3)})
     assert not old.exists()
     assert new.exists()
 
 
 def test_a_pipe_in_the_place_of_an_entry_is_not_waited_for(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.write("rows", "k", {"a": 1})
-    store.write_arrays("arrays", "k", {"a": np.ones(3)})
+    cache = Cache(tmp_path)
+    cache.write("rows", "k", {"a": 1})
+    cache.write_arrays("arrays", "k", {"a": np.ones(3)})
     for entry in list(tmp_path.iterdir()):
         entry.unlink()
         os.mkfifo(entry)
-    assert store.read("rows", "k") == {}
-    assert store.read_arrays("arrays", "k") == {}
-    store.write("rows", "k", {"a": 2})
-    assert store.read("rows", "k") == {"a": 2}
+    assert cache.read("rows", "k") == {}
+    assert cache.read_arrays("arrays", "k") == {}
+    cache.write("rows", "k", {"a": 2})
+    assert cache.read("rows", "k") == {"a": 2}

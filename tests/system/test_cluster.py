@@ -21,7 +21,7 @@ import onnxlr
 from onnxlr.errors import ClusterError
 from onnxlr.system import cluster as module
 from onnxlr.system.cluster import Cluster
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from tests.end_to_end.test_with_data import images, network
 
 pytest.importorskip("distributed")
@@ -280,7 +280,7 @@ def test_what_is_raised_there_arrives(farm: Farm) -> None:
     cluster = Cluster(farm.address)
     try:
         with pytest.raises(ZeroDivisionError):
-            list(Jobs(1, workers=cluster).map(divmod, [(1, 1), (1, 0)]))
+            list(Pool(1, workers=cluster).map(divmod, [(1, 1), (1, 0)]))
     finally:
         cluster.close()
 

@@ -10,7 +10,7 @@ import pytest
 import onnxlr
 from onnxlr.errors import ModelError
 from onnxlr.system import pool
-from onnxlr.system.pool import Jobs
+from onnxlr.system.pool import Pool
 from tests.end_to_end.test_with_data import images, network
 from tests.support.builders import Array
 
@@ -40,36 +40,36 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("apart")
 def test_results_come_in_order_from_other_processes() -> None:
-    found = list(Jobs(2).map(slow, [(i,) for i in range(6)]))
+    found = list(Pool(2).map(slow, [(i,) for i in range(6)]))
     assert [square for square, _ in found] == [0, 1, 4, 9, 16, 25]
     assert found[0][1] == os.getpid()
     assert os.getpid() not in {process for _, process in found[1:]}
 
 
 def test_one_job_stays_here() -> None:
-    found = list(Jobs(1).map(slow, [(i,) for i in range(3)]))
+    found = list(Pool(1).map(slow, [(i,) for i in range(3)]))
     assert {process for _, process in found} == {os.getpid()}
 
 
 @pytest.mark.usefixtures("apart")
 def test_what_a_process_raises_arrives() -> None:
     with pytest.raises(ModelError, match="the third"):
-        list(Jobs(2).map(refuse, [(i,) for i in range(5)]))
+        list(Pool(2).map(refuse, [(i,) for i in range(5)]))
 
 
 @pytest.mark.usefixtures("apart")
 def test_each_process_has_one_thread_of_linear_algebra() -> None:
-    found = list(Jobs(2).map(threads, [()] * 3))[1:]
+    found = list(Pool(2).map(threads, [()] * 3))[1:]
     assert found[0]
     assert all(count == 1 for counts in found for count in counts)
 
 
 def test_cores_are_shared_with_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "usable_cores", lambda: 8)
-    assert Jobs(None).count == 8
-    assert Jobs(None, threads=4).count == 2
-    assert Jobs(None, threads=16).count == 1
-    assert Jobs(3, threads=4).count == 3
+    assert Pool(None).count == 8
+    assert Pool(None, threads=4).count == 2
+    assert Pool(None, threads=16).count == 1
+    assert Pool(3, threads=4).count == 3
 
 
 @pytest.mark.usefixtures("apart")
