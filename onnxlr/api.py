@@ -21,7 +21,7 @@ from onnxlr.options import Ingredient, Options, Target, command_of
 from onnxlr.pipeline import Result
 from onnxlr.pipeline import optimize as run_optimizer
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.feeding import Feeding, open_beside, open_fed
+from onnxlr.prepare.feeding import Feeding, open_after_trial, open_with_feeding
 from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
@@ -323,7 +323,7 @@ def compare(
     """
     machine = _machine(provider, threads, batch, seed)
     sources = load(a), load(b)
-    original, feeding = open_fed(
+    original, feeding = open_with_feeding(
         sources[0],
         machine,
         data=data,
@@ -333,14 +333,14 @@ def compare(
         batch=batch,
         seed=seed,
     )
-    sessions = original, open_beside(sources[1], machine, feeding.timed)
+    sessions = original, open_after_trial(sources[1], machine, feeding.first_feed)
     missing = set(sessions[0].output_names) - set(sessions[1].output_names)
     if missing:
         raise UsageError(
             f"{sources[1].label} has no output {sorted(missing)[0]!r} as {sources[0].label} has: "
             "compare models with the same outputs"
         )
-    first, second = (session.run(feeding.timed) for session in sessions)
+    first, second = (session.run(feeding.first_feed) for session in sessions)
     for name, output in first.items():
         if output.shape != second[name].shape:
             raise UsageError(
@@ -349,16 +349,16 @@ def compare(
             )
     told = progress or Silent()
     with told.stage("run both on all samples", None):
-        quality = Judge(sessions[0], feeding.judged, metric).judge(sessions[1])
+        quality = Judge(sessions[0], feeding.validation, metric).judge(sessions[1])
     with told.stage("time both in turn", None):
-        speed = compare_sessions(sessions[0], sessions[1], feeding.timed)
+        speed = compare_sessions(sessions[0], sessions[1], feeding.first_feed)
     sizes = []
     for source in sources:
-        ready = prepare(source, feed=feeding.timed, machine=machine)
+        ready = prepare(source, feed=feeding.first_feed, machine=machine)
         macs = count_macs(ready.model, ready.shapes)
         sizes.append(Size(source.label, source.nbytes, count_params(source.model), macs))
     return ModelComparison(
-        sizes[0], sizes[1], quality, speed, machine, _first_size(feeding), feeding.words
+        sizes[0], sizes[1], quality, speed, machine, _first_size(feeding), feeding.description
     )
 
 
@@ -390,17 +390,17 @@ def bench(
     if not 0 < seconds <= 86_400:
         raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
     source = load(a)
-    first, feeding = open_fed(
+    first, feeding = open_with_feeding(
         source, machine, data=data, shapes=_several(shape), batch=batch, seed=seed
     )
     size = _first_size(feeding)
     told = progress or Silent()
     if b is None:
         with told.stage("time it", None):
-            return Benchmark(time_session(first, feeding.timed, seconds), None, machine, size)
-    second = open_beside(load(b), machine, feeding.timed)
+            return Benchmark(time_session(first, feeding.first_feed, seconds), None, machine, size)
+    second = open_after_trial(load(b), machine, feeding.first_feed)
     with told.stage("time both in turn", None):
-        result = compare_sessions(first, second, feeding.timed, seconds)
+        result = compare_sessions(first, second, feeding.first_feed, seconds)
     return Benchmark(result.a, result, machine, size)
 
 
@@ -486,5 +486,5 @@ def _destination(
 
 
 def _first_size(feeding: Feeding) -> int:
-    first = next(iter(feeding.timed.values()), None)
+    first = next(iter(feeding.first_feed.values()), None)
     return int(first.shape[0]) if first is not None and first.ndim else 1

@@ -26,7 +26,7 @@ from onnxlr.plan.evaluate import Assessor
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.search import Chosen, choices_of
 from onnxlr.plan.settle import settle
-from onnxlr.prepare.feeding import Feeding, check_room, open_fed
+from onnxlr.prepare.feeding import Feeding, check_memory, open_with_feeding
 from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress
 from onnxlr.report.explain import Outcome
@@ -121,7 +121,7 @@ def _run(
     with progress.stage("infer shapes", None):
         prepared = prepare(
             source,
-            feed=None if feeding is None else feeding.timed,
+            feed=None if feeding is None else feeding.first_feed,
             machine=options.machine,
             shapes=options.shapes,
             batch=options.batch,
@@ -157,7 +157,7 @@ def _run(
         table = _open_table(options, cache)
     if options.verify == "full" and session is not None and feeding is not None:
         with progress.stage("run the original", None):
-            judge = Judge(session, feeding.judged, options.metric)
+            judge = Judge(session, feeding.validation, options.metric)
     timed = judge is not None and options.measure and not (table and table.foreign)
     assessor = Assessor(prepared, options, factory, session, feeding, judge, timed, progress)
     choosing = Choosing(assessor, fits, kept, table, cache)
@@ -184,8 +184,8 @@ def _open(
         check_graph(source)
         return None, None
     with progress.stage("open the model", None):
-        check_room(source, options.machine, 2)  # it, and what it becomes
-        return open_fed(
+        check_memory(source, options.machine, 2)  # it, and what it becomes
+        return open_with_feeding(
             source,
             options.machine,
             data=options.data,

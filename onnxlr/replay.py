@@ -15,7 +15,7 @@ from onnxlr.model.load import Source, check_unchanged
 from onnxlr.model.place import place
 from onnxlr.model.save import copy_source, name_within, read_back
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.feeding import first_feed, try_source
+from onnxlr.prepare.feeding import first_feed, trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
@@ -95,7 +95,7 @@ def _built(
         samples, taken = _calibration_samples(plan, plan.calibration, prepared, data)
         # Shapes count here too: which inputs can be looked at, and what layers make of others.
         feed = first_feed(samples, plan.calibration.batch)
-        try_source(source, ONE_CPU_THREAD, feed)
+        trial_run(source, ONE_CPU_THREAD, feed)
         prepared = prepare(source, feed=feed)
         seen = plan.calibration.layers or tuple(choices)
         layers = [layer for layer in prepared.layers if layer.name in seen]
@@ -157,7 +157,7 @@ def _misfit(layer: Layer | None, choice: Choice) -> str | None:
     seen = all(use.x_shape is not None for use in layer.uses)
     # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
     refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
-    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
+    barred = layer.weight_refusal if isinstance(graph_pass, WeightPass) else layer.refusal
     if (reason := barred or refuses) is not None:
         return reason
     return graph_pass.misfit(layer, choice.rank)

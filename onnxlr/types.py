@@ -11,6 +11,6 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # by the name of a value
 
 
-def rank_words(rank: Rank) -> str:
+def rank_text(rank: Rank) -> str:
     """A rank as it is read and written: a number, or numbers with commas."""
     return ",".join(map(str, rank))

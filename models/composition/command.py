@@ -31,7 +31,7 @@ from models.zoo.data import write_samples
 from models.zoo.models import ZOO
 from models.zoo.tasks import set_task
 from onnxlr.model.load import load
-from onnxlr.prepare.feeding import feed_model, open_source
+from onnxlr.prepare.feeding import choose_feeding, open_session
 from onnxlr.prepare.prepared import prepare
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.judge import Judge
@@ -132,11 +132,11 @@ class Course:
 
 def _judge(subject: Subject) -> Judge:
     source = load(subject.path)
-    session = open_source(source, ONE_CPU_THREAD)
-    feeding = feed_model(
+    session = open_session(source, ONE_CPU_THREAD)
+    feeding = choose_feeding(
         source, session, data=subject.fitted, validation=subject.judged, labels=subject.labels
     )
-    return Judge(session, feeding.judged, subject.metric)
+    return Judge(session, feeding.validation, subject.metric)
 
 
 def _stored(path: Path) -> dict[str, int]:

@@ -28,7 +28,7 @@ from models.zoo.data import sample_words, write_samples
 from models.zoo.models import ZOO, ZooModel
 from models.zoo.tasks import set_task
 from onnxlr.model.load import load
-from onnxlr.prepare.feeding import feed_model, open_source
+from onnxlr.prepare.feeding import choose_feeding, open_session
 from onnxlr.report.report import finite
 from onnxlr.system.session import Machine
 
@@ -232,8 +232,8 @@ def _file_failures(path: Path, out: Path, data: Path | None, threads: int) -> It
     if _complaint(path) is None and (complaint := _complaint(out)) is not None:
         yield f"onnx.checker refuses the output, but not the input: {complaint}"
     source = load(path)
-    original = open_source(source, Machine("cpu", threads))
-    feed = feed_model(source, original, data=data).timed
+    original = open_session(source, Machine("cpu", threads))
+    feed = choose_feeding(source, original, data=data).first_feed
     expected = original.run(feed)
     # A session of its own: what onnxlr sets for its sessions must not be needed to run the file.
     session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])

@@ -8,9 +8,15 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from onnxlr.calibrate.statistics import Statistics, Sums, input_size, together, why_not
+from onnxlr.calibrate.statistics import (
+    RunningMoments,
+    Statistics,
+    input_size,
+    together,
+    weight_only_reason,
+)
 from onnxlr.layers.layer import Layer
-from onnxlr.prepare.expose import exposed
+from onnxlr.prepare.expose import session_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
@@ -42,7 +48,7 @@ def calibrate(
     ----------
     prepared : Prepared
     layers : sequence of Layer
-        Those whose inputs are to be looked at; the ones that ``why_not`` speaks of are left out.
+        Those whose inputs are to be looked at; the ones that ``weight_only_reason`` speaks of are left out.
     samples : Samples
     machine : Machine
     seed : int
@@ -53,7 +59,7 @@ def calibrate(
     dict of str to Statistics
         By layer name.
     """
-    wanted = [layer for layer in layers if why_not(layer) is None]
+    wanted = [layer for layer in layers if weight_only_reason(layer) is None]
     runs = samples.runs
     shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
     bounds = [runs * i // shards for i in range(shards + 1)]
@@ -105,9 +111,9 @@ def moments(
 ) -> dict[str, Statistics]:
     """Moments of some layers' inputs over a shard of the samples: runs ``first`` to ``last``."""
     layers = [prepared.layer(name) for name in names]
-    sums = {layer.name: Sums(layer, runs, seed + first) for layer in layers}
+    sums = {layer.name: RunningMoments(layer, runs, seed + first) for layer in layers}
     inputs = {use.x.name or "" for layer in layers for use in layer.uses}
-    session = exposed(prepared.model, inputs, machine, prepared.source)
+    session = session_with_outputs(prepared.model, inputs, machine, prepared.source)
     for feed, _, _ in itertools.islice(samples.batches(), first, last):
         values = dict(feed) | session.run(feed)
         for layer in layers:

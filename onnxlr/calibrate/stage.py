@@ -12,7 +12,7 @@ from onnxlr.calibrate.budget import calibration_samples
 from onnxlr.calibrate.calibration import Calibration
 from onnxlr.calibrate.collect import calibrate
 from onnxlr.calibrate.influence import influences
-from onnxlr.calibrate.statistics import Statistics, input_size, why_not
+from onnxlr.calibrate.statistics import Statistics, input_size, weight_only_reason
 from onnxlr.layers.layer import Layer
 from onnxlr.options import Options
 from onnxlr.prepare.feeding import Feeding
@@ -88,7 +88,7 @@ def _kept_statistics(
 
 def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
     """Whether there are arrays for a layer, and they are what its ``Statistics`` are made of."""
-    if why_not(layer) is not None:
+    if weight_only_reason(layer) is not None:
         return False
     size = input_size(layer)
     shapes = {"mean": (layer.group, size), "covariance": (layer.group, size, size), "rows": ()}

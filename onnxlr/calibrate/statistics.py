@@ -40,7 +40,7 @@ class Statistics:
     metric: Array | None = None
 
 
-def why_not(layer: Layer) -> str | None:
+def weight_only_reason(layer: Layer) -> str | None:
     """Why a layer's factors are fitted to its weight alone; None if its inputs can be looked at."""
     if layer.kind not in ("matrix", "conv"):
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
@@ -77,7 +77,7 @@ def _within(rows: Array) -> bool:
     return bool((np.abs(rows) < _LARGEST).all())
 
 
-class Sums:
+class RunningMoments:
     """Running sums of a layer's inputs in double precision, about the first rows' mean.
 
     ``paired`` ones also keep how another model's inputs at the same places go with them.
@@ -85,13 +85,15 @@ class Sums:
 
     def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
         self.rows = 0
-        self.unlike = False  # whether two models once gave the layer inputs of different shapes
+        self.shapes_differ = (
+            False  # whether two models once gave the layer inputs of different shapes
+        )
         self._held: list[tuple[Array, Array | None]] = []
         self._layer = layer
         n, g = input_size(layer), layer.group
-        self.expected = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
+        self.row_target = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
         self._share = max(
-            16, -(-self.expected // max(1, feeds * len(layer.uses)))
+            16, -(-self.row_target // max(1, feeds * len(layer.uses)))
         )  # rows of one batch
         self._rng = np.random.default_rng(seed)
         self._shift: Array | None = None
@@ -114,8 +116,8 @@ class Sums:
     ) -> tuple[Array, Array] | None:
         """Take in inputs beside those of another model, at the same places; gives what it took."""
         if x.shape != other.shape:  # chosen by values, which differ: they don't belong together
-            self.unlike = True
-        if self.unlike or not x.size:
+            self.shapes_differ = True
+        if self.shapes_differ or not x.size:
             return None
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
@@ -181,7 +183,7 @@ class Sums:
         covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
         return Statistics(self._shift[:, 0] + offset, covariance, self.rows)
 
-    def other(self) -> tuple[Array, Array]:
+    def cross_moments(self) -> tuple[Array, Array]:
         """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
         self._add_held()
         assert self._other_shift is not None

@@ -17,7 +17,7 @@ from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs, chain_params
 from onnxlr.methods.registry import find_pass
 from onnxlr.system.memo import Kept
-from onnxlr.types import Rank, rank_words
+from onnxlr.types import Rank, rank_text
 
 # Relative weight errors among which the rank rule `auto` searches for what the metric allows.
 AUTO_ERRORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -116,7 +116,7 @@ def _can_be(layer: Layer, rank: object) -> bool:
 
 def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fit | str:
     """A method as it fits a layer, or why it doesn't exist there."""
-    barred = layer.locked if isinstance(graph_pass, WeightPass) else layer.refusal
+    barred = layer.weight_refusal if isinstance(graph_pass, WeightPass) else layer.refusal
     reason = barred if barred is not None else graph_pass.refuse(layer)
     if reason is not None:
         return reason
@@ -271,10 +271,10 @@ def _no_gain(layer: Layer, fit: Fit, rank: Rank, wanted: str) -> str:
             f"{layer.params:,} are stored)"
         )
     words = "full rank" if rank == fit.full else "rank"
-    needed = f"{name}: {wanted} needs {words} {rank_words(rank)}, "
+    needed = f"{name}: {wanted} needs {words} {rank_text(rank)}, "
     if len(rank) > 2 and rank[1:] != fit.limit[1:]:  # on other tiles ranks don't compare
         return f"{needed}which saves nothing"
     return (
-        f"{needed}only up to {rank_words(fit.limit)} saves anything"
+        f"{needed}only up to {rank_text(fit.limit)} saves anything"
         f"{' in proportion' if len(rank) > 1 else ''}"
     )

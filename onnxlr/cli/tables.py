@@ -13,7 +13,7 @@ from onnxlr.methods.registry import InstalledPass
 from onnxlr.plan.plan import KEEP
 from onnxlr.report.report import Report, Size, rank_value
 from onnxlr.system.session import Machine
-from onnxlr.types import rank_words
+from onnxlr.types import rank_text
 from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.latency import Comparison
 
@@ -33,7 +33,7 @@ def show_report(console: Console, report: Report) -> None:
             row.op,
             "×".join(map(str, row.shape)),
             row.decision,
-            rank_words(row.rank) if row.rank else "",
+            rank_text(row.rank) if row.rank else "",
             _change(row.params_before, row.params_after) if replaced else f"{row.params_before:,}",
             _change(row.macs_before, row.macs_after) if replaced else _count(row.macs_before),
             f"{row.error:.3f}" if row.error is not None else "",
@@ -94,11 +94,11 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
             table.add_row(
                 *head,
                 fit.method,
-                rank_words(fit.full_rank),
-                rank_words(fit.break_even),
-                rank_words(fit.evbmf),
-                rank_words(fit.energy[0.9]),
-                rank_words(fit.energy[0.99]),
+                rank_text(fit.full_rank),
+                rank_text(fit.break_even),
+                rank_text(fit.evbmf),
+                rank_text(fit.energy[0.9]),
+                rank_text(fit.energy[0.99]),
                 " ".join(sparkline(v.max(axis=0), 24 // len(fit.values)) for v in fit.values),
                 "no rank saves anything" if 0 in fit.break_even else "",
             )

@@ -10,7 +10,7 @@ from onnxlr.decompose.ranks import (
     spectrum_of,
     tail_error,
 )
-from onnxlr.decompose.svd import spectrum, truncated_svd
+from onnxlr.decompose.svd import singular_values, truncated_svd
 from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2
 from onnxlr.decompose.weighted import Form, closed_form, has_closed_form, weighted_fit
@@ -31,7 +31,7 @@ __all__ = [
     "has_closed_form",
     "join_tiles",
     "parse_rank",
-    "spectrum",
+    "singular_values",
     "spectrum_of",
     "tail_error",
     "tiled_svd",

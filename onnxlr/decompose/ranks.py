@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.decompose.evbmf import evbmf
-from onnxlr.decompose.svd import spectrum
+from onnxlr.decompose.svd import singular_values
 from onnxlr.errors import UsageError
 from onnxlr.types import Array
 
@@ -169,7 +169,7 @@ class Spectrum:
 
 def spectrum_of(stack: NDArray[np.generic]) -> Spectrum:
     """The spectrum of a stack of matrices of shape (g, m, n)."""
-    return spectrum_from(spectrum(stack), stack.shape[1], stack.shape[2])
+    return spectrum_from(singular_values(stack), stack.shape[1], stack.shape[2])
 
 
 def spectrum_from(values: Array, m: int, n: int) -> Spectrum:

@@ -19,7 +19,7 @@ _ANGLE = 1e-8
 _SMALL = 256
 
 
-def spectrum(stack: NDArray[np.generic]) -> Array:
+def singular_values(stack: NDArray[np.generic]) -> Array:
     """Singular values of every matrix in a stack, in descending order.
 
     Parameters
@@ -33,7 +33,7 @@ def spectrum(stack: NDArray[np.generic]) -> Array:
 
     Examples
     --------
-    >>> spectrum(np.diag([3.0, 4.0])[None]).tolist()
+    >>> singular_values(np.diag([3.0, 4.0])[None]).tolist()
     [[4.0, 3.0]]
     """
     g, m, n = stack.shape

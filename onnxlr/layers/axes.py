@@ -44,7 +44,7 @@ _RECURRENT = {"GRU": (4, 3), "LSTM": (4, 3, 3), "RNN": (4, 3)}
 _ALL_ALIKE = ("Split", "TopK")  # in all of their outputs; of others only the first is told
 
 
-def counted_axes(graph: ir.Graph) -> dict[ir.Value, int]:
+def axis_counts(graph: ir.Graph) -> dict[ir.Value, int]:
     """The number of axes of a graph's values; those that may have more or fewer are left out.
 
     Parameters

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxlr.layers.axes import counted_axes
+from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.macs import is_fixed, shape_of
 from onnxlr.layers.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
@@ -38,7 +38,7 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     shapes : mapping of str to tuple of int
         Static shapes of the main graph's tensors, as far as known.
     """
-    axes = counted_axes(model.graph)
+    axes = axis_counts(model.graph)
     found: dict[ir.Value, list[_Sighting]] = {}
     places: dict[ir.Value, str] = {}
     for place, node in _nodes(model):
@@ -145,8 +145,12 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
-    locked = _lock(layer, tensor, sightings, place)
-    return replace(layer, locked=locked, refusal=locked or reason or _refusal(layer, sightings))
+    weight_refusal = _lock(layer, tensor, sightings, place)
+    return replace(
+        layer,
+        weight_refusal=weight_refusal,
+        refusal=weight_refusal or reason or _refusal(layer, sightings),
+    )
 
 
 def _swap_last(perm: Shape) -> Shape:

@@ -87,7 +87,7 @@ class Layer:
     uses : tuple of Use
     refusal : str or None
         Why no chain can replace it, whatever the method.
-    locked : str or None
+    weight_refusal : str or None
         Why its stored weight can't be replaced either; implies a refusal.
     """
 
@@ -99,7 +99,7 @@ class Layer:
     dtype: ir.DataType
     uses: tuple[Use, ...]
     refusal: str | None = None
-    locked: str | None = None
+    weight_refusal: str | None = None
     _perm: Shape | None = field(default=None, repr=False)
 
     @property
@@ -144,9 +144,9 @@ class Layer:
         ModelError
             If it holds NaN or infinity.
         """
-        return self.seen(self.stored_array())
+        return self.from_stored(self.stored_array())
 
-    def seen(self, stored: NDArray[T]) -> NDArray[T]:
+    def from_stored(self, stored: NDArray[T]) -> NDArray[T]:
         """From the stored layout to the one that the first user sees."""
         return stored if self._perm is None else stored.transpose(self._perm)
 

@@ -12,7 +12,7 @@ from onnxlr.decompose import Form, RankRule, Spectrum
 from onnxlr.decompose.ranks import round_up
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.writer import Writer
-from onnxlr.types import Array, Rank, rank_words
+from onnxlr.types import Array, Rank, rank_text
 
 
 class GraphPass(ABC):
@@ -101,7 +101,7 @@ class GraphPass(ABC):
         full = self.full_rank(layer)
         if len(rank) == len(full) and all(0 < r <= f for r, f in zip(rank, full, strict=True)):
             return None
-        return f"rank {rank_words(rank)} is not within {rank_words(full)}"
+        return f"rank {rank_text(rank)} is not within {rank_text(full)}"
 
     def select(
         self,

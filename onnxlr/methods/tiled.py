@@ -13,7 +13,7 @@ from onnxlr.decompose.ranks import rank_for_error, round_up
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
 from onnxlr.system.memo import Kept
-from onnxlr.types import Rank, rank_words
+from onnxlr.types import Rank, rank_text
 
 Grid = tuple[int, int]
 
@@ -66,7 +66,7 @@ class TiledPass(GraphPass):
     def misfit(self, layer: Layer, rank: Rank) -> str | None:
         """Ranks without a grid, or beyond their tiles."""
         if len(rank) != 3:
-            return f"rank {rank_words(rank)} names no grid of tiles (r,p,q)"
+            return f"rank {rank_text(rank)} names no grid of tiles (r,p,q)"
         grid = rank[1:]
         if (reason := self.grid_misfit(layer, (grid[0], grid[1]))) is not None:
             return reason

@@ -208,10 +208,10 @@ class Choosing:
         """The least damaging set near one that the budget leads to, measured on what judges."""
         weighing, assessor = self.weighing, self.assessor
         assert weighing is not None
-        if assessor.feeding is None or not isinstance(assessor.feeding.judged, Samples):
+        if assessor.feeding is None or not isinstance(assessor.feeding.validation, Samples):
             return chosen
         samples = 0
-        seconds = len(assessor.feeding.judged) * sample_seconds(self.prepared)
+        seconds = len(assessor.feeding.validation) * sample_seconds(self.prepared)
         if assessor.corrects(choices_of(chosen)):
             some = min(assessor.samples, _REFINED_ON)
             longer = seconds + assessor.correction_seconds(some)

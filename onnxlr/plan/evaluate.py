@@ -155,13 +155,13 @@ class Assessor:
         """Median milliseconds of the original."""
         assert self.session is not None
         assert self.feeding is not None
-        return time_session(self.session, self.feeding.timed).median_ms
+        return time_session(self.session, self.feeding.first_feed).median_ms
 
     def compare(self, built: Built | None) -> Comparison:
         """The original and a built model in turn; without one the original beside itself."""
         assert self.session is not None
         assert self.feeding is not None
-        feed = self.feeding.timed
+        feed = self.feeding.first_feed
         candidate = self.session if built is None else self._open(built)
         speed = compare_sessions(self.session, candidate, feed)
         if built is not None and speed.verdict == "within noise" and speed.speedup > 1:
@@ -176,7 +176,7 @@ class Assessor:
             with Trial(
                 built.path, self.options.machine, "the optimized model", built.nbytes
             ) as trial:
-                trial.run(self.feeding.timed)
+                trial.run(self.feeding.first_feed)
             self._tried = built
         return Session(built.path, self.options.machine, "the optimized model")
 

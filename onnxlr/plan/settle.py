@@ -61,8 +61,8 @@ def _settle_alone(choosing: Choosing, chosen: Chosen) -> tuple[Chosen, Quality, 
     """Put back every layer that alone is outside the limit."""
     assessor, feeds = choosing.assessor, []
     feeding = assessor.feeding
-    if feeding is not None and isinstance(feeding.judged, Samples):
-        judged = feeding.judged.take(_CHECKED_FEEDS * feeding.judged.batch)
+    if feeding is not None and isinstance(feeding.validation, Samples):
+        judged = feeding.validation.take(_CHECKED_FEEDS * feeding.validation.batch)
         feeds = [feed for feed, _, _ in itertools.islice(judged.batches(), _CHECKED_FEEDS)]
     found, crashed = check_layers(
         assessor.prepared,

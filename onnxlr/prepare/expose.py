@@ -10,13 +10,17 @@ from onnxlr.model.load import Source
 from onnxlr.system.session import Machine, Session, open_exposed
 
 
-def exposed(model: ir.Model, names: Iterable[str], machine: Machine, source: Source) -> Session:
+def session_with_outputs(
+    model: ir.Model, names: Iterable[str], machine: Machine, source: Source
+) -> Session:
     """A session of a model, made from a source, that gives out values besides its outputs."""
-    return open_exposed(exposing(model, names, source), machine, source.label, source.folder)
+    return open_exposed(
+        model_with_outputs(model, names, source), machine, source.label, source.folder
+    )
 
 
-def exposing(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
-    """The model of ``exposed``."""
+def model_with_outputs(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
+    """The model of ``session_with_outputs``."""
     proto = to_proto(model)
     fed = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
     present = fed | {v.name for v in proto.graph.output}

@@ -32,11 +32,11 @@ class Feeding:
 
     Attributes
     ----------
-    timed : feed
+    first_feed : feed
         One feed of the batch that is timed.
-    judged : Samples or list of feeds
+    validation : Samples or list of feeds
         What quality is measured on: the user's validation samples, or synthetic feeds.
-    words : str
+    description : str
         What it is, for the report.
     calibration : Samples or None
         What factors are fitted to and sensitivities are measured on: none of those judged on.
@@ -44,14 +44,14 @@ class Feeding:
         Whether those are one half of the samples, and the judged the other.
     """
 
-    timed: Feed
-    judged: Samples | Sequence[Feed]
-    words: str
+    first_feed: Feed
+    validation: Samples | Sequence[Feed]
+    description: str
     calibration: Samples | None = None
     half: bool = True
 
 
-def open_source(source: Source, machine: Machine) -> Session:
+def open_session(source: Source, machine: Machine) -> Session:
     """The original in ONNX Runtime.
 
     Raises
@@ -59,7 +59,7 @@ def open_source(source: Source, machine: Machine) -> Session:
     ModelError
         If there is not enough memory for it, or the runtime refuses it.
     """
-    check_room(source, machine, 1)
+    check_memory(source, machine, 1)
     return Session(_runnable(source), machine, source.label)
 
 
@@ -69,7 +69,7 @@ def _runnable(source: Source) -> Path | bytes:
     return serialize(to_proto(source.model), source.label)
 
 
-def check_room(source: Source, machine: Machine, models: int) -> None:
+def check_memory(source: Source, machine: Machine, models: int) -> None:
     """Refuse to open a model that will not fit into memory.
 
     Parameters
@@ -107,7 +107,7 @@ def runtime_bytes(model: ir.Model, machine: Machine) -> int:
     return total
 
 
-def open_fed(
+def open_with_feeding(
     source: Source,
     machine: Machine,
     *,
@@ -126,10 +126,10 @@ def open_fed(
     Raises
     ------
     OnnxlrError
-        As ``feed_model`` and ``open_source`` do, and for what the child process didn't survive.
+        As ``choose_feeding`` and ``open_session`` do, and for what the child process didn't survive.
     """
     fed = partial(
-        feed_model,
+        choose_feeding,
         source,
         data=data,
         validation=validation,
@@ -139,23 +139,23 @@ def open_fed(
         seed=seed,
     )
     if not tries():
-        session = open_source(source, machine)
+        session = open_session(source, machine)
         return session, fed(session)
     with _trial(source, machine) as trial:
         trial.open()
         feeding = fed(trial)
         if data is not None:
-            trial.run(feeding.timed)
-    return open_source(source, machine), feeding
+            trial.run(feeding.first_feed)
+    return open_session(source, machine), feeding
 
 
-def open_beside(source: Source, machine: Machine, feed: Feed) -> Session:
+def open_after_trial(source: Source, machine: Machine, feed: Feed) -> Session:
     """Another model in ONNX Runtime, tried in the child process on this feed first."""
-    try_source(source, machine, feed)
-    return open_source(source, machine)
+    trial_run(source, machine, feed)
+    return open_session(source, machine)
 
 
-def try_source(source: Source, machine: Machine, feed: Feed) -> None:
+def trial_run(source: Source, machine: Machine, feed: Feed) -> None:
     """Run a model once in the child process.
 
     Raises
@@ -168,11 +168,11 @@ def try_source(source: Source, machine: Machine, feed: Feed) -> None:
 
 
 def _trial(source: Source, machine: Machine) -> Trial:
-    check_room(source, machine, 1)
+    check_memory(source, machine, 1)
     return Trial(_runnable(source), machine, source.label, source.nbytes)
 
 
-def feed_model(
+def choose_feeding(
     source: Source,
     session: Session | Trial,
     *,
@@ -205,7 +205,7 @@ def feed_model(
         return Feeding(timed, judged, "synthetic inputs: give --data for a verdict on real ones")
     if given:
         raise UsageError("--shape and --data exclude each other: the samples have shapes")
-    samples = load_samples(data, specs, labels, lacking=validation is not None)
+    samples = load_samples(data, specs, labels, labels_optional=validation is not None)
     if validation is not None:
         calibration, judged_samples = samples, load_samples(validation, specs, labels)
     else:

@@ -84,7 +84,7 @@ def _again(
                 f"{source.label} on {platform.node()} is not the model that this run began with: "
                 "leave it as it is while it is being optimized, and give all workers the same"
             )
-        model = folded(source)
+        model = simplified_model(source)
         layers = find_layers(model, shapes)
         found = Prepared(source, model, specs, input_shapes, shapes, layers)
         _LATEST.clear()
@@ -92,7 +92,7 @@ def _again(
     return found
 
 
-def folded(source: Source) -> ir.Model:
+def simplified_model(source: Source) -> ir.Model:
     """The source's model with its functions inlined and its BatchNormalizations folded."""
     model = inline_functions(source.model.clone())
     fold_batch_norms(model)
@@ -116,7 +116,7 @@ def prepare(
         A feed that the model is known to run on. Without one, nothing is run: the first sizes
         worth trying are taken, and shapes that inference doesn't find stay unknown.
     """
-    model = folded(source)
+    model = simplified_model(source)
     specs = input_specs(model)
     if feed is not None:
         input_shapes = {name: tuple(a.shape) for name, a in feed.items()}

@@ -136,7 +136,11 @@ class Samples:
 
 
 def load_samples(
-    path: str | Path, specs: Sequence[InputSpec], labels: str | None, *, lacking: bool = False
+    path: str | Path,
+    specs: Sequence[InputSpec],
+    labels: str | None,
+    *,
+    labels_optional: bool = False,
 ) -> Samples:
     """Read samples and check them against a model's inputs.
 
@@ -148,7 +152,7 @@ def load_samples(
     specs : sequence of InputSpec
     labels : str or None
         Name of the array of integer labels.
-    lacking : bool
+    labels_optional : bool
         Whether the samples may do without them.
 
     Raises
@@ -165,7 +169,7 @@ def load_samples(
         arrays = _read(file, specs, mapped=read > _READ_WHOLE)
         read += sum(array.nbytes for array in arrays.values())
         parts.append(_checked(arrays, specs, file))
-        if labels is not None and not (lacking and labels not in arrays):
+        if labels is not None and not (labels_optional and labels not in arrays):
             targets.append(_labels(arrays, labels, file, _count(parts[-1])))
     total = sum(_count(part) for part in parts)
     if total == 0:

@@ -27,7 +27,7 @@ from onnxlr.report.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.rewrite.builder import Built
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.session import runtime_version
-from onnxlr.types import rank_words
+from onnxlr.types import rank_text
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 from onnxlr.verify.latency_table import processor
@@ -128,11 +128,11 @@ class Outcome:
 
     def _judged_on(self) -> str:
         if self.options.verify == "layers":
-            drawn = "inputs drawn at random" if self.feeding is None else self.feeding.words
+            drawn = "inputs drawn at random" if self.feeding is None else self.feeding.description
             return f"each replaced layer alone, on {drawn}; the model wasn't judged as a whole"
         if self.feeding is None:
             return "not run (--verify none): only the graph was checked"
-        return f"the saved file, in full, on {self.feeding.words}"
+        return f"the saved file, in full, on {self.feeding.description}"
 
     def _notes(self, plan: Plan) -> list[str]:
         """What the user should know besides."""
@@ -233,7 +233,7 @@ class Outcome:
         error = next(w.error for w in weighing.weighed[layer.name] if w.candidate.choice == choice)
         return (
             f"other layers save more for less: {choice.graph_pass.name} at rank "
-            f"{rank_words(choice.rank)} alone would leave a rel. error of "
+            f"{rank_text(choice.rank)} alone would leave a rel. error of "
             f"{weighing.harm(layer.name, error):.3g}"
         )
 

@@ -15,7 +15,7 @@ from onnxlr.report.plots import (
     tradeoff_plot,
 )
 from onnxlr.report.report import LayerSpectrum, Report
-from onnxlr.types import rank_words
+from onnxlr.types import rank_text
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def _spectrum_panel(curves: Sequence[LayerSpectrum], key: str) -> str:
 def _tradeoff_words(decision: Decision, tradeoff: Tradeoff) -> str:
     words = "kept"
     if decision.decision != KEEP:
-        words = f"{decision.decision} at rank {rank_words(decision.rank or ())}"
+        words = f"{decision.decision} at rank {rank_text(decision.rank or ())}"
     for point in tradeoff.points:
         if point.chosen:
             words += f", predicted error {point.error:.3g}"

@@ -7,7 +7,7 @@ from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
 from onnxlr.report.markup import definitions, named, row, said, section, table
 from onnxlr.report.report import Report
-from onnxlr.types import rank_words
+from onnxlr.types import rank_text
 from onnxlr.verify.fidelity import Quality
 
 # Nothing is fetched and nothing runs, whatever a model's names may hold.
@@ -188,7 +188,7 @@ def _decision(decision: Decision) -> str:
         d.op,
         "×".join(map(str, d.shape)),
         d.decision,
-        rank_words(d.rank) if d.rank else "–",
+        rank_text(d.rank) if d.rank else "–",
         _change(d.params_before, d.params_after),
         _change(d.macs_before, d.macs_after),
         "–" if d.error is None else f"{d.error:.3f}",

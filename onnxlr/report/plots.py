@@ -10,7 +10,7 @@ from onnxlr.plan.plan import Alternative, Decision
 from onnxlr.report.markup import said
 from onnxlr.report.report import LayerSpectrum
 from onnxlr.report.svg import SERIES, STAND_IN, to_svg
-from onnxlr.types import Rank, rank_words
+from onnxlr.types import Rank, rank_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -245,7 +245,7 @@ def _ring(axes: "Axes", point: Point, right: float) -> None:
     axes.plot([at[0]], [at[1]], **_MARKS["ring"], zorder=4)
     leftwards = point.cost > right / 2
     axes.annotate(
-        rank_words(point.rank),
+        rank_text(point.rank),
         at,
         xytext=(-9 if leftwards else 9, 5),
         textcoords="offset points",

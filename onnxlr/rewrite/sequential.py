@@ -13,14 +13,14 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnxlr.calibrate.statistics import Statistics, Sums, input_size, why_not
+from onnxlr.calibrate.statistics import RunningMoments, Statistics, input_size, weight_only_reason
 from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_matrix, rest_of
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice, Factored, Factors
 from onnxlr.model.graph import constant, float_attr, to_float64
-from onnxlr.prepare.expose import exposed
+from onnxlr.prepare.expose import session_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
@@ -71,7 +71,7 @@ def correct(
             choice = choices[layer.name]
             plain = factory.factored(layer, choice)
             form = choice.graph_pass.form(layer, choice.rank)
-            if i == 0 or form is None or why_not(layer) is not None:
+            if i == 0 or form is None or weight_only_reason(layer) is not None:
                 found[layer.name] = plain  # nothing before it has changed, or nothing can be told
             elif not isinstance(choice.graph_pass, WeightPass):
                 done = {n: choices[n] for n in found}
@@ -108,12 +108,12 @@ class _Pairs:
             prepared.model, prepared.shapes, choices, lambda item, *_: factors[item.name]
         )
         before, after = (
-            exposed(model, names, ONE_CPU_THREAD, prepared.source)
+            session_with_outputs(model, names, ONE_CPU_THREAD, prepared.source)
             for model in (prepared.model, changed)
         )
-        sums = Sums(layer, len(feeds), seed, paired=True)
+        sums = RunningMoments(layer, len(feeds), seed, paired=True)
         bias = bias_before_relu(layer) if rows else None
-        step = -(-4 * layer.group * input_size(layer) * sums.expected // _HELD)
+        step = -(-4 * layer.group * input_size(layer) * sums.row_target // _HELD)
         self.rows: list[tuple[Rows, Rows]] = []  # some of x̂, and of the y that the original had
         weight = as_matrix(layer, layer.array()).astype(np.float32)
         for feed in feeds:
@@ -125,10 +125,10 @@ class _Pairs:
                     given, own = (p[:, ::step].astype(np.float32) for p in pair)
                     y = own @ weight.transpose(0, 2, 1) + bias
                     self.rows.append((given, y))
-        self.enough = not sums.unlike and sums.rows >= _ROWS * input_size(layer)
+        self.enough = not sums.shapes_differ and sums.rows >= _ROWS * input_size(layer)
         if self.enough:
             self.given: Statistics = sums.statistics()  # of x̂
-            self.mean, self.cross = sums.other()  # of x, and between x and x̂
+            self.mean, self.cross = sums.cross_moments()  # of x, and between x and x̂
 
 
 def _fitted(

@@ -17,7 +17,7 @@ from onnxlr.rewrite.graph import replace_layer
 from onnxlr.system.patience import Waiting
 from onnxlr.system.sandbox import in_child
 from onnxlr.system.session import Feed, Machine, Session
-from onnxlr.types import rank_words
+from onnxlr.types import rank_text
 from onnxlr.verify import latency
 from onnxlr.verify.latency import MARGIN, Comparison, interleave
 
@@ -54,9 +54,9 @@ class LayerTime:
     def refusal(self, choice: Choice) -> str:
         """Why a replacement that isn't faster isn't used."""
         if self is CRASHED:
-            return f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} crashed the runtime"
+            return f"{choice.graph_pass.name} at rank {rank_text(choice.rank)} crashed the runtime"
         return (
-            f"{choice.graph_pass.name} at rank {rank_words(choice.rank)} takes "
+            f"{choice.graph_pass.name} at rank {rank_text(choice.rank)} takes "
             f"{self.after_ms:.3f} ms, the original {self.before_ms:.3f} ms: not measurably faster"
         )
 

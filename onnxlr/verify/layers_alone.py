@@ -14,7 +14,7 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice
 from onnxlr.model.graph import Names, opset, serialize, to_proto
-from onnxlr.prepare.expose import exposing
+from onnxlr.prepare.expose import model_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
@@ -166,7 +166,7 @@ def _inputs(
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
         source, seen = prepared.source, list[NDArray[np.generic]]()
-        blob, longest = exposing(prepared.model, [name], source), patience(source.nbytes)
+        blob, longest = model_with_outputs(prepared.model, [name], source), patience(source.nbytes)
         given = blob, source.label, source.folder, name, list(feeds)
         # With other outputs it is another model to the runtime, which may crash on it.
         with contextlib.suppress(CrashError):

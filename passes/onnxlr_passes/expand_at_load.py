@@ -68,7 +68,7 @@ class ExpandAtLoad(TiledPass, WeightPass):
         """U·V, as the layer sees it."""
         tiles = factors[0] @ factors[1]
         whole = join_tiles(tiles.reshape(1, *rank[1:], *tiles.shape[-2:]))
-        return layer.seen(whole.reshape(layer.stored_shape))
+        return layer.from_stored(whole.reshape(layer.stored_shape))
 
     def restore(
         self, layer: Layer, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -13,7 +13,7 @@ import pytest
 from onnxlr.calibrate import collect as module
 from onnxlr.calibrate import statistics
 from onnxlr.calibrate.collect import calibrate
-from onnxlr.calibrate.statistics import Statistics, why_not
+from onnxlr.calibrate.statistics import Statistics, weight_only_reason
 from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
@@ -190,7 +190,7 @@ def test_samples_of_patches_come_close() -> None:
     again = calibrated(prepared, [layer], feeds)[layer.name]
     np.testing.assert_array_equal(few.covariance, again.covariance)
     assert few.rows < 8 * 8 * 28 * 28 / 2
-    sums = statistics.Sums(layer, 1, 0)
+    sums = statistics.RunningMoments(layer, 1, 0)
     sums._share = 10**9
     for feed in feeds:
         sums.add(layer.uses[0], feed["x"])
@@ -228,7 +228,7 @@ def test_layers_that_are_not_looked_at_say_why(
 ) -> None:
     prepared, feeds = prepared_of(model(), rows=1)
     (layer,) = prepared.layers
-    assert reason in (why_not(layer) or "")
+    assert reason in (weight_only_reason(layer) or "")
     assert calibrated(prepared, [layer], feeds) == {}
 
 
@@ -242,13 +242,13 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     model = make_model(nodes, {"x": (5, 6)}, ["y"], {"a": rand(6, 7), "b": rand(7, 4)})
     prepared, feeds = prepared_of(model)
     seen: list[int] = []
-    whole: Any = expose.exposed
+    whole: Any = expose.session_with_outputs
 
-    def exposed(model: ir.Model, names: set[str], *rest: Any) -> Any:
+    def session_with_outputs(model: ir.Model, names: set[str], *rest: Any) -> Any:
         seen.append(len(names))
         return whole(model, names, *rest)
 
-    monkeypatch.setattr(module, "exposed", exposed)
+    monkeypatch.setattr(module, "session_with_outputs", session_with_outputs)
     found: list[Mapping[str, Statistics]] = []
     for limit in (10**9, 1):
         monkeypatch.setattr(module, "_EXPOSED", limit)

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxlr.decompose import parse_rank, spectrum, tail_error
+from onnxlr.decompose import parse_rank, singular_values, tail_error
 from onnxlr.decompose.ranks import rank_for_error, storage_precision
 from onnxlr.errors import UsageError
 
@@ -67,7 +67,7 @@ def test_numerical_rank_sees_through_storage(dtype: str, scale: float) -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((64, 7)) @ rng.standard_normal((7, 96))
     stored = (scale * matrix).astype(kind)
-    values = spectrum(stored[None])
+    values = singular_values(stored[None])
     assert rank_for_error(values, storage_precision(kind)) == 7
 
 

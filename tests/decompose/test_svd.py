@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxlr.decompose import spectrum, tail_error, truncated_svd
+from onnxlr.decompose import singular_values, tail_error, truncated_svd
 from onnxlr.decompose.svd import _partial_svd, leading_vectors
 from onnxlr.types import Array
 
@@ -19,7 +19,7 @@ def planted(values: list[float], m: int, n: int, seed: int) -> np.ndarray:
 
 def test_planted_spectrum_is_recovered() -> None:
     matrix = planted([3.142, 2.718, 1.0], 40, 25, seed=3)
-    values = spectrum(matrix[None])[0]
+    values = singular_values(matrix[None])[0]
     np.testing.assert_allclose(values[:3], [3.142, 2.718, 1.0], rtol=1e-14)
     assert values[3:].max() < 1e-14
 
@@ -41,7 +41,7 @@ def test_truncation_error_is_the_tail(
     assert u.shape == (g, m, rank)
     assert v.shape == (g, rank, n)
     error = np.linalg.norm(stack - u @ v) / np.linalg.norm(stack)
-    assert error == pytest.approx(tail_error(spectrum(stack))[rank], rel=1e-9, abs=1e-13)
+    assert error == pytest.approx(tail_error(singular_values(stack))[rank], rel=1e-9, abs=1e-13)
     np.testing.assert_allclose(
         u.transpose(0, 2, 1) @ u, np.tile(np.eye(rank), (g, 1, 1)), atol=1e-12
     )

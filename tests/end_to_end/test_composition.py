@@ -107,7 +107,7 @@ def test_a_tool_behind_onnxlr_treats_every_factor(
     if apply is half:
         assert {layer.dtype.name for layer in layers} == {"FLOAT16"}
     else:
-        assert all("quantized" in (layer.locked or "") for layer in layers)
+        assert all("quantized" in (layer.weight_refusal or "") for layer in layers)
     assert relative(outputs(source), outputs(out)) < tolerance
 
 
@@ -188,7 +188,7 @@ def test_quantized_embeddings_and_recurrent_weights_are_listed(tmp_path: Path) -
     assert [row.layer.op for row in rows] == [
         *("Gather", "DynamicQuantizeLSTM", "DynamicQuantizeLSTM", "MatMulInteger")
     ]
-    assert all("quantized" in (row.layer.locked or "") for row in rows)
+    assert all("quantized" in (row.layer.weight_refusal or "") for row in rows)
 
 
 def test_a_quantized_table_behind_dequantization_is_listed() -> None:
@@ -203,7 +203,7 @@ def test_a_quantized_table_behind_dequantization_is_listed() -> None:
         {"q": np.ones((40, 24), np.int8), "scale": np.array(0.1, np.float32)},
     )
     (layer,) = layers_of(model)[2]
-    assert layer.locked == "the weight is quantized (DequantizeLinear): left alone"
+    assert layer.weight_refusal == "the weight is quantized (DequantizeLinear): left alone"
 
 
 def test_a_variance_that_no_half_holds_is_folded_first(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import onnxlr
 from models.conformance.cases import node_tests
-from onnxlr.layers.axes import counted_axes
+from onnxlr.layers.axes import axis_counts
 from tests.support.builders import low_rank, make_model, node, run
 
 RNG = np.random.default_rng(11)
@@ -98,7 +98,7 @@ def test_what_is_counted(nodes: list[tuple[Any, ...]], dims: list[Any], count: i
         [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in CONSTANTS.items()],
     )
     model = ir.from_proto(onnx.helper.make_model(graph))
-    found = {v.name: axes for v, axes in counted_axes(model.graph).items()}
+    found = {v.name: axes for v, axes in axis_counts(model.graph).items()}
     assert found.get(f"v{len(nodes) - 1}") == count
 
 
@@ -107,7 +107,7 @@ def test_what_is_counted_is_so_for_every_operator_there_is() -> None:
     told = 0
     for case in node_tests():
         graph = ir.from_proto(case.model).graph
-        found = {v.name: n for v, n in counted_axes(graph).items()}
+        found = {v.name: n for v, n in axis_counts(graph).items()}
         for _, outputs in case.data_sets:
             for info, expected in zip(case.model.graph.output, outputs, strict=True):
                 if info.name in found and isinstance(expected, np.ndarray | np.generic):

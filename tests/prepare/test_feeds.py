@@ -9,7 +9,7 @@ import pytest
 
 from onnxlr.errors import DataError
 from onnxlr.model.load import load
-from onnxlr.prepare.feeding import open_fed
+from onnxlr.prepare.feeding import open_with_feeding
 from onnxlr.prepare.samples import load_samples
 from onnxlr.prepare.synthetic import (
     candidate_shapes,
@@ -80,8 +80,8 @@ def test_sizes_are_searched_wherever_they_are_tried(
         ["y"],
         {"shape": np.array([0, 3, 48, 320])},
     )
-    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
-    assert feeding.timed["x"].shape == (1, 3, 48, 320)
+    _, feeding = open_with_feeding(load(model), ONE_CPU_THREAD)
+    assert feeding.first_feed["x"].shape == (1, 3, 48, 320)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: in
         dtype="int64",
     )
     model.graph.output[0].type.tensor_type.elem_type = 1
-    _, feeding = open_fed(load(model), ONE_CPU_THREAD)
-    assert feeding.timed["ids"].min() == 0
-    assert feeding.timed["ids"].max() == 149
+    _, feeding = open_with_feeding(load(model), ONE_CPU_THREAD)
+    assert feeding.first_feed["ids"].min() == 0
+    assert feeding.first_feed["ids"].max() == 149
 
 
 def test_indices_of_several_tables_in_one_input() -> None:
@@ -136,8 +136,8 @@ def test_indices_of_several_tables_in_one_input() -> None:
     )
     model.graph.output[0].type.tensor_type.elem_type = 1
     for seed in range(4):
-        _, feeding = open_fed(load(model), ONE_CPU_THREAD, seed=seed)
-        ids = np.concatenate([feed["ids"] for feed in feeding.judged])  # type: ignore[union-attr]
+        _, feeding = open_with_feeding(load(model), ONE_CPU_THREAD, seed=seed)
+        ids = np.concatenate([feed["ids"] for feed in feeding.validation])  # type: ignore[union-attr]
         assert ids.min() >= 0
         assert ids.max() <= 6
         assert len(np.unique(ids)) > 3
