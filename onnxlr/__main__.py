@@ -10,21 +10,21 @@ import signal
 from types import FrameType
 
 from onnxlr.system.process import (
-    FORKS,
-    check_limits,
-    fill_closed,
-    have_streams_alone,
-    say,
+    CAN_FORK,
+    check_resource_limits,
+    open_closed_streams,
+    print_error,
+    reserve_standard_output,
     silence_warnings,
 )
 from onnxlr.system.signals import (
-    ENDINGS,
-    INTERRUPTED,
-    end_with,
-    end_within,
-    hear,
-    held,
-    ignore,
+    END_SIGNALS,
+    EXIT_INTERRUPTED,
+    end_signals_blocked,
+    exit_soon,
+    exit_with_parent,
+    handle_end_signals,
+    ignore_signal,
 )
 
 TYPE_CHECKING = False
@@ -36,22 +36,22 @@ _PATIENCE = 10  # seconds between a wish to end and the end
 
 def main() -> None:
     """Run the command and end as it ends; a signal that brings it down is told in a line."""
-    hear(_leave)
-    fill_closed()
-    if not FORKS:
+    handle_end_signals(_leave)
+    open_closed_streams()
+    if not CAN_FORK:
         _work(None)
     parent = os.getpid()
     # Whatever the parent has blocked, or left ignored.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDINGS, signal.SIGALRM, signal.SIGCHLD))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*END_SIGNALS, signal.SIGALRM, signal.SIGCHLD))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nobody could wait for a child
-    with held():  # a fork forgets what arrives then
+    with end_signals_blocked():  # a fork forgets what arrives then
         try:
             reading, writing = os.pipe()
             child = os.fork()
         except OSError:  # no more files or processes for this user: the rest may still go well
             child = -1
         if child > 0:
-            hear(lambda number, _: _pass_on(child, number))
+            handle_end_signals(lambda number, _: _pass_on(child, number))
             signal.signal(signal.SIGALRM, lambda *_: _end_now(child))
     if child < 0:
         _work(None)
@@ -61,14 +61,14 @@ def main() -> None:
         os.set_blocking(reading, False)
         _end_as(status, _read(reading))
     os.close(reading)
-    end_with(parent, at_once=True)
+    exit_with_parent(parent, by_kernel=True)
     _work(writing)
 
 
 def _work(telling: int | None) -> "NoReturn":
     """The command itself, in this process; that it came to its end is told."""
-    have_streams_alone()
-    check_limits()
+    reserve_standard_output()
+    check_resource_limits()
     silence_warnings()
     shows = bool(os.environ.get("ONNXLR_TRACEBACK"))
     try:
@@ -76,7 +76,7 @@ def _work(telling: int | None) -> "NoReturn":
     except Exception as error:  # whatever a package raises that doesn't fit the others
         if shows:
             raise
-        say(f"can't be started: {_line(error)}")
+        print_error(f"can't be started: {_line(error)}")
         os._exit(1)
     try:
         command()
@@ -84,12 +84,12 @@ def _work(telling: int | None) -> "NoReturn":
         code = end.code if isinstance(end.code, int) else 0
         if telling is not None:
             os.write(telling, bytes([code]))
-        end_within(code)
+        exit_soon(code)
         raise
     except Exception as error:  # outside of any command: --help that can't be printed, completion
         if shows:
             raise
-        say(_line(error))
+        print_error(_line(error))
         os._exit(1)
     raise AssertionError("the command ends by SystemExit")
 
@@ -102,9 +102,9 @@ def _line(error: Exception) -> str:
 
 def _leave(_: int, __: FrameType | None) -> None:
     """Nothing has begun: there is nothing to clean up."""
-    hear(ignore)
-    say("interrupted before anything was begun")
-    os._exit(INTERRUPTED)
+    handle_end_signals(ignore_signal)
+    print_error("interrupted before anything was begun")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _pass_on(child: int, number: int) -> None:
@@ -126,8 +126,8 @@ def _end_now(child: int) -> None:
         os.kill(child, signal.SIGKILL)
     except ProcessLookupError:
         return
-    say("interrupted; no file was left half-written")
-    os._exit(INTERRUPTED)
+    print_error("interrupted; no file was left half-written")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _read(pipe: int) -> bytes:
@@ -144,13 +144,13 @@ def _end_as(status: int, told: bytes) -> None:
     if not os.WIFSIGNALED(status):
         code = os.WEXITSTATUS(status)
         if code == 0:
-            say("it was ended from within, by a metric perhaps, before it was done")
+            print_error("it was ended from within, by a metric perhaps, before it was done")
             code = 1
         os._exit(code)
     number = os.WTERMSIG(status)
-    if number in ENDINGS:  # once more, when it had answered and Python no longer listened
-        os._exit(INTERRUPTED)
-    say(_why(number))
+    if number in END_SIGNALS:  # once more, when it had answered and Python no longer listened
+        os._exit(EXIT_INTERRUPTED)
+    print_error(_why(number))
     os._exit(1)
 
 

@@ -17,9 +17,9 @@ from onnxlr.methods.base import GraphPass
 from onnxlr.methods.registry import choose_passes, find_pass
 from onnxlr.model.graph import count_params
 from onnxlr.model.load import Source, check_unchanged, load
-from onnxlr.model.onnx_checker import check_graph
-from onnxlr.model.place import left_over, place
-from onnxlr.model.save import copy_source, name_within, read_back
+from onnxlr.model.onnx_checker import run_onnx_checker
+from onnxlr.model.place import move_into_place, unused_data_files
+from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
 from onnxlr.plan.choose import Choosing
 from onnxlr.plan.evaluate import Assessor
@@ -32,10 +32,10 @@ from onnxlr.progress import Progress
 from onnxlr.report.explain import Outcome
 from onnxlr.report.report import Report
 from onnxlr.rewrite.builder import Built, Factory
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import Cache, open_cache
 from onnxlr.system.cluster import Cluster
-from onnxlr.system.files import workspace, write_failure, writing
+from onnxlr.system.files import staged_texts, workspace, write_failure
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
 from onnxlr.verify.judge import Judge
@@ -69,7 +69,7 @@ def optimize(
         Whatever stage refuses; nothing is written then.
     """
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
-    with one_thread():
+    with one_blas_thread():
         return _optimize(source, out, options, progress, texts)
 
 
@@ -87,9 +87,9 @@ def _optimize(
         )
     with _means(options, out, progress) as (folder, pool):
         built, result = _run(source, out, options, passes, folder, pool, progress, started)
-        with writing(texts(result)):
+        with staged_texts(texts(result)):
             if out is not None:  # the last of all: nothing may fail after that
-                place(built, out)
+                move_into_place(built, out)
         return result
 
 
@@ -145,7 +145,7 @@ def _run(
     factory = Factory(
         prepared,
         folder,
-        name_within(source, out),
+        working_name(source, out),
         statistics,
         calibration.digest if calibration is not None else "",
         pool,
@@ -171,7 +171,7 @@ def _run(
     plan = Plan(source.digest, outcome.decisions(), options.seed, calibration if chosen else None)
     model = read_back(built.path, whole=out is None)
     label = None if out is None else str(out)
-    old = [] if out is None else left_over(built.path, out)
+    old = [] if out is None else unused_data_files(built.path, out)
     report = outcome.report(plan, built, label, time.perf_counter() - started, old)
     return built.path, Result(model, plan, report)
 
@@ -181,7 +181,7 @@ def _open(
 ) -> tuple[Session | None, Feeding | None]:
     """The original in the runtime, with what it is run on; neither where nothing is run whole."""
     if options.verify == "none" or (options.verify == "layers" and options.data is None):
-        check_graph(source)
+        run_onnx_checker(source)
         return None, None
     with progress.stage("open the model", None):
         check_memory(source, options.machine, 2)  # it, and what it becomes
@@ -206,7 +206,7 @@ def _finished(assessor: Assessor, chosen: Chosen) -> Built:
         return Built(path, nbytes, count_params(source.model))
     built = factory.build(choices_of(chosen))
     if assessor.judge is None:
-        check_graph(load(built.path))
+        run_onnx_checker(load(built.path))
     return built
 
 

@@ -12,8 +12,8 @@ from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice
 from onnxlr.model.load import Source, check_unchanged
-from onnxlr.model.place import place
-from onnxlr.model.save import copy_source, name_within, read_back
+from onnxlr.model.place import move_into_place
+from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import first_feed, trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
@@ -21,7 +21,7 @@ from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
 from onnxlr.rewrite.sequential import correct
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import key_of, open_cache
 from onnxlr.system.files import workspace
 from onnxlr.system.pool import Pool
@@ -49,7 +49,7 @@ def replay(
         If the plan is for another model, or its samples aren't there.
     """
     # As when the plan was made: sums come out the same to the bit.
-    with one_thread():
+    with one_blas_thread():
         return _replay(plan, source, path, data, progress)
 
 
@@ -67,7 +67,7 @@ def _replay(
         check_unchanged(source)
         model = read_back(built, whole=path is None)
         if path is not None:  # the last of all: nothing may fail after that
-            place(built, path)
+            move_into_place(built, path)
         return model
 
 
@@ -105,7 +105,7 @@ def _built(
         origin = key_of(
             statistics_key(prepared, plan.calibration, plan.seed), plan.calibration.influence
         )
-    name = name_within(source, path)
+    name = working_name(source, path)
     if not choices:
         return copy_source(source, folder, name)[0]
     factory = Factory(

@@ -27,7 +27,7 @@ from onnxlr.methods.registry import find_pass, installed_passes
 from onnxlr.model.load import load
 from onnxlr.plan.plan import Decision, Plan, use
 from onnxlr.prepare.prepared import prepare
-from onnxlr.system.memo import Kept
+from onnxlr.system.memo import Memo
 from onnxlr.types import Rank
 
 Outputs = list[list[Any]]
@@ -169,7 +169,7 @@ def _by_plan(trial: Trial, rank_of: Callable[[Fit, Layer], Rank | None]) -> tupl
     for name in installed_passes():
         rows = []
         for layer in layers:
-            fit = fit_method(layer, find_pass(name), Kept(4))
+            fit = fit_method(layer, find_pass(name), Memo(4))
             rank = None if isinstance(fit, str) else rank_of(fit, layer)
             if rank is not None:
                 item = candidate(layer, find_pass(name), rank, "params")

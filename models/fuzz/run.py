@@ -301,7 +301,7 @@ class _Answer:
 
 def fork_trials() -> None:
     """Let trials start faster; not for a process that lives on."""
-    sandbox._pool = _Forked
+    sandbox._start_executor = _Forked
 
 
 def _hurry() -> None:

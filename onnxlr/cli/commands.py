@@ -19,7 +19,13 @@ from onnxlr.model.load import Source, load
 from onnxlr.progress import Progress, Silent
 from onnxlr.report.report import json_text
 from onnxlr.system.files import write_text
-from onnxlr.system.signals import INTERRUPTED, Interrupt, as_usual, hear, ignore
+from onnxlr.system.signals import (
+    EXIT_INTERRUPTED,
+    Interrupt,
+    handle_end_signals,
+    ignore_signal,
+    restore_default_handlers,
+)
 from onnxlr.version import __version__
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -32,16 +38,16 @@ class _Group(click.Group):
         stop = Interrupt()
         if threading.current_thread() is threading.main_thread():
             # A stop asked for by a scheduler, or a terminal that goes, cleans up as Ctrl-C does.
-            hear(stop)
+            handle_end_signals(stop)
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException):
             raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or stop.heard:  # or what a library made of it
-                hear(ignore)
+            if isinstance(error, KeyboardInterrupt) or stop.raised:  # or what a library made of it
+                handle_end_signals(ignore_signal)
                 click.echo("onnxlr: interrupted; no file was left half-written", err=True)
-                ctx.exit(INTERRUPTED)
+                ctx.exit(EXIT_INTERRUPTED)
             wanted = os.environ.get("ONNXLR_TRACEBACK") and not isinstance(error, EXPECTED_ERRORS)
             if wanted and isinstance(error, Exception):
                 raise
@@ -52,7 +58,7 @@ class _Group(click.Group):
 
 
 if hasattr(os, "register_at_fork"):  # a metric's own processes end as any others do
-    os.register_at_fork(after_in_child=as_usual)
+    os.register_at_fork(after_in_child=restore_default_handlers)
 
 
 @click.group(cls=_Group, context_settings=_HELP)

@@ -14,7 +14,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxlr.decompose.svd import leading_vectors
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.types import Array
 
 # Components whose norms add up, in squares, to this many times the tensor's cancel each other.
@@ -116,7 +116,7 @@ def cp(
     problem = _Problem(x / scale)
     share = scale ** (1 / x.ndim)
     # Thousands of small products: handing each to a pool of threads costs far more than it saves.
-    with one_thread():
+    with one_blas_thread():
         if near is None and (solved := _from_pencil(x / scale, rank)) is not None:
             found = problem.solved(solved)
             if found.error < _EXACT_ENOUGH and not found.degenerate:

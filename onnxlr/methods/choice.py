@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
 from onnxlr.model.graph import (
-    Filed,
+    ArrayFile,
 )
 from onnxlr.types import Rank
 
@@ -31,13 +30,13 @@ class Factored:
         What the mean of the layer's output lost, for its bias to make up for.
     """
 
-    held: tuple[NDArray[np.generic] | Filed, ...]
+    held: tuple[NDArray[np.generic] | ArrayFile, ...]
     shift: NDArray[np.float64] | None = None
 
     @property
     def factors(self) -> Factors:
         """The factors; read anew each time where they lie in files."""
-        return tuple(f.array() if isinstance(f, Filed) else f for f in self.held)
+        return tuple(f.array() if isinstance(f, ArrayFile) else f for f in self.held)
 
     def filed(self, stem: Path) -> "Factored":
         """The same with the factors in files of this name and a number.
@@ -51,11 +50,8 @@ class Factored:
         for i, factor in enumerate(self.factors):
             path = stem.with_name(f"{stem.name}-{i}")
             np.ascontiguousarray(factor).view(np.uint8).tofile(path)
-            files.append(Filed(path, factor.dtype, factor.shape))
+            files.append(ArrayFile(path, factor.dtype, factor.shape))
         return Factored(tuple(files), self.shift)
-
-
-Factorize = Callable[[Layer, GraphPass, Rank], Factored]
 
 
 @dataclass(frozen=True)

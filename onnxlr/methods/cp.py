@@ -11,11 +11,11 @@ from onnxlr.decompose import Cp, Form, RankRule, Spectrum, cp, exact_rank, spect
 from onnxlr.layers.kernel import Kernel, kernel_of
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.convolution import ConvPass, refuse_other_ops
-from onnxlr.system.memo import Kept
+from onnxlr.system.memo import Memo
 from onnxlr.types import Array, Rank
 
 _GRID = 8  # the multiple that CP ranks are rounded up to
-_KEPT = Kept[Cp](256)
+_KEPT = Memo[Cp](256)
 
 
 class CpPass(ConvPass):

@@ -12,12 +12,12 @@ from onnxlr.decompose import RankRule, Spectrum, cut_tiles, spectrum_of
 from onnxlr.decompose.ranks import rank_for_error, round_up
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
-from onnxlr.system.memo import Kept
+from onnxlr.system.memo import Memo
 from onnxlr.types import Rank, rank_text
 
 Grid = tuple[int, int]
 
-_KEPT = Kept[Spectrum](512)
+_KEPT = Memo[Spectrum](512)
 
 
 class TiledPass(GraphPass):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor
 
 from onnxlr.errors import ModelError
-from onnxlr.model.walk import all_tensors, bodies_of, messages_in, tensor_nbytes
+from onnxlr.model.protobuf import all_tensors, bodies_of, messages_in, tensor_nbytes
 
 OLDEST_OPSET = 7
 ONNX_DOMAINS = ("", "ai.onnx")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxlr.errors import OutputError, UsageError
 from onnxlr.model.load import Source, check_name
-from onnxlr.model.place import DATA_NAME
+from onnxlr.model.place import DATA_NAME_PATTERN
 from onnxlr.system.files import write_failure
 
 
@@ -55,7 +55,7 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
         raise OutputError(write_failure(out, error)) from None
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether there is something at a path; not where its name is none that a disk takes."""
     try:
         return path.exists()
@@ -107,7 +107,7 @@ def check_external(path: Path, source: Source, out: Path | None) -> None:
     if out is None:
         return
     place, beside = _place(path), out.parent
-    made_here = re.fullmatch(DATA_NAME, os.fsencode(path.name)) and place == _place(
+    made_here = re.fullmatch(DATA_NAME_PATTERN, os.fsencode(path.name)) and place == _place(
         beside / path.name
     )
     for name in source.external:

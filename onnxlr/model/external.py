@@ -10,10 +10,10 @@ import onnx
 from google.protobuf.message import Message
 
 from onnxlr.errors import ModelError
-from onnxlr.model.walk import PROTOBUF_LIMIT, all_tensors, bodies_of, messages_in, tensor_nbytes
+from onnxlr.model.protobuf import PROTOBUF_LIMIT, all_tensors, bodies_of, messages_in, tensor_nbytes
 
 
-class Written(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells a file from the one that takes its place.
 
     Archives set the times of what they unpack; when the system took note of a change they can't.
@@ -25,16 +25,16 @@ class Written(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, about: os.stat_result) -> "Written":
+    def of(cls, about: os.stat_result) -> "FileStamp":
         """Of what the system says of a file."""
         return cls(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
 def external_files(
     proto: onnx.ModelProto, path: Path | None, label: str
-) -> tuple[tuple[str, Written], ...]:
+) -> tuple[tuple[str, FileStamp], ...]:
     """Location of every external data file, each there in full, and how it was found."""
-    files: dict[str, Written] = {}
+    files: dict[str, FileStamp] = {}
     for tensor in all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -74,7 +74,7 @@ def external_files(
                 f"{label}: {file} holds {about.st_size:,} bytes, {tensor.name!r} ends at {end:,}: "
                 "it is cut short, copy it again"
             )
-        files[location] = Written.of(about)
+        files[location] = FileStamp.of(about)
     return tuple(sorted(files.items()))
 
 

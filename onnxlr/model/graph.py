@@ -18,7 +18,9 @@ from onnxlr.model.checks import (
     ONNX_DOMAINS,
 )
 
-DEFAULTS = 4  # IR version from which on a constant that is an input may be given another value
+DEFAULT_VALUES_IR = (
+    4  # IR version from which on a constant that is an input may be given another value
+)
 TRAINING_INFO = "onnxlr_training_info"
 
 
@@ -136,7 +138,7 @@ class Names:
 
 
 @dataclass(frozen=True, eq=False)
-class Filed:
+class ArrayFile:
     """An array in a file, read when it is asked for."""
 
     path: Path
@@ -151,7 +153,7 @@ class Filed:
 def add_initializer(
     graph: ir.Graph,
     name: str,
-    array: NDArray[np.generic] | Filed,
+    array: NDArray[np.generic] | ArrayFile,
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
     """Register a new initializer, stored as ``dtype`` (by default the array's own type).
@@ -160,7 +162,7 @@ def add_initializer(
     """
     stored = dtype or ir.DataType.from_numpy(array.dtype)
     tensor: ir.TensorProtocol
-    if isinstance(array, Filed):
+    if isinstance(array, ArrayFile):
         tensor = ir.LazyTensor(
             lambda: ir.Tensor(array.array(), dtype=stored),
             dtype=stored,
@@ -178,7 +180,7 @@ def add_initializer(
     return value
 
 
-def carry_over(old: ir.Value, new: ir.Value) -> None:
+def copy_metadata(old: ir.Value, new: ir.Value) -> None:
     """Keep what a value carries besides its name, type and shape."""
     new.meta.update(old.meta)
     new.metadata_props.update(old.metadata_props)

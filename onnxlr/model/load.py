@@ -18,11 +18,11 @@ from onnxlr.model.checks import (
     check_text,
     check_versions,
 )
-from onnxlr.model.external import Written, external_files, read_inner
+from onnxlr.model.external import FileStamp, external_files, read_inner
 from onnxlr.model.graph import TRAINING_INFO, all_graphs, serialize
-from onnxlr.model.topology import check_wiring
+from onnxlr.model.topology import check_topology
 
-Stamp = tuple[tuple[str, Written], ...]
+DataStamps = tuple[tuple[str, FileStamp], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class Source:
         Size in bytes, external data included.
     external : tuple of str
         Locations of external data files, relative to the model's folder.
-    stamp : tuple of (str, Written)
+    data_stamps : tuple of (str, FileStamp)
         Location, bytes and time of change of each of them, when its digest was taken.
     data : bytes or None
         The serialized model, when it came from memory.
-    written : Written or None
+    file_stamp : FileStamp or None
         Its own file, as it was when that was read.
     """
 
@@ -57,9 +57,9 @@ class Source:
     digest: str
     nbytes: int
     external: tuple[str, ...] = ()
-    stamp: Stamp = ()
+    data_stamps: DataStamps = ()
     data: bytes | None = None
-    written: Written | None = None
+    file_stamp: FileStamp | None = None
 
     @property
     def folder(self) -> str | None:
@@ -72,7 +72,7 @@ class Source:
 def load(
     model: "str | os.PathLike[str] | bytes | onnx.ModelProto | Source",
     *,
-    known: tuple[str, Stamp] | None = None,
+    cached_digest: tuple[str, DataStamps] | None = None,
 ) -> Source:
     """Read a model from a path, from bytes or from a ``ModelProto``.
 
@@ -82,7 +82,7 @@ def load(
     ----------
     model : path, bytes or ModelProto
         Or what has been read already, which is given back.
-    known : (str, Stamp), optional
+    cached_digest : (str, DataStamps), optional
         The digest that it has as long as its external data carry this stamp: they needn't be read
         for it then.
 
@@ -124,8 +124,8 @@ def load(
     nbytes = len(data) + sum(found.size for _, found in external)
     original = data if path is None else None
     del data
-    if known is not None and external and known[1] == external:
-        told = known[0]
+    if cached_digest is not None and external and cached_digest[1] == external:
+        told = cached_digest[0]
     else:
         told = _digest_with(digest, path, external)
     try:
@@ -138,7 +138,7 @@ def load(
             what = one_line(cause).split(". Please")[0]
             raise ModelError(f"{label} can't be read by onnx-ir {ir.__version__}: {what}") from None
         raise ModelError(f"{label} is malformed: {one_line(cause)}") from None
-    check_wiring(built, label)
+    check_topology(built, label)
     # The graph library has no room for it; `to_proto` puts it back.
     built.graph.meta[TRAINING_INFO] = list(proto.training_info)
     if path is not None:
@@ -182,7 +182,7 @@ def check_unchanged(source: Source) -> None:
         return
     files = [source.path.parent / location for location in source.external]
     found = [_written(source.path), *map(_written, files)]
-    if found == [source.written, *(written for _, written in source.stamp)]:
+    if found == [source.file_stamp, *(written for _, written in source.data_stamps)]:
         return
     with contextlib.suppress(ModelError):
         if load(source.path).digest == source.digest:  # touched, or written again as it was
@@ -193,15 +193,15 @@ def check_unchanged(source: Source) -> None:
     )
 
 
-def _written(path: Path) -> Written | None:
+def _written(path: Path) -> FileStamp | None:
     """How a file is found; None where there is none."""
     try:
-        return Written.of(path.stat())
+        return FileStamp.of(path.stat())
     except OSError:
         return None
 
 
-def _digest_with(digest: Any, path: Path | None, external: Stamp) -> str:
+def _digest_with(digest: Any, path: Path | None, external: DataStamps) -> str:
     """The digest of a model and its external data, which pass through in pieces."""
     for location, written in external:
         assert path is not None

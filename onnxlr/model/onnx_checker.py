@@ -7,7 +7,7 @@ from onnxlr.model.graph import to_proto
 from onnxlr.model.load import Source
 
 
-def check_graph(source: Source) -> None:
+def run_onnx_checker(source: Source) -> None:
     """Hold a model against the ONNX checker; all that is done where nothing is run.
 
     Raises

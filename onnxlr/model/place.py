@@ -11,10 +11,10 @@ from pathlib import Path
 from onnxlr.errors import OutputError
 from onnxlr.system.files import write_failure
 
-DATA_NAME = rb"weights-[0-9a-f]{16}\.data"
+DATA_NAME_PATTERN = rb"weights-[0-9a-f]{16}\.data"
 
 
-def place(path: Path, out: Path) -> None:
+def move_into_place(path: Path, out: Path) -> None:
     """Move a finished model, its external data first, to where it belongs.
 
     Raises
@@ -47,7 +47,7 @@ def place(path: Path, out: Path) -> None:
 
 def _open_to_all(target: Path, extra: Path) -> None:
     """Let whoever may read OUT read weights made here before, under a mask that was stricter."""
-    if re.fullmatch(DATA_NAME, os.fsencode(target.name)) is None:
+    if re.fullmatch(DATA_NAME_PATTERN, os.fsencode(target.name)) is None:
         return
     mode, own = (stat.S_IMODE(path.stat().st_mode) for path in (extra, target))
     if mode & ~own:
@@ -85,7 +85,7 @@ def _has(target: Path, extra: Path) -> bool:
     return not target.is_symlink() and target.stat().st_nlink == 1
 
 
-def left_over(path: Path, out: Path) -> list[str]:
+def unused_data_files(path: Path, out: Path) -> list[str]:
     """External data made here that the model at ``out`` has and the one that replaces it has not.
 
     They stay: another model may have them too.
@@ -100,6 +100,6 @@ def _data_of(model: Path) -> set[str]:
         return set()
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return {m.group().decode() for m in re.finditer(DATA_NAME, text)}
+            return {m.group().decode() for m in re.finditer(DATA_NAME_PATTERN, text)}
     except (OSError, ValueError):  # unreadable, or empty
         return set()

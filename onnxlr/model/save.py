@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnxlr.errors import OutputError
 from onnxlr.model.graph import all_graphs, serialize, to_proto
 from onnxlr.model.load import Source, check_unchanged
-from onnxlr.model.walk import PROTOBUF_LIMIT
-from onnxlr.system.files import usual_mode, write_failure
+from onnxlr.model.protobuf import PROTOBUF_LIMIT
+from onnxlr.system.files import default_file_mode, write_failure
 
 _DATA = "weights-"  # what external data made here are called, with their digest and .data
 _STEM = 50  # characters of a name that are told
@@ -77,7 +77,7 @@ def _write_data(model: ir.Model, folder: Path) -> int:
     name = f"{_DATA}{content[:16]}.data"
     nbytes = passing.stat().st_size
     with contextlib.suppress(OSError):  # some disks know no permissions
-        passing.chmod(usual_mode(folder))
+        passing.chmod(default_file_mode(folder))
     passing.rename(folder / name)
     for value, tensor in moved:
         value.const_value = ir.ExternalTensor(
@@ -102,7 +102,7 @@ def _write(path: Path, blob: bytes) -> int:
     return len(blob)
 
 
-def name_within(source: Source, out: Path | None) -> str:
+def working_name(source: Source, out: Path | None) -> str:
     """What a model is called while it is made: after OUT, like none of its data files, ….onnx.
 
     Libraries tell formats by the ends of names.

@@ -13,7 +13,7 @@ _MOST_NODES = 1_000_000  # with every call replaced by its body; the largest exp
 _DEEPEST = 5_000  # calls within calls: runtimes follow them on a stack
 
 
-def check_wiring(model: ir.Model, label: str) -> None:
+def check_topology(model: ir.Model, label: str) -> None:
     """Refuse values that nothing produces, cycles, and functions without end.
 
     What is merely out of order is sorted.
@@ -116,7 +116,7 @@ def _check_functions(model: ir.Model, label: str) -> None:
             open_.add(key)
             waiting.append((key, True))
             waiting += [(inner, False) for inner in called]
-    if expanded(model) > _MOST_NODES:
+    if expanded_node_count(model) > _MOST_NODES:
         raise ModelError(
             f"{label}: its local functions expand to more than {_MOST_NODES:,} nodes: export it "
             "without functions, or in parts"
@@ -128,7 +128,7 @@ def _check_functions(model: ir.Model, label: str) -> None:
         )
 
 
-def calls(model: ir.Model) -> dict[ir.OperatorIdentifier, int]:
+def call_counts(model: ir.Model) -> dict[ir.OperatorIdentifier, int]:
     """How often each function is called where every call is followed; ``check_wiring`` comes first.
 
     A function that is never called is absent.
@@ -153,9 +153,9 @@ def calls(model: ir.Model) -> dict[ir.OperatorIdentifier, int]:
     return {key: found[key] for key in order if found[key]}
 
 
-def expanded(model: ir.Model) -> int:
+def expanded_node_count(model: ir.Model) -> int:
     """Nodes of a model with every call replaced by its body."""
-    inner = sum((len(_called(model.functions[k])) - 1) * n for k, n in calls(model).items())
+    inner = sum((len(_called(model.functions[k])) - 1) * n for k, n in call_counts(model).items())
     return sum(1 for _ in model.graph.all_nodes()) + inner
 
 

@@ -17,7 +17,7 @@ from onnxlr.methods.cost import weight_error
 from onnxlr.model.save import save
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.rewrite.graph import rewrite
-from onnxlr.system.files import scratch
+from onnxlr.system.files import scratch_folder
 from onnxlr.system.session import Session
 from onnxlr.verify.fidelity import Fidelity
 from onnxlr.verify.judge import Judge
@@ -151,9 +151,9 @@ def fidelity_of(
     ModelError
         If there is no such model.
     """
-    model = rewrite(prepared.model, prepared.shapes, choices, lambda layer, *_: factors[layer.name])
+    model = rewrite(prepared.model, prepared.shapes, choices, factors)
     here = folder if folder.is_dir() else None  # a worker on another machine has its own
-    with scratch(here, "probe-") as place:
+    with scratch_folder(here, "probe-") as place:
         path = place / "probe.onnx"
         save(model, path, outside=bool(prepared.source.external))
         session = Session(path, judge.machine, "the optimized model")

@@ -4,12 +4,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlr.model.graph import (
-    DEFAULTS,
+    DEFAULT_VALUES_IR,
     Names,
     add_initializer,
     all_graphs,
-    carry_over,
     constant,
+    copy_metadata,
     float_attr,
     int_attr,
     is_standard,
@@ -27,7 +27,7 @@ def fold_batch_norms(model: ir.Model) -> int:
     channels matter. Returns the number folded.
     """
     folded, names, version = 0, Names(model), opset(model)
-    overridable = model.ir_version >= DEFAULTS
+    overridable = model.ir_version >= DEFAULT_VALUES_IR
     for graph in all_graphs(model):
         for node in list(graph):
             if is_standard(node, "BatchNormalization"):
@@ -88,7 +88,7 @@ def _fold_batch_norm(
     replacement = ir.Node(
         "", "Conv", [conv.inputs[0], *weights], conv.attributes.values(), name=conv.name
     )
-    carry_over(norm.outputs[0], replacement.outputs[0])
+    copy_metadata(norm.outputs[0], replacement.outputs[0])
     ir.convenience.replace_nodes_and_values(
         graph, norm, [conv, norm], [replacement], [norm.outputs[0]], [replacement.outputs[0]]
     )

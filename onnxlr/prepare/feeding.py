@@ -17,8 +17,8 @@ from onnxlr.prepare.synthetic import (
     parse_shapes,
     synthetic_feeds,
 )
-from onnxlr.system.memory import available, words
-from onnxlr.system.sandbox import Trial, tries
+from onnxlr.system.memory import available_memory, format_bytes
+from onnxlr.system.sandbox import Trial, trials_enabled
 from onnxlr.system.session import Feed, Machine, Session
 
 SYNTHETIC_SAMPLES = 8
@@ -82,11 +82,11 @@ def check_memory(source: Source, machine: Machine, models: int) -> None:
     ModelError
         With what it takes, what there is, and what to do.
     """
-    needed, room = models * runtime_bytes(source.model, machine), available()
+    needed, room = models * runtime_bytes(source.model, machine), available_memory()
     if needed > room:
         raise ModelError(
-            f"{source.label} takes about {words(needed)} of memory to be run"
-            f"{' beside what it becomes' if models > 1 else ''}, {words(room)} are free: --verify "
+            f"{source.label} takes about {format_bytes(needed)} of memory to be run"
+            f"{' beside what it becomes' if models > 1 else ''}, {format_bytes(room)} are free: --verify "
             "layers compares each layer alone, --verify none runs nothing; else use a machine with "
             "more memory"
         )
@@ -138,7 +138,7 @@ def open_with_feeding(
         batch=batch,
         seed=seed,
     )
-    if not tries():
+    if not trials_enabled():
         session = open_session(source, machine)
         return session, fed(session)
     with _trial(source, machine) as trial:

@@ -8,7 +8,7 @@ from onnx_ir.passes.common import (
 )
 
 from onnxlr.model.graph import Names
-from onnxlr.model.topology import calls, check_wiring, expanded
+from onnxlr.model.topology import call_counts, check_topology, expanded_node_count
 
 _MOST_NODES = 200_000  # of the inlined model: functions that call functions can grow fast
 _MOST_NAMES = 30_000_000  # that are tried: each call tries all that earlier ones have taken
@@ -21,16 +21,16 @@ def inline_functions(model: ir.Model) -> ir.Model:
     (functions that import another opset, that take graphs, that expand beyond bounds) is left as it
     is, and its layers are listed with that reason.
     """
-    if not model.functions or expanded(model) > _MOST_NODES:
+    if not model.functions or expanded_node_count(model) > _MOST_NODES:
         return model
     sizes = {key: sum(1 for _ in f.all_nodes()) for key, f in model.functions.items()}
-    if sum(sizes[key] * times**2 for key, times in calls(model).items()) > _MOST_NAMES:
+    if sum(sizes[key] * times**2 for key, times in call_counts(model).items()) > _MOST_NAMES:
         return model
     inlined = model.clone()
     _name_unread(inlined)
     try:
         InlinePass()(inlined)
-        check_wiring(inlined, "inlined")  # a call may lack what a node of the body needs
+        check_topology(inlined, "inlined")  # a call may lack what a node of the body needs
     except Exception:  # whatever stops it: the model is right as it is
         return model
     LiftConstantsToInitializersPass()(inlined)

@@ -15,7 +15,7 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import heavy_nodes
 from onnxlr.model.graph import constant
-from onnxlr.model.load import Source, Stamp, load
+from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.prepare.functions import inline_functions
 from onnxlr.prepare.shapes import infer_shapes, observe_shapes
@@ -61,7 +61,7 @@ class Prepared:
         """Sent to another process as the original and what was found out about it."""
         path, data = self.source.path, self.source.data
         content = path.absolute() if path is not None else np.frombuffer(data or b"", np.uint8)
-        known = self.source.digest, self.source.stamp
+        known = self.source.digest, self.source.data_stamps
         return _again, (content, known, self.specs, self.input_shapes, self.shapes)
 
 
@@ -70,7 +70,7 @@ _LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
 
 def _again(
     content: Path | NDArray[np.uint8],
-    known: tuple[str, Stamp],
+    known: tuple[str, DataStamps],
     specs: tuple[InputSpec, ...],
     input_shapes: dict[str, Shape],
     shapes: dict[str, Shape],
@@ -78,7 +78,9 @@ def _again(
     digest, _ = known
     found = _LATEST.get(digest)
     if found is None or found.shapes != shapes:
-        source = load(content if isinstance(content, Path) else content.tobytes(), known=known)
+        source = load(
+            content if isinstance(content, Path) else content.tobytes(), cached_digest=known
+        )
         if source.digest != digest:
             raise ModelError(
                 f"{source.label} on {platform.node()} is not the model that this run began with: "

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxlr.errors import ModelError
 from onnxlr.model.graph import serialize, to_proto
-from onnxlr.system.sandbox import in_child, tries
+from onnxlr.system.sandbox import run_in_sandbox, trials_enabled
 from onnxlr.system.session import Feed, Machine, open_exposed
 from onnxlr.types import Shape
 
@@ -60,9 +60,9 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
 
 def _inferred(model: bytes) -> onnx.GraphProto:
     """What inference says of values and outputs; in the child process, since some of it crashes."""
-    if not tries():
+    if not trials_enabled():
         return _infer(model)
-    return in_child(_infer, model, what="inferring shapes")
+    return run_in_sandbox(_infer, model, task="inferring shapes")
 
 
 def _infer(model: bytes) -> onnx.GraphProto:
@@ -84,7 +84,11 @@ def observe_shapes(
     try:
         given = serialize(proto, "the model"), machine, folder, dict(feed), wanted
         # With other outputs it is another model to the runtime, which may crash on it.
-        return in_child(_observe, *given, what="observing shapes") if tries() else _observe(*given)
+        return (
+            run_in_sandbox(_observe, *given, task="observing shapes")
+            if trials_enabled()
+            else _observe(*given)
+        )
     except (ModelError, ValueError):
         return {}
 

@@ -14,8 +14,8 @@ from onnxlr.decompose.ranks import storage_precision
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
 from onnxlr.methods.base import WeightPass
-from onnxlr.model.destinations import is_there
-from onnxlr.model.graph import DEFAULTS, count_params
+from onnxlr.model.destinations import path_exists
+from onnxlr.model.graph import DEFAULT_VALUES_IR, count_params
 from onnxlr.options import Options
 from onnxlr.plan.choose import Choosing, saved_macs
 from onnxlr.plan.evaluate import Assessor
@@ -177,7 +177,7 @@ class Outcome:
                 )
             )
         named = self.options.latency_table
-        if named is not None and not is_there(Path(named)):
+        if named is not None and not path_exists(Path(named)):
             notes.append(f"{named} was not written: no latency had to be known")
         if table is not None and table.estimated:
             notes.append(
@@ -188,7 +188,7 @@ class Outcome:
         pool = assessor.factory.pool
         notes += pool.notes
         if isinstance(pool.workers, Cluster):
-            notes.append(pool.workers.words())
+            notes.append(pool.workers.summary())
         if self.options.without:
             notes.append(f"left out on request: {', '.join(self.options.without)}")
         return notes
@@ -197,7 +197,7 @@ class Outcome:
         model = self.prepared.source.model
         given = {value.name for value in model.graph.inputs if value.is_initializer()}
         gone = sorted({d.weight for d in plan.replaced if d.weight in given})
-        if not gone or model.ir_version < DEFAULTS:
+        if not gone or model.ir_version < DEFAULT_VALUES_IR:
             return []
         named = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         return [

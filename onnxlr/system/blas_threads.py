@@ -13,7 +13,7 @@ _limits: threadpool_limits | None = None
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """One thread of linear algebra: sums come out the same, and small products aren't handed about.
 
     The limit is the whole process's: of several that ask for it at once, in threads, the first sets

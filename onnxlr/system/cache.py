@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from onnxlr.system.files import TEMPORARY, replacing
+from onnxlr.system.files import TEMPORARY_PREFIX, replacement
 from onnxlr.system.npz import read_npz
 from onnxlr.version import __version__
 
@@ -94,7 +94,7 @@ class Cache:
         names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with replacement(path) as temporary, temporary.open("wb") as file:
                 # NumPy below 2.1 would store its `allow_pickle` as one more array.
                 np.savez(file, **{_NAMES: names}, **numbered)  # type: ignore[arg-type]
             _trim(self._folder)
@@ -152,7 +152,7 @@ def write_json(path: Path, entry: Mapping[str, Any]) -> None:
     OSError
         If it can't be written.
     """
-    with replacing(path) as temporary:
+    with replacement(path) as temporary:
         temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
 
 
@@ -161,7 +161,7 @@ def _digest(rows: Mapping[str, Any]) -> str:
 
 
 def _trim(folder: Path) -> None:
-    for abandoned in folder.glob(f"{TEMPORARY}*"):  # by a run that was killed
+    for abandoned in folder.glob(f"{TEMPORARY_PREFIX}*"):  # by a run that was killed
         with contextlib.suppress(OSError):
             if time.time() - abandoned.stat().st_mtime > _ABANDONED:
                 abandoned.unlink()

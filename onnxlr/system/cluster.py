@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxlr.errors import ClusterError, RuntimeMissingError, UsageError, one_line
-from onnxlr.system.memory import words
-from onnxlr.system.pool import LOOK
+from onnxlr.system.memory import format_bytes
+from onnxlr.system.pool import POLL_SECONDS
 from onnxlr.version import __version__
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Cluster:
                 f"--dask {address!r} is no address: name a scheduler as tcp://host:8786"
             )
         self.address = address
-        self.sent = self.returned = 0
+        self.sent = self.received = 0
         self._hushed = contextlib.ExitStack()
         self._hushed.enter_context(_quiet())
         try:
@@ -131,16 +131,16 @@ class Cluster:
 
     def share(self, blob: bytes) -> Any:
         """Hand over what all pieces have in common: once to each worker that needs it."""
-        self.sending(len(blob))
+        self.count_sent(len(blob))
         ends = time.monotonic() + 2 * _PATIENCE + len(blob) / _BYTES_A_SECOND
         handed = _begun(lambda: self._client.scatter(blob, hash=False))
         while not handed.done():
-            wait([handed], LOOK)
+            wait([handed], POLL_SECONDS)
             if not handed.done() and (self.lost(None) or time.monotonic() > ends):
                 raise TimeoutError
         return handed.result()
 
-    def sending(self, nbytes: int) -> None:
+    def count_sent(self, nbytes: int) -> None:
         """Count what is sent.
 
         Raises
@@ -150,14 +150,14 @@ class Cluster:
         """
         if nbytes > MOST_SENT:
             raise ClusterError(
-                f"{words(nbytes)} would have to be sent to the workers in one piece, more than "
-                f"{words(MOST_SENT)}: give fewer samples, or leave out --dask"
+                f"{format_bytes(nbytes)} would have to be sent to the workers in one piece, more "
+                f"than {format_bytes(MOST_SENT)}: give fewer samples, or leave out --dask"
             )
         self.sent += nbytes
 
-    def received(self, nbytes: int) -> None:
+    def count_received(self, nbytes: int) -> None:
         """Count what came back."""
-        self.returned += nbytes
+        self.received += nbytes
 
     def lost(self, error: BaseException | None) -> bool:
         """Whether an error comes from a cluster that fell apart; without one, whether it did."""
@@ -213,11 +213,11 @@ class Cluster:
         with self._hushed, contextlib.suppress(Exception):  # what was wanted of it is here
             self._client.close(timeout=5)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """What crossed the wire."""
         return (
-            f"computed by {self.count} workers at {self.address}: {words(self.sent)} sent, "
-            f"{words(self.returned)} received, the model read by each from its own path"
+            f"computed by {self.count} workers at {self.address}: {format_bytes(self.sent)} sent, "
+            f"{format_bytes(self.received)} received, the model read by each from its own path"
         )
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from onnxlr.errors import OutputError
 
-TEMPORARY = ".onnxlr-"  # what files are called that are being written
+TEMPORARY_PREFIX = ".onnxlr-"  # what files are called that are being written
 _WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
 
 
@@ -47,7 +47,7 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
+def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
     """A folder that is gone afterwards, as far as what it lies in lets go of it.
 
     Raises
@@ -73,7 +73,7 @@ def _own_folder(parent: Path) -> Iterator[Path]:
         If it can't be made.
     """
     _remove_abandoned(parent)
-    with scratch(parent, _WORKSPACE) as folder:
+    with scratch_folder(parent, _WORKSPACE) as folder:
         unclaimed = folder / "claim"
         with unclaimed.open("wb") as file:
             _lock(file)
@@ -111,12 +111,12 @@ def write_text(path: Path, text: str) -> None:
     OutputError
         If it can't be written.
     """
-    with writing({path: text}):
+    with staged_texts({path: text}):
         pass
 
 
 @contextlib.contextmanager
-def writing(texts: Mapping[Path, str]) -> Iterator[None]:
+def staged_texts(texts: Mapping[Path, str]) -> Iterator[None]:
     """Text files that are written in full before what is done within, and in place after it.
 
     If one can't be written, nothing is done; if that fails, none of them is there.
@@ -147,7 +147,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacement(path: Path) -> Iterator[Path]:
     """A new file beside ``path`` that takes its place when all went well, and goes when not.
 
     Raises
@@ -165,12 +165,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _fresh(folder: Path) -> Path:
     """An empty file that nobody else has, with the permissions that any new file gets."""
-    path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    path = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     path.touch(exist_ok=False)
     return path
 
 
-def usual_mode(folder: Path) -> int:
+def default_file_mode(folder: Path) -> int:
     """The permissions that any new file gets; the process's mask can't be asked for in threads."""
     fresh = _fresh(folder)
     try:

@@ -16,12 +16,12 @@ _LIMITS = (
 )
 
 
-def available() -> int:
+def available_memory() -> int:
     """Bytes that can still be had: of the machine, the container, and this process's own limit."""
     return max(0, min(_of_machine(), _of_container(), _of_process()))
 
 
-def taken() -> int | None:
+def address_space_used() -> int | None:
     """Bytes of address space that this process takes; None where the system doesn't tell."""
     try:
         return int(psutil.Process().memory_info().vms)
@@ -58,11 +58,11 @@ def _of_process() -> int:
     except ImportError:  # Windows has no such limit
         return _PLENTY
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    own = taken()
+    own = address_space_used()
     return _PLENTY if own is None or soft == resource.RLIM_INFINITY else soft - own
 
 
-def words(nbytes: float) -> str:
+def format_bytes(nbytes: float) -> str:
     """A number of bytes as people say it.
 
     Examples

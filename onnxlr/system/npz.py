@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.system.memory import available
+from onnxlr.system.memory import available_memory
 
 _LEAST = 1 << 30  # bytes that are always read
 
@@ -25,7 +25,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         whole = sum(member.file_size for member in members)
-        free = available()
+        free = available_memory()
         if whole > max(_LEAST, free):
             raise ValueError(f"its arrays take {whole:,} bytes, {free:,} bytes of memory are free")
         for member in members:

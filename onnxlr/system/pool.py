@@ -14,25 +14,25 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.children import (
-    NO_PROCESSES,
-    SAFE,
-    _forget,
-    end,
-    follow,
-    joblib_late,
-    loky_late,
-    under_way,
+    NO_PROCESS_ERRORS,
+    WORKER_ENVIRONMENT,
+    forget_pool_after_fork,
+    import_joblib,
+    import_loky,
+    initialize_worker,
+    kill_pool,
+    start_pool,
 )
-from onnxlr.system.files import scratch
-from onnxlr.system.memory import available
-from onnxlr.system.signals import ends_at_once
+from onnxlr.system.files import scratch_folder
+from onnxlr.system.memory import available_memory
+from onnxlr.system.signals import is_command_process
 
 T = TypeVar("T")
 # Starting processes takes about this long; what is done sooner is done here.
 _WORTHWHILE = 3.0
-LOOK = 2.0  # seconds between looks at whether a cluster is still there
+POLL_SECONDS = 2.0  # seconds between looks at whether a cluster is still there
 _PROCESS = 250 << 20  # bytes that a process takes before it has done anything
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -46,10 +46,10 @@ class Workers(Protocol):
     def share(self, blob: bytes) -> Any:
         """Hand over what all pieces have in common; the workers get the bytes for what it gives."""
 
-    def sending(self, nbytes: int) -> None:
+    def count_sent(self, nbytes: int) -> None:
         """Count what is sent, or refuse to send as much in one piece."""
 
-    def received(self, nbytes: int) -> None:
+    def count_received(self, nbytes: int) -> None:
         """Count what came back."""
 
     def lost(self, error: BaseException | None) -> bool:
@@ -141,7 +141,7 @@ class Pool:
         needs: int,
     ) -> Iterator[T]:
         """In processes here: fewer where one dies or memory runs out, none where none can start."""
-        room = max(1, available() // (_PROCESS + needs))
+        room = max(1, available_memory() // (_PROCESS + needs))
         width = min(self.count, len(items), room)
         done, failed = 0, -1
         while done < len(items):
@@ -159,7 +159,7 @@ class Pool:
                         else str(error)
                     ) from None
                 width, failed = max(1, width // 2), done
-            except NO_PROCESSES:
+            except NO_PROCESS_ERRORS:
                 for item in items[done:]:
                     yield function(*shared, *item)
                 return
@@ -167,8 +167,8 @@ class Pool:
     @contextlib.contextmanager
     def _shared(self, shared: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
         """A file with what the pieces have in common, and its name among processes."""
-        joblib = joblib_late()
-        with scratch(self.folder, "shared-") as folder:
+        joblib = import_joblib()
+        with scratch_folder(self.folder, "shared-") as folder:
             common = str(folder / "common")
             joblib.dump(shared, common)
             yield common, uuid.uuid4().hex
@@ -202,24 +202,24 @@ class Pool:
 @contextlib.contextmanager
 def _processes(width: int) -> Iterator[Executor]:
     """The pool of processes; ended with all that it does where its work ends early."""
-    executor = under_way(
-        loky_late().get_reusable_executor,
+    executor = start_pool(
+        import_loky().get_reusable_executor,
         width,
-        env=_ONE_THREAD | SAFE,
-        initializer=follow,
-        initargs=(os.getpid(), ends_at_once()),
+        env=_ONE_THREAD | WORKER_ENVIRONMENT,
+        initializer=initialize_worker,
+        initargs=(os.getpid(), is_command_process()),
     )
     try:
         yield executor
     except Exception:
         raise  # what is under way was seen to its end
     except BaseException:
-        end(executor)
+        kill_pool(executor)
         raise
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=forget_pool_after_fork)
 
 
 def _in_order(
@@ -239,7 +239,7 @@ def _in_order(
         for item in itertools.islice(queue, count):
             piece = pickle.dumps((function, item), protocol=5)
             if workers is not None:
-                workers.sending(len(piece))
+                workers.count_sent(len(piece))
             waiting.append(executor.submit(_work, token, common, piece))
 
     try:
@@ -258,7 +258,7 @@ def _in_order(
 def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:
     while True:
         try:
-            found = future.result(None if workers is None else LOOK)
+            found = future.result(None if workers is None else POLL_SECONDS)
         except TimeoutError:
             if workers is None:
                 raise
@@ -269,7 +269,7 @@ def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:
             else:
                 continue
         if workers is not None:
-            workers.received(len(found))
+            workers.count_received(len(found))
         return found
 
 
@@ -279,7 +279,7 @@ _HELD: dict[str, tuple[Any, ...]] = {}  # what the pieces at hand have in common
 
 def _work(token: str, common: str | bytes, piece: bytes) -> bytes:
     """Do one piece of work in the process where this arrives."""
-    with _BUSY, one_thread():
+    with _BUSY, one_blas_thread():
         if token not in _HELD:
             _HELD.clear()
             _HELD[token] = _opened(common)
@@ -292,7 +292,7 @@ def _opened(common: str | bytes) -> tuple[Any, ...]:
     if isinstance(common, bytes):
         found = pickle.loads(common)  # noqa: S301 - made by ``_elsewhere`` of the same run
     else:
-        found = joblib_late().load(common, mmap_mode="r")
+        found = import_joblib().load(common, mmap_mode="r")
     assert isinstance(found, tuple)
     return found
 

@@ -7,12 +7,12 @@ import os
 import sys
 import warnings
 
-from onnxlr.system.signals import held
+from onnxlr.system.signals import end_signals_blocked
 
-FORKS = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
+CAN_FORK = sys.platform not in ("win32", "darwin")  # Apple's frameworks don't outlive a fork
 
 
-def fill_closed() -> None:
+def open_closed_streams() -> None:
     """Streams that were closed lead nowhere.
 
     A file that is opened must never get the number of one: others print there.
@@ -24,7 +24,7 @@ def fill_closed() -> None:
             os.open(os.devnull, mode)  # takes the lowest number that is free: this one
 
 
-def have_streams_alone() -> None:
+def reserve_standard_output() -> None:
     """The report has the standard output to itself: it may be JSON, and nothing else is with it.
 
     Libraries of C++ print what nobody asked for: HiGHS says which solutions it polishes, although
@@ -47,9 +47,9 @@ def silence_warnings() -> None:
         warnings.simplefilter("ignore")
 
 
-def check_limits() -> None:
+def check_resource_limits() -> None:
     """End this process where a system grants too little: libraries die of it in their own ways."""
-    if not FORKS:
+    if not CAN_FORK:
         return
     import resource
 
@@ -59,28 +59,30 @@ def check_limits() -> None:
     ):
         most = resource.getrlimit(kind)[0]
         if most != resource.RLIM_INFINITY and most < least:
-            say(f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit")
+            print_error(
+                f"limited to {most:,} {words}, at least {least:,} are needed: raise the limit"
+            )
             os._exit(1)
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return  # threads may fail for want of that
     # For linear algebra, for processes, for runs.
     count = 12 + 6 * min(8, len(os.sched_getaffinity(0)))
-    with held():  # one of us answers
+    with end_signals_blocked():  # one of us answers
         try:
             trying = os.fork()  # threads leave their memory reserved: not here
         except OSError:
             trying = -1
         if trying == 0:
-            os._exit(0 if can_start(count) else 1)
+            os._exit(0 if can_start_threads(count) else 1)
     if trying < 0 or os.waitpid(trying, 0)[1]:
-        say(
+        print_error(
             f"this user may not have {count} more threads and processes, which are needed: raise "
             "the limit (ulimit -u, or the container's limit of pids)"
         )
         os._exit(1)
 
 
-def can_start(count: int) -> bool:
+def can_start_threads(count: int) -> bool:
     """Whether so many threads can be had at once."""
     import threading
 
@@ -95,7 +97,7 @@ def can_start(count: int) -> bool:
     return True
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """One line on the standard error, without what could fail of Python's own."""
     try:
         os.write(2, f"onnxlr: {text}\n".encode())

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxlr.errors import CrashError, ModelError
-from onnxlr.system.children import NO_PROCESSES, SAFE, end, follow, loky_late, under_way
-from onnxlr.system.memory import available, taken
-from onnxlr.system.patience import LONGEST, VARIABLE, Waiting, patience
+from onnxlr.system.children import (
+    NO_PROCESS_ERRORS,
+    WORKER_ENVIRONMENT,
+    import_loky,
+    initialize_worker,
+    kill_pool,
+    start_pool,
+)
+from onnxlr.system.deadline import SMALL_MODEL_SECONDS, TRIAL_VARIABLE, Deadline, trial_seconds
+from onnxlr.system.memory import address_space_used, available_memory
 from onnxlr.system.session import Feed, Machine, Session
-from onnxlr.system.signals import ends_at_once
+from onnxlr.system.signals import is_command_process
 
 T = TypeVar("T")
 
@@ -28,38 +35,38 @@ class _DownError(CrashError):
     """The child process went down; what it did may still be tried again."""
 
 
-class _LateError(Exception):
+class _TimeoutError(Exception):
     """What was waited for didn't come."""
 
 
-class _Child:
+class _SandboxProcess:
     """One process that stays for the next piece of work, and is replaced where it went down."""
 
     def __init__(self) -> None:
         self._executor: Any = None
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[..., T], *args: Any, within: Waiting, what: str) -> T:
-        """See ``in_child``."""
+    def run(self, function: Callable[..., T], *args: Any, deadline: Deadline, task: str) -> T:
+        """See ``run_in_sandbox``."""
         with self._lock:
             try:
                 future = self._submit(function, args)
-            except NO_PROCESSES:  # it is done here then
+            except NO_PROCESS_ERRORS:  # it is done here then
                 self._executor = None
                 return function(*args)
             try:
-                if not within.sees(lambda seconds: bool(wait([future], seconds).done)):
-                    raise _LateError
+                if not deadline.wait(lambda seconds: bool(wait([future], seconds).done)):
+                    raise _TimeoutError
                 found: T = future.result()
             except BrokenExecutor:
                 self.end()
                 raise _DownError(
-                    f"{what} crashes ONNX Runtime: the model is broken, or asks for too much"
+                    f"{task} crashes ONNX Runtime: the model is broken, or asks for too much"
                 ) from None
-            except _LateError:
+            except _TimeoutError:
                 self.end()
                 raise CrashError(
-                    f"{what} takes more than {within.seconds:.0f} s in ONNX Runtime"
+                    f"{task} takes more than {deadline.seconds:.0f} s in ONNX Runtime"
                 ) from None
             except BaseException as error:
                 if not isinstance(error, Exception):  # Ctrl-C: it must not go on by itself
@@ -78,7 +85,7 @@ class _Child:
             return self._executor.submit(function, *args)
 
     def _start(self) -> None:
-        self._executor = _pool()
+        self._executor = _start_executor()
         # Before this process waits for its children: also in one that was forked, where nothing
         # that was registered at its parent's exit counts.
         multiprocessing.util.Finalize(None, self.end, exitpriority=100)
@@ -91,29 +98,31 @@ class _Child:
         """Stop the process, whatever it does."""
         if self._executor is not None:
             executor, self._executor = self._executor, None
-            end(executor)
+            kill_pool(executor)
 
 
-def _pool() -> Any:
+def _start_executor() -> Any:
     """One process, that ends when this one does."""
-    loky = loky_late()
+    loky = import_loky()
     context = loky.backend.context.get_context("loky")
-    return under_way(
+    return start_pool(
         loky.process_executor.ProcessPoolExecutor,
         1,
         context=context,
-        env=SAFE,
-        initializer=follow,
-        initargs=(os.getpid(), ends_at_once()),
+        env=WORKER_ENVIRONMENT,
+        initializer=initialize_worker,
+        initargs=(os.getpid(), is_command_process()),
     )
 
 
-_CHILD = _Child()
+_SANDBOX = _SandboxProcess()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_CHILD.forget)
+    os.register_at_fork(after_in_child=_SANDBOX.forget)
 
 
-def in_child(function: Callable[..., T], *args: Any, within: Waiting | None = None, what: str) -> T:
+def run_in_sandbox(
+    function: Callable[..., T], *args: Any, deadline: Deadline | None = None, task: str
+) -> T:
     """What a function gives, called in another process.
 
     Parameters
@@ -121,9 +130,9 @@ def in_child(function: Callable[..., T], *args: Any, within: Waiting | None = No
     function : callable
         Of a module, as are its arguments' classes: both are sent.
     *args
-    within : Waiting, optional
+    deadline : Deadline, optional
         After which it is stopped.
-    what : str
+    task : str
         What is being done, for the message.
 
     Raises
@@ -131,7 +140,9 @@ def in_child(function: Callable[..., T], *args: Any, within: Waiting | None = No
     CrashError
         If the process goes down or has to be stopped.
     """
-    return _CHILD.run(function, *args, within=within or Waiting(LONGEST), what=what)
+    return _SANDBOX.run(
+        function, *args, deadline=deadline or Deadline(SMALL_MODEL_SECONDS), task=task
+    )
 
 
 _numbers = itertools.count()
@@ -165,8 +176,8 @@ class Trial:
         memory = _allowance(nbytes) if machine.provider == "cpu" else None  # GPUs map more
         self._given = whole, machine, label, memory
         self._label = label
-        seconds = patience(nbytes)
-        self._waiting = None if seconds is None else Waiting(seconds)
+        seconds = trial_seconds(nbytes)
+        self._waiting = None if seconds is None else Deadline(seconds)
         self._ended: CrashError | None = None
 
     def __enter__(self) -> "Trial":
@@ -176,7 +187,7 @@ class Trial:
         """Give its memory back."""
         if self._ended is None and self._waiting is not None:
             with contextlib.suppress(CrashError):  # what went down holds nothing any more
-                in_child(_forget, what=f"closing {self._label}")
+                run_in_sandbox(_forget, task=f"closing {self._label}")
 
     def open(self) -> None:
         """Open it.
@@ -202,20 +213,20 @@ class Trial:
         """
         self._try(f"running {self._label}", dict(feed))
 
-    def _try(self, what: str, feed: Feed | None) -> None:
+    def _try(self, task: str, feed: Feed | None) -> None:
         if self._waiting is None:
             return
         if self._ended is not None:
             raise self._ended
         try:
-            in_child(_try, self._number, self._given, feed, within=self._waiting, what=what)
+            run_in_sandbox(_try, self._number, self._given, feed, deadline=self._waiting, task=task)
         except _DownError:
             raise
         except CrashError:  # too late, told from here or from there
             self._ended = CrashError(
-                f"{what} in ONNX Runtime takes more than {self._waiting.seconds:.0f} s: give "
+                f"{task} in ONNX Runtime takes more than {self._waiting.seconds:.0f} s: give "
                 "smaller sizes with --shape, or more seconds with the environment's "
-                f"{VARIABLE}=600; --verify none runs nothing"
+                f"{TRIAL_VARIABLE}=600; --verify none runs nothing"
             )
             raise self._ended from None
         except ModelError as refusal:
@@ -224,21 +235,21 @@ class Trial:
             if not short or memory is None:
                 raise
             raise ModelError(
-                f"{refusal}; it had {memory / 1e9:.1f} GB of memory; {VARIABLE}=off in the "
+                f"{refusal}; it had {memory / 1e9:.1f} GB of memory; {TRIAL_VARIABLE}=off in the "
                 "environment tries and limits nothing"
             ) from None
         finally:
             self._waiting.left = max(1.0, self._waiting.left)
 
 
-def tries() -> bool:
+def trials_enabled() -> bool:
     """Whether what nobody vouches for is tried in the child process first."""
-    return os.environ.get(VARIABLE) != "off"
+    return os.environ.get(TRIAL_VARIABLE) != "off"
 
 
 def _allowance(nbytes: int) -> int:
     """Bytes of address space that a model of this size may take."""
-    for_runs = min(available() // 4 * 3, _USUAL_MEMORY + _TIMES_ITS_SIZE * nbytes)
+    for_runs = min(available_memory() // 4 * 3, _USUAL_MEMORY + _TIMES_ITS_SIZE * nbytes)
     return max(_LEAST_MEMORY, for_runs) + 3 * nbytes  # files that are mapped count as well
 
 
@@ -268,7 +279,7 @@ def _bounded(memory: int | None) -> Iterator[None]:
         import resource
     except ImportError:  # Windows has no such limit
         memory = None
-    own = taken()
+    own = address_space_used()
     if memory is None or own is None:
         yield
         return

@@ -21,7 +21,7 @@ from onnxlr.errors import (
     RuntimeMissingError,
     one_line,
 )
-from onnxlr.system.patience import VARIABLE, Waiting, patience
+from onnxlr.system.deadline import TRIAL_VARIABLE, Deadline, trial_seconds
 
 Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
@@ -93,7 +93,7 @@ class Session:
         self.machine = machine
         whole = model if isinstance(model, bytes) else str(Path(model).absolute())
         self._model, self._folder, self._optimized = whole, folder, optimized
-        self._longest = patience(_size(whole))
+        self._longest = trial_seconds(_size(whole))
         try:
             # Falling back would be told on the standard output, and is none of what was asked for.
             self.raw = runtime.InferenceSession(
@@ -101,7 +101,8 @@ class Session:
             )
         except Exception as error:
             raise ModelError(
-                f"ONNX Runtime {runtime.__version__} can't open {self.label}: {reason_of(error)}"
+                f"ONNX Runtime {runtime.__version__} can't open {self.label}: "
+                f"{runtime_reason(error)}"
             ) from None
         if self.raw.get_providers()[0] != wanted:
             raise RuntimeMissingError(
@@ -132,7 +133,7 @@ class Session:
         except CrashError:
             raise
         except Exception as error:
-            raise failed_run(self.label, feed, reason_of(error)) from None
+            raise run_error(self.label, feed, runtime_reason(error)) from None
         return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
 
     def _run(self, feed: Feed) -> list[Any]:
@@ -163,7 +164,7 @@ class Session:
             return not thread.is_alive()
 
         try:
-            if not Waiting(self._longest or math.inf).sees(ended):
+            if not Deadline(self._longest or math.inf).wait(ended):
                 raise self._endless()
         except BaseException:
             options.terminate = True
@@ -175,10 +176,10 @@ class Session:
     def _endless(self) -> CrashError:
         return CrashError(
             f"{self.label} ran for {self._longest:.0f} s on these inputs: it may have no end; "
-            f"give it more seconds with the environment's {VARIABLE}=600"
+            f"give it more seconds with the environment's {TRIAL_VARIABLE}=600"
         )
 
-    def bound(self, feed: Feed) -> Callable[[], None]:
+    def bind(self, feed: Feed) -> Callable[[], None]:
         """A function that runs the model on this feed with everything bound on the device.
 
         That is what is timed. It is run once before, watched: what has no end on this feed is told
@@ -197,7 +198,7 @@ class Session:
             try:
                 run(options)
             except RuntimeError as error:  # where a bound output has another shape than declared
-                raise failed_run(self.label, feed, reason_of(error)) from None
+                raise run_error(self.label, feed, runtime_reason(error)) from None
 
         self._in_time(once)
         return once
@@ -266,7 +267,7 @@ def check_runtime(machine: Machine) -> str:
     return wanted
 
 
-def failed_run(label: str, feed: Feed, why: str) -> ModelError:
+def run_error(label: str, feed: Feed, why: str) -> ModelError:
     """The error for a run that failed on a feed."""
     shapes = [f"{name} {a.dtype}{list(a.shape)}" for name, a in feed.items()]
     if len(shapes) > _LISTED:
@@ -300,7 +301,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def reason_of(error: object) -> str:
+def runtime_reason(error: object) -> str:
     """ONNX Runtime's message without its error class and code, and where in its source that was."""
     text = one_line(_PLACE.sub("", str(error)))
     parts = text.split(" : ", 3)

@@ -21,7 +21,7 @@ from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import weight_error
 from onnxlr.methods.registry import choose_passes, find_pass
 from onnxlr.plan.plan import KEEP, Decision, Plan, keep, use
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.training.modules import ModuleLayer, Predicate, Refused, module_layers, unwrapped
 from onnxlr.types import Array
 
@@ -273,7 +273,7 @@ class DeepTwist:
                 raise UsageError(f"the module {name!r} was replaced: make a new DeepTwist")
             twisted.item.check()
         # Small matrices: handing each product to a pool of threads costs more than it saves.
-        with one_thread():
+        with one_blas_thread():
             for alike in self._alike():
                 graph_pass, rank = alike[0].choice.graph_pass, alike[0].choice.rank
                 layers = [twisted.item.read() for twisted in alike]

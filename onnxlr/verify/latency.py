@@ -61,12 +61,12 @@ def compare_sessions(
     a: Session, b: Session, feed: Feed, seconds: float | None = None
 ) -> Comparison:
     """Time two sessions on the same feed, in turn, for about this long."""
-    return interleave(a.bound(feed), b.bound(feed), seconds or SECONDS)
+    return interleave(a.bind(feed), b.bind(feed), seconds or SECONDS)
 
 
 def time_session(session: Session, feed: Feed, seconds: float | None = None) -> Timing:
     """Time one session on a feed for about this long."""
-    run = session.bound(feed)
+    run = session.bind(feed)
     count, cost = _block(run)
     return _timing(
         np.array([_time(run, count) for _ in range(_rounds(cost, seconds or SECONDS, FEWEST))])

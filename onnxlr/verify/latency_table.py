@@ -17,7 +17,7 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.base import ChainPass
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_work, layer_work
-from onnxlr.model.destinations import is_there
+from onnxlr.model.destinations import path_exists
 from onnxlr.system.cache import Cache, key_of, read_json, write_json
 from onnxlr.system.session import Machine, runtime_version
 from onnxlr.verify import layer_latency
@@ -182,7 +182,7 @@ def named_table(machine: Machine, path: Path, *, measures: bool = True) -> Laten
     UsageError
         If the file is there and holds no such table.
     """
-    if is_there(path):
+    if path_exists(path):
         found = read_json(path) if path.is_file() else {}
         if not _is_table(found):
             raise UsageError(

@@ -14,8 +14,8 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.model.graph import Names, add_initializer, opset, serialize, to_proto
 from onnxlr.rewrite.graph import replace_layer
-from onnxlr.system.patience import Waiting
-from onnxlr.system.sandbox import in_child
+from onnxlr.system.deadline import Deadline
+from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.types import rank_text
 from onnxlr.verify import latency
@@ -125,15 +125,22 @@ def timed_apart(
     ModelError
         If the runtime refuses one of them.
     """
-    return in_child(
-        _timed, models, machine, feed, seconds, latency.FEWEST, within=Waiting(_PATIENCE), what=what
+    return run_in_sandbox(
+        _timed,
+        models,
+        machine,
+        feed,
+        seconds,
+        latency.FEWEST,
+        deadline=Deadline(_PATIENCE),
+        task=what,
     )
 
 
 def _timed(
     models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, fewest: int
 ) -> Comparison:
-    a, b = (Session(m, machine).bound(feed) for m in models)
+    a, b = (Session(m, machine).bind(feed) for m in models)
     try:
         return interleave(a, b, seconds, _MOST_ROUNDS, fewest)
     except Exception as error:  # the runtime's own kinds

@@ -19,8 +19,8 @@ from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Factory
 from onnxlr.rewrite.graph import replace_layer
-from onnxlr.system.patience import Waiting, patience
-from onnxlr.system.sandbox import in_child
+from onnxlr.system.deadline import Deadline, trial_seconds
+from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD, Feed, Session, open_exposed
 from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.layer_latency import layer_model
@@ -127,7 +127,9 @@ def _run(
 ) -> NDArray[np.float64]:
     """Outputs of a one-layer model, run in the child process, as (positions, outputs)."""
     blob = serialize(to_proto(model), layer.name)
-    given = in_child(_outputs, blob, layer.name, list(inputs), what=f"running {layer.name!r} alone")
+    given = run_in_sandbox(
+        _outputs, blob, layer.name, list(inputs), task=f"running {layer.name!r} alone"
+    )
     outputs = []
     for y in given:
         y = y.astype(np.float64)
@@ -166,15 +168,18 @@ def _inputs(
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
         source, seen = prepared.source, list[NDArray[np.generic]]()
-        blob, longest = model_with_outputs(prepared.model, [name], source), patience(source.nbytes)
+        blob, longest = (
+            model_with_outputs(prepared.model, [name], source),
+            trial_seconds(source.nbytes),
+        )
         given = blob, source.label, source.folder, name, list(feeds)
         # With other outputs it is another model to the runtime, which may crash on it.
         with contextlib.suppress(CrashError):
             seen = (
                 _seen(*given)
                 if longest is None
-                else in_child(
-                    _seen, *given, within=Waiting(longest), what=f"the input of {layer.name!r}"
+                else run_in_sandbox(
+                    _seen, *given, deadline=Deadline(longest), task=f"the input of {layer.name!r}"
                 )
             )
         if any(x.size for x in seen):

@@ -15,9 +15,9 @@ import onnxlr
 from onnxlr.errors import ModelError, OutputError
 from onnxlr.model.graph import Names, count_params, to_proto
 from onnxlr.model.load import load
-from onnxlr.model.place import place
+from onnxlr.model.place import move_into_place
+from onnxlr.model.protobuf import all_tensors
 from onnxlr.model.save import save
-from onnxlr.model.walk import all_tensors
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.system.files import workspace
 from tests.support.builders import linear, low_rank, make_model, node, relative, replaced, run
@@ -351,7 +351,7 @@ def test_past_the_limit_weights_go_beside_the_model(
     with workspace(out) as folder:
         size = save(load(model).model, folder / out.name)
         assert size == sum(p.stat().st_size for p in folder.iterdir())
-        place(folder / out.name, out)
+        move_into_place(folder / out.name, out)
     written = sorted(p.name for p in tmp_path.iterdir())
     assert written[0] == "out.onnx"
     assert re.fullmatch(r"weights-[0-9a-f]{16}\.data", written[1])

@@ -13,7 +13,7 @@ from models.conformance.cases import (
 )
 from models.conformance.command import Outcome, check, runtime_opset, together
 from models.conformance.nets import net_cases
-from onnxlr.system.session import reason_of
+from onnxlr.system.session import runtime_reason
 from tests.support.builders import low_rank, make_model, node
 
 NODES = {case.name: case for case in node_cases()}
@@ -85,9 +85,9 @@ def test_a_vector_before_the_data_is_kept() -> None:
 def test_the_runtime_s_reason_is_told_without_its_source_code() -> None:
     place = "/src/core/graph/model.cc:256 a::Model::Model(b&&, const c::Path&, const c::Logger&) "
     error = Exception(f"[ONNXRuntimeError] : 1 : FAIL : Load failed:{place}Unsupported IR (14)")
-    assert reason_of(error) == "Load failed:Unsupported IR (14)"
+    assert runtime_reason(error) == "Load failed:Unsupported IR (14)"
     place = "/src/rnn.h:48 RNN<T>::RNN(const Info&) [with T = float] "
-    assert reason_of(Exception(f"[ONNXRuntimeError] : 6 : BAD : {place}layout was false")) == (
+    assert runtime_reason(Exception(f"[ONNXRuntimeError] : 6 : BAD : {place}layout was false")) == (
         "layout was false"
     )
 

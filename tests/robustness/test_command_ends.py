@@ -19,9 +19,9 @@ import pytest
 
 import onnxlr
 from onnxlr.errors import one_line
-from onnxlr.system.patience import VARIABLE
-from onnxlr.system.process import can_start, check_limits
-from onnxlr.system.signals import ENDINGS, Interrupt
+from onnxlr.system.deadline import TRIAL_VARIABLE
+from onnxlr.system.process import can_start_threads, check_resource_limits
+from onnxlr.system.signals import END_SIGNALS, Interrupt
 from tests.support.builders import linear, low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")
@@ -66,7 +66,7 @@ def begun(count: int = 1) -> "subprocess.Popen[str]":
 
 def hearing() -> None:
     """What is begun in the background, or under nohup, is to ignore some of them."""
-    for number in ENDINGS:
+    for number in END_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -101,7 +101,7 @@ def test_ctrl_c_while_it_starts(to: Callable[[int, int], None], seconds: float) 
 def test_ctrl_c_while_a_process_of_ours_starts(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(TRIAL_VARIABLE, raising=False)
     metric("time.sleep(60)")
 
     def starting() -> bool:
@@ -312,7 +312,7 @@ def test_limits_that_libraries_die_of(limit: str, words: str) -> None:
 
 
 def test_too_few_threads_for_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.api.can_start", lambda count: count <= 16)
+    monkeypatch.setattr("onnxlr.arguments.can_start_threads", lambda count: count <= 16)
     model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), rows="n", name="fc")
     assert onnxlr.bench(model, threads=8, seconds=0.01).machine.threads == 8
     with pytest.raises(onnxlr.UsageError, match="--threads 9: this user may not have"):
@@ -330,9 +330,9 @@ def test_too_few_threads(
         begin(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert not can_start(8)
+    assert not can_start_threads(8)
     monkeypatch.undo()
-    assert can_start(8)
+    assert can_start_threads(8)
 
     def leave(code: int) -> None:
         raise SystemExit(code)
@@ -341,7 +341,7 @@ def test_too_few_threads(
     monkeypatch.setattr("os.fork", lambda: 1)
     monkeypatch.setattr("os.waitpid", lambda *_: (1, 256))
     with pytest.raises(SystemExit, match="1"):
-        check_limits()
+        check_resource_limits()
     assert capfd.readouterr().err.startswith("onnxlr: this user may not have")
 
 
@@ -384,7 +384,7 @@ SCRIPT = "import sys; sys.argv[0] = 'onnxlr'; from onnxlr.__main__ import main; 
     [
         ({"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "nope"}, "--version", "can't be started: Val"),
         ({"_ONNXLR_COMPLETE": "bash_complete"}, "", "KeyError: 'COMP_WORDS'"),
-        ({"JOBLIB_START_METHOD": "nope", VARIABLE: "60"}, JOBLIB, "joblib can't be imported"),
+        ({"JOBLIB_START_METHOD": "nope", TRIAL_VARIABLE: "60"}, JOBLIB, "joblib can't be imported"),
     ],
 )
 def test_what_fails_outside_of_any_command(

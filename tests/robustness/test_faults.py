@@ -21,10 +21,10 @@ from onnxlr.model.load import load
 from onnxlr.prepare import feeding, shapes
 from onnxlr.prepare.prepared import prepare
 from onnxlr.system import memory, pool, sandbox
+from onnxlr.system.deadline import Deadline
 from onnxlr.system.files import workspace
-from onnxlr.system.patience import Waiting
 from onnxlr.system.pool import Pool
-from onnxlr.system.sandbox import Trial, in_child
+from onnxlr.system.sandbox import Trial, run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.verify import layer_latency, layers_alone
 from tests.end_to_end.test_with_data import images, network
@@ -48,22 +48,22 @@ def same(value: int) -> int:
 
 def test_a_crash_costs_the_child_only() -> None:
     with pytest.raises(CrashError, match=r"trying it crashes ONNX Runtime"):
-        in_child(crash, what="trying it")
-    assert in_child(same, 3, what="going on") == 3
+        run_in_sandbox(crash, task="trying it")
+    assert run_in_sandbox(same, 3, task="going on") == 3
 
 
 def test_what_does_not_end_is_stopped() -> None:
     started = time.perf_counter()
     with pytest.raises(CrashError, match=r"waiting takes more than 1 s"):
-        in_child(sleep, within=Waiting(1.0), what="waiting")
+        run_in_sandbox(sleep, deadline=Deadline(1.0), task="waiting")
     assert time.perf_counter() - started < 30
-    assert in_child(same, 3, what="going on") == 3
+    assert run_in_sandbox(same, 3, task="going on") == 3
 
 
 def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ctrl-Z, by docker pause, by a lid that was shut."""
     now = [0.0]
-    monkeypatch.setattr("onnxlr.system.session.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("onnxlr.system.deadline.time.perf_counter", lambda: now[0])
     looks: list[float] = []
 
     def look(seconds: float) -> bool:
@@ -71,11 +71,11 @@ def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 1000 if len(looks) == 2 else seconds
         return len(looks) == 4
 
-    waiting = Waiting(5.0)
-    assert waiting.sees(look)
+    waiting = Deadline(5.0)
+    assert waiting.wait(look)
     assert waiting.left == pytest.approx(1.0)
     looks.clear()
-    assert not Waiting(2.5).sees(look)
+    assert not Deadline(2.5).wait(look)
     assert looks == [1.0, 1.0, 0.5]
 
 
@@ -211,7 +211,7 @@ def test_where_memory_runs_out_fewer_work() -> None:
 
 @pytest.mark.usefixtures("apart")
 def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "available", lambda: 3 << 30)
+    monkeypatch.setattr(pool, "available_memory", lambda: 3 << 30)
     widths = []
     own = pool._processes
 
@@ -255,20 +255,20 @@ def test_where_the_system_tells_nothing_there_is_plenty(
 
     monkeypatch.setattr(psutil, "virtual_memory", refuse)
     monkeypatch.setattr(psutil, "Process", refuse)
-    assert memory.available() > 0
-    assert memory.taken() is None
+    assert memory.available_memory() > 0
+    assert memory.address_space_used() is None
 
 
 def test_memory_is_that_of_the_process_too() -> None:
     code = (
         "import resource\n"
-        "from onnxlr.system.memory import available\n"
+        "from onnxlr.system.memory import available_memory\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))\n"
-        "print(available())"
+        "print(available_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < 8 << 30
-    assert memory.available() > 0
+    assert memory.available_memory() > 0
 
 
 # Runs that are killed.
@@ -386,29 +386,29 @@ def test_where_no_process_can_be_started_it_is_done_here(
 
     monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
     monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", refused)
-    monkeypatch.setattr(sandbox, "_pool", refused)
-    monkeypatch.setattr(sandbox._CHILD, "_executor", None)
+    monkeypatch.setattr(sandbox, "_start_executor", refused)
+    monkeypatch.setattr(sandbox._SANDBOX, "_executor", None)
     assert list(Pool(2).map(same, [(i,) for i in range(5)])) == [0, 1, 2, 3, 4]
-    assert in_child(os.getpid, what="asking") == os.getpid()
+    assert run_in_sandbox(os.getpid, task="asking") == os.getpid()
     assert onnxlr.optimize(two_layers(), rank=4, max_drop=1).plan.replaced
 
 
 def test_a_child_that_died_meanwhile_is_replaced() -> None:
-    first = in_child(os.getpid, what="asking")
+    first = run_in_sandbox(os.getpid, task="asking")
     os.kill(first, signal.SIGKILL)
     time.sleep(1.0)
-    assert in_child(os.getpid, what="asking again") not in (first, os.getpid())
+    assert run_in_sandbox(os.getpid, task="asking again") not in (first, os.getpid())
 
 
 FORKED = """
 import os
 from onnxlr.system import pool
-from onnxlr.system.sandbox import in_child
+from onnxlr.system.sandbox import run_in_sandbox
 pool._WORTHWHILE = 0.0
 wanted = [abs(i) for i in range(-4, 0)]
 def work():
     found = list(pool.Pool(2).map(abs, [(i,) for i in range(-4, 0)]))
-    return found == wanted and in_child(pow, 2, 3, what="counting") == 8
+    return found == wanted and run_in_sandbox(pow, 2, 3, task="counting") == 8
 assert work()
 pid = os.fork()
 good = work()
@@ -435,9 +435,9 @@ def test_inference_that_crashes_leaves_shapes_unknown(monkeypatch: pytest.Monkey
 
 FORKED_PROCESS = """
 import multiprocessing, os
-from onnxlr.system.sandbox import in_child
+from onnxlr.system.sandbox import run_in_sandbox
 def work():
-    assert in_child(pow, 2, 3, what="counting") == 8
+    assert run_in_sandbox(pow, 2, 3, task="counting") == 8
 work()
 process = multiprocessing.get_context("fork").Process(target=work)
 process.start()
@@ -456,11 +456,11 @@ def test_a_forked_process_of_the_user_s_comes_to_its_end() -> None:
 POOLED = """
 import multiprocessing
 from onnxlr.system import pool
-from onnxlr.system.sandbox import in_child
+from onnxlr.system.sandbox import run_in_sandbox
 def work(count):
     pool._WORTHWHILE = 0.0
     assert list(pool.Pool(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
-    return in_child(pow, 2, 3, what="counting")
+    return run_in_sandbox(pow, 2, 3, task="counting")
 if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.map(work, [4]) == [8]

@@ -25,7 +25,7 @@ from onnxlr.cli.commands import main
 from onnxlr.errors import CrashError, ModelError, readable
 from onnxlr.model.load import load
 from onnxlr.prepare import shapes
-from onnxlr.system import npz, patience, sandbox
+from onnxlr.system import deadline, npz, sandbox
 from onnxlr.system.sandbox import Trial
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from tests.support.builders import abort, relative, replaced, run
@@ -215,7 +215,7 @@ def _in_a_line(command: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(patience.VARIABLE, raising=False)
+    monkeypatch.delenv(deadline.TRIAL_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def _endless() -> onnx.ModelProto:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", ["optimize in.onnx out.onnx", "bench in.onnx"])
 def test_a_model_without_end(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patience.VARIABLE, "1.5")
+    monkeypatch.setenv(deadline.TRIAL_VARIABLE, "1.5")
     onnx.save(_endless(), "in.onnx")
     started = time.monotonic()
     line = _in_a_line(command)
@@ -462,7 +462,7 @@ def _endless_at(sample: int) -> tuple[onnx.ModelProto, np.ndarray[Any, Any]]:
 
 def test_shapes_are_not_observed_at_any_price(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that runs may crash the runtime once it has more outputs."""
-    monkeypatch.delenv(patience.VARIABLE, raising=False)
+    monkeypatch.delenv(deadline.TRIAL_VARIABLE, raising=False)
     model, x = _endless_at(0)
     graph = load(model).model
     assert shapes.observe_shapes(graph, ["h"], {"x": x[1]}, ONE_CPU_THREAD) == {"h": (1, 24)}
@@ -472,18 +472,18 @@ def test_shapes_are_not_observed_at_any_price(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_timed_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model may have an end where it is tried, and none on a later run: by chance, say."""
-    monkeypatch.setenv(patience.VARIABLE, "2")
+    monkeypatch.setenv(deadline.TRIAL_VARIABLE, "2")
     model, x = _endless_at(0)
     session = Session(model.SerializeToString(), ONE_CPU_THREAD, "the model")
-    session.bound({"x": x[1]})()
+    session.bind({"x": x[1]})()
     for _ in range(2):
         with pytest.raises(CrashError, match="the model ran for 2 s on these inputs"):
-            session.bound({"x": x[0]})()
+            session.bind({"x": x[0]})()
 
 
 @pytest.mark.usefixtures("here")
 def test_a_model_without_end_on_one_sample_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patience.VARIABLE, "3")
+    monkeypatch.setenv(deadline.TRIAL_VARIABLE, "3")
     model, x = _endless_at(5)
     onnx.save(model, "in.onnx")
     np.savez("data.npz", x=x[:, 0])
@@ -495,7 +495,7 @@ def test_a_model_without_end_on_one_sample_of_many(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("here")
 def test_a_model_that_asks_for_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "available", lambda: 1 << 20)
+    monkeypatch.setattr(sandbox, "available_memory", lambda: 1 << 20)
     model = SEEDS["shapes"]()
     (size,) = (t for t in model.graph.initializer if t.name == "size")
     size.raw_data = np.array([2**20, 2**20], np.int64).tobytes()
@@ -528,14 +528,14 @@ def test_a_trial_tells_what_fails_and_goes_on() -> None:
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])
 def test_a_trial_of_no_time(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patience.VARIABLE, text)
+    monkeypatch.setenv(deadline.TRIAL_VARIABLE, text)
     with pytest.raises(onnxlr.UsageError, match="neither off nor a number"):
         onnxlr.bench(mlp())
 
 
 def test_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patience.VARIABLE, "off")
-    monkeypatch.setattr(sandbox, "in_child", None)
+    monkeypatch.setenv(deadline.TRIAL_VARIABLE, "off")
+    monkeypatch.setattr(sandbox, "run_in_sandbox", None)
     assert onnxlr.bench(mlp(), seconds=0.05).a.median_ms > 0
 
 
@@ -572,7 +572,7 @@ def test_samples_that_lie(descr: str, shape: tuple[int, ...], content: bytes, wo
 
 @pytest.mark.usefixtures("here")
 def test_samples_that_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "available", lambda: 1 << 20)
+    monkeypatch.setattr(npz, "available_memory", lambda: 1 << 20)
     monkeypatch.setattr(npz, "_LEAST", 1 << 20)
     onnx.save(mlp(), "in.onnx")
     _npz({"descr": "<f4", "fortran_order": False, "shape": (10**6,)}, bytes(4 * 10**6))

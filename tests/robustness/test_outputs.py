@@ -18,7 +18,7 @@ import onnxlr
 from onnxlr.cli.commands import main
 from onnxlr.system import cache as cache_module
 from onnxlr.system.cache import Cache, key_of
-from onnxlr.system.files import scratch, workspace, writing
+from onnxlr.system.files import scratch_folder, staged_texts, workspace
 from tests.end_to_end.test_with_data import images, network
 
 
@@ -169,7 +169,7 @@ def test_a_folder_that_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(path: str, **_: object) -> None:
         raise PermissionError(1, "Operation not permitted", path)
 
-    with scratch(tmp_path, "work-") as folder:
+    with scratch_folder(tmp_path, "work-") as folder:
         (folder / "file").touch()
         for name in ("unlink", "rmdir"):
             monkeypatch.setattr(os, name, refuse)
@@ -437,7 +437,7 @@ def test_drafts_of_a_killed_run_go_with_the_next(tmp_path: Path) -> None:
     (tmp_path / ".onnxlr-run-killed").mkdir()
     for name in ("owner", "draft"):
         (tmp_path / ".onnxlr-run-killed" / name).touch()
-    with writing({tmp_path / "plan.json": "{}"}):
+    with staged_texts({tmp_path / "plan.json": "{}"}):
         assert not (tmp_path / "plan.json").exists()
         (own,) = tmp_path.glob(".onnxlr-run-*")
         assert own.name != ".onnxlr-run-killed"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from onnxlr.system.blas_threads import one_thread
+from onnxlr.system.blas_threads import one_blas_thread
 
 
 def threads() -> set[int]:
@@ -19,7 +19,7 @@ def test_the_last_one_puts_it_back() -> None:
     seen: list[set[int]] = []
 
     def other() -> None:
-        with one_thread():
+        with one_blas_thread():
             begun.set()
             go_on.wait(10)
             seen.append(threads())
@@ -27,7 +27,7 @@ def test_the_last_one_puts_it_back() -> None:
     before = threads()
     if before == {1}:
         pytest.skip("linear algebra has one thread anyway")
-    with one_thread():
+    with one_blas_thread():
         thread = threading.Thread(target=other)
         thread.start()
         assert begun.wait(10)
@@ -39,6 +39,6 @@ def test_the_last_one_puts_it_back() -> None:
 
 def test_within_one_another() -> None:
     before = threads()
-    with one_thread(), one_thread():
+    with one_blas_thread(), one_blas_thread():
         assert threads() == {1}
     assert threads() == before

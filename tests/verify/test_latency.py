@@ -81,7 +81,7 @@ def test_what_is_timed_is_the_bare_run(monkeypatch: pytest.MonkeyPatch) -> None:
         own(binding, options)
 
     monkeypatch.setattr(session.raw, "run_with_iobinding", run)
-    timed = session.bound({"x": np.ones((4, 8), np.float32)})
+    timed = session.bind({"x": np.ones((4, 8), np.float32)})
     assert [options is None for options in given] == [False]
     timed()
     timed()
