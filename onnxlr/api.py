@@ -1,45 +1,50 @@
 """The Python face: the commands as functions, arguments named as the flags."""
 
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import onnx
 
+from onnxlr.arguments import (
+    FileName,
+    Model,
+    as_tuple,
+    check_jobs,
+    check_outputs,
+    check_runs_whole,
+    check_seconds,
+    model_destination,
+    parse_ingredients,
+    parse_machine,
+    parse_max_drop,
+    parse_target,
+    parse_verify,
+    path_of,
+    read_plan,
+)
+from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_models
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
 from onnxlr.inspection import LayerInspection, inspect_source
-from onnxlr.layers.macs import count_macs
 from onnxlr.methods.registry import choose_passes
-from onnxlr.model.destinations import check_destination, check_distinct, check_external, is_there
-from onnxlr.model.graph import count_params
-from onnxlr.model.load import Source, load
-from onnxlr.options import Ingredient, Options, Target, command_of
+from onnxlr.model.destinations import check_destination, check_external
+from onnxlr.model.load import load
+from onnxlr.options import Options, command_of
 from onnxlr.pipeline import Result
 from onnxlr.pipeline import optimize as run_optimizer
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.feeding import Feeding, open_after_trial, open_with_feeding
-from onnxlr.prepare.prepared import prepare
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.report.html import write_page
-from onnxlr.report.report import Size, json_text
+from onnxlr.report.report import json_text
 from onnxlr.report.svg import start_figures
-from onnxlr.system.process import can_start
-from onnxlr.system.session import Machine, Provider
-from onnxlr.verify.fidelity import Quality
-from onnxlr.verify.judge import Judge
-from onnxlr.verify.latency import Comparison, Timing, compare_sessions, time_session
-
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Source
+from onnxlr.system.session import Provider
 
 
 def optimize(
     model: Model,
-    out: str | os.PathLike[str] | None = None,
+    out: FileName | None = None,
     *,
     data: str | Path | None = None,
     validation: str | Path | None = None,
@@ -138,47 +143,43 @@ def optimize(
     >>> len(result.plan.replaced) > 0
     True
     """
-    goal, fraction = _target(target)
+    goal, fraction = parse_target(target)
     if fraction is not None and str(rank) != "auto":
         raise UsageError(
             f"--target {target} chooses the ranks, --rank {rank} names them: leave one out"
         )
-    if verify not in ("full", "layers", "none"):
-        raise UsageError(f"--verify {verify!r} is unknown: full, layers or none")
-    if not max_drop >= 0:
-        raise UsageError(f"--max-drop {max_drop} is not a loss: give 0 or more, 1 = no limit")
-    _check_verify(
-        verify,
+    verification, allowed_drop = parse_verify(verify), parse_max_drop(max_drop)
+    unrun = verification == "none"
+    check_runs_whole(
+        verification,
         {
-            "--data": data if verify == "none" else None,
-            "--validation": validation if verify == "none" else None,
+            "--data": data if unrun else None,
+            "--validation": validation if unrun else None,
             "--labels": labels,
             "--metric": metric,
-            "--target latency": goal if goal == "latency" and verify == "none" else None,
+            "--target latency": goal if goal == "latency" and unrun else None,
             "--target with a fraction": fraction,
-            "--latency-table": latency_table if verify == "none" else None,
+            "--latency-table": latency_table if unrun else None,
         },
     )
-    left_out = _ingredients(without)
-    if jobs is not None and not 1 <= jobs <= 1024:
-        raise UsageError(f"--jobs {jobs} must be at least 1 and at most 1024")
+    left_out = parse_ingredients(without)
+    check_jobs(jobs)
     options = Options(
-        methods=_several(method),
+        methods=as_tuple(method),
         rank=parse_rank(str(rank)),
         target=goal,
         fraction=fraction,
         metric=metric,
-        # The metrics are shares and relative errors: 1 is promised to be no limit at all.
-        max_drop=float("inf") if max_drop >= 1 else float(max_drop),
+        max_drop=allowed_drop,
         include=include,
         exclude=exclude,
-        machine=_machine(provider, threads, batch, seed),
+        machine=parse_machine(provider, threads, batch, seed),
         batch=int(batch),
-        shapes=_several(shape),
+        shapes=as_tuple(shape),
         data=data,
         validation=validation,
         labels=labels,
-        verify=verify,  # type: ignore[arg-type]
+        verify=verification,
         expand_at_load=expand_at_load,
         measure=measure,
         latency_table=latency_table,
@@ -188,33 +189,42 @@ def optimize(
         dask=dask,
         report=report,
     )
-    options = replace(options, command=command_of(options, _path_of(model), out))
+    options = replace(options, command=command_of(options, path_of(model), out))
     choose_passes(options.methods)
-    path = _destination(out, model, data, validation, latency_table)
-    told = [None if name is None else Path(name) for name in (plan_out, report, json)]
-    for text in told:
-        if text is not None:
-            check_destination(text, _path_of(model), data, validation, latency_table)
-    if report is not None:
+    return _write_optimized(model, out, (plan_out, report, json), options, progress or Silent())
+
+
+def _write_optimized(
+    model: Model,
+    out: FileName | None,
+    names: tuple[FileName | None, FileName | None, FileName | None],
+    options: Options,
+    progress: Progress,
+) -> Result:
+    """Optimize once all that is to be written can be: OUT, and the plan, the page and the JSON."""
+    inputs = (options.data, options.validation, options.latency_table)
+    path = model_destination(out, model, *inputs)
+    plan_path, page_path, json_path = (None if n is None else Path(n) for n in names)
+    paths = [p for p in (plan_path, page_path, json_path) if p is not None]
+    for text_path in paths:
+        check_destination(text_path, path_of(model), *inputs)
+    if page_path is not None:
         start_figures()
     source = load(model)
-    table = None if latency_table is None else Path(latency_table)
-    outputs = [output for output in (path, *told, table) if output is not None]
-    check_distinct(*outputs)
-    if table is not None and is_there(table):
-        outputs.remove(table)  # it is read
-    for output in outputs:
-        check_external(output, source, path)
+    table = None if options.latency_table is None else Path(options.latency_table)
+    check_outputs(source, path, paths, table)
 
     def texts(result: Result) -> dict[Path, str]:
-        makers: tuple[Callable[[], str], ...] = (
-            result.plan.to_json,
-            lambda: write_page(result.report),
-            lambda: json_text(result.report.to_dict()),
-        )
-        return {p: make() for p, make in zip(told, makers, strict=True) if p is not None}
+        contents = {}
+        if plan_path is not None:
+            contents[plan_path] = result.plan.to_json()
+        if page_path is not None:
+            contents[page_path] = write_page(result.report)
+        if json_path is not None:
+            contents[json_path] = json_text(result.report.to_dict())
+        return contents
 
-    return run_optimizer(source, path, options, progress or Silent(), texts)
+    return run_optimizer(source, path, options, progress, texts)
 
 
 def inspect(
@@ -237,17 +247,17 @@ def inspect(
     >>> [fit.method for fit in rows[0].fits]
     ['svd']
     """
-    methods = _several(method)
-    _machine("cpu", 1, batch, 0)
+    methods = as_tuple(method)
+    parse_machine("cpu", 1, batch, 0)
     return inspect_source(
-        load(model), methods, include, exclude, _several(shape), batch, progress or Silent()
+        load(model), methods, include, exclude, as_tuple(shape), batch, progress or Silent()
     )
 
 
 def apply(
-    plan: str | os.PathLike[str] | Plan,
+    plan: FileName | Plan,
     model: Model,
-    out: str | os.PathLike[str] | None = None,
+    out: FileName | None = None,
     *,
     data: str | Path | None = None,
     progress: Progress | None = None,
@@ -263,39 +273,13 @@ def apply(
         If the plan isn't one, is for another model, or needs a method that isn't installed or
         samples that aren't there.
     """
-    origin = None if isinstance(plan, Plan) else plan
-    if not isinstance(plan, Plan):
-        try:
-            if Path(plan).exists() and not Path(plan).is_file():
-                raise UsageError(f"the plan {plan} is not a regular file: name one of --plan-out")
-            text = Path(plan).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:  # not UTF-8, or no name at all
-            raise UsageError(f"can't read the plan {plan}: {error}") from None
-        plan = Plan.from_json(text, str(plan))
-    fitted = None if plan.calibration is None else plan.calibration.data
-    path = _destination(out, model, origin, data, fitted)
+    plan_path, plan = (None, plan) if isinstance(plan, Plan) else (plan, read_plan(plan))
+    samples = None if plan.calibration is None else plan.calibration.data
+    path = model_destination(out, model, plan_path, data, samples)
     source = load(model)
     if path is not None:
         check_external(path, source, path)
     return replay(plan, source, path, data, progress or Silent())
-
-
-@dataclass(frozen=True)
-class ModelComparison:
-    """Two models side by side: sizes, quality of B against A, and speed."""
-
-    a: Size
-    b: Size
-    quality: Quality
-    speed: Comparison
-    machine: Machine
-    batch: int
-    fed: str
-
-    @property
-    def theoretical_speedup(self) -> float:
-        """Ratio of the multiply-accumulates."""
-        return self.a.macs / self.b.macs if self.b.macs else 1.0
 
 
 def compare(
@@ -321,55 +305,18 @@ def compare(
     OnnxlrError
         If one of them can't be read or run, or their inputs and outputs differ.
     """
-    machine = _machine(provider, threads, batch, seed)
-    sources = load(a), load(b)
-    original, feeding = open_with_feeding(
-        sources[0],
-        machine,
+    return compare_models(
+        a,
+        b,
+        parse_machine(provider, threads, batch, seed),
         data=data,
-        validation=data,
         labels=labels,
-        shapes=_several(shape),
+        metric=metric,
+        shapes=as_tuple(shape),
         batch=batch,
         seed=seed,
+        progress=progress or Silent(),
     )
-    sessions = original, open_after_trial(sources[1], machine, feeding.first_feed)
-    missing = set(sessions[0].output_names) - set(sessions[1].output_names)
-    if missing:
-        raise UsageError(
-            f"{sources[1].label} has no output {sorted(missing)[0]!r} as {sources[0].label} has: "
-            "compare models with the same outputs"
-        )
-    first, second = (session.run(feeding.first_feed) for session in sessions)
-    for name, output in first.items():
-        if output.shape != second[name].shape:
-            raise UsageError(
-                f"the output {name!r} has shape {list(output.shape)} in {sources[0].label} and "
-                f"{list(second[name].shape)} in {sources[1].label}: compare models that do the same"
-            )
-    told = progress or Silent()
-    with told.stage("run both on all samples", None):
-        quality = Judge(sessions[0], feeding.validation, metric).judge(sessions[1])
-    with told.stage("time both in turn", None):
-        speed = compare_sessions(sessions[0], sessions[1], feeding.first_feed)
-    sizes = []
-    for source in sources:
-        ready = prepare(source, feed=feeding.first_feed, machine=machine)
-        macs = count_macs(ready.model, ready.shapes)
-        sizes.append(Size(source.label, source.nbytes, count_params(source.model), macs))
-    return ModelComparison(
-        sizes[0], sizes[1], quality, speed, machine, _first_size(feeding), feeding.description
-    )
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Latency of one model, or of two in turn."""
-
-    a: Timing
-    comparison: Comparison | None
-    machine: Machine
-    batch: int
 
 
 def bench(
@@ -386,105 +333,16 @@ def bench(
     progress: Progress | None = None,
 ) -> Benchmark:
     """Latency on ONNX Runtime: of one model, or of two interleaved in one run."""
-    machine = _machine(provider, threads, batch, seed)
-    if not 0 < seconds <= 86_400:
-        raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
-    source = load(a)
-    first, feeding = open_with_feeding(
-        source, machine, data=data, shapes=_several(shape), batch=batch, seed=seed
+    machine = parse_machine(provider, threads, batch, seed)
+    check_seconds(seconds)
+    return bench_models(
+        a,
+        b,
+        machine,
+        data=data,
+        shapes=as_tuple(shape),
+        batch=batch,
+        seconds=seconds,
+        seed=seed,
+        progress=progress or Silent(),
     )
-    size = _first_size(feeding)
-    told = progress or Silent()
-    if b is None:
-        with told.stage("time it", None):
-            return Benchmark(time_session(first, feeding.first_feed, seconds), None, machine, size)
-    second = open_after_trial(load(b), machine, feeding.first_feed)
-    with told.stage("time both in turn", None):
-        result = compare_sessions(first, second, feeding.first_feed, seconds)
-    return Benchmark(result.a, result, machine, size)
-
-
-def _target(text: str | None) -> tuple[Target | None, float | None]:
-    """A goal, and the fraction of the original that it is to come down to."""
-    if text is None:
-        return None, None
-    name, given, share = text.partition("=")
-    try:
-        fraction = float(share) if given else None
-    except ValueError:
-        fraction = math.nan
-    if name not in ("latency", "macs", "params", "bytes") or (
-        fraction is not None and not 0 < fraction < 1
-    ):
-        raise UsageError(
-            f"--target {text!r} is unknown: latency, macs, params or bytes, or one of them with a "
-            "fraction between 0 and 1 (macs=0.5)"
-        )
-    return name, fraction  # type: ignore[return-value]
-
-
-def _check_verify(verify: str, named: Mapping[str, object]) -> None:
-    if verify == "full":
-        return
-    for flag, value in named.items():
-        if value is not None:
-            raise UsageError(
-                f"--verify {verify} judges no whole model, {flag} needs a run: leave one out"
-            )
-
-
-def _ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
-    given = _several(names)
-    known = get_args(Ingredient)
-    for name in given:
-        if name not in known:
-            raise UsageError(f"--without {name!r} is unknown: choose from {', '.join(known)}")
-    return given  # type: ignore[return-value]
-
-
-def _path_of(model: Model) -> str | os.PathLike[str] | None:
-    if isinstance(model, Source):
-        return model.path
-    return model if isinstance(model, (str, os.PathLike)) else None
-
-
-def _machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:
-    if provider not in ("cpu", "cuda"):
-        raise UsageError(f"--provider {provider!r} is unknown: cpu or cuda")
-    for flag, number, least, most in (
-        ("--threads", threads, 1, 1024),
-        ("--batch", batch, 1, 1 << 20),
-        ("--seed", seed, 0, 2**63),
-    ):
-        if not least <= number <= most:
-            raise UsageError(f"{flag} {number} must be at least {least} and at most {most}")
-    # Here, and in the process beside this one; ONNX Runtime waits for ever for those it can't have.
-    if threads > 1 and not can_start(2 * threads):
-        raise UsageError(
-            f"--threads {threads}: this user may not have so many more threads (ulimit -u, or the "
-            "container's limit of pids): name fewer, or raise the limit"
-        )
-    return Machine(provider, int(threads))
-
-
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _destination(
-    out: str | os.PathLike[str] | None, model: Model, *others: str | os.PathLike[str] | None
-) -> Path | None:
-    if out is None:
-        return None
-    path = Path(out)
-    if path.suffix == ".ort":
-        raise UsageError(
-            f"{path}: ONNX Runtime takes what ends in .ort for a format of its own: name it .onnx"
-        )
-    check_destination(path, _path_of(model), *others)
-    return path
-
-
-def _first_size(feeding: Feeding) -> int:
-    first = next(iter(feeding.first_feed.values()), None)
-    return int(first.shape[0]) if first is not None and first.ndim else 1

@@ -22,7 +22,7 @@ ROOMS = (
     *("errors", "version", "progress", "types"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
-    *("inspection", "replay", "pipeline", "api", "training"),
+    *("inspection", "replay", "pipeline", "arguments", "comparison", "api", "training"),
     "",  # the package itself: the public names
     *("cli", "__main__"),
 )

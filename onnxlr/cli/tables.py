@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxlr.api import Benchmark, ModelComparison
+from onnxlr.comparison import Benchmark, ModelComparison
 from onnxlr.inspection import LayerInspection
 from onnxlr.methods.registry import InstalledPass
 from onnxlr.plan.plan import KEEP

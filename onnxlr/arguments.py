@@ -1,0 +1,232 @@
+"""The arguments of the public functions: refused where they make no sense, else as values."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import onnx
+
+from onnxlr.errors import UsageError
+from onnxlr.model.destinations import check_destination, check_distinct, check_external, path_exists
+from onnxlr.model.load import Source
+from onnxlr.options import Ingredient, Target, Verify
+from onnxlr.plan.plan import Plan
+from onnxlr.system.process import can_start_threads
+from onnxlr.system.session import Machine, Provider
+
+FileName = str | os.PathLike[str]
+Model = FileName | bytes | onnx.ModelProto | Source
+
+
+def as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    """One name, or several, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def path_of(model: Model) -> FileName | None:
+    """The path that a model was named by; None for one in memory."""
+    if isinstance(model, Source):
+        return model.path
+    return model if isinstance(model, (str, os.PathLike)) else None
+
+
+def parse_target(text: str | None) -> tuple[Target | None, float | None]:
+    """What is to be saved, and the fraction of the original's that it is to come down to.
+
+    Raises
+    ------
+    UsageError
+        If the target is unknown, or its fraction isn't a number between 0 and 1.
+
+    Examples
+    --------
+    >>> parse_target("macs=0.5"), parse_target("latency"), parse_target(None)
+    (('macs', 0.5), ('latency', None), (None, None))
+    """
+    if text is None:
+        return None, None
+    name, equals, share = text.partition("=")
+    try:
+        fraction = float(share) if equals else None
+    except ValueError:
+        fraction = math.nan
+    if name not in get_args(Target) or (fraction is not None and not 0 < fraction < 1):
+        raise UsageError(
+            f"--target {text!r} is unknown: latency, macs, params or bytes, or one of them with a "
+            "fraction between 0 and 1 (macs=0.5)"
+        )
+    return name, fraction  # type: ignore[return-value]
+
+
+def parse_verify(text: str) -> Verify:
+    """How much is verified.
+
+    Raises
+    ------
+    UsageError
+        If it is none of ``full``, ``layers`` and ``none``.
+    """
+    if text not in get_args(Verify):
+        raise UsageError(f"--verify {text!r} is unknown: full, layers or none")
+    return text  # type: ignore[return-value]
+
+
+def parse_max_drop(loss: float) -> float:
+    """The largest loss of the metric that is allowed; 1 and more is infinity.
+
+    The metrics are shares and relative errors: 1 is promised to be no limit at all.
+
+    Raises
+    ------
+    UsageError
+        If it is negative, or not a number.
+    """
+    if not loss >= 0:
+        raise UsageError(f"--max-drop {loss} is not a loss: give 0 or more, 1 = no limit")
+    return float("inf") if loss >= 1 else float(loss)
+
+
+def parse_ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
+    """The ingredients that are left out.
+
+    Raises
+    ------
+    UsageError
+        For one that doesn't exist.
+    """
+    ingredients = as_tuple(names)
+    choices = get_args(Ingredient)
+    for name in ingredients:
+        if name not in choices:
+            raise UsageError(f"--without {name!r} is unknown: choose from {', '.join(choices)}")
+    return ingredients  # type: ignore[return-value]
+
+
+def parse_machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:
+    """The machine to run on, once the batch and the seed are in their ranges too.
+
+    Raises
+    ------
+    UsageError
+        If the provider is unknown, a number is out of its range, or this user may not have so many
+        threads.
+    """
+    if provider not in get_args(Provider):
+        raise UsageError(f"--provider {provider!r} is unknown: cpu or cuda")
+    for flag, number, least, most in (
+        ("--threads", threads, 1, 1024),
+        ("--batch", batch, 1, 1 << 20),
+        ("--seed", seed, 0, 2**63),
+    ):
+        if not least <= number <= most:
+            raise UsageError(f"{flag} {number} must be at least {least} and at most {most}")
+    # Here, and in the process beside this one; ONNX Runtime waits for ever for those it can't have.
+    if threads > 1 and not can_start_threads(2 * threads):
+        raise UsageError(
+            f"--threads {threads}: this user may not have so many more threads (ulimit -u, or the "
+            "container's limit of pids): name fewer, or raise the limit"
+        )
+    return Machine(provider, int(threads))
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Refuse a number of processes that is none.
+
+    Raises
+    ------
+    UsageError
+        If it isn't between 1 and 1024.
+    """
+    if jobs is not None and not 1 <= jobs <= 1024:
+        raise UsageError(f"--jobs {jobs} must be at least 1 and at most 1024")
+
+
+def check_seconds(seconds: float) -> None:
+    """Refuse a length of a benchmark that is none.
+
+    Raises
+    ------
+    UsageError
+        If it isn't more than 0 and at most a day.
+    """
+    if not 0 < seconds <= 86_400:
+        raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
+
+
+def check_runs_whole(verify: Verify, flags: Mapping[str, object]) -> None:
+    """Refuse flags that need the whole model to be run, where it isn't.
+
+    Parameters
+    ----------
+    verify : {"full", "layers", "none"}
+    flags : mapping of str to object
+        The values of such flags by their names; None for one that wasn't named.
+
+    Raises
+    ------
+    UsageError
+        For the first flag with a value, unless ``verify`` is ``full``.
+    """
+    if verify == "full":
+        return
+    for flag, value in flags.items():
+        if value is not None:
+            raise UsageError(
+                f"--verify {verify} judges no whole model, {flag} needs a run: leave one out"
+            )
+
+
+def model_destination(out: FileName | None, model: Model, *inputs: FileName | None) -> Path | None:
+    """The path that a model is to be written to, which is none of the files that are read.
+
+    Raises
+    ------
+    OnnxlrError
+        If nothing can be written there, it is one of the inputs, or it ends in ``.ort``.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.suffix == ".ort":
+        raise UsageError(
+            f"{path}: ONNX Runtime takes what ends in .ort for a format of its own: name it .onnx"
+        )
+    check_destination(path, path_of(model), *inputs)
+    return path
+
+
+def check_outputs(
+    source: Source, out: Path | None, texts: Sequence[Path], latency_table: Path | None
+) -> None:
+    """Refuse one file for two outputs, and a file that holds weights of IN or may hold some of OUT.
+
+    Raises
+    ------
+    OnnxlrError
+        If an output can't be written, is named twice, or is such a file.
+    """
+    outputs = [path for path in (out, *texts, latency_table) if path is not None]
+    check_distinct(*outputs)
+    if latency_table is not None and path_exists(latency_table):
+        outputs.remove(latency_table)  # it is read
+    for path in outputs:
+        check_external(path, source, out)
+
+
+def read_plan(plan: FileName) -> Plan:
+    """A plan from the file that ``--plan-out`` wrote.
+
+    Raises
+    ------
+    UsageError
+        If it can't be read, or isn't a plan.
+    """
+    try:
+        if Path(plan).exists() and not Path(plan).is_file():
+            raise UsageError(f"the plan {plan} is not a regular file: name one of --plan-out")
+        text = Path(plan).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, or no name at all
+        raise UsageError(f"can't read the plan {plan}: {error}") from None
+    return Plan.from_json(text, str(plan))

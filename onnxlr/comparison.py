@@ -1,0 +1,176 @@
+"""Models measured as they are, one or two beside each other: what ``compare`` and ``bench`` do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxlr.arguments import Model
+from onnxlr.errors import UsageError
+from onnxlr.layers.macs import count_macs
+from onnxlr.model.graph import count_params
+from onnxlr.model.load import Source, load
+from onnxlr.prepare.feeding import open_after_trial, open_with_feeding
+from onnxlr.prepare.prepared import prepare
+from onnxlr.progress import Progress
+from onnxlr.report.report import Size
+from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.judge import Judge
+from onnxlr.verify.latency import Comparison, Timing, compare_sessions, time_session
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Two models side by side: their sizes, the quality of B against A, and their speed.
+
+    Attributes
+    ----------
+    a, b : Size
+    quality : Quality
+    speed : Comparison
+    machine : Machine
+    batch : int
+        Number of samples in the batch that was timed.
+    fed : str
+        What both were run on, in words.
+    """
+
+    a: Size
+    b: Size
+    quality: Quality
+    speed: Comparison
+    machine: Machine
+    batch: int
+    fed: str
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """The ratio of the multiply-accumulates; 1 where B has none."""
+        return self.a.macs / self.b.macs if self.b.macs else 1.0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latency of one model, or of two that were timed in turn.
+
+    Attributes
+    ----------
+    a : Timing
+    comparison : Comparison or None
+        None where only one model was timed.
+    machine : Machine
+    batch : int
+        Number of samples in the batch that was timed.
+    """
+
+    a: Timing
+    comparison: Comparison | None
+    machine: Machine
+    batch: int
+
+
+def compare_models(
+    a: Model,
+    b: Model,
+    machine: Machine,
+    *,
+    data: str | Path | None,
+    labels: str | None,
+    metric: str | None,
+    shapes: Sequence[str],
+    batch: int,
+    seed: int,
+    progress: Progress,
+) -> ModelComparison:
+    """Run both models on all samples, judge B against A, and time both in turn.
+
+    Raises
+    ------
+    OnnxlrError
+        If one of them can't be read or run, or their inputs and outputs differ.
+    """
+    sources = load(a), load(b)
+    session_a, feeding = open_with_feeding(
+        sources[0],
+        machine,
+        data=data,
+        validation=data,
+        labels=labels,
+        shapes=shapes,
+        batch=batch,
+        seed=seed,
+    )
+    feed = feeding.first_feed
+    session_b = open_after_trial(sources[1], machine, feed)
+    _check_same_outputs(session_a, session_b, feed)
+    with progress.stage("run both on all samples", None):
+        quality = Judge(session_a, feeding.validation, metric).judge(session_b)
+    with progress.stage("time both in turn", None):
+        speed = compare_sessions(session_a, session_b, feed)
+    size_a, size_b = (_size(source, feed, machine) for source in sources)
+    return ModelComparison(
+        size_a, size_b, quality, speed, machine, _batch_size(feed), feeding.description
+    )
+
+
+def bench_models(
+    a: Model,
+    b: Model | None,
+    machine: Machine,
+    *,
+    data: str | Path | None,
+    shapes: Sequence[str],
+    batch: int,
+    seconds: float,
+    seed: int,
+    progress: Progress,
+) -> Benchmark:
+    """Time one model, or two in turn, for about so many seconds.
+
+    Raises
+    ------
+    OnnxlrError
+        If one of them can't be read or run, or B doesn't run on what A is run on.
+    """
+    source = load(a)
+    session_a, feeding = open_with_feeding(
+        source, machine, data=data, shapes=shapes, batch=batch, seed=seed
+    )
+    feed = feeding.first_feed
+    if b is None:
+        with progress.stage("time it", None):
+            timing = time_session(session_a, feed, seconds)
+        return Benchmark(timing, None, machine, _batch_size(feed))
+    session_b = open_after_trial(load(b), machine, feed)
+    with progress.stage("time both in turn", None):
+        comparison = compare_sessions(session_a, session_b, feed, seconds)
+    return Benchmark(comparison.a, comparison, machine, _batch_size(feed))
+
+
+def _check_same_outputs(a: Session, b: Session, feed: Feed) -> None:
+    """Refuse a model that lacks an output of the first, or gives it in another shape."""
+    absent = set(a.output_names) - set(b.output_names)
+    if absent:
+        raise UsageError(
+            f"{b.label} has no output {sorted(absent)[0]!r} as {a.label} has: "
+            "compare models with the same outputs"
+        )
+    outputs_a, outputs_b = a.run(feed), b.run(feed)
+    for name, output in outputs_a.items():
+        if output.shape != outputs_b[name].shape:
+            raise UsageError(
+                f"the output {name!r} has shape {list(output.shape)} in {a.label} and "
+                f"{list(outputs_b[name].shape)} in {b.label}: compare models that do the same"
+            )
+
+
+def _size(source: Source, feed: Feed, machine: Machine) -> Size:
+    prepared = prepare(source, feed=feed, machine=machine)
+    macs = count_macs(prepared.model, prepared.shapes)
+    return Size(source.label, source.nbytes, count_params(source.model), macs)
+
+
+def _batch_size(feed: Feed) -> int:
+    """The number of samples in a feed; 1 where its first input has no axes, or there is none."""
+    first = next(iter(feed.values()), None)
+    return int(first.shape[0]) if first is not None and first.ndim else 1
