@@ -11,7 +11,7 @@ from onnxlr.decompose import Form, closed_form, has_closed_form, weighted_fit
 from onnxlr.errors import ModelError
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import ChainPass, GraphPass
+from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.types import Array, Rank
@@ -76,7 +76,7 @@ def fit_layer(
             f"the factors of {name!r} at rank {list(rank)} are beyond what {layer.dtype.name} holds"
         )
     shift = None
-    if statistics is not None and isinstance(graph_pass, ChainPass):
+    if statistics is not None and not graph_pass.at_load:
         shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics)
     return Factored(factors, shift)
 

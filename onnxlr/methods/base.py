@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnxlr.decompose import Form, RankRule, Spectrum
 from onnxlr.decompose.ranks import round_up
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.writer import Writer
+from onnxlr.methods.writer import Site, Writer
 from onnxlr.types import Array, Rank, rank_text
 
 
@@ -29,6 +30,8 @@ class GraphPass(ABC):
     paper: ClassVar[str] = ""
     # Whether `--method auto` tries it; the others are there when they are named.
     automatic: ClassVar[bool] = True
+    # Whether factors are multiplied back when a session loads: every user stays as it is.
+    at_load: ClassVar[bool] = False
     # How many numbers a named rank may have.
     numbers: ClassVar[tuple[int, ...]] = (1,)
     # The pass that takes over where the factors of this one are unusable.
@@ -53,6 +56,14 @@ class GraphPass(ABC):
     @abstractmethod
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """The factors, in double precision and in the order of ``factor_shapes``."""
+
+    @abstractmethod
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """Have the site write what the factors become: chains, or nodes that give the weight."""
+
+    def barred(self, layer: Layer) -> str | None:
+        """Why no method of this kind may replace the layer; None if one may."""
+        return layer.refusal
 
     def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Factors to begin fitting to a layer's inputs with: what a glance at an error needs."""
@@ -163,6 +174,11 @@ class GraphPass(ABC):
 class ChainPass(GraphPass):
     """A pass whose factors become nodes of their own: fewer parameters and fewer MACs."""
 
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """A chain in the place of every user."""
+        for use in layer.uses:
+            site.replace_use(use, partial(self.write, layer, use, rank))
+
     @abstractmethod
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
@@ -182,6 +198,15 @@ class WeightPass(GraphPass):
 
     ops: ClassVar[tuple[str, ...]] = ()
     automatic: ClassVar[bool] = False
+    at_load: ClassVar[bool] = True
+
+    def barred(self, layer: Layer) -> str | None:
+        """Why the stored weight can't be replaced; what bars chains alone doesn't matter."""
+        return layer.weight_refusal
+
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """One product of the factors in the place of the stored weight."""
+        site.replace_weight(partial(self.restore, layer, rank))
 
     @abstractmethod
     def restore(

@@ -1,7 +1,7 @@
 """What a chain costs, counted on nodes written onto paper; and how far from the weight it is."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.macs import HEAVY, operator_macs
-from onnxlr.methods.base import ChainPass, GraphPass
-from onnxlr.methods.writer import AttributeValue
+from onnxlr.methods.base import GraphPass
+from onnxlr.methods.writer import AttributeValue, Write
 from onnxlr.types import Rank, Shape
 
 # Orders of magnitude: a core at 20 GMAC/s and 2.5 billion floats a second, 2 µs an operator.
@@ -60,22 +60,16 @@ def layer_work(layer: Layer) -> Work | None:
     return total
 
 
-def chain_work(layer: Layer, graph_pass: ChainPass, rank: Rank) -> Work | None:
-    """Work of the chains that replace all users; None if a shape is unknown."""
-    total = Work(0, 0, 0)
-    for use in layer.uses:
-        if use.x_shape is None or use.y_shape is None:
-            return None
-        writer = _PaperWriter(use)
-        factors = tuple(_value(shape) for shape in graph_pass.factor_shapes(layer, rank))
-        graph_pass.write(layer, use, rank, factors, writer)
-        total += writer.work
-    return total
+def chain_work(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Work | None:
+    """Work of the chains that replace all users; None if a shape is unknown, or there are none."""
+    paper = _Paper(graph_pass.factor_shapes(layer, rank))
+    graph_pass.install(layer, rank, paper)
+    return paper.work
 
 
 def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
-    """Multiply-accumulates of the chains that replace all users; None if a shape is unknown."""
-    if not isinstance(graph_pass, ChainPass):
+    """Multiply-accumulates of what replaces all users; None if a shape is unknown."""
+    if graph_pass.at_load:
         return layer.macs  # its users run on the whole weight
     work = chain_work(layer, graph_pass, rank)
     return None if work is None else work.macs
@@ -96,6 +90,27 @@ def weight_error(
     rest = graph_pass.compose(layer, rank, doubles) - weight
     # Divided first, so that neither 1e-200 nor 1e200 leaves the range when squared.
     return float(np.linalg.norm(rest / scale) / np.linalg.norm(weight / scale))
+
+
+class _Paper:
+    """Where chains are written to be counted (the ``Site`` that a pass is given)."""
+
+    def __init__(self, factor_shapes: Sequence[Shape]) -> None:
+        self.work: Work | None = Work(0, 0, 0)
+        self._factor_shapes = factor_shapes
+
+    def replace_use(self, use: Use, write: Write) -> None:
+        """Count a chain; after one whose shapes are unknown nothing is counted any more."""
+        if self.work is None or use.x_shape is None or use.y_shape is None:
+            self.work = None
+            return
+        writer = _PaperWriter(use)
+        write(tuple(map(_value, self._factor_shapes)), writer)
+        self.work += writer.work
+
+    def replace_weight(self, write: Write) -> None:
+        """Count nothing: a session computes the weight when it loads."""
+        self.work = None
 
 
 class _PaperWriter:

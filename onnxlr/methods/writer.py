@@ -1,11 +1,13 @@
 """What a method writes its nodes with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from onnxlr.layers.layer import Use
 
 _SLICE_INPUTS, ALLOWZERO = 10, 14  # opsets from which on operators have them
 AttributeValue = int | float | str | tuple[int, ...]
@@ -23,6 +25,20 @@ class Writer(Protocol):
 
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """Add a small constant that is no factor."""
+
+
+# Writes nodes around stored factors, and returns the value of their output.
+Write = Callable[[tuple[ir.Value, ...], Writer], ir.Value]
+
+
+class Site(Protocol):
+    """Where what replaces a layer is written: a graph, paper to count on, modules that train."""
+
+    def replace_use(self, use: Use, write: Write) -> None:
+        """Put a chain in the place of one user of the layer's weight."""
+
+    def replace_weight(self, write: Write) -> None:
+        """Put nodes that give the weight in the place of the stored weight."""
 
 
 def integers(writer: Writer, *numbers: int) -> ir.Value:

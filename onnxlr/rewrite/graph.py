@@ -8,25 +8,27 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.base import ChainPass, WeightPass
-from onnxlr.methods.choice import Choice, Factored, Factorize
-from onnxlr.methods.writer import AttributeValue
+from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.writer import AttributeValue, Write
 from onnxlr.model.graph import (
-    DEFAULTS,
+    DEFAULT_VALUES_IR,
     Names,
     add_initializer,
-    carry_over,
     constant,
+    copy_metadata,
     float_attr,
     opset,
     remove_unused,
     to_float64,
 )
-from onnxlr.types import Rank, Shapes
+from onnxlr.types import Shapes
 
 
 def rewrite(
-    model: ir.Model, shapes: Shapes, choices: Mapping[str, Choice], factorize: Factorize
+    model: ir.Model,
+    shapes: Shapes,
+    choices: Mapping[str, Choice],
+    factors: Mapping[str, Factored],
 ) -> ir.Model:
     """A copy of a prepared model with the chosen layers replaced; the weights kept are shared.
 
@@ -36,19 +38,18 @@ def rewrite(
     shapes : mapping of str to tuple of int
     choices : mapping of str to Choice
         By layer name.
-    factorize : callable
-        ``(layer, graph_pass, rank) -> Factored``, which may look it up.
+    factors : mapping of str to Factored
+        What is stored for each of those layers.
     """
     result = model.clone()
     names = Names(result)
     for layer in find_layers(result, shapes):
         choice = choices.get(layer.name)
         if choice is not None:
-            factored = factorize(layer, choice.graph_pass, choice.rank)
-            replace_layer(result, layer, choice, factored, names)
-    if choices and result.ir_version < DEFAULTS:
+            replace_layer(result, layer, choice, factors[layer.name], names)
+    if choices and result.ir_version < DEFAULT_VALUES_IR:
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
-        result.ir_version = DEFAULTS
+        result.ir_version = DEFAULT_VALUES_IR
     return result
 
 
@@ -60,27 +61,37 @@ def replace_layer(
     Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
     initializers of the main graph, which every body sees.
     """
-    method = choice.graph_pass.name.replace("-", "_")
-    stem = layer.weight.name or layer.name
-    stored = [
-        add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
-        for i, factor in enumerate(factored.held)
-    ]
-    if isinstance(choice.graph_pass, WeightPass):
-        _restore_weight(model, layer, choice.graph_pass, choice.rank, stored, names)
-        return
-    assert isinstance(choice.graph_pass, ChainPass)
-    for use in layer.uses:
-        writer = _GraphWriter(model, _graph_of(use, model), use.node, method, names)
-        stale = [v for v in use.node.inputs if v is not None]
-        if factored.shift is not None and use.node.op_type != "MatMul":
-            _shift_bias(use, factored.shift, writer, _fixed_bias(use, model))
-        cast = tuple(_cast(f, use.dtype, writer) if use.dtype != layer.dtype else f for f in stored)
-        output = choice.graph_pass.write(layer, use, choice.rank, cast, writer)
-        node = use.node
-        if factored.shift is not None and node.op_type == "MatMul":
-            output = _shifted(use, factored.shift, output, writer)
-        carry_over(node.outputs[0], output)
+    site = _GraphSite(model, layer, choice.graph_pass.name.replace("-", "_"), factored, names)
+    choice.graph_pass.install(layer, choice.rank, site)
+
+
+class _GraphSite:
+    """A layer's place in a graph, with its factors stored there (the ``Site`` of a pass)."""
+
+    def __init__(
+        self, model: ir.Model, layer: Layer, method: str, factored: Factored, names: Names
+    ) -> None:
+        self._model, self._layer, self._method, self._names = model, layer, method, names
+        self._shift = factored.shift
+        stem = layer.weight.name or layer.name
+        self._stored = tuple(
+            add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
+            for i, factor in enumerate(factored.held)
+        )
+
+    def replace_use(self, use: Use, write: Write) -> None:
+        """Put a chain in the place of a user, with a bias that makes up for the mean's loss."""
+        model, node, shift = self._model, use.node, self._shift
+        writer = _GraphWriter(model, _graph_of(use, model), node, self._method, self._names)
+        stale = [v for v in node.inputs if v is not None]
+        if shift is not None and node.op_type != "MatMul":
+            _shift_bias(use, shift, writer, _fixed_bias(use, model))
+        wider = use.dtype != self._layer.dtype
+        factors = tuple(_cast(f, use.dtype, writer) if wider else f for f in self._stored)
+        output = write(factors, writer)
+        if shift is not None and node.op_type == "MatMul":
+            output = _shifted(use, shift, output, writer)
+        copy_metadata(node.outputs[0], output)
         if writer.graph is not model.graph and use.y_axes is not None:
             # Runtimes want to know of bodies how many axes they give. Before opset 13 they don't
             # find out behind a Reshape to sizes that are read.
@@ -89,6 +100,22 @@ def replace_layer(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
+
+    def replace_weight(self, write: Write) -> None:
+        """Put what multiplies the factors at the head of the main graph, in the weight's place."""
+        model, layer, weight = self._model, self._layer, self._layer.weight
+        writer = _GraphWriter(model, model.graph, weight, self._method, self._names)
+        # Half precision has no product on CPUs that a runtime could fold: float32 has everywhere.
+        narrow = layer.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        single = {"to": int(ir.DataType.FLOAT)}
+        factors = tuple(writer.op("Cast", [f], single) if narrow else f for f in self._stored)
+        whole = write(factors, writer)
+        if narrow:
+            whole = writer.op("Cast", [whole], {"to": int(layer.dtype)})
+        whole.type, whole.shape = ir.TensorType(layer.dtype), ir.Shape(layer.stored_shape)
+        model.graph.insert_before(model.graph[0], writer.nodes)
+        weight.replace_all_uses_with(whole)
+        remove_unused([weight])
 
 
 def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Value:
@@ -111,7 +138,7 @@ def _shifted(
 def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
     """The bias of a Conv or Gemm, where it is a constant in whose place no caller feeds another."""
     bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
-    fed = bias is not None and bias.is_graph_input() and model.ir_version >= DEFAULTS
+    fed = bias is not None and bias.is_graph_input() and model.ir_version >= DEFAULT_VALUES_IR
     return None if fed else constant(bias)
 
 
@@ -138,30 +165,6 @@ def _shift_bias(
         bias = writer.constant(shift.reshape(moved.shape), use.dtype)
     node.resize_inputs(3)
     node.replace_input_with(2, bias)
-
-
-def _restore_weight(
-    model: ir.Model,
-    layer: Layer,
-    graph_pass: WeightPass,
-    rank: Rank,
-    stored: list[ir.Value],
-    names: Names,
-) -> None:
-    """Put what multiplies the factors at the head of the main graph, in the weight's place."""
-    weight, method = layer.weight, graph_pass.name.replace("-", "_")
-    writer = _GraphWriter(model, model.graph, weight, method, names)
-    # Half precision has no product on CPUs that a runtime could fold: float32 has everywhere.
-    narrow = layer.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    single = {"to": int(ir.DataType.FLOAT)}
-    factors = tuple(writer.op("Cast", [f], single) if narrow else f for f in stored)
-    whole = graph_pass.restore(layer, rank, factors, writer)
-    if narrow:
-        whole = writer.op("Cast", [whole], {"to": int(layer.dtype)})
-    whole.type, whole.shape = ir.TensorType(layer.dtype), ir.Shape(layer.stored_shape)
-    model.graph.insert_before(model.graph[0], writer.nodes)
-    weight.replace_all_uses_with(whole)
-    remove_unused([weight])
 
 
 def _graph_of(use: Use, model: ir.Model) -> ir.Graph:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.methods.base import ChainPass
+from onnxlr.layers.layer import Use
 from onnxlr.methods.choice import Choice
-from onnxlr.methods.writer import AttributeValue
+from onnxlr.methods.writer import AttributeValue, Write
 from onnxlr.training.modules import OPSET, ModuleLayer, padding
 from onnxlr.types import Array
 
@@ -31,7 +31,7 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
     ----------
     item : ModuleLayer
     choice : Choice
-        Of a ``ChainPass``.
+        Its method writes a chain: it is none that multiplies its factors back at load.
     factors : sequence of ndarray
         As they are stored.
 
@@ -40,17 +40,10 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
     UsageError
         If the pass writes an operator that has no module here.
     """
-    graph_pass, module = choice.graph_pass, item.module
-    assert isinstance(graph_pass, ChainPass)
-    (use,) = item.layer.uses
-    writer = _ModuleWriter(use.x, graph_pass.name, module)
-    stored = tuple(writer.parameter(f, module.weight) for f in factors)
-    if getattr(module, "bias", None) is not None:
-        bias = use.node.inputs[2]
-        assert bias is not None
-        writer.parameters[bias] = module.bias
-    graph_pass.write(item.layer, use, choice.rank, stored, writer)
-    steps = writer.steps
+    module = item.module
+    site = _ModuleSite(choice.graph_pass.name, module, factors)
+    choice.graph_pass.install(item.layer, choice.rank, site)
+    steps = site.steps
     if getattr(module, "padding_mode", "zeros") != "zeros":
         before, after = padding(module)
         both = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
@@ -189,6 +182,32 @@ class Permuted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The permuted view."""
         return x.permute(self.perm)
+
+
+class _ModuleSite:
+    """A module's place, which the steps of a chain take (the ``Site`` that a pass is given)."""
+
+    def __init__(self, method: str, module: nn.Module, factors: Sequence[Array]) -> None:
+        self.steps: list[tuple[nn.Module, Dims]] = []
+        self._method, self._module, self._factors = method, module, factors
+
+    def replace_use(self, use: Use, write: Write) -> None:
+        """Make the steps; a module has one user."""
+        module = self._module
+        writer = _ModuleWriter(use.x, self._method, module)
+        stored = tuple(writer.parameter(f, module.weight) for f in self._factors)
+        if getattr(module, "bias", None) is not None:
+            bias = use.node.inputs[2]
+            assert bias is not None
+            writer.parameters[bias] = module.bias
+        write(stored, writer)
+        self.steps = writer.steps
+
+    def replace_weight(self, write: Write) -> None:
+        """Refuse: there is no chain to train."""
+        raise UsageError(
+            f"{self._method} leaves the weight whole where it is used: train it with DeepTwist"
+        )
 
 
 class _ModuleWriter:

@@ -9,7 +9,6 @@ from torch import nn
 
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice
 from onnxlr.model.load import load
 from onnxlr.plan.plan import Decision, Plan
@@ -155,7 +154,7 @@ class _Finder:
 def _misfit(root: nn.Module, item: ModuleLayer, choice: Choice) -> str | None:
     """Why a choice can't be carried out on a module."""
     graph_pass, module = choice.graph_pass, item.module
-    if isinstance(graph_pass, WeightPass):
+    if graph_pass.at_load:
         return (
             f"{graph_pass.name} leaves the weight whole where it is used: train it with DeepTwist"
         )
