@@ -17,7 +17,8 @@ from models.experiments.record import Record, Row, out_option, quick_option
 from models.experiments.runs import CONSOLE, twisted
 from models.reference.checkpoint import Recipe, digest, load_network
 from models.reference.datasets import DATASETS, Data, load
-from models.reference.train import Place, accuracy, class_accuracy, place_options, train_model
+from models.reference.place import Place, place_options
+from models.reference.training import accuracy, class_accuracy, train_model
 from onnxlr.plan.plan import Decision, Plan
 from onnxlr.training import factorize_
 

@@ -26,7 +26,7 @@ from models.experiments.record import (
     quick_option,
 )
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
-from models.reference.train import accuracy
+from models.reference.training import accuracy
 from onnxlr.training import factorize_
 
 # Published: ratio, DeepTwist, training the decomposed model; of a network of 92.63%.

@@ -25,7 +25,7 @@ from models.experiments.record import (
     quick_option,
 )
 from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
-from models.reference.train import accuracy
+from models.reference.training import accuracy
 
 STEPS = (1, 5, 20, 100, 200, 500, 1000, 5000)
 _STEM = "^conv1$"

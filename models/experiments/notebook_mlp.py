@@ -23,7 +23,7 @@ from models.reference.checkpoint import Recipe
 from models.reference.datasets import DATASETS, Data, load, pixels
 from models.reference.export import CHECK_IMAGES, export_onnx
 from models.reference.files import tell_table
-from models.reference.train import exported_accuracy, train_model
+from models.reference.training import exported_accuracy, train_model
 
 RECIPE = Recipe("mlp", "mnist", width=1024, batch_size=128, lr=1e-3, seed=0)
 EPOCHS = 15

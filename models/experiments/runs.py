@@ -13,7 +13,8 @@ from torch import nn
 
 from models.reference.checkpoint import Recipe, digest, load_network, load_weights, make_network
 from models.reference.datasets import Data, load
-from models.reference.train import Place, place_options, train_model
+from models.reference.place import Place, place_options
+from models.reference.training import train_model
 from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 

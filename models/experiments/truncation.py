@@ -18,7 +18,8 @@ from models.experiments.record import Record, Row, label_accuracy, out_option, q
 from models.experiments.runs import CONSOLE, twisted
 from models.reference.checkpoint import Recipe, digest, load_network
 from models.reference.datasets import DATASETS, Data, load
-from models.reference.train import Place, accuracy, place_options, train_model
+from models.reference.place import Place, place_options
+from models.reference.training import accuracy, train_model
 from onnxlr.plan.plan import Plan
 from onnxlr.training import factorize_
 

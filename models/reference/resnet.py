@@ -19,7 +19,7 @@ from models.reference.datasets import DATASETS, Data, pixels, to_data
 from models.reference.export import export_onnx
 from models.reference.files import read_arrays
 from models.reference.networks import ResNet
-from models.reference.train import accuracy
+from models.reference.training import accuracy
 
 # Those of ImageNet: the published weights were trained with them.
 _TRAINED_ON = replace(DATASETS["cifar10"], mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -35,7 +35,7 @@ from tests.support.data_folders import (
 
 torch = pytest.importorskip("torch")
 
-from models.reference import export, resnet, train  # noqa: E402
+from models.reference import export, resnet, train, training  # noqa: E402
 from models.reference.checkpoint import (  # noqa: E402
     CheckpointError,
     Recipe,
@@ -47,6 +47,7 @@ from models.reference.checkpoint import (  # noqa: E402
 from models.reference.datasets import DATASETS, Data, load, pixels  # noqa: E402
 from models.reference.files import FileError, replace_file  # noqa: E402
 from models.reference.networks import NETWORKS, Normalize  # noqa: E402
+from models.reference.place import Place  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTHS = {"mlp": 16, "cnn": 4, "vgg": 4, "lenet": 3}
@@ -452,7 +453,7 @@ def test_augmented_images_are_shifted_and_mirrored_ones() -> None:
     spec, n = DATASETS["cifar10"], 400
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
-    made = train.augment(torch.tensor(image), spec, torch.Generator().manual_seed(0)).numpy()
+    made = training.augment(torch.tensor(image), spec, torch.Generator().manual_seed(0)).numpy()
     assert made.shape == image.shape
     seen = []
     for one, wanted in zip(made, image, strict=True):
@@ -476,7 +477,9 @@ def test_augmented_images_are_shifted_and_mirrored_ones() -> None:
 
 def test_only_what_gains_is_augmented() -> None:
     image = torch.tensor(np.random.default_rng(0).integers(0, 256, (60, 1, 28, 28), np.uint8))
-    made = {n: train.augment(image, DATASETS[n], torch.Generator()) for n in ("mnist", "fashion")}
+    made = {
+        n: training.augment(image, DATASETS[n], torch.Generator()) for n in ("mnist", "fashion")
+    }
     assert torch.equal(made["mnist"], image)
     mirrored = (made["fashion"] == image.flip(3)).all(dim=(1, 2, 3))
     kept = (made["fashion"] == image).all(dim=(1, 2, 3))
@@ -496,8 +499,8 @@ def test_what_an_epoch_trains_on_is_augmented(monkeypatch: pytest.MonkeyPatch) -
             seen.append((name, len(image)))
             return image
 
-        monkeypatch.setattr(train, "augment", augmented)
-        train.train_epoch(new_run(recipe), data, 1)
+        monkeypatch.setattr(training, "augment", augmented)
+        training.train_epoch(new_run(recipe), data, 1)
         assert seen.count((name, 4)) == 2 * network.augmented
 
 
@@ -522,7 +525,7 @@ def test_learning_rates_optimizers_and_layouts() -> None:
     rates: list[float] = []
     made = new_run(Recipe("mlp", "mnist", 4, batch_size=4, lr=0.01, seed=0))
     for _ in range(2):
-        train.train_epoch(
+        training.train_epoch(
             made, data, 2, lambda *_: rates.append(made.optimizer.param_groups[0]["lr"])
         )
     wanted = [0.005 * (1 + np.cos(np.pi * done)) for done in (0, 0.25, 0.5, 0.75)]
@@ -538,23 +541,23 @@ def test_accuracy_by_class_is_that_of_a_slow_count() -> None:
     with torch.no_grad():
         classes = [int(network(pixels(one[None])).argmax()) for one in data.image]
     hits = np.array(classes) == label
-    found = train.class_accuracy(network, data)
+    found = training.class_accuracy(network, data)
     assert np.isnan(found[3])
     wanted = [hits[label == c].mean() for c in range(10) if c != 3]
     assert [x for c, x in enumerate(found) if c != 3] == pytest.approx(wanted, rel=1e-6)
-    assert train.accuracy(network, data) == pytest.approx(hits.mean(), rel=1e-12)
+    assert training.accuracy(network, data) == pytest.approx(hits.mean(), rel=1e-12)
 
 
 KILLER = """
 import os, signal, sys
-from models.reference import train
-real, calls = train.pixels, [0]
+from models.reference import train, training
+real, calls = training.pixels, [0]
 def pixels(image):
     calls[0] += 1
     if calls[0] == 6:  # three steps and a look at the test images are an epoch: the second step
         os.kill(os.getpid(), signal.SIGKILL)
     return real(image)
-train.pixels = pixels
+training.pixels = pixels
 train.main(sys.argv[1:])
 """
 
@@ -597,7 +600,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int, what: Callable[[Any
     def spoiled(image: Any) -> Any:
         return what(pixels(image)) if next(calls) == call else pixels(image)
 
-    monkeypatch.setattr(train, "pixels", spoiled)
+    monkeypatch.setattr(training, "pixels", spoiled)
 
 
 @pytest.fixture
@@ -647,12 +650,12 @@ def test_convolutions_resume_to_the_bit_and_export_as_trained(tmp_path: Path, na
     data = Data(torch.tensor(image), torch.tensor(label).long())
     recipe = Recipe(name, "cifar10", width=4, batch_size=16, lr=1e-2, seed=0)
     whole, half = new_run(recipe), new_run(recipe)
-    train.train_epoch(whole, data, 2)
-    train.train_epoch(whole, data, 2)
-    train.train_epoch(half, data, 2)
+    training.train_epoch(whole, data, 2)
+    training.train_epoch(whole, data, 2)
+    training.train_epoch(half, data, 2)
     save_run(half, tmp_path / "half.pt")
     again = load_run(recipe, tmp_path / "half.pt")
-    train.train_epoch(again, data, 2)
+    training.train_epoch(again, data, 2)
     for run, path in ((whole, "whole.pt"), (again, "again.pt")):
         save_run(run, tmp_path / path)
     assert equal(state(tmp_path / "again.pt"), state(tmp_path / "whole.pt"))
@@ -691,13 +694,13 @@ def test_weights_that_the_last_step_lost_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Data(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
-    monkeypatch.setattr(train, "pixels", lambda image: image.float() + 1e3)
+    monkeypatch.setattr(training, "pixels", lambda image: image.float() + 1e3)
     # One step an epoch: its loss is still that of the weights before.
     recipe = Recipe("resnet20", "mnist", width=2, batch_size=8, lr=1e38, seed=0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
     path = tmp_path / "run.pt"
-    with pytest.raises(train.DivergedError, match=r"1, step 1: 1.weight is no longer finite at"):
-        train.train_model(recipe, data, data, 1, path, Console(file=io.StringIO()), network)
+    with pytest.raises(training.DivergedError, match=r"1, step 1: 1.weight is no longer finite at"):
+        training.train_model(recipe, data, data, 1, path, Console(file=io.StringIO()), network)
     assert state(path)["epoch"] == 0
     assert bool(torch.isfinite(state(path)["network"]["1.weight"]).all())
 
@@ -870,14 +873,14 @@ def test_an_experiment_trains_its_own_network(tmp_path: Path) -> None:
 
     def trained(path: Path) -> Any:
         console = Console(file=io.StringIO())
-        return train.train_model(
-            recipe, data, data, 2, path, console, network(), place=train.Place(threads=1)
+        return training.train_model(
+            recipe, data, data, 2, path, console, network(), place=Place(threads=1)
         )
 
     whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
     trained(whole)
     half = new_run(recipe, network())
-    train.train_epoch(half, data, 2)
+    training.train_epoch(half, data, 2)
     save_run(half, cut)
     run_again = trained(cut)
     assert isinstance(run_again.network, torch.nn.Sequential)
