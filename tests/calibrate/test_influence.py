@@ -22,8 +22,8 @@ from onnxlr.methods.base import GraphPass
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import load
 from onnxlr.prepare.prepared import prepare
-from tests.methods.test_methods import planted
 from tests.support.builders import Array, make_model, node, run
+from tests.support.networks import planted
 from tests.support.pass_cases import CONV, conv, the_layer
 
 RNG = np.random.default_rng(0)

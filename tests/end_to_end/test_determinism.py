@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxlr.plan.plan import Plan
-from tests.end_to_end.test_with_data import images, network
+from tests.support.networks import images, network
 
 MODELS = Path(__file__).parent.parent.parent / "models"
 SHORT = (

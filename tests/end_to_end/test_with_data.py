@@ -20,38 +20,8 @@ from onnxlr.plan.evaluate import Assessor
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
 from onnxlr.system.cache import open_cache
-from tests.support.builders import Array, linear, low_rank, make_model, node, relative, run
-
-
-def network(seed: int = 0) -> onnx.ModelProto:
-    """Three convs and a product whose inputs lie in few directions, and one without a bias."""
-    rng = np.random.default_rng(seed)
-    sizes = (3, 12, 16, 16)
-    nodes, weights = [], {}
-    x = "x"
-    for i in (1, 2, 3):
-        shape = (sizes[i], sizes[i - 1], 3, 3)
-        weights[f"w{i}"] = rng.standard_normal(shape) * np.sqrt(2 / (9 * sizes[i - 1]))
-        inputs = [x, f"w{i}"]
-        if i != 2:
-            weights[f"b{i}"] = 0.1 * rng.standard_normal(sizes[i])
-            inputs.append(f"b{i}")
-        nodes += [
-            node("Conv", inputs, f"c{i}", f"conv{i}", pads=[1, 1, 1, 1]),
-            node("Relu", [f"c{i}"], f"r{i}"),
-        ]
-        x = f"r{i}"
-    weights["v"] = rng.standard_normal((16 * 64, 24)) / 32
-    nodes += [node("Flatten", [x], "f"), node("MatMul", ["f", "v"], "y", "fc")]
-    stored = {n: a.astype(np.float32) for n, a in weights.items()}
-    return make_model(nodes, {"x": ("n", 3, 8, 8)}, ["y"], stored)
-
-
-def images(count: int, seed: int) -> Array:
-    """Smooth pictures: mixtures of five patterns."""
-    patterns = np.random.default_rng(7).standard_normal((5, 3, 8, 8))
-    mix = np.random.default_rng(seed).standard_normal((count, 5))
-    return np.asarray(np.einsum("nk,kchw->nchw", mix, patterns), dtype=np.float32) + 0.5
+from tests.support.builders import linear, low_rank, make_model, node, relative, run
+from tests.support.networks import images, network
 
 
 @pytest.fixture

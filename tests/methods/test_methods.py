@@ -19,7 +19,7 @@ from onnxlr.candidates.fits import (
     fit_methods,
     named_candidates,
 )
-from onnxlr.decompose import compose, parse_rank, tucker2
+from onnxlr.decompose import parse_rank, tucker2
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
 from onnxlr.methods.base import GraphPass, WeightPass
@@ -40,6 +40,7 @@ from tests.support.builders import (
     replaced,
     run,
 )
+from tests.support.networks import planted
 from tests.support.pass_cases import (
     CASES,
     CONV,
@@ -304,29 +305,6 @@ def test_truncated_matmul_is_the_matmul_with_the_truncated_weight() -> None:
     u, s, vt = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     cut = ((u[:, :3] * s[:3]) @ vt[:3]).astype(np.float32)
     assert_same_outputs(linear(cut), replaced(linear(weight), "svd", (3,)), TOLERANCE)
-
-
-def planted(method: str, rng: np.random.Generator) -> Array:
-    """A 12 × 10 × 3 × 3 kernel whose rank for a method is 4, or (4, 5)."""
-    if method == "channel-svd":
-        return low_rank(rng, 12, 10 * 9, 4).reshape(12, 10, 3, 3)
-    if method == "input-channel-svd":
-        return low_rank(rng, 10, 12 * 9, 4).reshape(10, 12, 3, 3).transpose(1, 0, 2, 3).copy()
-    if method == "spatial-svd":
-        matrix = low_rank(rng, 10 * 3, 12 * 3, 4).reshape(10, 3, 12, 3)
-        return matrix.transpose(2, 0, 1, 3).copy()
-    if method in CP:
-        modes = (12, 10, 3, 3) if method == "cp" else (12, 10, 9)
-        factors = tuple(rng.standard_normal((n, 4)) for n in modes)
-        return compose(factors).reshape(12, 10, 3, 3).astype(np.float32)
-    if method == "tiled-svd":
-        tiles = [[low_rank(rng, 6, 5 * 9, 4) for _ in range(2)] for _ in range(2)]
-        return np.block(tiles).reshape(12, 10, 3, 3)
-    if method == "slice-svd":
-        columns, rows = (rng.standard_normal((12, 10, 3)) for _ in range(2))
-        return np.asarray(np.einsum("tsa,tsb->tsab", columns, rows), dtype=np.float32)
-    core, u, v = (rng.standard_normal(s) for s in ((5, 4, 3, 3), (12, 5), (10, 4)))
-    return np.asarray(np.einsum("abij,ta,sb->tsij", core, u, v), dtype=np.float32)
 
 
 @pytest.mark.parametrize("method", ["svd", "tiled-svd"])

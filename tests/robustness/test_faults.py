@@ -27,9 +27,8 @@ from onnxlr.system.pool import Pool
 from onnxlr.system.sandbox import Trial, run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.verify import layer_latency, layers_alone
-from tests.end_to_end.test_with_data import images, network
 from tests.support.builders import linear, make_model, node
-from tests.verify.test_layers_alone import noisy
+from tests.support.networks import images, network, noisy
 
 TOOL = [sys.executable, "-m", "onnxlr"]
 

@@ -19,7 +19,7 @@ from onnxlr.cli.commands import main
 from onnxlr.system import cache as cache_module
 from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import scratch_folder, staged_texts, workspace
-from tests.end_to_end.test_with_data import images, network
+from tests.support.networks import images, network
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from onnxlr.errors import ClusterError
 from onnxlr.system import cluster as module
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.pool import Pool
-from tests.end_to_end.test_with_data import images, network
+from tests.support.networks import images, network
 
 pytest.importorskip("distributed")
 

@@ -11,8 +11,8 @@ import onnxlr
 from onnxlr.errors import ModelError
 from onnxlr.system import pool
 from onnxlr.system.pool import Pool
-from tests.end_to_end.test_with_data import images, network
 from tests.support.builders import Array
+from tests.support.networks import images, network
 
 
 def slow(i: int) -> tuple[int, int]:

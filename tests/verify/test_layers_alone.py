@@ -11,15 +11,8 @@ import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.methods.choice import Factored
 from onnxlr.verify import layers_alone
-from tests.end_to_end.test_with_data import images, network
-from tests.support.builders import Array, abort, linear, low_rank, make_model, node
-
-
-def noisy(rank: int, noise: float, seed: int = 0) -> Array:
-    rng = np.random.default_rng(seed)
-    return np.asarray(
-        low_rank(rng, 64, 48, rank) + noise * rng.standard_normal((64, 48)), dtype=np.float32
-    )
+from tests.support.builders import abort, linear, low_rank, make_model, node
+from tests.support.networks import images, network, noisy
 
 
 def worst_of(model: onnx.ModelProto, **options: Any) -> onnxlr.Result:
