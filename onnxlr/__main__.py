@@ -12,6 +12,7 @@ from types import FrameType
 from onnxlr.system.process import (
     CAN_FORK,
     check_resource_limits,
+    failure_line,
     open_closed_streams,
     print_error,
     reserve_standard_output,
@@ -76,7 +77,7 @@ def _work(telling: int | None) -> "NoReturn":
     except Exception as error:  # whatever a package raises that doesn't fit the others
         if shows:
             raise
-        print_error(f"can't be started: {_line(error)}")
+        print_error(f"can't be started: {failure_line(error)}")
         os._exit(1)
     try:
         command()
@@ -89,15 +90,9 @@ def _work(telling: int | None) -> "NoReturn":
     except Exception as error:  # outside of any command: --help that can't be printed, completion
         if shows:
             raise
-        print_error(_line(error))
+        print_error(failure_line(error))
         os._exit(1)
     raise AssertionError("the command ends by SystemExit")
-
-
-def _line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    kind = "" if isinstance(error, (ImportError, OSError)) else f"{type(error).__name__}: "
-    return kind + " ".join(text.split())[:300]
 
 
 def _leave(_: int, __: FrameType | None) -> None:

@@ -103,3 +103,13 @@ def print_error(text: str) -> None:
         os.write(2, f"onnxlr: {text}\n".encode())
     except OSError:
         return  # nobody listens
+
+
+def failure_line(error: Exception) -> str:
+    """The line for a failure outside of any command: its message, cut to 300 characters.
+
+    The kind of the error comes first where the message may mean nothing without it.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    kind = "" if isinstance(error, (ImportError, OSError)) else f"{type(error).__name__}: "
+    return kind + " ".join(text.split())[:300]
