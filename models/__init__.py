@@ -1,1 +1,1 @@
-"""Small networks, trained on Fashion-MNIST, that the examples and benchmarks factorize."""
+"""Networks, experiments and checks behind the figures in the documents; onnxlr needs none."""

@@ -26,9 +26,9 @@ import onnxlr
 from models.composition.table import Row, tables
 from models.composition.tools import TOOLS, read_samples
 from models.reference.files import replace_file, tell_table
-from models.zoo.command import kept_words
 from models.zoo.data import write_samples
 from models.zoo.models import ZOO
+from models.zoo.table import kept_words
 from models.zoo.tasks import set_task
 from onnxlr.model.load import load
 from onnxlr.prepare.feeding import choose_feeding, open_session

@@ -1,7 +1,7 @@
-"""What users of the zoo's models would notice: a metric of each one's task, 1 at best.
+"""Metrics of the tasks of the zoo's models, 1 at best.
 
-The functions are given to onnxlr as ``--metric models.zoo.tasks:NAME``; ``set_task`` says before
-what they look at. Where the truth is known it is what counts, else what the original says.
+onnxlr calls these functions as ``--metric models.zoo.tasks:NAME``; ``set_task`` says before
+on which samples. They compare to the truth where there is one, else to the original model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Arrays = dict[str, NDArray[Any]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _BATCH = 16
-_INK, _SHRUNK = 0.3, 1.5  # of the detector: what counts as text, and how boxes are widened again
-_OVERLAP = 0.5  # intersection over union from which a box is found
+_INK, _SHRUNK = 0.3, 1.5  # detector: the score from which a pixel is text, how boxes are widened
+_OVERLAP = 0.5  # intersection over union from which a box counts as the same
 _NOTE = 0.3
 _CENTS, _BIN = 50.0, 20.0
 
 
 @dataclass
 class _Task:
-    """The samples, what is known of them, and what the original makes of them."""
+    """The samples of one model, the truth about them, and what the original makes of them."""
 
     original: Path
     samples: Arrays
@@ -36,7 +36,7 @@ class _Task:
     expected: dict[str, Any] = field(default_factory=dict)
 
     def reference(self, name: str, make: Callable[[ort.InferenceSession], Any]) -> Any:
-        """What the original gives; made once."""
+        """Return what ``make`` gets from the original; it is called once for each name."""
         if name not in self.expected:
             session = ort.InferenceSession(self.original, providers=["CPUExecutionProvider"])
             self.expected[name] = make(session)
@@ -47,7 +47,7 @@ _tasks: list[_Task] = []
 
 
 def set_task(original: Path, samples: Path, truth: Path) -> None:
-    """Say what the metrics are measured on.
+    """Set the samples that the metrics are measured on.
 
     Parameters
     ----------
@@ -55,14 +55,14 @@ def set_task(original: Path, samples: Path, truth: Path) -> None:
     samples : Path
         ``.npz`` of the model's inputs.
     truth : Path
-        ``.npz`` of what is known of those samples.
+        ``.npz`` of the truth about those samples.
     """
-    with np.load(samples) as found, np.load(truth) as known:
-        _tasks[:] = [_Task(original, dict(found), dict(known))]
+    with np.load(samples) as inputs, np.load(truth) as expected:
+        _tasks[:] = [_Task(original, dict(inputs), dict(expected))]
 
 
 def _outputs(session: ort.InferenceSession, samples: Arrays) -> list[NDArray[Any]]:
-    """All outputs for all samples, in batches where the model leaves them open."""
+    """Return all outputs for all samples, in batches if the model leaves their size open."""
     count = len(next(iter(samples.values())))
     shape = session.get_inputs()[0].shape
     size = 1 if isinstance(shape[0], int) else _BATCH
@@ -74,12 +74,12 @@ def _outputs(session: ort.InferenceSession, samples: Arrays) -> list[NDArray[Any
 
 
 def recogniser(session: ort.InferenceSession) -> float:
-    """Share of characters read right: 1 − edit distance / length, of all lines together."""
+    """Return the share of characters read right: 1 − edit distance / length of all lines."""
     (task,) = _tasks
-    known = session.get_modelmeta().custom_metadata_map.get("character")
-    if known is None:  # a candidate keeps the metadata, a session from bytes has them too
+    characters = session.get_modelmeta().custom_metadata_map.get("character")
+    if characters is None:  # a candidate keeps the metadata, a session from bytes has them too
         raise ValueError("the model doesn't say what its characters are")
-    letters = ["", *known.splitlines(), " "]
+    letters = ["", *characters.splitlines(), " "]
     (scores,) = _outputs(session, task.samples)
     wrong = length = 0
     for best, text in zip(scores.argmax(-1), task.truth["text"], strict=True):
@@ -90,7 +90,7 @@ def recogniser(session: ort.InferenceSession) -> float:
 
 
 def _distance(one: str, other: str) -> int:
-    """Levenshtein's.
+    """Return the Levenshtein distance of two words.
 
     >>> _distance("kitten", "sitting"), _distance("", "abc")
     (3, 3)
@@ -105,20 +105,20 @@ def _distance(one: str, other: str) -> int:
 
 
 def detector(session: ort.InferenceSession) -> float:
-    """F-measure of the lines of text that are found, beside where they were drawn."""
+    """Return the F-measure of the detected lines of text against those that were drawn."""
     (task,) = _tasks
     (maps,) = _outputs(session, task.samples)
-    found = right = drawn = 0
+    detected = right = drawn = 0
     for page, truth in zip(maps[:, 0], task.truth["boxes"], strict=True):
         left = [_box(b) for b in truth if b[2] > 0]
         drawn += len(left)
         for box in _text_boxes(page):
-            found += 1
+            detected += 1
             best = max(left, key=lambda b: _overlap(b, box), default=None)
             if best is not None and _overlap(best, box) >= _OVERLAP:
                 left.remove(best)
                 right += 1
-    return 2 * right / max(found + drawn, 1)
+    return 2 * right / max(detected + drawn, 1)
 
 
 def _box(row: NDArray[Any]) -> Box:
@@ -127,7 +127,7 @@ def _box(row: NDArray[Any]) -> Box:
 
 
 def _text_boxes(page: NDArray[Any]) -> Iterator[Box]:
-    """Bounding boxes of ink, widened as differentiable binarization shrank them (Liao et al.)."""
+    """Yield boxes around ink, widened as differentiable binarization shrank them (Liao et al.)."""
     labels, _ = scipy.ndimage.label(page > _INK)
     for rows, columns in scipy.ndimage.find_objects(labels):
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -143,7 +143,7 @@ def _text_boxes(page: NDArray[Any]) -> Iterator[Box]:
 
 
 def _overlap(one: Box, other: Box) -> float:
-    """Intersection over union.
+    """Return the intersection over union of two boxes.
 
     >>> _overlap((0, 0, 2, 2), (1, 0, 3, 2))
     0.3333333333333333
@@ -156,7 +156,7 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def opinion_scores(session: ort.InferenceSession) -> float:
-    """1 − mean difference from the original's scores, in parts of their scale from 1 to 5."""
+    """Return 1 − the mean difference from the original's scores, as a part of their scale of 4."""
     (task,) = _tasks
     before = task.reference("scores", lambda s: _outputs(s, task.samples)[0])
     (after,) = _outputs(session, task.samples)
@@ -164,7 +164,7 @@ def opinion_scores(session: ort.InferenceSession) -> float:
 
 
 def speech(session: ort.InferenceSession) -> float:
-    """Share of frames of a stream where the original says the same: speech, or none."""
+    """Return the share of frames of a stream where both models say speech, or both say none."""
     (task,) = _tasks
 
     def stream(session: ort.InferenceSession) -> NDArray[Any]:
@@ -180,7 +180,7 @@ def speech(session: ort.InferenceSession) -> float:
 
 
 def notes(session: ort.InferenceSession) -> float:
-    """F-measure of sounding notes, frame by frame, beside the original's."""
+    """Return the F-measure of sounding notes, frame by frame, against the original's."""
     (task,) = _tasks
     which = [i for i, out in enumerate(session.get_outputs()) if out.shape[-1] == 88]
 
@@ -195,7 +195,7 @@ def notes(session: ort.InferenceSession) -> float:
 
 
 def pitch(session: ort.InferenceSession) -> float:
-    """Raw pitch accuracy: share of frames within 50 cents of the original's pitch."""
+    """Return the raw pitch accuracy: the share of frames within 50 cents of the original's."""
     (task,) = _tasks
 
     def cents(session: ort.InferenceSession) -> NDArray[Any]:
