@@ -15,7 +15,7 @@ import onnx
 
 import onnxlr
 
-HERE = Path(__file__).parent
+MODELS = Path(__file__).parent.parent
 BATCHES = (1, 16, 64)
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -91,8 +91,8 @@ def main(provider: str, seconds: float, markdown: Path | None) -> None:
     with contextlib.suppress(ImportError):
         import torch  # noqa: F401 - brings cuDNN and cuBLAS where no system copy is
     cases = [
-        ("fashion-mlp", onnx.load(HERE / "fashion-mlp.onnx"), 64),
-        ("fashion-cnn", onnx.load(HERE / "fashion-cnn.onnx"), 32),
+        ("fashion-mlp", onnx.load(MODELS / "fashion-mlp.onnx"), 64),
+        ("fashion-cnn", onnx.load(MODELS / "fashion-cnn.onnx"), 32),
         ("8 convs 256→256 at 28²", conv_stack(), 64),
         ("6 products 4096→4096", dense_stack(), 512),
     ]

@@ -1,7 +1,7 @@
 """Time, peak memory and error of each decomposition beside tensorly's and SciPy's, in one run.
 
 ``python -m models.benchmarks.decompose_cost`` runs every library on the same kernels, each in a
-process of its own (so that its peak memory is its own), in turn, several rounds. Kernels are noise
+separate process (so that peak memory can be told apart), in turn, several rounds. Kernels are noise
 whose channels decay as those of trained networks do. Errors are relative; a CP that degenerates is
 marked.
 """
@@ -92,29 +92,29 @@ def decompose(kind: str, library: str, kernel: Array, rank: tuple[int, ...]) -> 
     return lambda: cp(kernel, rank[0])
 
 
-def rebuild(kind: str, library: str, found: Any, rank: tuple[int, ...]) -> tuple[Array, float]:
+def rebuild(kind: str, library: str, result: Any, rank: tuple[int, ...]) -> tuple[Array, float]:
     """What a decomposition stands for, and the growth of a CP's components (else 0)."""
     r = rank[0]
     if kind == "cp":
         if library == "onnxlr":
-            return compose(found.factors), found.growth
-        weights, factors = found
+            return compose(result.factors), result.growth
+        weights, factors = result
         whole = compose((factors[0] * weights, *factors[1:]))
         norms = np.prod([np.sum(f**2, axis=0) for f in factors], axis=0)
         return whole, float(np.sum(weights**2 * norms) / np.sum(whole**2))
     if kind == "tucker2":
         if library == "onnxlr":
-            v, core, u = found
+            v, core, u = result
         else:
-            (core, (u, v)), _ = found
+            (core, (u, v)), _ = result
         return np.einsum("abp,ta,sb->tsp", core, u, v, optimize=True), 0.0
     if library == "onnxlr":
-        u, v = found
+        u, v = result
         return (join_tiles(u @ v) if kind == "tiles" else u @ v)[0], 0.0
     if kind == "tiles":
-        rows = [[(u[:, :r] * s[:r]) @ v[:r] for u, s, v in row] for row in found]
+        rows = [[(u[:, :r] * s[:r]) @ v[:r] for u, s, v in row] for row in result]
         return np.block(rows), 0.0
-    u, s, v = found
+    u, s, v = result
     order = np.argsort(-s)[:r]  # svds gives them in rising order
     return (u[:, order] * s[order]) @ v[order], 0.0
 
@@ -133,10 +133,10 @@ def measure(case: str, library: str) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the highest
     before = memory_mb("VmRSS")
     started = time.perf_counter()
-    found = run()
+    result = run()
     seconds = time.perf_counter() - started
     memory = memory_mb("VmHWM") - before
-    whole, growth = rebuild(kind, library, found, rank)
+    whole, growth = rebuild(kind, library, result, rank)
     error = float(np.linalg.norm(kernel - whole) / np.linalg.norm(kernel))
     return {"seconds": seconds, "mb": memory, "error": error, "growth": growth}
 

@@ -3,7 +3,7 @@
 ``python -m models.benchmarks.inspect_cost`` makes a 20-million-parameter model (a transformer's and
 a CNN's weights), inspects it, decomposes the very unfoldings it looked at with
 ``scipy.linalg.svd``, in turn and in one run, and measures the peak memory of ``inspect`` in a
-process of its own.
+separate process.
 """
 
 import subprocess
@@ -27,7 +27,7 @@ from onnxlr.prepare.prepared import prepare
 PRODUCTS = ((768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
 KERNELS = ((256, 256, 3, 3), (512, 256, 3, 3), (512, 512, 3, 3), (1024, 256, 1, 1))
 DENSE = ((2048, 1200),)
-# The kernel's own high-water mark of a process that has done nothing else (Linux).
+# The kernel's high-water mark of a process that has done nothing else (Linux).
 _PEAK = (
     "import re, sys, onnxlr\n"
     "def peak():\n"
@@ -97,7 +97,7 @@ def main(rounds: int) -> None:
             onnxlr.inspect(path)
             ours.append(time.perf_counter() - started)
             theirs.append(scipy_seconds(path))
-        done = subprocess.run(  # noqa: S603 - our own interpreter and program
+        done = subprocess.run(  # noqa: S603 - this interpreter and this program
             [sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, check=True
         )
         base, peak = (int(n) * 1024 for n in done.stdout.split())

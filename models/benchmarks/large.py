@@ -2,7 +2,7 @@
 
 ``python -m models.benchmarks.large --folder FOLDER`` makes a model of 3 GB (float16, the shapes of
 a GPT: about 1.5 billion parameters), and runs ``inspect``, ``optimize --verify layers`` and
-``apply`` on it, each in a process of its own whose memory is watched. Weights fall off as trained
+``apply`` on it, each in a separate process whose memory is watched. Weights fall off as trained
 ones do: low rank plus noise.
 """
 
@@ -29,7 +29,7 @@ _REFUSED = "optimize --verify full, with 6 GB"
 
 @dataclass(frozen=True)
 class Size:
-    """Of a decoder: width, blocks, and words known."""
+    """The size of a decoder: width, blocks and vocabulary."""
 
     width: int = 1024
     blocks: int = 115
@@ -152,7 +152,7 @@ def watched(command: list[str], limit: int | None = None) -> Run:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     started = time.perf_counter()
-    process = subprocess.Popen(  # noqa: S603 - our own command
+    process = subprocess.Popen(  # noqa: S603 - the command of this project
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -195,27 +195,29 @@ def main() -> None:
     parser.add_argument("--rank", default="64", help="of optimize")
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--only-make", action="store_true")
-    given = parser.parse_args()
-    source = given.folder / NAME
+    options = parser.parse_args()
+    source = options.folder / NAME
     if not source.exists():
-        write_model(given.folder, Size.of(given.gigabytes, given.width))
-    total = sum(p.stat().st_size for p in (source, given.folder / DATA))
+        write_model(options.folder, Size.of(options.gigabytes, options.width))
+    total = sum(p.stat().st_size for p in (source, options.folder / DATA))
     layers = sum(
         len(t.dims) == 2 for t in onnx.load(source, load_external_data=False).graph.initializer
     )
     print(f"{source.name}: {total / 1e9:.2f} GB, {layers} weights")
-    if given.only_make:
+    if options.only_make:
         return
-    small, plan, again = (str(given.folder / n) for n in ("small.onnx", "plan.json", "again.onnx"))
+    small, plan, again = (
+        str(options.folder / n) for n in ("small.onnx", "plan.json", "again.onnx")
+    )
     tool = [sys.executable, "-m", "onnxlr"]
     print("| command | exit code | seconds | peak memory, GB |\n| --- | --- | --- | --- |")
     for name, command in (
-        ("inspect", ["inspect", str(source), "--json", str(given.folder / "inspect.json")]),
+        ("inspect", ["inspect", str(source), "--json", str(options.folder / "inspect.json")]),
         (
             "optimize --verify layers",
             [
-                *("optimize", str(source), small, "--verify", "layers", "--rank", given.rank),
-                *("--max-drop", "1", "--plan-out", plan, "--jobs", given.jobs),
+                *("optimize", str(source), small, "--verify", "layers", "--rank", options.rank),
+                *("--max-drop", "1", "--plan-out", plan, "--jobs", options.jobs),
             ],
         ),
         ("apply", ["apply", plan, str(source), again]),

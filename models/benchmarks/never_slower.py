@@ -77,8 +77,8 @@ def check(seed: int, folder: Path) -> Row:
         target="latency",
     )
     # On the samples that judged it, the synthetic ones too: those are drawn from the same seed.
-    found = onnxlr.compare(before, after, data=validation, metric="rel-error")
-    speed = found.speed
+    comparison = onnxlr.compare(before, after, data=validation, metric="rel-error")
+    speed = comparison.speed
     if speed.verdict == "slower":
         again = onnxlr.bench(before, after, data=validation, seconds=_LONGER).comparison
         assert again is not None
@@ -87,8 +87,8 @@ def check(seed: int, folder: Path) -> Row:
         seed,
         len(result.plan.replaced),
         len(result.plan.decisions),
-        found.quality.optimized,
-        (found.a.bytes, found.b.bytes),
+        comparison.quality.optimized,
+        (comparison.a.bytes, comparison.b.bytes),
         speed,
     )
 

@@ -23,7 +23,7 @@ _MOST_VALUES = 1 << 20  # of one tensor
 
 @dataclass
 class Sketch:
-    """A graph in the making; every step appends to its end, the value of a known shape.
+    """A graph in the making; every step appends to its end, a value whose shape is inferred.
 
     Attributes
     ----------

@@ -64,7 +64,7 @@ def main(network: str, rounds: int, steps: int, threads: int, markdown: Path | N
         torch.autograd.backward(nn.functional.cross_entropy(model(image), label))
         optimizer.step()
 
-    step()  # what the first one sets up isn't its own
+    step()  # the first step also sets up what all use
     lines = [
         "| method | layers | training step, s | first distortion, s | later ones, s "
         f"| of {_EVERY} steps |",

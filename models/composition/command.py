@@ -1,9 +1,9 @@
-"""What onnxlr and other tools make of a model together, in either order.
+"""Command line that runs onnxlr and other tools on a model, in either order, and tabulates.
 
 ``python -m models.composition --work FOLDER`` takes two models of the zoo through ONNX Runtime's
 dynamic and static INT8 quantization, float16 and onnxslim: alone, behind ``onnxlr optimize`` and
-before it. Every file is kept in the folder, with what was found out about it: a second call only
-adds what is missing, ``--time`` times every file beside its original. onnxlr times layers as it
+before it. Every file is kept in the folder, with its row of the table: a second call only adds what
+is missing, ``--time`` times every file beside its original. onnxlr times layers as it
 chooses: figures to quote are made in a new folder, on a machine that does nothing else.
 """
 
@@ -36,7 +36,7 @@ from onnxlr.prepare.prepared import prepare
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.judge import Judge
 
-_ROOT = Path(__file__).parent
+_MODELS = Path(__file__).parent.parent
 _CHOSEN = ("ppocr-det", "minilm")  # a convolutional network and a transformer, both of which gain
 _SHIPPED = ("fashion-mlp", "fashion-cnn")
 _SECONDS = 12.0  # of one benchmark
@@ -44,7 +44,7 @@ _SECONDS = 12.0  # of one benchmark
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its samples and what judges it; ``truth`` is for the metrics of ``zoo_tasks``."""
+    """A model, its samples and what judges it; ``truth`` is for ``models.zoo.tasks``."""
 
     name: str
     title: str
@@ -76,21 +76,21 @@ class Course:
     _judge: Judge | None = field(default=None)
 
     def run(self, step: Step) -> Row:
-        """One row, done unless it is there; what failed is tried again."""
+        """Return one row, from an earlier call unless that failed."""
         folder = self.work / self.subject.name
         note, out = folder / f"{step.name}.json", folder / f"{step.name}.onnx"
         if note.exists():
-            known = Row(**json.loads(note.read_text(encoding="utf-8")))
-            if not known.failure:
-                return known
+            row = Row(**json.loads(note.read_text(encoding="utf-8")))
+            if not row.failure:
+                return row
         folder.mkdir(parents=True, exist_ok=True)
         source = self.subject.path if step.source is None else folder / f"{step.source}.onnx"
         row = Row(self.subject.title, step.name, step.title)
         try:
             if not source.exists():
                 raise RuntimeError("there is nothing to begin with: see the tool alone")
-            found = step.make(self.subject, source, out, self.work)
-            row = self._found(row, out, found)
+            columns = step.make(self.subject, source, out, self.work)
+            row = self._measured(row, out, columns)
         except Exception as error:  # a step that fails is a row
             row.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
             out.unlink(missing_ok=True)
@@ -102,15 +102,15 @@ class Course:
         out = self.work / self.subject.name / f"{row.step}.onnx"
         if row.failure or row.step == "original" or row.speed is not None:
             return
-        found = onnxlr.bench(
+        speed = onnxlr.bench(
             self.subject.path, out, data=self.subject.judged, seconds=_SECONDS
         ).comparison
-        assert found is not None
-        row.speed = (found.speedup, found.low, found.high)
-        row.milliseconds = (found.a.median_ms, found.b.median_ms)
+        assert speed is not None
+        row.speed = (speed.speedup, speed.low, speed.high)
+        row.milliseconds = (speed.a.median_ms, speed.b.median_ms)
         self._keep(row)
 
-    def _found(self, row: Row, out: Path, told: dict[str, Any]) -> Row:
+    def _measured(self, row: Row, out: Path, columns: dict[str, Any]) -> Row:
         """Open the file, judge it on the samples that judge, and count what it stores."""
         row.complaint = _complaint(out)
         if self._judge is None:
@@ -121,7 +121,7 @@ class Course:
         row.value, row.drop = quality.optimized, quality.drop
         row.rel_error = quality.fidelity.rel_error
         row.weights = _stored(out)
-        for name, value in told.items():
+        for name, value in columns.items():
             setattr(row, name, value)
         return row
 
@@ -140,13 +140,13 @@ def _judge(subject: Subject) -> Judge:
 
 
 def _stored(path: Path) -> dict[str, int]:
-    """How many weights are stored in which type, by what onnxlr finds."""
+    """Return how many of the weights that onnxlr lists are stored in which type."""
     layers = prepare(load(path), feed=None).layers
     return dict(Counter(layer.dtype.name.lower() for layer in layers).most_common())
 
 
 def _complaint(path: Path) -> str | None:
-    """What onnx.checker finds wrong with a file."""
+    """Return what onnx.checker says against a file, or None if it passes."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
@@ -160,7 +160,7 @@ def _copy(_: Subject, source: Path, out: Path, __: Path) -> dict[str, Any]:
 
 
 def _optimize(subject: Subject, source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """Run onnxlr with the defaults; what it replaced, and why not the rest."""
+    """Run onnxlr with the defaults, and return how many layers it replaced and why not the rest."""
     result = onnxlr.optimize(
         source,
         out,
@@ -237,7 +237,7 @@ def _zoo_subject(name: str, cache: Path) -> Subject:
 
 def _shipped_subject(name: str, work: Path) -> Subject:
     """A shipped network; every other sample judges."""
-    with np.load(_ROOT / "fashion-samples.npz") as samples:
+    with np.load(_MODELS / "fashion-samples.npz") as samples:
         arrays = dict(samples)
     folder = work / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,9 @@ def _shipped_subject(name: str, work: Path) -> Subject:
     for i, path in enumerate((fitted, judged)):
         named: dict[str, Any] = {key: array[i::2] for key, array in arrays.items()}
         np.savez_compressed(path, **named)
-    return Subject(name, name, _ROOT / f"{name}.onnx", fitted, judged, None, "label", "top1", 0.01)
+    return Subject(
+        name, name, _MODELS / f"{name}.onnx", fitted, judged, None, "label", "top1", 0.01
+    )
 
 
 @contextmanager
@@ -271,13 +273,13 @@ def _quiet() -> Iterator[None]:
     "names",
     type=click.Choice([*(m.name for m in ZOO), *_SHIPPED]),
     multiple=True,
-    help=f"A model, in place of {' and '.join(_CHOSEN)}; may be given several times.",
+    help=f"A model, in place of {' and '.join(_CHOSEN)}; may be repeated.",
 )
 @click.option("--quick", is_flag=True, help="The two shipped networks; nothing is downloaded.")
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
-    help="Largest loss by onnxlr, for every model.  [default: each model's own]",
+    help="Largest loss by onnxlr, for every model.  [default: as each model sets it]",
 )
 @click.option("--time", "timed", is_flag=True, help="Time every file beside its original.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="File for the tables.")

@@ -11,7 +11,7 @@ _FULL = 160  # characters of a failure
 
 @dataclass
 class Row:
-    """What was found out about one file; as it stands in the JSON.
+    """One file, its quality and its speed; the JSON holds the same fields.
 
     Attributes
     ----------

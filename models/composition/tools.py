@@ -111,7 +111,7 @@ def _slim(source: Path, out: Path, _: Arrays, work: Path) -> None:
 
 
 def _install(folder: Path) -> None:
-    """Make onnxslim importable: from where it is installed, else from a folder of its own.
+    """Make onnxslim importable: from where it is installed, else from ``folder``.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def _install(folder: Path) -> None:
         [*pip, *_SLIM], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        last = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        last = (done.stderr.strip() or "pip says nothing").splitlines()[-1]
         raise ZooError(f"pip can't install {_SLIM[0]}: {last}; pip install onnxslim yourself")
     importlib.invalidate_caches()
     _install(folder)

@@ -74,7 +74,7 @@ def node_tests() -> tuple[Any, ...]:
     """The standard's tests of single operators: each has ``name``, ``model`` and ``data_sets``."""
     from onnx.backend.test.case.node import collect_testcases
 
-    with warnings.catch_warnings():  # its own arithmetic overflows on purpose
+    with warnings.catch_warnings():  # the test overflows on purpose
         warnings.simplefilter("ignore")
         return tuple(collect_testcases(None))
 
@@ -250,38 +250,38 @@ def _planted(make: Callable[[], Material]) -> Material:
 
 
 def constant_weights(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """Name and operator of every stored tensor that is a weight of a heavy operator.
+    """Return the name and the operator of every stored weight of a heavy operator.
 
-    As it is stored: views (Identity, Transpose, Cast) between are looked through. Of a lookup only
-    tables of floats count, and of products only those with one constant.
+    Views (Identity, Transpose, Cast) between the two are looked through. A lookup counts only with
+    a table of floats, and a product only with one constant.
     """
-    found: list[tuple[str, str]] = []
-    _search(model.graph, {}, {}, found)
-    return list(dict.fromkeys(found))
+    weights: list[tuple[str, str]] = []
+    _search(model.graph, {}, {}, weights)
+    return list(dict.fromkeys(weights))
 
 
 def _search(
     graph: onnx.GraphProto,
     outer: Mapping[str, onnx.TensorProto],
     views: Mapping[str, str],
-    found: list[tuple[str, str]],
+    weights: list[tuple[str, str]],
 ) -> None:
-    held = {**outer, **{t.name: t for t in graph.initializer}}
-    seen = dict(views)
+    tensors = {**outer, **{t.name: t for t in graph.initializer}}
+    roots = dict(views)
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                _search(inner, held, seen, found)
+                _search(inner, tensors, roots, weights)
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            held[node.output[0]] = node.attribute[0].t
-        if node.op_type in _VIEWS and (root := seen.get(node.input[0], node.input[0])) in held:
-            seen[node.output[0]] = root
+            tensors[node.output[0]] = node.attribute[0].t
+        if node.op_type in _VIEWS and (root := roots.get(node.input[0], node.input[0])) in tensors:
+            roots[node.output[0]] = root
         slots = HEAVY.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
-        roots = [seen.get(node.input[s], node.input[s]) for s in slots if s < len(node.input)]
-        weights = [root for root in roots if root in held]
-        if node.op_type in ("MatMul", "Gemm") and len(weights) > 1:
+        names = [roots.get(node.input[s], node.input[s]) for s in slots if s < len(node.input)]
+        constants = [name for name in names if name in tensors]
+        if node.op_type in ("MatMul", "Gemm") and len(constants) > 1:
             continue
-        for root in weights:
-            table = held[root].data_type in _FLOATS and len(held[root].dims) > 1
+        for name in constants:
+            table = tensors[name].data_type in _FLOATS and len(tensors[name].dims) > 1
             if node.op_type != "Gather" or table:
-                found.append((root, node.op_type))
+                weights.append((name, node.op_type))

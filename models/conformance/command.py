@@ -100,7 +100,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def check_apart(case: Case, seconds: float = _SECONDS) -> list[Outcome]:
-    """The same in a process of its own, which may crash or hang."""
+    """Return the outcomes of ``check`` in a child process, which may crash or hang."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     child = context.Process(target=_send, args=(case, theirs))
@@ -121,11 +121,11 @@ def check_apart(case: Case, seconds: float = _SECONDS) -> list[Outcome]:
 
 def _send(case: Case, connection: Connection) -> None:
     try:
-        found = check(case)
-    except Exception as error:  # the check's own fault, to be mended here
+        outcomes = check(case)
+    except Exception as error:  # a fault of the check, not of onnxlr
         said = Outcome(case.name, case.group, case.opset or 0, "", "failed")
-        found = [replace(said, note=f"the check itself: {_whence(error)}")]
-    connection.send(found)
+        outcomes = [replace(said, note=f"the check itself: {_whence(error)}")]
+    connection.send(outcomes)
 
 
 def together(outcomes: Sequence[Outcome]) -> Outcome:
@@ -232,9 +232,9 @@ def main(
     for case in all_cases(models, opset or all_opsets()):
         if not re.search(only, f"{case.group} {case.name}"):
             continue
-        found = check_apart(case)
-        outcomes += found
-        rows.append(together(found))
+        some = check_apart(case)
+        outcomes += some
+        rows.append(together(some))
         if rows[-1].verdict == "failed" or case.group in ("light", "networks"):
             at = "" if case.opset is None else f" at opset {case.opset}"
             click.echo(f"{case.group} {case.name}{at}: {rows[-1].verdict} {rows[-1].note}")

@@ -45,7 +45,7 @@ class _Net:
         return self.op("BatchNormalization", x, *(self.small(channels) for _ in range(4)))
 
     def material(self, last: str, shape: Sequence[int], *, most: int = 0) -> Material:
-        """Two feeds: of indices below ``most`` where that is given."""
+        """Return the network with two feeds, of indices below ``most`` unless it is 0."""
         kind = onnx.TensorProto.INT64 if most else onnx.TensorProto.FLOAT
         graph = helper.make_graph(
             [*self.nodes, helper.make_node("Identity", [last], ["y"])],

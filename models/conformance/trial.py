@@ -1,7 +1,7 @@
 """The ways in which a model goes through onnxlr, and what has to be true of what comes out.
 
-Outputs are judged in sessions of ONNX Runtime's own, or by ONNX's reference implementation where
-the runtime doesn't know an operator or an opset.
+Outputs come from plain sessions of ONNX Runtime, or from ONNX's reference implementation where the
+runtime doesn't support an operator or an opset.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ REFUSED = (onnxlr.ModelError, onnxlr.DataError)
 
 
 class BrokenError(Exception):
-    """What came out isn't what was promised."""
+    """A result isn't what onnxlr promises."""
 
 
 class Trial:
-    """A model with what it gives, to hold results against.
+    """A model with its outputs, which those of every result are compared to.
 
     Attributes
     ----------
@@ -66,9 +66,9 @@ class Trial:
         self.path.write_bytes(self.content)
         self.weights = constant_weights(material.model)
         self.data = _write_data(material.feeds, folder / "data.npz")
-        held = [t.data_type for t in material.model.graph.initializer]
-        held += [v.type.tensor_type.elem_type for v in material.model.graph.output]
-        self.tolerance = max((TOLERANCE[t] for t in held if t in TOLERANCE), default=1e-4)
+        types = [t.data_type for t in material.model.graph.initializer]
+        types += [v.type.tensor_type.elem_type for v in material.model.graph.output]
+        self.tolerance = max((TOLERANCE[t] for t in types if t in TOLERANCE), default=1e-4)
         self.before: Outputs | None = None
         self._run: Callable[[bytes, Sequence[Feed]], Outputs] = _run_runtime
         try:
@@ -104,7 +104,7 @@ class Trial:
             return
         try:
             onnx.checker.check_model(onnx.load_from_string(written), full_check=True)
-        except Exception as error:  # of inference too, which raises its own
+        except Exception as error:  # shape inference raises other types
             raise BrokenError(f"{label}the checker says: {one_line(error)}") from None
         if self.before is None:
             return
@@ -115,27 +115,29 @@ class Trial:
                 raise
             return  # the reference fails on some convolutions that every runtime runs
         for truth in (self.before, self.expected):
-            found = 0.0 if truth is None else gap(truth, after)
-            if math.isinf(found) or (limit is not None and self.repeats and not found <= limit):
-                raise BrokenError(f"{label}outputs are off by {found:.2e}, {limit} is allowed")
+            distance = 0.0 if truth is None else gap(truth, after)
+            if math.isinf(distance) or (
+                limit is not None and self.repeats and not distance <= limit
+            ):
+                raise BrokenError(f"{label}outputs are off by {distance:.2e}, {limit} is allowed")
 
     def judge_drop(self) -> None:
         """On the inputs that judged it, the written model loses no more than was promised."""
         if self.before is None or not self.repeats or self.data is None:
             return
-        found = relative_error(self.before, self._run(self.out.read_bytes(), self.feeds))
-        if not found <= MAX_DROP * 1.001:
-            raise BrokenError(f"a relative error of {found:.4f}, {MAX_DROP} was promised")
+        error = relative_error(self.before, self._run(self.out.read_bytes(), self.feeds))
+        if not error <= MAX_DROP * 1.001:
+            raise BrokenError(f"a relative error of {error:.4f}, {MAX_DROP} was promised")
 
     def mentioned(self, rows: Sequence[Decision]) -> None:
         """Every weight that a heavy operator reads is in the report, with a reason if it stays."""
         # A folded BatchNormalization makes a new weight, named after the old.
         named = {row.weight.removesuffix("/batch_norm_folded") for row in rows}
-        missing = [f"{name!r} of {op}" for name, op in self.weights if name not in named]
-        if missing:
-            raise BrokenError(f"not in the report: {', '.join(missing)}")
+        absent = [f"{name!r} of {op}" for name, op in self.weights if name not in named]
+        if absent:
+            raise BrokenError(f"not in the report: {', '.join(absent)}")
         if silent := [row.name for row in rows if not row.reason]:
-            raise BrokenError(f"no reason is given for {', '.join(silent)}")
+            raise BrokenError(f"there is no reason for {', '.join(silent)}")
 
     def optimize(self, **options: Any) -> onnxlr.Result:
         """The model through ``optimize``; the same plan then has to give the same bytes."""
@@ -196,7 +198,7 @@ def expanding(trial: Trial) -> tuple[int, int]:
 
 
 def by_drop(trial: Trial) -> tuple[int, int]:
-    """The ranks that the drop allows, on the test's own inputs, for the fewest parameters."""
+    """The ranks that the drop allows on the inputs of the test, for the fewest parameters."""
     data = trial.data
     result = trial.optimize(
         metric="rel-error", max_drop=MAX_DROP, target="params", data=data, validation=data
@@ -220,7 +222,7 @@ def at_half_rank(trial: Trial) -> tuple[int, int]:
     return len(result.plan.replaced), len(result.plan.decisions)
 
 
-# Each gives the number of layers that were replaced, and of those that were found.
+# Each returns the number of replaced layers, and that of all layers.
 WAYS: dict[str, Callable[[Trial], tuple[int, int]]] = {
     "full": at_full_rank,
     "least": at_least_rank,
@@ -230,7 +232,7 @@ WAYS: dict[str, Callable[[Trial], tuple[int, int]]] = {
     "half": at_half_rank,
     "planted": at_planted_rank,
 }
-# The others are for weights that were given a low rank.
+# The others are only for weights that have a low rank.
 ALWAYS = ("full", "exact", "expand", "drop", "half")
 
 

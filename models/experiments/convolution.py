@@ -121,7 +121,7 @@ def main(
     }
     record = Record("convolution", out, settings)
     again = Recipe("lenet", "cifar10", 6, 128, tune_lr, seed, digest(base))
-    found = [
+    measured = [
         record.row(
             name.replace(" ", "-"),
             partial(measure, base, name, ranks, again, (train, test), tune_epochs, place),
@@ -132,7 +132,7 @@ def main(
     rows = [
         {**row, "trained_on": words, "accuracy": row[when]}
         | dict(zip(classes, row[f"{when}_by_class"], strict=True))
-        for row in found
+        for row in measured
         for when, words in (("before", "no"), ("after", f"{tune_epochs} epochs"))
     ]
 

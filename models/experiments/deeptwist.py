@@ -91,14 +91,14 @@ def main(
     record = Record("deeptwist", out, bench.settings)
     rows: list[Row] = []
     gains = []
-    # A seed at all shares first: what is there after half of the time is a whole table.
-    found = {
+    # A seed at all shares first: half of the time makes a whole table of fewer seeds.
+    measured = {
         (share, seed): record.row(f"{share}-{seed}", partial(measure, bench, share, seed))
         for seed in seeds
         for share in shares
     }
     for share in shares:
-        each = [found[share, seed] for seed in seeds]
+        each = [measured[share, seed] for seed in seeds]
         twist, chains = ([row[key] for row in each] for key in ("deeptwist", "decomposed"))
         gained = [t - c for t, c in zip(twist, chains, strict=True)]
         gains += gained

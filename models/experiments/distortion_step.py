@@ -69,12 +69,12 @@ def main(
     """Train with DeepTwist at several distortion steps."""
     if quick:
         steps, seeds = (1, 3), (0,)
-    # Each run has an S_D of its own: what the option says isn't theirs.
+    # S_D differs from run to run, so the value of --every isn't part of the settings.
     bench = make_bench(out, quick, **options)
     original = accuracy(bench.pretrained(), bench.test)
     settings = {k: v for k, v in bench.settings.items() if k != "every"}
     record = Record("distortion-step", out, settings | {"share": share})
-    found = {
+    measured = {
         (every, seed): record.row(
             f"{every}-{seed}",
             partial(measure, bench, share, every, seed),
@@ -84,8 +84,8 @@ def main(
     }
     rows = []
     for every in steps:
-        mean, spread = mean_and_spread([found[every, seed]["accuracy"] for seed in seeds])
-        rows.append({**found[every, seeds[0]], "accuracy": mean, "spread": 100 * spread})
+        mean, spread = mean_and_spread([measured[every, seed]["accuracy"] for seed in seeds])
+        rows.append({**measured[every, seeds[0]], "accuracy": mean, "spread": 100 * spread})
 
     def draw(axes: Axes) -> None:
         axes.errorbar(

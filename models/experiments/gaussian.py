@@ -36,16 +36,16 @@ def measure(side: int, tiles: int, seed: int) -> Row:
     weight = np.random.default_rng(seed).standard_normal((side, side))
     # Two factors of a tile hold 2·rank of its side's elements.
     rank = side // tiles // (2 * _RATIO)
-    found = compressed(weight, tiles, rank)
-    counts, _ = np.histogram(found, _BINS, density=True)
+    product = compressed(weight, tiles, rank)
+    counts, _ = np.histogram(product, _BINS, density=True)
     return {
         "tiles": f"{tiles}×{tiles}",
         "rank": rank,
         "seed": seed,
-        "relative_error": float(np.linalg.norm(weight - found) / np.linalg.norm(weight)),
-        "near_zero": float(np.mean(np.abs(found) < _NEAR_ZERO)),
-        "beyond_1": float(np.mean(np.abs(found) > 1)),
-        "kurtosis": float(kurtosis(found, axis=None, fisher=False)),
+        "relative_error": float(np.linalg.norm(weight - product) / np.linalg.norm(weight)),
+        "near_zero": float(np.mean(np.abs(product) < _NEAR_ZERO)),
+        "beyond_1": float(np.mean(np.abs(product) > 1)),
+        "kurtosis": float(kurtosis(product, axis=None, fisher=False)),
         "histogram": counts.tolist(),
     }
 

@@ -29,12 +29,12 @@ _SPREAD = 0.7  # of the layers' shares in it, as the deviation of a logarithm
 
 
 def usable(decision: Decision) -> list[Alternative]:
-    """The alternatives of a layer whose harm is known."""
+    """Return the alternatives of a layer whose harm was measured."""
     return [a for a in decision.alternatives if a.harm is not None and a.harm > 0]
 
 
 def draw(plan: Plan, rng: np.random.Generator) -> tuple[Plan, float]:
-    """A plan of random candidates, and what it is predicted to do."""
+    """Return a plan of random candidates, and its predicted relative error."""
     whole = float(np.exp(rng.uniform(np.log(_MILD), np.log(_BOLD))))
     rows, squares = [], 0.0
     layers = sum(bool(usable(d)) for d in plan.decisions)
@@ -51,7 +51,7 @@ def draw(plan: Plan, rng: np.random.Generator) -> tuple[Plan, float]:
 
 
 def points(model: Path, data: Path, validation: Path, count: int) -> list[tuple[float, float]]:
-    """Predicted and measured relative errors of random plans for a model."""
+    """Return predicted and measured relative errors of random plans for a model."""
     start = onnxlr.optimize(
         model,
         data=data,
@@ -62,17 +62,17 @@ def points(model: Path, data: Path, validation: Path, count: int) -> list[tuple[
         without="sequential",
     )
     rng = np.random.default_rng(0)
-    found = []
+    pairs = []
     for _ in range(count):
         plan, predicted = draw(start.plan, rng)
         if plan.replaced:
             written = onnxlr.apply(plan, model)
             measured = onnxlr.compare(model, written, data=validation, metric="rel-error")
-            found.append((predicted, measured.quality.fidelity.rel_error))
-    return found
+            pairs.append((predicted, measured.quality.fidelity.rel_error))
+    return pairs
 
 
-def plot(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+def plot(points_of: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """One point a plan, one colour a model, on logarithmic axes."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot(
@@ -81,7 +81,7 @@ def plot(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
         xlabel="predicted relative error of the outputs",
         ylabel="measured",
     )
-    for name, pairs in found.items():
+    for name, pairs in points_of.items():
         axes.plot(*zip(*pairs, strict=True), "o", markersize=4, alpha=0.7, label=name)
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="grey", linewidth=1)
@@ -90,13 +90,13 @@ def plot(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
     figure.savefig(path, format="svg")
 
 
-def tabulate(found: dict[str, list[tuple[float, float]]]) -> Sequence[str]:
+def tabulate(points_of: dict[str, list[tuple[float, float]]]) -> Sequence[str]:
     """Rank correlation and the usual ratio, for each model."""
     lines = [
         "| model | plans | rank correlation | measured / predicted: median (10% to 90%) |",
         "|---|---|---|---|",
     ]
-    for name, pairs in found.items():
+    for name, pairs in points_of.items():
         predicted, measured = np.array(pairs).T
         low, middle, high = np.quantile(measured / predicted, (0.1, 0.5, 0.9))
         correlation = scipy.stats.spearmanr(predicted, measured).statistic
@@ -114,12 +114,12 @@ def main(files: tuple[Path, ...], out: Path, count: int, markdown: Path | None) 
     """Set predicted beside measured damage."""
     if len(files) % 3:
         raise click.UsageError("name MODEL, DATA and VALIDATION for each model")
-    found = {}
+    points_of = {}
     for model, data, validation in zip(*(iter(files),) * 3, strict=True):
         Console(stderr=True).print(f"{model}: {count} plans", highlight=False)
-        found[model.stem] = points(model, data, validation, count)
-    plot(found, out / "predicted.svg")
-    tell_table(tabulate(found), markdown)
+        points_of[model.stem] = points(model, data, validation, count)
+    plot(points_of, out / "predicted.svg")
+    tell_table(tabulate(points_of), markdown)
 
 
 if __name__ == "__main__":

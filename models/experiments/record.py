@@ -51,9 +51,9 @@ class Record:
         self._seconds = 0.0
 
     def row(self, key: str, compute: Callable[[], Row]) -> Row:
-        """The row of a key, computed and saved if it isn't there; with its wall time.
+        """Return the row of a key with its wall time, computed and saved unless it is there.
 
-        Raises click.ClickException when the one that is there was measured otherwise.
+        Raises click.ClickException when the saved one was measured with other settings.
         """
         path = self.folder / f"{self._name}-rows" / f"{key}.json"
         if path.exists():
@@ -70,19 +70,19 @@ class Record:
 
     def _read(self, path: Path) -> Row:
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            found, row = dict(known["settings"]), dict(known["row"])
+            content = json.loads(path.read_text(encoding="utf-8"))
+            settings, row = dict(content["settings"]), dict(content["row"])
             row["seconds"] = float(row["seconds"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise click.ClickException(
                 f"{path} can't be read as a row ({type(error).__name__}); delete it or name "
                 "another --out."
             ) from error
-        if found != self._settings:
+        if settings != self._settings:
             changes = [
-                f"{n} {found.get(n)!r} (now {self._settings.get(n)!r})"
-                for n in sorted({*found, *self._settings})
-                if found.get(n) != self._settings.get(n)
+                f"{n} {settings.get(n)!r} (now {self._settings.get(n)!r})"
+                for n in sorted({*settings, *self._settings})
+                if settings.get(n) != self._settings.get(n)
             ]
             raise click.ClickException(
                 f"{path} was measured with {', '.join(changes)}; use the same settings, or name "
@@ -107,7 +107,7 @@ class Record:
         rows : sequence of dict
             A key that a row lacks leaves a gap.
         draw : callable
-            Draws on the axes that it is given.
+            Draws the rows on axes.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, [*columns], extrasaction="ignore", lineterminator="\n")

@@ -97,7 +97,7 @@ def main(
     bench = make_bench(out, quick, **options)
     original = accuracy(bench.pretrained(), bench.test)
     record = Record("tiles", out, bench.settings)
-    found = {
+    measured = {
         (case, seed): record.row(
             f"{case[0]}x-{case[1]}-{seed}",
             partial(measure, bench, *case, seed),
@@ -107,9 +107,9 @@ def main(
     }
     rows = []
     for case in cases:
-        each = [found[case, seed]["accuracy"] for seed in seeds]
+        each = [measured[case, seed]["accuracy"] for seed in seeds]
         mean, spread = mean_and_spread(each)
-        first = found[case, seeds[0]]
+        first = measured[case, seeds[0]]
         rows.append(
             {
                 **first,

@@ -20,28 +20,28 @@ FLOATS = (0.0, -1.0, 1e30, -1e30, 1e-45, float("inf"), float("-inf"), float("nan
 
 
 def graphs(model: onnx.ModelProto) -> list[GraphProto]:
-    """The main graph, and every body in it."""
-    found, waiting = [], [model.graph]
+    """Return the main graph and every body in it."""
+    visited, waiting = [], [model.graph]
     while waiting:
         graph = waiting.pop()
-        found.append(graph)
+        visited.append(graph)
         waiting += [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
-    return found
+    return visited
 
 
 def pick(rng: Rng, options: Sequence[Any]) -> Any:
-    """One of them; None where there are none."""
+    """Return one of the options at random, or None if there are none."""
     return options[int(rng.integers(len(options)))] if len(options) else None
 
 
 def any_weight(model: onnx.ModelProto, rng: Rng) -> TensorProto:
-    """A weight, wherever it is stored."""
-    held = [t for g in graphs(model) for t in g.initializer]
-    held += [
+    """Return a weight of the model at random, or a new one if it has none."""
+    weights = [t for g in graphs(model) for t in g.initializer]
+    weights += [
         a.t
         for n in [*model.graph.node, *(n for f in model.functions for n in f.node)]
         for a in n.attribute
         if a.HasField("t")
     ]
-    found: TensorProto = pick(rng, held) if held else model.graph.initializer.add()
-    return found
+    weight: TensorProto = pick(rng, weights) if weights else model.graph.initializer.add()
+    return weight

@@ -2,10 +2,10 @@
 
 ``python -m models.fuzz --seconds 600 --out FOLDER`` makes case after case from a seed: models whose
 bytes, fields or graphs are broken, external data, plans, samples, latency tables and cache entries.
-Each is given to a few commands in a child process with a limit of memory and time. A find is
+Each goes to a few commands in a child process with a limit of memory and time. A find is
 whatever is neither success nor one line and its exit code: a traceback, a crash, a hang, memory
-without bound, a changed IN, something left behind, or an OUT that doesn't do what IN did. What was
-found is kept in FOLDER, once for each place, and the command ends with an error. A model that by
+without bound, a changed IN, something left behind, or an OUT that doesn't do what IN did. The first
+find at each place is kept in FOLDER, and the command ends with an error. A model that by
 itself takes long for a single run is called slow, not a find: commands run it many times.
 
 ``--number N`` runs one case again and keeps its files.
@@ -42,19 +42,19 @@ _MEMORY = 3 << 30
 
 @dataclass
 class Tally:
-    """What came of the cases: by kind and verdict, and the finds by their place."""
+    """The number of cases by kind and verdict, and the numbers of the finds by place."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     finds: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, kind: str, verdict: Verdict, number: int) -> bool:
-        """Count a case; whether it is a find of a new place."""
+        """Count a case, and return whether it is the first find at its place."""
         self.counts.setdefault(kind, Counter())[verdict.word] += 1
         if verdict.word != "find":
             return False
-        known = self.finds.setdefault(verdict.place, [])
-        known.append(number)
-        return len(known) == 1
+        numbers = self.finds.setdefault(verdict.place, [])
+        numbers.append(number)
+        return len(numbers) == 1
 
 
 class Supervisor:
@@ -65,7 +65,7 @@ class Supervisor:
         self._seed, self._out, self._sound, self._patience = seed, out, sound, patience
 
     def run(self, first: int, until: float, most: int) -> int:
-        """Run cases from this number on; the number after the last."""
+        """Run cases from this number on, and return the number after the last."""
         number = first
         while time.monotonic() < until and number < first + most:
             number = self._child(number, until, first + most)
@@ -137,7 +137,7 @@ class Supervisor:
         return int(state["number"]) + 1
 
     def _lost(self, state: dict[str, Any], status: int, late: bool) -> Verdict:
-        """What to say of a case that ended its process, or didn't end."""
+        """Return the verdict on a case that ended its process, or didn't end."""
         step = state["step"]
         if late and state["folder"] and _is_slow(Path(state["folder"]) / IN):
             return Verdict("slow", "", f"{step}: a single run of the model takes long")
@@ -146,7 +146,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             said = (self._out / "stderr.txt").read_text(errors="replace").strip()
             how += f": {shorten(said)}" if said and not late else ""
-        if step.startswith("oracle"):  # our own look at IN, which onnxlr never asked for
+        if step.startswith("oracle"):  # the fuzzer looked at IN here, not onnxlr
             return Verdict("passed", "", f"{step}: {how}")
         return Verdict("find", f"{step}: {how}", how)
 
@@ -168,7 +168,7 @@ class Supervisor:
 
 
 def _is_slow(path: Path) -> bool:
-    """Whether it is the model that takes its time: more than a moment for one run."""
+    """Return whether one run of the model alone takes more than a moment."""
     pid = os.fork()
     if pid == 0:
         signal.alarm(_LONG_RUN)
@@ -185,7 +185,7 @@ def _signal(code: int) -> str:
 
 
 def table(tally: Tally) -> list[str]:
-    """Counts by kind, and the finds by their place."""
+    """Return the counts by kind, and the finds by place, as lines of Markdown."""
     words = ("passed", "refused", "slow", "find")
     lines = [
         "| input | cases | written | refused | slow models | finds |",
@@ -237,7 +237,7 @@ def main(
         return
     supervisor = Supervisor(seed, out, sound, patience)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):  # what has been found by then is told
+    with contextlib.suppress(KeyboardInterrupt):  # the table shows the finds until then
         supervisor.run(first, time.monotonic() + seconds, sys.maxsize)
     click.echo(f"from case {first} of seed {seed}")
     tell_table(table(supervisor.tally), markdown)

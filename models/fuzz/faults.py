@@ -124,9 +124,9 @@ def goes_on(bench: Bench) -> None:
     left = [n for n in bench.names() if n.startswith(".onnxlr")]
     if left:
         raise FaultError(f"left behind: {left}")
-    own = psutil.Process().children(recursive=True)
-    if own:
-        raise FaultError(f"processes left behind: {own}")
+    children = psutil.Process().children(recursive=True)
+    if children:
+        raise FaultError(f"processes left behind: {children}")
 
 
 def fresh(bench: Bench) -> None:
@@ -298,9 +298,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where it all happens")
     parser.add_argument("--times", type=int, default=10, help="of each fault (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    rng = random.Random(given.seed)  # noqa: S311
-    bench = prepare_bench(given.folder, given.seed)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)  # noqa: S311
+    bench = prepare_bench(options.folder, options.seed)
     fresh(bench)
     started = time.monotonic()
     finish(bench.start())
@@ -310,22 +310,22 @@ def main() -> None:
     for name, inject in FAULTS:
         ends: dict[str, int] = {}
         good = 0
-        for _ in range(given.times):
+        for _ in range(options.times):
             fresh(bench)
             untouched, before = bench.digest(), bench.held()
             try:
                 end = inject(bench, rng, whole)
                 sound(bench, untouched, before)
                 goes_on(bench)
-            except FaultError as found:
-                print(f"{name}: {found}", file=sys.stderr, flush=True)
+            except FaultError as fault:
+                print(f"{name}: {fault}", file=sys.stderr, flush=True)
                 end, failed = "NOT AS PROMISED", failed + 1
             else:
                 good += 1
             end = end.replace(str(bench.folder), "…").strip()
             ends[end] = ends.get(end, 0) + 1
         told = "; ".join(f"{count}× {end}" for end, count in sorted(ends.items()))
-        print(f"| {name} | {given.times} | {good} | {told} |", flush=True)
+        print(f"| {name} | {options.times} | {good} | {told} |", flush=True)
     sys.exit(1 if failed else 0)
 
 

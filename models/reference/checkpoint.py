@@ -81,7 +81,7 @@ def new_run(
 ) -> Run:
     """A run at epoch 0, with weights, image order and augmentation drawn from the recipe's seed.
 
-    A `network` given is trained as it is, in place of the recipe's; so is a `twist` of it. What is
+    A `network` is trained as it is, in place of the recipe's; so is a `twist` of it. What is
     random is drawn on the CPU whatever the `device`, so that both see the same images.
     Raises click.UsageError when the recipe's twist makes no sense for the network.
     """
@@ -131,13 +131,13 @@ def load_run(
     twist: DeepTwist | None = None,
     device: str = "cpu",
 ) -> Run:
-    """Read back the run that save_run wrote to `path`, into a `network` and `twist` if given.
+    """Read back the run that save_run wrote to `path`, into `network` and `twist` if there are any.
 
     Raises CheckpointError when the file isn't a checkpoint or was made by another recipe.
     """
-    found, state = _read_state(path)
-    if found != recipe:
-        raise _other_recipe(path, _flat(found), _flat(recipe))
+    saved, state = _read_state(path)
+    if saved != recipe:
+        raise _other_recipe(path, _flat(saved), _flat(recipe))
     run = new_run(recipe, network, twist, device)
     _fill(run.network, state["network"], path)
     try:
@@ -196,8 +196,8 @@ def _read_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
         settings = dict(state["recipe"])
         twist = settings.pop("twist")
         recipe = Recipe(**settings, twist=twist and Twist(**twist))
-        known = recipe.network in NETWORKS and recipe.data in DATASETS
-        if not known or not isinstance(state["network"], Mapping):
+        supported = recipe.network in NETWORKS and recipe.data in DATASETS
+        if not supported or not isinstance(state["network"], Mapping):
             raise KeyError(recipe.network)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
@@ -213,16 +213,16 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Set all weights of a network from those of a file, by name."""
-    own = network.state_dict()
+    parameters = network.state_dict()
     # Files from elsewhere may lack the count of batches, which nothing here reads.
-    lost = [n for n in own.keys() - weights.keys() if not n.endswith("num_batches_tracked")]
+    lost = [n for n in parameters.keys() - weights.keys() if not n.endswith("num_batches_tracked")]
     wrong = [
         *(f"{name} is missing" for name in sorted(lost)),
-        *(f"{name} is of another network" for name in sorted(weights.keys() - own.keys())),
+        *(f"{name} is of another network" for name in sorted(weights.keys() - parameters.keys())),
         *(
-            f"{name} has shape {tuple(weight.shape)}, not {tuple(own[name].shape)}"
+            f"{name} has shape {tuple(weight.shape)}, not {tuple(parameters[name].shape)}"
             for name, weight in weights.items()
-            if name in own and weight.shape != own[name].shape
+            if name in parameters and weight.shape != parameters[name].shape
         ),
     ]
     if wrong:
@@ -242,12 +242,12 @@ def _flat(recipe: Recipe) -> dict[str, object]:
 
 
 def _other_recipe(
-    path: Path, found: Mapping[str, object], wanted: Mapping[str, object]
+    path: Path, saved: Mapping[str, object], asked: Mapping[str, object]
 ) -> CheckpointError:
     changes = ", ".join(
-        f"{name} {value} (now {wanted[name]})"
-        for name, value in found.items()
-        if value != wanted[name]
+        f"{name} {value} (now {asked[name]})"
+        for name, value in saved.items()
+        if value != asked[name]
     )
     return CheckpointError(
         f"{path} was made with {changes}; use the same settings, delete it, or give another "

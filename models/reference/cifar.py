@@ -115,10 +115,10 @@ def read_jpegs(path: Path, remedy: str, chosen: int | None = None) -> Images:
     return np.ascontiguousarray(image.transpose(0, 3, 1, 2)), label[order]
 
 
-def _labels(found: object) -> NDArray[np.int64]:
+def _labels(numbers: object) -> NDArray[np.int64]:
     """Labels as int64; an empty array if they aren't whole numbers, which no count then fits."""
-    if isinstance(found, list) and all(isinstance(x, int) for x in found):
-        found = np.array(found)
-    if isinstance(found, np.ndarray) and found.dtype.kind in "iu":
-        return found.astype(np.int64)
+    if isinstance(numbers, list) and all(isinstance(x, int) for x in numbers):
+        numbers = np.array(numbers)
+    if isinstance(numbers, np.ndarray) and numbers.dtype.kind in "iu":
+        return numbers.astype(np.int64)
     return np.empty(0, np.int64)

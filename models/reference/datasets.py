@@ -86,9 +86,9 @@ def _read_idx(folder: Path, spec: DataSet) -> tuple[Data, Data]:
 
 
 def _read_mnist(folder: Path, spec: DataSet) -> tuple[Data, Data]:
-    found = find_idx((folder, folder / "MNIST" / "raw"))
-    if found is not None:
-        return _read_idx(found, spec)
+    idx_folder = find_idx((folder, folder / "MNIST" / "raw"))
+    if idx_folder is not None:
+        return _read_idx(idx_folder, spec)
     path = folder / "mnist-60k.npz"
     if not path.is_file():
         raise FileError(
@@ -107,19 +107,19 @@ def _read_mnist(folder: Path, spec: DataSet) -> tuple[Data, Data]:
         )
     # The file has no test images: every sixth is held out, by a draw that is always the same.
     order = np.random.default_rng(0).permutation(len(label))
-    kept, held = np.split(order, [len(order) * 5 // 6])
+    train, test = np.split(order, [len(order) * 5 // 6])
     image = image[:, np.newaxis]  # (n, 28, 28) -> (n, 1, 28, 28)
-    return to_data(image[kept], label[kept]), to_data(image[held], label[held])
+    return to_data(image[train], label[train]), to_data(image[test], label[test])
 
 
 def _read_fashion(folder: Path, spec: DataSet) -> tuple[Data, Data]:
-    found = find_idx((folder, folder / "FashionMNIST" / "raw"))
-    if found is None:
+    idx_folder = find_idx((folder, folder / "FashionMNIST" / "raw"))
+    if idx_folder is None:
         raise FileError(
             f"{folder} doesn't hold Fashion-MNIST's IDX files, directly or in FashionMNIST/raw; "
             f"{spec.remedy}."
         )
-    return _read_idx(found, spec)
+    return _read_idx(idx_folder, spec)
 
 
 def _read_cifar(folder: Path, spec: DataSet) -> tuple[Data, Data]:

@@ -24,7 +24,7 @@ from models.reference.files import replace_file
 TOLERANCE = 1e-5
 CHECK_IMAGES = 64
 # The exporter of torch 2.13 calls what torch 2.13 has deprecated.
-_OWN_WARNING = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+_EXPORTER_WARNING = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
 class ExportError(click.ClickException):
@@ -32,7 +32,7 @@ class ExportError(click.ClickException):
 
 
 def export_onnx(network: nn.Module, image: Tensor, path: Path) -> float:
-    """Write `network` to `path` in eval mode; returns the largest relative difference found.
+    """Write `network` to `path` in eval mode; return the largest relative difference.
 
     The file has one input "image" of shape (batch, channels, side, side) and one output "logits"
     of shape (batch, classes), and holds all its weights. It appears only once it has passed the
@@ -78,7 +78,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _OWN_WARNING, FutureWarning)
+            warnings.filterwarnings("ignore", _EXPORTER_WARNING, FutureWarning)
             yield
     finally:
         logger.setLevel(level)
@@ -105,8 +105,8 @@ def _largest_difference(network: nn.Module, content: bytes, image: Tensor) -> fl
         for batch in torch.split(image, size):
             with torch.no_grad():
                 expected = network(batch).numpy()  # (size, 10)
-            (found,) = session.run(["logits"], {"image": batch.numpy()})  # (size, 10)
-            differences.append(np.abs(found - expected).max() / np.abs(expected).max())
+            (logits,) = session.run(["logits"], {"image": batch.numpy()})  # (size, 10)
+            differences.append(np.abs(logits - expected).max() / np.abs(expected).max())
     # numpy's max, unlike Python's, passes on a NaN, which the caller's check then refuses.
     return float(np.max(differences))
 

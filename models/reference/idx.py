@@ -74,7 +74,7 @@ def _places(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _read_bytes(folder: Path, name: str, remedy: str) -> tuple[Path, bytes]:
-    """The path found for `name`, plain or .gz, and its unpacked content."""
+    """Return the path of the file `name` or `name`.gz, and its unpacked content."""
     plain, packed = _places(folder, name)
     path = plain if plain.is_file() else packed
     try:

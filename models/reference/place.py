@@ -23,7 +23,7 @@ class Place:
 
 
 def place_options(function: Callable[..., None]) -> Callable[..., None]:
-    """``--threads`` and ``--device``, given to a command as ``place``."""
+    """Add ``--threads`` and ``--device``, which the command gets as ``place``."""
 
     @wraps(function)
     def placed(*, threads: int, device: str, **options: Any) -> None:

@@ -54,7 +54,7 @@ def augment(image: Tensor, spec: DataSet, generator: torch.Generator) -> Tensor:
 
 
 def _untold(_done: int, _total: int) -> None:
-    """Progress that nobody watches."""
+    """Report no progress."""
 
 
 def train_epoch(
@@ -62,9 +62,9 @@ def train_epoch(
 ) -> float:
     """Run one of `epochs` epochs and return its mean loss, in nats an image.
 
-    `tell` is given the steps done and those of the epoch, after each. The learning rate falls
-    along a half cosine from the recipe's to 0 at the end of the last epoch. It's computed from the
-    step alone, so that a resumed run needs no scheduler state.
+    `tell` is called after each step with the steps done and those of the epoch. The learning rate
+    falls along a half cosine from the recipe's to 0 at the end of the last epoch. It's computed
+    from the step alone, so that a resumed run needs no scheduler state.
 
     Raises DivergedError when the loss or a weight is no longer a number.
     """
@@ -99,7 +99,7 @@ def train_epoch(
         tell(step + 1, len(batches))
     if run.twist is not None and run.epoch + 1 == epochs:
         _distort(run.twist.finish, run, len(batches) - 1, lr)
-    # The last step's weights were given to no loss yet; saved, they would spoil the checkpoint.
+    # No loss has been computed from the last step's weights yet; they could spoil the checkpoint.
     for name, weight in run.network.state_dict().items():
         if not bool(torch.isfinite(weight).all()):
             raise _diverged(run, len(batches) - 1, lr, f"{name} is no longer finite")
@@ -123,12 +123,12 @@ def _diverged(run: Run, step: int, lr: float, what: str) -> DivergedError:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network's weights are."""
+    """Return the device that holds a network's weights."""
     return next(network.parameters()).device
 
 
 def _hits(network: nn.Module, data: Data) -> Tensor:
-    """Whether the largest logit of each image is at its label, shape (n,)."""
+    """Return whether the largest logit of each image is at its label, shape (n,)."""
     network.eval()
     device = device_of(network)
     with torch.no_grad():
@@ -141,18 +141,18 @@ def _hits(network: nn.Module, data: Data) -> Tensor:
 
 
 def accuracy(network: nn.Module, data: Data) -> float:
-    """Fraction of the images whose largest logit is at their label."""
+    """Return the fraction of the images whose largest logit is at their label."""
     return int(_hits(network, data).sum()) / len(data.label)
 
 
 def class_accuracy(network: nn.Module, data: Data, classes: int = 10) -> list[float]:
-    """The same of each class' images alone; NaN for a class without any."""
+    """Return the accuracy on the images of each class; NaN for a class without any."""
     hits = _hits(network, data)
     return [float(hits[data.label == label].float().mean()) for label in range(classes)]
 
 
 def exported_accuracy(model: bytes, data: Data) -> float:
-    """Accuracy of an exported model, in ONNX Runtime."""
+    """Return the accuracy of an exported model in ONNX Runtime."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     hits = 0
     pairs = zip(
@@ -207,7 +207,7 @@ def train_model(
 ) -> Run:
     """Train up to `epochs` epochs in all, from the checkpoint if there is one.
 
-    What is trained is the recipe's network and twist, or those given. Ctrl-C ends the process;
+    It trains the recipe's network and twist, or `network` and `twist`. Ctrl-C ends the process;
     what was trained until then is in the checkpoint.
     """
     torch.set_num_threads(place.threads)

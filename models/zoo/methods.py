@@ -25,8 +25,9 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.registry import choose_passes
-from onnxlr.model.graph import Names, opset, to_proto
+from onnxlr.model.graph import Names, opset
 from onnxlr.model.load import load
+from onnxlr.model.protobuf import to_proto
 from onnxlr.plan.plan import Decision
 from onnxlr.prepare.prepared import prepare
 from onnxlr.rewrite.graph import replace_layer

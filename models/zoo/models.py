@@ -85,7 +85,7 @@ class ZooModel:
     file : str
         The model in the package, or the weights that it is exported from.
     metric : str or None
-        None leaves the choice to onnxlr; see ``zoo_tasks`` for those of a task.
+        None leaves the choice to onnxlr; ``models.zoo.tasks`` has those of the tasks.
     max_drop : float
         Largest loss of the metric.
     """
@@ -117,7 +117,7 @@ class ZooModel:
 _RAPIDOCR = Package("rapidocr-onnxruntime", "1.4.4", "*_PP-OCRv4_*.onnx")
 
 # A loss of the task's metric, of agreement or of cosine is allowed to be 1%. Where no photo would
-# show a difference (OpenNSFW's two scores give every harmless one the same class, NudeNet finds
+# show a difference (OpenNSFW's two scores give every harmless one the same class, NudeNet detects
 # nothing on them) it is a relative error of the outputs of 5%.
 ZOO = (
     ZooModel(
@@ -261,8 +261,8 @@ def _export_crepe(weights: Path, out: Path) -> None:
     with torch.no_grad():
         expected = network(frames).numpy()  # (8, 360)
     for part in (slice(0, 8), slice(0, 1)):
-        (found,) = session.run(["pitch"], {"frames": frames[part].numpy()})
-        difference = float(np.abs(found - expected[part]).max())
+        (pitch,) = session.run(["pitch"], {"frames": frames[part].numpy()})
+        difference = float(np.abs(pitch - expected[part]).max())
         if not difference <= _EXPORT_TOLERANCE:
             raise ZooError(
                 f"{out.name} not written: ONNX Runtime differs from PyTorch by "
