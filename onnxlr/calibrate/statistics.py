@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.model.graph import auto_pad, int_attr, ints_attr
+from onnxlr.model.attributes import auto_pad, int_attr, ints_attr
 from onnxlr.types import Array
 
 _WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives

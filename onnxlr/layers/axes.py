@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxlr.model.graph import constant, int_attr, ints_attr, is_standard
+from onnxlr.model.attributes import int_attr, ints_attr
+from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 
 Count = int | None
 

@@ -12,7 +12,9 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.macs import is_fixed, shape_of
 from onnxlr.layers.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
 from onnxlr.layers.tracing import Trace, foreign_user, trace
-from onnxlr.model.graph import constant, int_attr, ints_attr, is_standard
+from onnxlr.model.attributes import int_attr, ints_attr
+from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
 _LARGEST = 1e100  # of a weight's values: squares, and sums of them, stay in range

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
 from onnxlr.layers.operators import Kind
-from onnxlr.model.graph import constant, int_attr, values_of
+from onnxlr.model.attributes import int_attr
+from onnxlr.model.constants import constant, values_of
 from onnxlr.types import Shape
 
 T = TypeVar("T", bound=np.generic)

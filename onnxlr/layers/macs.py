@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxlr.layers.tracing import Trace, trace
-from onnxlr.model.graph import constant, int_attr, is_standard
+from onnxlr.model.attributes import int_attr
+from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
 HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose")

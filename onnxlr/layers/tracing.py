@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from onnxlr.model.graph import constant, int_attr, ints_attr, is_standard
+from onnxlr.model.attributes import int_attr, ints_attr
+from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 
 _VIEWS = ("Identity", "Transpose", "Cast")
 

@@ -12,7 +12,7 @@ from onnxlr.layers.kernel import Kernel, kernel_of
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.base import ChainPass
 from onnxlr.methods.writer import AttributeValue, Writer, integers
-from onnxlr.model.graph import auto_pad, ints_attr
+from onnxlr.model.attributes import auto_pad, ints_attr
 from onnxlr.types import Array, Rank, Shape
 
 

@@ -19,7 +19,8 @@ from onnxlr.model.checks import (
     check_versions,
 )
 from onnxlr.model.external import FileStamp, external_files, read_inner
-from onnxlr.model.graph import TRAINING_INFO, all_graphs, serialize
+from onnxlr.model.graph import all_graphs
+from onnxlr.model.protobuf import TRAINING_INFO, serialize
 from onnxlr.model.topology import check_topology
 
 DataStamps = tuple[tuple[str, FileStamp], ...]

@@ -3,8 +3,8 @@
 import onnx
 
 from onnxlr.errors import ModelError, one_line
-from onnxlr.model.graph import to_proto
 from onnxlr.model.load import Source
+from onnxlr.model.protobuf import to_proto
 
 
 def run_onnx_checker(source: Source) -> None:

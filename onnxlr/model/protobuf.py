@@ -1,4 +1,4 @@
-"""Walks over a model's protocol buffers."""
+"""ONNX protocol buffers: walking over their messages, and writing them as bytes."""
 
 import math
 from collections.abc import Iterator
@@ -7,20 +7,25 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import EncodeError, Message
+
+from onnxlr.errors import ModelError
+
+PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message
+TRAINING_INFO = "onnxlr_training_info"  # where a graph's ``meta`` keeps the model's training_info
 
 
-def messages_in(*begin: Message) -> Iterator[Any]:
-    """These messages and all within, but for what tensors hold."""
-    waiting = list(begin)
-    while waiting:
-        message = waiting.pop()
+def messages_in(*roots: Message) -> Iterator[Any]:
+    """These messages and all messages within them, but none within a tensor."""
+    stack = list(roots)
+    while stack:
+        message = stack.pop()
         yield message
         if isinstance(message, onnx.TensorProto):
             continue
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_MESSAGE:
-                waiting += (value,) if isinstance(value, Message) else value
+                stack += (value,) if isinstance(value, Message) else value
 
 
 def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -31,11 +36,13 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-PROTOBUF_LIMIT = 2**31 - 1
+def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model: in graphs, bodies, functions, attributes and training_info."""
+    return (m for m in messages_in(proto) if isinstance(m, onnx.TensorProto))
 
 
 def tensor_nbytes(tensor: onnx.TensorProto) -> int | None:
-    """Bytes that a tensor's elements take; None for strings and types unknown here."""
+    """Bytes that a tensor's elements take; None for strings and for types unknown to onnx-ir."""
     try:
         kind = ir.DataType(tensor.data_type)
         bits = int(kind.bitwidth)
@@ -44,6 +51,33 @@ def tensor_nbytes(tensor: onnx.TensorProto) -> int | None:
     return -(-math.prod(int(d) for d in tensor.dims) * bits // 8)
 
 
-def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Wherever they are: in graphs, bodies, functions, attributes and training."""
-    return (m for m in messages_in(proto) if isinstance(m, onnx.TensorProto))
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """A model as a protocol buffer that holds what the file held, no more and no less.
+
+    onnx-ir adds descriptions of initializers to ``value_info``, which are removed here, and has no
+    place for ``training_info``, which is put back.
+    """
+    proto = ir.to_proto(model)
+    proto.training_info.extend(model.graph.meta.get(TRAINING_INFO, ()))
+    initializers = {t.name for t in proto.graph.initializer}
+    value_info = [v for v in proto.graph.value_info if v.name not in initializers]
+    if len(value_info) != len(proto.graph.value_info):
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(value_info)
+    return proto
+
+
+def serialize(proto: onnx.ModelProto, label: str) -> bytes:
+    """A model as bytes, the same for the same model.
+
+    Raises
+    ------
+    ModelError
+        If it is past protobuf's 2 GB.
+    """
+    try:
+        return bytes(proto.SerializeToString(deterministic=True))
+    except (ValueError, EncodeError):
+        raise ModelError(
+            f"{label} is past protobuf's 2 GB: save it with its weights as external data"
+        ) from None

@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import OutputError
-from onnxlr.model.graph import all_graphs, serialize, to_proto
+from onnxlr.model.graph import all_graphs
 from onnxlr.model.load import Source, check_unchanged
-from onnxlr.model.protobuf import PROTOBUF_LIMIT
+from onnxlr.model.protobuf import PROTOBUF_LIMIT, serialize, to_proto
 from onnxlr.system.files import default_file_mode, write_failure
 
 _DATA = "weights-"  # what external data made here are called, with their digest and .data

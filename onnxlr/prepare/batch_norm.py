@@ -3,19 +3,17 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxlr.model.attributes import float_attr, int_attr
+from onnxlr.model.constants import constant, to_float64
 from onnxlr.model.graph import (
     DEFAULT_VALUES_IR,
     Names,
     add_initializer,
     all_graphs,
-    constant,
     copy_metadata,
-    float_attr,
-    int_attr,
     is_standard,
     opset,
     remove_unused,
-    to_float64,
 )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir as ir
 
-from onnxlr.model.graph import serialize, to_proto
 from onnxlr.model.load import Source
+from onnxlr.model.protobuf import serialize, to_proto
 from onnxlr.system.session import Machine, Session, open_exposed
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxlr.errors import ModelError, UsageError
-from onnxlr.model.graph import all_graphs, serialize, to_proto
+from onnxlr.model.graph import all_graphs
 from onnxlr.model.load import Source
+from onnxlr.model.protobuf import serialize, to_proto
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.prepare.synthetic import (
     find_runnable_shapes,
@@ -17,9 +18,10 @@ from onnxlr.prepare.synthetic import (
     parse_shapes,
     synthetic_feeds,
 )
+from onnxlr.system.deadline import trials_enabled
 from onnxlr.system.memory import available_memory, format_bytes
-from onnxlr.system.sandbox import Trial, trials_enabled
 from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.system.trial import Trial
 
 SYNTHETIC_SAMPLES = 8
 # Of the size of its weights, what the runtime takes while it opens a model: measured, rounded up.

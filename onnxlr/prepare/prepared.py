@@ -14,7 +14,7 @@ from onnxlr.errors import ModelError
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import heavy_nodes
-from onnxlr.model.graph import constant
+from onnxlr.model.constants import constant
 from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.prepare.functions import inline_functions

@@ -6,8 +6,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import ModelError
-from onnxlr.model.graph import serialize, to_proto
-from onnxlr.system.sandbox import run_in_sandbox, trials_enabled
+from onnxlr.model.protobuf import serialize, to_proto
+from onnxlr.system.deadline import trials_enabled
+from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, open_exposed
 from onnxlr.types import Shape
 

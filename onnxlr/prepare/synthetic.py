@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from onnxlr.errors import CrashError, ModelError, UsageError
 from onnxlr.layers.tracing import trace
-from onnxlr.model.graph import constant, int_attr, is_standard
+from onnxlr.model.attributes import int_attr
+from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.system.session import Feed
 from onnxlr.types import Shape
 

@@ -1,4 +1,4 @@
-"""Linear algebra on one thread, for as long as anybody in this process needs it."""
+"""Linear algebra on one thread, for as long as any thread of this process asks for it."""
 
 import threading
 from collections.abc import Iterator
@@ -14,15 +14,16 @@ _limits: threadpool_limits | None = None
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread of linear algebra: sums come out the same, and small products aren't handed about.
+    """Limit linear algebra to one thread within the context.
 
-    The limit is the whole process's: of several that ask for it at once, in threads, the first sets
-    it, and the last puts back what was there before.
+    Sums then come out the same everywhere, and small products aren't passed between threads. The
+    limit holds for the whole process. Of several threads that ask for it at once, the first sets
+    it, and the last restores the previous one.
     """
     global _users, _limits
     with _LOCK:
         if _users == 0:
-            _take_over()
+            _clear_controlling_thread()
             _limits = threadpool_limits(1)
         _users += 1
     try:
@@ -31,13 +32,13 @@ def one_blas_thread() -> Iterator[None]:
         with _LOCK:
             _users -= 1
             if _users == 0 and _limits is not None:
-                _take_over()
+                _clear_controlling_thread()
                 _limits.restore_original_limits()
-                _take_over()
+                _clear_controlling_thread()
 
 
-def _take_over() -> None:
-    """Newer versions of threadpoolctl listen to the thread alone that has set a limit first."""
+def _clear_controlling_thread() -> None:
+    """Let this thread set limits: newer threadpoolctl obeys only the thread that set one first."""
     openblas = getattr(threadpoolctl, "OpenBLASController", None)
     if (clear := getattr(openblas, "clear_controlling_thread", None)) is not None:
         clear(force=True)

@@ -1,13 +1,13 @@
-"""What runs leave behind for the next one: numbers as JSON, and arrays, in a folder."""
+"""The cache: results that runs leave for later runs, numbers as JSON and arrays as .npz files."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,31 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from onnxlr.system.files import TEMPORARY_PREFIX, replacement
+from onnxlr.system.files import TEMPORARY_PREFIX, read_json, replacement, write_json
 from onnxlr.system.npz import read_npz
 from onnxlr.version import __version__
 
-ENTRY_POINTS = "onnxlr.passes"  # where packages announce what they bring
+ENTRY_POINTS = "onnxlr.passes"  # the group in which packages announce their passes
 FOLDER_VARIABLE = "ONNXLR_CACHE"
-_NAMES = "names"
-OFF = "off"
-_OWN = re.compile(r"[a-z]+-[0-9a-f]{20}\.npz")  # a folder that is named may hold other files too
-_ABANDONED = 3600.0  # seconds after which a file that was begun won't be finished
-MOST_BYTES = 2 << 30  # of arrays: those not asked for the longest go first
+OFF = "off"  # value of the variable that turns the cache off
+MOST_BYTES = 2 << 30  # of arrays: those that weren't read for the longest time go first
+_NAMES = "names"  # the array that lists the names of the others
+# The cache deletes only files of this form: the folder may be the user's and hold other files.
+_ENTRY_FILE = re.compile(r"[a-z]+-[0-9a-f]{20}\.npz")
+_ABANDONED_SECONDS = 3600.0  # after which an unfinished file won't be finished
 
 
 class Cache:
-    """Entries by kind and key in a folder. A cache: what can't be read or written is done without.
+    """Entries in a folder, each with a kind and a key.
+
+    An entry that can't be read counts as absent, and one that can't be written is left out.
 
     Parameters
     ----------
     folder : Path or None
-        None keeps nothing.
+        For None, nothing is kept.
+    most_bytes : int
+        Bytes of all arrays together.
 
     Examples
     --------
@@ -45,27 +50,27 @@ class Cache:
     {}
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, most_bytes: int = MOST_BYTES) -> None:
+        self._folder, self._most_bytes = folder, most_bytes
 
     def path(self, kind: str, key: str) -> Path | None:
-        """The JSON file of an entry, which need not exist; None where nothing is kept."""
+        """The path of an entry's JSON file, which need not exist; None where nothing is kept."""
         return None if self._folder is None else self._folder / f"{kind}-{key}.json"
 
     def read(self, kind: str, key: str) -> dict[str, Any]:
-        """The rows of an entry; empty if there is none that is as it was written."""
+        """The rows of an entry; empty if there is none, or if it was changed or damaged."""
         path = self.path(kind, key)
-        found = read_json(path) if path is not None else {}
-        rows = found.get("rows")
-        return rows if isinstance(rows, dict) and found.get("digest") == _digest(rows) else {}
+        entry = read_json(path) if path is not None else {}
+        rows = entry.get("rows")
+        return rows if isinstance(rows, dict) and entry.get("digest") == _digest(rows) else {}
 
     def write(self, kind: str, key: str, rows: Mapping[str, Any]) -> None:
-        """Add rows to an entry in one step: those that another run has added meanwhile stay."""
+        """Add rows to an entry in one step; rows that another run has added meanwhile stay."""
         if (path := self.path(kind, key)) is not None:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                whole = self.read(kind, key) | dict(rows)
-                write_json(path, {"digest": _digest(whole), "rows": whole})
+                merged = self.read(kind, key) | dict(rows)
+                write_json(path, {"digest": _digest(merged), "rows": merged})
 
     def read_arrays(self, kind: str, key: str) -> dict[str, NDArray[Any]]:
         """The arrays of an entry; empty if there are none that can be read."""
@@ -73,23 +78,23 @@ class Cache:
             return {}
         path = self._folder / f"{kind}-{key}.npz"
         try:
-            if not path.is_file():  # a pipe would be waited for
+            if not path.is_file():  # reading a pipe would wait for ever
                 return {}
-            found = read_npz(path)
+            numbered = read_npz(path)
             path.touch()
-            names = json.loads(found[_NAMES].tobytes())
-            found = {name: found[str(i)] for i, name in enumerate(names)}
-        except Exception:  # whatever zip, zlib and NumPy trip over in a file that was damaged
+            names = json.loads(numbered[_NAMES].tobytes())
+            arrays = {name: numbered[str(i)] for i, name in enumerate(names)}
+        except Exception:  # whatever zip, zlib and NumPy raise for a damaged file
             return {}
-        return found
+        return arrays
 
     def write_arrays(self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Replace the arrays of an entry in one step, and keep the folder within its size."""
         size = sum(a.nbytes for a in arrays.values())
-        if self._folder is None or size > MOST_BYTES // 2:
+        if self._folder is None or size > self._most_bytes // 2:
             return
         path = self._folder / f"{kind}-{key}.npz"
-        # Names of layers may be what no name in an archive can be.
+        # Layers may have names that no member of an archive can have: arrays are numbered.
         numbered = {str(i): array for i, array in enumerate(arrays.values())}
         names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
         with contextlib.suppress(OSError):
@@ -97,78 +102,57 @@ class Cache:
             with replacement(path) as temporary, temporary.open("wb") as file:
                 # NumPy below 2.1 would store its `allow_pickle` as one more array.
                 np.savez(file, **{_NAMES: names}, **numbered)  # type: ignore[arg-type]
-            _trim(self._folder)
+            _trim(self._folder, self._most_bytes)
 
 
 def open_cache() -> Cache:
-    """The user's cache folder, or the one that the environment's ``ONNXLR_CACHE`` names.
+    """A cache in the user's cache folder, or where the environment's ``ONNXLR_CACHE`` says.
 
-    ``ONNXLR_CACHE=off`` keeps nothing.
+    With ``ONNXLR_CACHE=off`` nothing is kept.
     """
-    named = os.environ.get(FOLDER_VARIABLE, "")
-    if named == OFF:
+    folder = os.environ.get(FOLDER_VARIABLE, "")
+    if folder == OFF:
         return Cache(None)
-    if named:
-        return Cache(Path(named))
+    if folder:
+        return Cache(Path(folder))
     try:
         return Cache(Path(platformdirs.user_cache_dir("onnxlr", False)))
-    except RuntimeError:  # nobody has a home here
+    except RuntimeError:  # the user has no home folder
         return Cache(None)
 
 
 def key_of(*parts: object) -> str:
-    """A short digest of what an entry depends on: these values, by their ``repr``, and versions.
+    """The key of an entry that depends on these values: a digest of 20 hexadecimal characters.
 
-    Those of onnxlr, and of every package that brings passes: another version may factorize in
-    another way.
+    It covers the ``repr`` of each value, and the versions of onnxlr and of every package that
+    brings passes, since another version may factorize in another way.
     """
-    return hashlib.sha256(repr((__version__, _others(), *parts)).encode()).hexdigest()[:20]
+    text = repr((__version__, _pass_packages(), *parts))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-@cache
-def _others() -> tuple[tuple[str, str], ...]:
-    """Names and versions of all that brings passes but onnxlr itself."""
-    found = (entry.dist for entry in entry_points(group=ENTRY_POINTS))
-    named = {(dist.name, dist.version) for dist in found if dist is not None}
-    return tuple(sorted(pair for pair in named if pair[0] != "onnxlr"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty if it holds none."""
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Replace a file in one step.
-
-    Raises
-    ------
-    OSError
-        If it can't be written.
-    """
-    with replacement(path) as temporary:
-        temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+@functools.cache
+def _pass_packages() -> tuple[tuple[str, str], ...]:
+    """Names and versions of all packages that bring passes, except onnxlr itself."""
+    dists = (entry.dist for entry in entry_points(group=ENTRY_POINTS))
+    versions = {(dist.name, dist.version) for dist in dists if dist is not None}
+    return tuple(sorted(pair for pair in versions if pair[0] != "onnxlr"))
 
 
 def _digest(rows: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _trim(folder: Path) -> None:
-    for abandoned in folder.glob(f"{TEMPORARY_PREFIX}*"):  # by a run that was killed
+def _trim(folder: Path, most_bytes: int) -> None:
+    """Delete unfinished files of killed runs, and the oldest arrays beyond ``most_bytes``."""
+    for temporary in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if time.time() - abandoned.stat().st_mtime > _ABANDONED:
-                abandoned.unlink()
-    own = [path for path in folder.glob("*.npz") if _OWN.fullmatch(path.name)]
-    files = sorted(own, key=lambda p: p.stat().st_mtime, reverse=True)
-    held = 0
+            if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+                temporary.unlink()
+    entries = [path for path in folder.glob("*.npz") if _ENTRY_FILE.fullmatch(path.name)]
+    files = sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)
+    total = 0
     for file in files:
-        held += file.stat().st_size
-        if held > MOST_BYTES:
+        total += file.stat().st_size
+        if total > most_bytes:
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How processes of our own are started and ended, through loky."""
+"""Worker processes: how pools of them are started and stopped, through loky and joblib."""
 
 import contextlib
 import multiprocessing.resource_tracker
@@ -13,21 +13,29 @@ from typing import Any
 import psutil
 
 from onnxlr.errors import UsageError, one_line
-from onnxlr.system.signals import end_signals_blocked, exit_with_parent
+from onnxlr.system.process import exit_with_parent
+from onnxlr.system.signals import end_signals_blocked
 
-# What says that there are none to be had: no room for files, no semaphores, which some systems let
-# nobody have, or this one serves a pool whose processes may have no children.
+# Raised where no processes can be started: there is no room for files, the system has no
+# semaphores, or this process is a worker of a pool that allows its workers no children.
 NO_PROCESS_ERRORS = (OSError, AssertionError, ImportError)
-# Of processes that are begun by ``python -m``: modules in the working folder are none of theirs.
+# For processes that start by ``python -m``: they must not import modules of the working folder.
 WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
+_ENVIRONMENT_LOCK = threading.RLock()  # the environment belongs to the whole process
 
 
 def import_joblib() -> Any:
-    """Imported late: it takes a fifth of a second, and most commands never need it."""
-    if sys.stderr is None:  # it flushes what a program without a console hasn't got
+    """The joblib module. It takes a fifth of a second to import, and most commands don't need it.
+
+    Raises
+    ------
+    UsageError
+        If joblib refuses what the environment sets for it.
+    """
+    if sys.stderr is None:  # joblib flushes it, and a program without a console has none
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     with warnings.catch_warnings():
-        # Where there are no semaphores; ``map`` does without processes then.
+        # Printed where there are no semaphores; ``Pool.map`` then works without processes.
         warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
         try:
             import joblib
@@ -40,58 +48,72 @@ def import_joblib() -> Any:
 
 
 def import_loky() -> Any:
-    """Loky, and trackers under way: they clear away what a killed run leaves, without a word."""
+    """The loky module, with its resource trackers running.
+
+    The trackers are processes that clear away what a killed run leaves behind.
+    """
     import_joblib()
     from joblib.externals import loky  # joblib itself does without it where there are no semaphores
 
-    # A process that has grown is replaced by a fresh one: nothing the user should hear of. It is
-    # said in a thread of the pool's.
+    # A worker that has grown is replaced by a fresh one, which is no news for the user. The
+    # warning comes from a thread of the pool.
     warnings.filterwarnings("ignore", message="A worker stopped")
-    with _ENVIRONMENT:
-        _begin_trackers()
+    with _ENVIRONMENT_LOCK:
+        _start_trackers()
     return loky
 
 
-def _begin_trackers() -> None:
-    """In silence, and deaf to what asks to end: they end by themselves, with the last of us."""
+def _start_trackers() -> None:
+    """Start the trackers without their output, and with ``END_SIGNALS`` blocked.
+
+    They end by themselves after the last process that uses them.
+    """
     from joblib.externals.loky.backend import resource_tracker
 
     silent = WORKER_ENVIRONMENT | {"PYTHONWARNINGS": "ignore"}
-    given = {k: v for k, v in os.environ.items() if k in silent}
+    previous = {k: v for k, v in os.environ.items() if k in silent}
     os.environ.update(silent)
     try:
-        with end_signals_blocked(), contextlib.suppress(OSError):  # the pool will say so
+        with end_signals_blocked(), contextlib.suppress(OSError):  # the pool will report it
             resource_tracker.ensure_running()
-            if os.name == "posix":  # each worker is told of that of the standard library too
+            if os.name == "posix":  # each worker uses that of the standard library too
                 multiprocessing.resource_tracker.ensure_running()
     finally:
         for name in silent:
             del os.environ[name]
-        os.environ.update(given)
+        os.environ.update(previous)
 
 
 def start_pool(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """A pool whose processes were begun deaf to what asks to end: that is for us to answer.
+    """An executor made by ``make``, its processes started with ``END_SIGNALS`` blocked.
 
-    It is asked of all that a terminal has begun, and before ``follow`` they would print their own.
+    A terminal sends them to every process. Only the parent is to answer: before
+    ``initialize_worker`` has run, a worker would print a traceback.
     """
     with end_signals_blocked():
         executor = make(*args, **options)
-        executor.submit(int)  # the first piece begins them, and the thread that begins later ones
+        executor.submit(int)  # the first task starts them, and the thread that starts later ones
     return executor
 
 
 def forget_pool_after_fork() -> None:
-    """After a fork the pool is the parent's, and nobody here would tend it."""
+    """Forget loky's shared pool in a forked process: its workers belong to the parent."""
     loky = sys.modules.get("joblib.externals.loky.reusable_executor")
     if loky is not None:
         loky._executor = None  # type: ignore[attr-defined]
 
 
 def initialize_worker(parent: int, by_kernel: bool) -> None:
-    """End this process when the one that began it is no more, however that ended.
+    """Set up a worker process: it prints nothing, and ends when its parent has ended.
 
-    What it has to say comes back as an error, or is told by its end: it prints nothing.
+    Its failures reach the parent as exceptions, or by the end of the process.
+
+    Parameters
+    ----------
+    parent : int
+        Process id of the parent.
+    by_kernel : bool
+        See ``exit_with_parent``.
     """
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -99,15 +121,12 @@ def initialize_worker(parent: int, by_kernel: bool) -> None:
 
 
 def kill_pool(executor: Any) -> None:
-    """End a pool of processes now, whatever they do.
+    """Kill the worker processes of an executor, whatever they are doing.
 
-    Its own way to do that may trip over a result that comes in at the same time; processes that die
-    it knows how to bury.
+    Loky's own way to kill them may fail when a result arrives at the same time; workers that die
+    by themselves it handles well.
     """
     for pid in list(executor._processes or ()):
         with contextlib.suppress(psutil.Error):
             psutil.Process(pid).kill()
     executor.shutdown(wait=True)
-
-
-_ENVIRONMENT = threading.RLock()  # is the process's

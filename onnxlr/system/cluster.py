@@ -1,4 +1,4 @@
-"""The workers of a dask cluster, for ``--dask ADDRESS``."""
+"""A dask cluster whose workers compute for a pool, for ``--dask ADDRESS``."""
 
 import asyncio
 import contextlib
@@ -20,36 +20,46 @@ from onnxlr.version import __version__
 
 T = TypeVar("T")
 
-# Bytes that are sent in one piece at most; models and their weights are never sent.
+# The most bytes that are sent in one piece; models and their weights are never sent.
 MOST_SENT = 1 << 30
 _ADDRESS = re.compile(r"([a-z]+://)?(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]+")
-_CONNECT = 15.0  # seconds for the scheduler to answer
-_PATIENCE = 30.0  # seconds without any worker, after which the work goes on here
-_BYTES_A_SECOND = 5e6  # that a slow network takes
-_SILENT = 300.0  # seconds that a worker may say nothing
-_RETRIES = 3  # of a piece whose worker went away
+_CONNECT_SECONDS = 15.0  # for the scheduler to answer
+_WORKER_SECONDS = 30.0  # without any worker, after which the work goes on in this process
+_BYTES_A_SECOND = 5e6  # speed of a slow network
+_SILENT_SECONDS = 300.0  # without a message, after which a worker counts as frozen
+_RETRIES = 3  # of a task whose worker went away
 
 
 class Cluster:
-    """A connection to a scheduler, with what it has sent and received counted.
+    """A connection to a dask scheduler, which counts what it sends and receives.
 
-    The model is read by each worker from the path it has here, and held against its digest. What
-    crosses the wire are the samples and what is known of layers, once, then a name, a rank and at
-    most a layer's covariance for each piece of work, and factors and figures back.
+    Each worker reads the model from the path it has here and checks its digest. Samples and
+    statistics of layers are sent once. A task then is a name, a rank and at most a layer's
+    covariance, and its result factors and figures.
 
     Parameters
     ----------
     address : str
-        Of the scheduler: ``tcp://host:8786``.
+        Address of the scheduler: ``tcp://host:8786``.
+
+    Attributes
+    ----------
+    executor : Executor
+        It takes tasks.
+    count : int
+        Number of workers.
+    sent, received : int
+        Bytes so far.
 
     Raises
     ------
     UsageError
-        If the address is none.
+        If that is no address.
     RuntimeMissingError
         If dask isn't installed.
     ClusterError
-        If there is no scheduler, no worker, or workers with other versions, whose sums differ.
+        If there is no scheduler or no worker, or if a worker has other versions of what sums depend
+        on.
     """
 
     def __init__(self, address: str) -> None:
@@ -65,37 +75,44 @@ class Cluster:
             )
         self.address = address
         self.sent = self.received = 0
-        self._hushed = contextlib.ExitStack()
-        self._hushed.enter_context(_quiet())
+        self._silence = contextlib.ExitStack()
+        self._silence.enter_context(_silent_loggers())
         try:
-            kind = _within(_CONNECT, lambda: asyncio.run(_kind(address)))
+            kind = _call_within(_CONNECT_SECONDS, lambda: asyncio.run(_kind_at(address)))
             if kind != "Scheduler":
                 raise ConnectionError(f"what is there is a {kind}")
-            self._client = Client(address, timeout=_CONNECT, set_as_default=False)
-        except Exception as error:  # what an address and a network may do is the library's secret
-            self._hushed.close()
+            self._client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except Exception as error:  # dask lists no errors for a bad address or network
+            self._silence.close()
             raise ClusterError(
                 f"no dask scheduler answers at {address}: {one_line(error)}; start one with "
                 "`dask scheduler`, and workers with `dask worker ADDRESS`"
             ) from None
         self._empty_since: float | None = None
-        self._heard: dict[str, tuple[Any, float]] = {}  # what each said last, and when that came
+        # By worker: dask's time of its latest message, and the time here when that changed.
+        self._last_seen: dict[str, tuple[Any, float]] = {}
         try:
-            self.count = self._greeted()
+            self.count = self._check_workers()
         except BaseException:
             self.close()
             raise
         self.executor: Executor = self._client.get_executor(pure=False, retries=_RETRIES)
 
-    def _greeted(self) -> int:
-        """The number of workers; all must be able to do what is done here."""
+    def _check_workers(self) -> int:
+        """Count the workers; each must have the same versions as this process.
+
+        Raises
+        ------
+        ClusterError
+            If one has others or doesn't answer, or if there are none.
+        """
         try:
-            workers = list(self._workers())
-            asked = [
-                self._client.submit(_versions, workers=[w], allow_other_workers=False, pure=False)
-                for w in workers
+            addresses = list(self._workers())
+            futures = [
+                self._client.submit(_versions, workers=[a], allow_other_workers=False, pure=False)
+                for a in addresses
             ]
-            found = dict(zip(workers, self._answers(asked), strict=True))
+            answers = dict(zip(addresses, self._results(futures), strict=True))
         except ClusterError:
             raise
         except Exception as error:
@@ -103,50 +120,60 @@ class Cluster:
                 f"the workers at {self.address} can't run onnxlr ({one_line(error)}): install the "
                 "same versions there as here"
             ) from None
-        if not found:
+        if not answers:
             raise ClusterError(
                 f"the scheduler at {self.address} has no workers: start some with "
                 f"`dask worker {self.address}`"
             )
-        own = _versions()
-        for worker, versions in sorted(found.items()):
-            other = {k: v for k, v in versions.items() if own[k] != v}
+        here = _versions()
+        for worker, versions in sorted(answers.items()):
+            other = {k: v for k, v in versions.items() if here[k] != v}
             if other:
                 raise ClusterError(
                     f"the worker {worker} has {_listed(other)}, here it is "
-                    f"{_listed({k: own[k] for k in other})}: sums would differ, install the same"
+                    f"{_listed({k: here[k] for k in other})}: sums would differ, install the same"
                 )
-        return len(found)
+        return len(answers)
 
-    def _answers(self, asked: list[Any]) -> list[dict[str, str]]:
-        ends = time.monotonic() + _PATIENCE
+    def _results(self, futures: list[Any]) -> list[dict[str, str]]:
+        end = time.monotonic() + _WORKER_SECONDS
         try:
-            return [future.result(max(0.1, ends - time.monotonic())) for future in asked]
+            return [future.result(max(0.1, end - time.monotonic())) for future in futures]
         except TimeoutError:
-            silent = sum(not future.done() for future in asked)
+            silent = sum(not future.done() for future in futures)
             raise ClusterError(
-                f"{silent} of {len(asked)} workers at {self.address} don't answer within "
-                f"{_PATIENCE:.0f} s: end them, or wait until they are free"
+                f"{silent} of {len(futures)} workers at {self.address} don't answer within "
+                f"{_WORKER_SECONDS:.0f} s: end them, or wait until they are free"
             ) from None
 
     def share(self, blob: bytes) -> Any:
-        """Hand over what all pieces have in common: once to each worker that needs it."""
+        """Send bytes that all tasks have in common, once to each worker that needs them.
+
+        Returns
+        -------
+        A future, which workers get as the bytes.
+
+        Raises
+        ------
+        TimeoutError
+            If the cluster doesn't take them in time, or is lost.
+        """
         self.count_sent(len(blob))
-        ends = time.monotonic() + 2 * _PATIENCE + len(blob) / _BYTES_A_SECOND
-        handed = _begun(lambda: self._client.scatter(blob, hash=False))
-        while not handed.done():
-            wait([handed], POLL_SECONDS)
-            if not handed.done() and (self.lost(None) or time.monotonic() > ends):
+        end = time.monotonic() + 2 * _WORKER_SECONDS + len(blob) / _BYTES_A_SECOND
+        scattered = _start(lambda: self._client.scatter(blob, hash=False))
+        while not scattered.done():
+            wait([scattered], POLL_SECONDS)
+            if not scattered.done() and (self.lost(None) or time.monotonic() > end):
                 raise TimeoutError
-        return handed.result()
+        return scattered.result()
 
     def count_sent(self, nbytes: int) -> None:
-        """Count what is sent.
+        """Add to the bytes sent.
 
         Raises
         ------
         ClusterError
-            If it is more than ``MOST_SENT``.
+            If these are more than ``MOST_SENT``.
         """
         if nbytes > MOST_SENT:
             raise ClusterError(
@@ -156,83 +183,87 @@ class Cluster:
         self.sent += nbytes
 
     def count_received(self, nbytes: int) -> None:
-        """Count what came back."""
+        """Add to the bytes received."""
         self.received += nbytes
 
     def lost(self, error: BaseException | None) -> bool:
-        """Whether an error comes from a cluster that fell apart; without one, whether it did."""
+        """Whether an error means that the cluster is lost; for None, whether it is lost now."""
         from distributed import KilledWorker
         from distributed.comm.core import CommClosedError
 
         if error is not None:
-            gone = (CancelledError, CommClosedError, KilledWorker, TimeoutError)
-            named = type(error).__name__ in ("FutureCancelledError", "LostWorkerError")
-            silent = isinstance(error, OSError) and "trying to connect" in str(error)
-            return isinstance(error, gone) or named or silent
+            kinds = (CancelledError, CommClosedError, KilledWorker, TimeoutError)
+            if isinstance(error, kinds):
+                return True
+            if type(error).__name__ in ("FutureCancelledError", "LostWorkerError"):
+                return True
+            return isinstance(error, OSError) and "trying to connect" in str(error)
         if self._client.status not in ("running", "connecting"):
             return True
         now = time.monotonic()
         try:
-            alive = self._alive(now)
+            alive = self._has_live_worker(now)
         except Exception:  # the scheduler doesn't answer now; it may in a moment
             alive = False
         if alive:
             self._empty_since = None
             return False
         self._empty_since = self._empty_since or now
-        return now - self._empty_since > _PATIENCE
+        return now - self._empty_since > _WORKER_SECONDS
 
     def _workers(self) -> Mapping[str, Mapping[str, Any]]:
-        found: Mapping[str, Mapping[str, Any]] = _within(
-            _CONNECT, lambda: self._client.scheduler_info(n_workers=-1)["workers"]
+        """What the scheduler says of each worker, by address."""
+        workers: Mapping[str, Mapping[str, Any]] = _call_within(
+            _CONNECT_SECONDS, lambda: self._client.scheduler_info(n_workers=-1)["workers"]
         )
-        return found
+        return workers
 
-    def _alive(self, now: float) -> bool:
+    def _has_live_worker(self, now: float) -> bool:
         """Whether a worker is there that works.
 
-        One that says nothing may be frozen, or its linear algebra lets nothing else have a turn:
-        only after as long as dask itself waits is it taken for the former. One that dask has
-        paused, for want of memory, takes nothing on.
+        One that sends no messages may be frozen, or its linear algebra lets no other thread run:
+        it counts as frozen only after as long as dask itself waits. One that dask has paused, for
+        want of memory, takes no tasks.
         """
-        found = self._workers()
-        heard = {address: worker.get("last_seen") for address, worker in found.items()}
-        self._heard = {
-            address: self._heard[address]
-            if address in self._heard and self._heard[address][0] == said
-            else (said, now)
-            for address, said in heard.items()
+        workers = self._workers()
+        last_seen = {address: worker.get("last_seen") for address, worker in workers.items()}
+        self._last_seen = {
+            address: self._last_seen[address]
+            if address in self._last_seen and self._last_seen[address][0] == seen
+            else (seen, now)
+            for address, seen in last_seen.items()
         }
         return any(
-            worker.get("status", "running") == "running" and now - self._heard[address][1] < _SILENT
-            for address, worker in found.items()
+            worker.get("status", "running") == "running"
+            and now - self._last_seen[address][1] < _SILENT_SECONDS
+            for address, worker in workers.items()
         )
 
     def close(self) -> None:
-        """Give the workers free; they and the scheduler stay."""
-        with self._hushed, contextlib.suppress(Exception):  # what was wanted of it is here
+        """Disconnect; the scheduler and its workers go on running."""
+        with self._silence, contextlib.suppress(Exception):  # all results have arrived
             self._client.close(timeout=5)
 
     def summary(self) -> str:
-        """What crossed the wire."""
+        """A line for the report: the number of workers, and the bytes sent and received."""
         return (
             f"computed by {self.count} workers at {self.address}: {format_bytes(self.sent)} sent, "
             f"{format_bytes(self.received)} received, the model read by each from its own path"
         )
 
 
-async def _kind(address: str) -> str:
-    """What listens at an address. A client would wait for its answer for ever."""
+async def _kind_at(address: str) -> str:
+    """What listens at an address, such as "Scheduler". A dask client would wait for ever."""
     from distributed import Security
     from distributed.core import rpc
 
-    given = Security().get_connection_args("client")
-    async with rpc(address, connection_args=given) as found:
-        return str((await found.identity())["type"])
+    args = Security().get_connection_args("client")
+    async with rpc(address, connection_args=args) as peer:
+        return str((await peer.identity())["type"])
 
 
-def _within(seconds: float, function: Callable[[], T]) -> T:
-    """What a function gives that may wait for ever for somebody else.
+def _call_within(seconds: float, function: Callable[[], T]) -> T:
+    """Call a function that may wait for ever, and return its result.
 
     Raises
     ------
@@ -240,28 +271,28 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
         If it takes longer.
     """
     try:
-        return _begun(function).result(seconds)
+        return _start(function).result(seconds)
     except TimeoutError:
         raise TimeoutError(f"no answer within {seconds:.0f} s") from None
 
 
-def _begun(function: Callable[[], T]) -> "Future[T]":
-    """What a function will give, called in a thread that keeps nobody."""
-    answer: Future[T] = Future()
+def _start(function: Callable[[], T]) -> "Future[T]":
+    """Call a function in a thread that doesn't keep the process alive; returns its future."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            answer.set_result(function())
+            future.set_result(function())
         except BaseException as error:
-            answer.set_exception(error)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return answer
+    return future
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the libraries of the cluster have to say comes back as errors, and is told once."""
+def _silent_loggers() -> Iterator[None]:
+    """Silence the loggers of dask: what they report arrives as errors, and is printed once."""
     levels = {
         name: logging.getLogger(name).level
         for name in list(logging.root.manager.loggerDict)
@@ -277,7 +308,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _versions() -> dict[str, str]:
-    """What sums depend on."""
+    """Versions of all that sums depend on."""
     import scipy
 
     return {

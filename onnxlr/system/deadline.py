@@ -1,21 +1,25 @@
-"""How long a run of ONNX Runtime may last, by looks at it and not by the clock."""
+"""How long ONNX Runtime may take to open and run a model, and whether models are tried first."""
 
 import os
 import time
 from collections.abc import Callable
 
-from onnxlr.errors import (
-    UsageError,
-)
+from onnxlr.errors import UsageError
 
-TRIAL_VARIABLE = "ONNXLR_TRIAL"  # of the environment: seconds for what is run first, or "off"
-SMALL_MODEL_SECONDS = 45.0  # seconds for opening and running what is small
-_BYTES_A_SECOND = 10e6  # more for what is large
-_LOOK = 1.0  # seconds between looks at what lasts
+TRIAL_VARIABLE = "ONNXLR_TRIAL"  # environment variable: seconds for a trial, or "off"
+_OFF = "off"
+SMALL_MODEL_SECONDS = 45.0  # for opening and running a small model
+_BYTES_A_SECOND = 10e6  # a large one has a second more for each of these
+_POLL_SECONDS = 1.0  # between two looks whether the work is done
+
+
+def trials_enabled() -> bool:
+    """Whether models that may crash are tried in the sandbox first."""
+    return os.environ.get(TRIAL_VARIABLE) != _OFF
 
 
 def trial_seconds(nbytes: int) -> float | None:
-    """Seconds that a model of this size has to open and run; None for as long as it likes.
+    """Seconds that a model of this size may take to open and run; None for no limit.
 
     Raises
     ------
@@ -23,7 +27,7 @@ def trial_seconds(nbytes: int) -> float | None:
         If ``ONNXLR_TRIAL`` is neither ``off`` nor a number of seconds.
     """
     text = os.environ.get(TRIAL_VARIABLE, "")
-    if text == "off":
+    if text == _OFF:
         return None
     if not text:
         return SMALL_MODEL_SECONDS + nbytes / _BYTES_A_SECOND
@@ -39,22 +43,36 @@ def trial_seconds(nbytes: int) -> float | None:
 
 
 class Deadline:
-    """So much time for something, a look after the other: who was halted on the way isn't late.
+    """A time limit for one or several pieces of work.
+
+    Only time spent waiting counts, at most a second between two looks: a process that was halted
+    meanwhile (Ctrl-Z, a closed lid) isn't late.
 
     Parameters
     ----------
     seconds : float
+
+    Attributes
+    ----------
+    left : float
+        Seconds that are left.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = self.left = seconds
 
-    def wait(self, look: Callable[[float], bool]) -> bool:
-        """Whether it comes in time; ``look`` waits for it for some seconds."""
+    def wait(self, is_done: Callable[[float], bool]) -> bool:
+        """Wait until the work is done; returns whether that was in time.
+
+        Parameters
+        ----------
+        is_done : callable
+            It waits for at most the seconds it gets, and returns whether the work is done.
+        """
         while self.left > 0:
-            seconds, started = min(_LOOK, self.left), time.perf_counter()
-            over = look(seconds)
+            seconds, started = min(_POLL_SECONDS, self.left), time.perf_counter()
+            done = is_done(seconds)
             self.left -= min(seconds, time.perf_counter() - started)
-            if over:
+            if done:
                 return True
         return False

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and folders that vanish with their run."""
+"""Files that are written completely or not at all, and temporary folders that runs can't leave."""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
@@ -9,36 +10,44 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from onnxlr.errors import OutputError
 
-TEMPORARY_PREFIX = ".onnxlr-"  # what files are called that are being written
-_WORKSPACE, _OWNER = ".onnxlr-run-", "owner"
+TEMPORARY_PREFIX = ".onnxlr-"  # begins the names of files that are being written
+_WORKSPACE_PREFIX, _OWNER = ".onnxlr-run-", "owner"
 
 
 def write_failure(path: Path, error: OSError) -> str:
-    """The line for an operating system error on writing."""
+    """The message for an operating system error on writing a file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{path}: the disk is full or the file size limit is reached; free some space"
     return f"can't write {path}: {error.strerror or error}; choose another place"
 
 
+def path_exists(path: Path) -> bool:
+    """Whether there is something at a path; False for names that the disk can't hold."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def workspace(out: Path | None) -> Iterator[Path]:
-    """A temporary folder beside the output, so that the last step is a rename.
+    """A temporary folder beside the output, so that the last step of writing it is a rename.
 
-    Folders that runs left behind which were killed are removed.
+    Folders that killed runs have left there are removed.
 
     Raises
     ------
     OutputError
-        If it can't be made.
+        If the folder can't be made.
     """
     parent = Path(tempfile.gettempdir()) if out is None else out.parent
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(_own_folder(parent))
+            folder = stack.enter_context(_locked_folder(parent))
             inner = folder / "model"
             inner.mkdir()
         except OSError as error:
@@ -48,7 +57,7 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
-    """A folder that is gone afterwards, as far as what it lies in lets go of it.
+    """A temporary folder that is removed afterwards, or as much of it as can be removed.
 
     Raises
     ------
@@ -59,13 +68,15 @@ def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
     try:
         yield Path(folder.name)
     finally:
-        with contextlib.suppress(RecursionError):  # Python's way to give up on what may not go
+        with contextlib.suppress(RecursionError):  # raised by Python where files can't be removed
             folder.cleanup()
 
 
 @contextlib.contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
-    """A folder of a living process, by a lock, which ends with it; those of dead ones are removed.
+def _locked_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder with a file that this process locks; folders of dead ones are removed.
+
+    The system releases the lock when the process ends, however that happens.
 
     Raises
     ------
@@ -73,28 +84,28 @@ def _own_folder(parent: Path) -> Iterator[Path]:
         If it can't be made.
     """
     _remove_abandoned(parent)
-    with scratch_folder(parent, _WORKSPACE) as folder:
-        unclaimed = folder / "claim"
-        with unclaimed.open("wb") as file:
+    with scratch_folder(parent, _WORKSPACE_PREFIX) as folder:
+        draft = folder / "claim"
+        with draft.open("wb") as file:
             _lock(file)
-            unclaimed.rename(folder / _OWNER)  # locked by the time it can be found
+            draft.rename(folder / _OWNER)  # it is locked before other processes look for it
             yield folder
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of runs that are no more: nobody holds their lock."""
-    for folder in parent.glob(f"{_WORKSPACE}*"):
+    """Remove the folders of runs that have ended: those whose file no process locks."""
+    for folder in parent.glob(f"{_WORKSPACE_PREFIX}*"):
         with contextlib.suppress(OSError), (folder / _OWNER).open("rb+") as file:
-            ours = os.fstat(file.fileno()).st_size == 0  # else somebody's weights, say
-            if ours and _lock(file):
+            is_ours = os.fstat(file.fileno()).st_size == 0  # else it may be somebody's weights
+            if is_ours and _lock(file):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Take the lock of a file; False where another process has it, or there are no locks."""
+    """Lock a file; False where another process has locked it, or the system has no locks."""
     try:
         import fcntl
-    except ImportError:  # Windows: nothing is taken for abandoned there
+    except ImportError:  # Windows: no folder counts as abandoned there
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +115,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file completely or not at all.
 
     Raises
     ------
@@ -117,29 +128,30 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def staged_texts(texts: Mapping[Path, str]) -> Iterator[None]:
-    """Text files that are written in full before what is done within, and in place after it.
+    """Write text files as drafts first, and move them into place after the work within.
 
-    If one can't be written, nothing is done; if that fails, none of them is there.
+    If a draft can't be written, the work isn't begun; if the work fails, no file is written.
 
     Raises
     ------
     OutputError
-        If one can't be written.
+        If a file can't be written.
     """
     drafts: dict[Path, Path] = {}
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for path, text in texts.items():
-            with _told(path):
-                drafts[path] = held.enter_context(_own_folder(path.parent)) / "draft"
+            with _output_errors(path):
+                drafts[path] = stack.enter_context(_locked_folder(path.parent)) / "draft"
                 drafts[path].write_text(text, encoding="utf-8")
         yield
         for path, draft in drafts.items():
-            with _told(path):
+            with _output_errors(path):
                 draft.replace(path)
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn OSError into OutputError."""
     try:
         yield
     except OSError as error:
@@ -148,14 +160,14 @@ def _told(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` that takes its place when all went well, and goes when not.
+    """A new file beside ``path`` that replaces it if the work within succeeds, else is removed.
 
     Raises
     ------
     OSError
-        If it can't.
+        If it can't be made, or can't replace the other.
     """
-    temporary = _fresh(path.parent)
+    temporary = _new_file(path.parent)
     try:
         yield temporary
         temporary.replace(path)
@@ -163,17 +175,40 @@ def replacement(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _fresh(folder: Path) -> Path:
-    """An empty file that nobody else has, with the permissions that any new file gets."""
+def _new_file(folder: Path) -> Path:
+    """An empty file with a name of its own, and the permissions that any new file gets."""
     path = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     path.touch(exist_ok=False)
     return path
 
 
 def default_file_mode(folder: Path) -> int:
-    """The permissions that any new file gets; the process's mask can't be asked for in threads."""
-    fresh = _fresh(folder)
+    """The permissions of a new file; it is created for that, as threads can't ask for the umask."""
+    file = _new_file(folder)
     try:
-        return stat.S_IMODE(fresh.stat().st_mode)
+        return stat.S_IMODE(file.stat().st_mode)
     finally:
-        fresh.unlink()
+        file.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file, or it holds no object."""
+    try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step: readers see the previous or the new content.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    with replacement(path) as temporary:
+        temporary.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What was computed from an array, kept for whoever asks for the same again."""
+"""A memo of results by the array they were computed from."""
 
 import hashlib
 from collections import OrderedDict
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class Memo(Generic[T]):
-    """The latest results by content of the array they came from; the array itself isn't held.
+    """The latest results, found again by the content of an array; the array itself isn't kept.
 
     Parameters
     ----------
     most : int
-        Results kept; the one not asked for the longest goes first.
+        Number of results that are kept; the least recently used goes first.
 
     Examples
     --------
-    >>> sums = Kept[float](2)
+    >>> sums = Memo[float](2)
     >>> sums.get(np.ones(3), "sum", lambda: 3.0)
     3.0
     >>> sums.get(np.ones(3), "sum", lambda: 0.0)
@@ -33,12 +33,12 @@ class Memo(Generic[T]):
         self._results: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, array: NDArray[np.generic], key: Hashable, compute: Callable[[], T]) -> T:
-        """The result for an array and a key, computed if it isn't there."""
+        """The result for an array and a key, computed if it isn't in the memo."""
         content = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=16)
-        whole = (content.digest(), array.shape, str(array.dtype), key)
-        if whole not in self._results:
-            self._results[whole] = compute()
+        entry = (content.digest(), array.shape, str(array.dtype), key)
+        if entry not in self._results:
+            self._results[entry] = compute()
             while len(self._results) > self._most:
                 self._results.popitem(last=False)
-        self._results.move_to_end(whole)
-        return self._results[whole]
+        self._results.move_to_end(entry)
+        return self._results[entry]

@@ -1,4 +1,4 @@
-"""Reading .npz files: sizes are known before memory is spent, and nothing is unpickled."""
+"""Reads .npz files: sizes are checked before memory is spent, and nothing is unpickled."""
 
 import zipfile
 from pathlib import Path
@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 
 from onnxlr.system.memory import available_memory
 
-_LEAST = 1 << 30  # bytes that are always read
+_ALWAYS_READ = 1 << 30  # bytes of arrays that are read however little memory is free
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a .npz file.
+    """The arrays of a .npz file by name.
 
     Raises
     ------
     OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error
-        If it is none, holds Python objects, or an array isn't as long as it says; if all of them
-        together don't fit into memory.
+        If it is no .npz file, if it holds Python objects, if an array isn't as long as its header
+        says, or if all arrays together don't fit into memory.
     """
-    found = {}
+    arrays = {}
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        whole = sum(member.file_size for member in members)
+        size = sum(member.file_size for member in members)
         free = available_memory()
-        if whole > max(_LEAST, free):
-            raise ValueError(f"its arrays take {whole:,} bytes, {free:,} bytes of memory are free")
+        if size > max(_ALWAYS_READ, free):
+            raise ValueError(f"its arrays take {size:,} bytes, {free:,} bytes of memory are free")
         for member in members:
             if not member.filename.endswith(".npy"):
                 continue
@@ -35,12 +35,12 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 _check_size(stream, member.file_size)  # type: ignore[arg-type]
             with archive.open(member) as stream:
                 name = member.filename.removesuffix(".npy")
-                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    return found
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def _check_size(stream: BinaryIO, size: int) -> None:
-    """Refuse an array whose header promises other than what follows it."""
+    """Refuse an array whose header doesn't fit the bytes that follow it; ``size`` is of both."""
     version = np.lib.format.read_magic(stream)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,4 +1,4 @@
-"""A pool of processes, or of a cluster's workers: pieces of work side by side, in order."""
+"""A pool that maps a function over items in worker processes, or by a cluster, in order."""
 
 import contextlib
 import itertools
@@ -27,51 +27,60 @@ from onnxlr.system.children import (
 )
 from onnxlr.system.files import scratch_folder
 from onnxlr.system.memory import available_memory
-from onnxlr.system.signals import is_command_process
+from onnxlr.system.process import is_command_process
 
 T = TypeVar("T")
-# Starting processes takes about this long; what is done sooner is done here.
-_WORTHWHILE = 3.0
-POLL_SECONDS = 2.0  # seconds between looks at whether a cluster is still there
-_PROCESS = 250 << 20  # bytes that a process takes before it has done anything
+# Seconds that starting the processes takes: work that is done sooner is done in this process.
+_START_SECONDS = 3.0
+POLL_SECONDS = 2.0  # between looks whether a cluster is still there
+_PROCESS_BYTES = 250 << 20  # memory that a process takes before it does any work
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Workers(Protocol):
-    """Workers elsewhere: an executor, and whether it can still be hoped for."""
+    """Workers on other machines, as a pool uses them.
+
+    Attributes
+    ----------
+    executor : Executor
+        It takes tasks.
+    count : int
+        Number of workers.
+    """
 
     executor: Executor
     count: int
 
     def share(self, blob: bytes) -> Any:
-        """Hand over what all pieces have in common; the workers get the bytes for what it gives."""
+        """Send what all tasks have in common; returns an argument that workers get as bytes."""
 
     def count_sent(self, nbytes: int) -> None:
-        """Count what is sent, or refuse to send as much in one piece."""
+        """Add to the bytes sent, or refuse to send so many in one piece."""
 
     def count_received(self, nbytes: int) -> None:
-        """Count what came back."""
+        """Add to the bytes received."""
 
     def lost(self, error: BaseException | None) -> bool:
-        """Whether no worker is left, or this error says so."""
+        """Whether this error means that the workers are gone; for None, whether they are."""
 
 
 class Pool:
-    """Maps functions over items, in as many processes as are allowed.
+    """Maps functions over items, in at most a given number of processes.
 
-    A process does one piece at a time with one thread of linear algebra; with one here as well,
-    which is the caller's to see to, sums are the same to the bit wherever they are made.
+    Each process does one task at a time with one thread of linear algebra. If the caller limits
+    linear algebra to one thread as well (``one_blas_thread``), sums are the same to the bit
+    wherever they are computed.
 
     Parameters
     ----------
     count : int or None
-        Processes; None for as many as there are cores for.
+        Number of processes; None for as many as there are cores for.
     threads : int
-        That ONNX Runtime takes in each.
+        Threads that ONNX Runtime takes in each.
     folder : Path, optional
-        Where what the pieces have in common lies meanwhile.
+        Where a file with the shared arguments is written.
     workers : Workers, optional
-        That do it in place of processes here.
+        They compute in place of local processes.
 
     Examples
     --------
@@ -89,7 +98,7 @@ class Pool:
         self.count = count or max(1, usable_cores() // threads)
         self.folder = folder
         self.workers = workers
-        self.notes: list[str] = []  # what the user should hear of
+        self.notes: list[str] = []  # for the user
 
     def map(
         self,
@@ -98,20 +107,20 @@ class Pool:
         *shared: Any,
         needs: int = 0,
     ) -> Iterator[T]:
-        """``function(*shared, *item)`` for every item, in their order.
+        """Yield ``function(*shared, *item)`` for every item, in their order.
 
-        The first are made here, to see how long they take. All results are there before the
-        iterator ends: nothing runs on beside what comes next. Where a process dies or memory runs
-        out, what isn't done is done by fewer; where workers are lost, here.
+        The first results are computed in this process, to see how long they take. No task is
+        left running when the iterator ends. Where a process dies or memory runs out, fewer
+        processes compute the rest; where the cluster is lost, local ones do.
 
         Parameters
         ----------
         function : callable
         items : sequence of tuple
         *shared
-            What is the same for all of them.
+            Arguments that are the same for all items.
         needs : int
-            Bytes of memory that a piece takes: no more run at once than there is room for.
+            Bytes of memory that a task takes: no more run at once than there is room for.
 
         Raises
         ------
@@ -120,67 +129,70 @@ class Pool:
         """
         done = 0
         if self.workers is not None and items:
-            for result in self._elsewhere(function, items, shared, self.workers):
+            for result in self._by_workers(function, items, shared, self.workers):
                 done += 1
                 yield result
         started, first = time.perf_counter(), done
         while done < len(items):
             spent = time.perf_counter() - started
             left = spent / (done - first) * (len(items) - done) if done > first else 0.0
-            if self.count > 1 and len(items) - done > 1 and left > _WORTHWHILE:
-                yield from self._apart(function, items[done:], shared, needs)
+            if self.count > 1 and len(items) - done > 1 and left > _START_SECONDS:
+                yield from self._by_processes(function, items[done:], shared, needs)
                 return
             yield function(*shared, *items[done])
             done += 1
 
-    def _apart(
+    def _by_processes(
         self,
         function: Callable[..., T],
         items: Sequence[tuple[Any, ...]],
         shared: tuple[Any, ...],
         needs: int,
     ) -> Iterator[T]:
-        """In processes here: fewer where one dies or memory runs out, none where none can start."""
-        room = max(1, available_memory() // (_PROCESS + needs))
+        """Compute in local processes: in fewer where one dies, in this one where none can start."""
+        room = max(1, available_memory() // (_PROCESS_BYTES + needs))
         width = min(self.count, len(items), room)
-        done, failed = 0, -1
+        done, failed_at = 0, -1
         while done < len(items):
             try:
-                with self._shared(shared) as (common, token), _processes(width) as executor:
-                    for result in _in_order(executor, function, items[done:], token, common, width):
+                with (
+                    self._shared_file(shared) as (file, token),
+                    _open_executor(width) as executor,
+                ):
+                    for result in _in_order(executor, function, items[done:], token, file, width):
                         done += 1
                         yield result
             except (BrokenExecutor, MemoryError) as error:
-                if width == 1 and failed == done:  # alone, and no further than before
+                if width == 1 and failed_at == done:  # alone, and no further than before
                     raise MemoryError(
                         "a process that decomposed ended before its time, most likely for "
                         "want of memory"
                         if isinstance(error, BrokenExecutor)
                         else str(error)
                     ) from None
-                width, failed = max(1, width // 2), done
+                width, failed_at = max(1, width // 2), done
             except NO_PROCESS_ERRORS:
                 for item in items[done:]:
                     yield function(*shared, *item)
                 return
 
     @contextlib.contextmanager
-    def _shared(self, shared: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
-        """A file with what the pieces have in common, and its name among processes."""
+    def _shared_file(self, shared: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+        """The path of a file with the shared arguments, and a token that identifies them."""
         joblib = import_joblib()
         with scratch_folder(self.folder, "shared-") as folder:
-            common = str(folder / "common")
-            joblib.dump(shared, common)
-            yield common, uuid.uuid4().hex
+            path = str(folder / "common")
+            joblib.dump(shared, path)
+            yield path, uuid.uuid4().hex
 
-    def _elsewhere(
+    def _by_workers(
         self,
         function: Callable[..., T],
         items: Sequence[tuple[Any, ...]],
         shared: tuple[Any, ...],
         workers: Workers,
     ) -> Iterator[T]:
-        """By the workers, as far as they last."""
+        """Compute by the cluster's workers, as many items as are done before they are lost."""
         blob = pickle.dumps(shared, protocol=5)
         try:
             yield from _in_order(
@@ -200,8 +212,8 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _processes(width: int) -> Iterator[Executor]:
-    """The pool of processes; ended with all that it does where its work ends early."""
+def _open_executor(width: int) -> Iterator[Executor]:
+    """An executor of so many processes; they are killed if the work is abandoned."""
     executor = start_pool(
         import_loky().get_reusable_executor,
         width,
@@ -212,7 +224,7 @@ def _processes(width: int) -> Iterator[Executor]:
     try:
         yield executor
     except Exception:
-        raise  # what is under way was seen to its end
+        raise  # tasks that were running have been waited for
     except BaseException:
         kill_pool(executor)
         raise
@@ -227,78 +239,79 @@ def _in_order(
     function: Callable[..., T],
     items: Sequence[tuple[Any, ...]],
     token: str,
-    common: Any,
+    shared: Any,
     width: int,
     workers: Workers | None = None,
 ) -> Iterator[T]:
-    """Results in the order of the items; no more pieces are under way than keep all busy."""
+    """Yield results in the order of the items, with one task more submitted than ``width``."""
     queue = iter(items)
-    waiting: deque[Future[bytes]] = deque()
+    pending: deque[Future[bytes]] = deque()
 
     def submit(count: int) -> None:
         for item in itertools.islice(queue, count):
-            piece = pickle.dumps((function, item), protocol=5)
+            task = pickle.dumps((function, item), protocol=5)
             if workers is not None:
-                workers.count_sent(len(piece))
-            waiting.append(executor.submit(_work, token, common, piece))
+                workers.count_sent(len(task))
+            pending.append(executor.submit(_run_task, token, shared, task))
 
     try:
         submit(width + 1)
-        while waiting:
-            found = _result(waiting[0], workers)
-            waiting.popleft()
+        while pending:
+            result = _wait_for(pending[0], workers)
+            pending.popleft()
             submit(1)
-            yield pickle.loads(found)  # noqa: S301 - made by ``_work`` of this very run
+            yield pickle.loads(result)  # noqa: S301 - made by ``_run_task`` of this very run
     finally:
-        running = [future for future in waiting if not future.cancel()]
+        running = [future for future in pending if not future.cancel()]
         if workers is None and isinstance(sys.exception(), Exception):
             wait(running)
 
 
-def _result(future: "Future[bytes]", workers: Workers | None) -> bytes:
+def _wait_for(future: "Future[bytes]", workers: Workers | None) -> bytes:
+    """A task's result; raises CancelledError where its workers are lost meanwhile."""
     while True:
         try:
-            found = future.result(None if workers is None else POLL_SECONDS)
+            result = future.result(None if workers is None else POLL_SECONDS)
         except TimeoutError:
             if workers is None:
                 raise
-            if future.done():  # just now, or what was done took too long for itself
-                found = future.result()
+            if future.done():  # it has just finished, or the task itself raised TimeoutError
+                result = future.result()
             elif workers.lost(None):
                 raise CancelledError from None
             else:
                 continue
         if workers is not None:
-            workers.count_received(len(found))
-        return found
+            workers.count_received(len(result))
+        return result
 
 
-_BUSY = threading.Lock()  # a worker of a cluster may have several threads
-_HELD: dict[str, tuple[Any, ...]] = {}  # what the pieces at hand have in common
+_TASK_LOCK = threading.Lock()  # a worker of a cluster may have several threads
+_SHARED: dict[str, tuple[Any, ...]] = {}  # by token: the shared arguments of the current map
 
 
-def _work(token: str, common: str | bytes, piece: bytes) -> bytes:
-    """Do one piece of work in the process where this arrives."""
-    with _BUSY, one_blas_thread():
-        if token not in _HELD:
-            _HELD.clear()
-            _HELD[token] = _opened(common)
-        function, item = pickle.loads(piece)  # noqa: S301 - made by ``_in_order`` of the same run
-        return pickle.dumps(function(*_HELD[token], *item), protocol=5)
+def _run_task(token: str, shared: str | bytes, task: bytes) -> bytes:
+    """Compute one item in the process where this is called; returns the pickled result."""
+    with _TASK_LOCK, one_blas_thread():
+        if token not in _SHARED:
+            _SHARED.clear()
+            _SHARED[token] = _load_shared(shared)
+        function, item = pickle.loads(task)  # noqa: S301 - made by ``_in_order`` of the same run
+        return pickle.dumps(function(*_SHARED[token], *item), protocol=5)
 
 
-def _opened(common: str | bytes) -> tuple[Any, ...]:
-    """What the pieces have in common; arrays in a file are mapped, not read by every process."""
-    if isinstance(common, bytes):
-        found = pickle.loads(common)  # noqa: S301 - made by ``_elsewhere`` of the same run
+def _load_shared(shared: str | bytes) -> tuple[Any, ...]:
+    """The shared arguments; arrays in a file are mapped, so that processes share their memory."""
+    if isinstance(shared, bytes):
+        args = pickle.loads(shared)  # noqa: S301 - made by ``_by_workers`` of the same run
     else:
-        found = import_joblib().load(common, mmap_mode="r")
-    assert isinstance(found, tuple)
-    return found
+        args = import_joblib().load(shared, mmap_mode="r")
+    assert isinstance(args, tuple)
+    return args
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system tells; else all."""
+    """Number of cores that this process may use, as far as the system says; else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

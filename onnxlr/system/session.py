@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: one place that opens them, and says clearly why one can't be opened."""
+"""ONNX Runtime sessions: the one place that opens and runs them, and explains their failures."""
 
 import contextlib
 import importlib.util
@@ -27,16 +27,16 @@ Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FOLDER = "session.model_external_initializers_file_folder_path"
-# A file and line of its source, and the signature of the function there.
-_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
-_LISTED = 8  # inputs that a message names
-_STOPPING = 10.0  # seconds for a run to notice that it is to end
-_SILENT = 4  # fatal only: failures come back as exceptions, and are told once
+# A file and line of ONNX Runtime's source in a message, and the signature of the function there.
+_SOURCE_LINE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
+_MOST_INPUTS = 8  # that a message names
+_STOP_SECONDS = 10.0  # for a run to notice that it is to end
+_LOG_FATAL = 4  # failures arrive as exceptions, so that printing them too would say them twice
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where inference runs: execution provider and intra-op threads."""
+    """Where inference runs: the execution provider, and the threads within one operator."""
 
     provider: Provider = "cpu"
     threads: int = 1
@@ -46,18 +46,24 @@ ONE_CPU_THREAD = Machine()
 
 
 class Session:
-    """A model opened in ONNX Runtime, run by name.
+    """A model opened in ONNX Runtime.
 
     Parameters
     ----------
     model : bytes or path
     machine : Machine
     label : str
-        What messages call it.
+        What messages call the model.
     folder : str, optional
-        Where the external data of a model in bytes lies.
+        The folder of the external data, if the model is given as bytes.
     optimized : bool
         Whether the runtime may rewrite the graph.
+
+    Attributes
+    ----------
+    raw : onnxruntime.InferenceSession
+    output_names : tuple of str
+        Names of the outputs that are tensors; sequences and maps can be run, not compared.
 
     Raises
     ------
@@ -77,12 +83,12 @@ class Session:
         *,
         optimized: bool = True,
     ) -> None:
-        wanted = check_runtime(machine)
+        provider = check_provider(machine)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = machine.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
+        options.log_severity_level = _LOG_FATAL
         # Idle spinning of one session's threads would slow the session it is compared with.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
@@ -91,37 +97,36 @@ class Session:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
         self.machine = machine
-        whole = model if isinstance(model, bytes) else str(Path(model).absolute())
-        self._model, self._folder, self._optimized = whole, folder, optimized
-        self._longest = trial_seconds(_size(whole))
+        content = model if isinstance(model, bytes) else str(Path(model).absolute())
+        self._model, self._folder, self._optimized = content, folder, optimized
+        self._time_limit = trial_seconds(_nbytes(content))
         try:
-            # Falling back would be told on the standard output, and is none of what was asked for.
+            # Another provider isn't what the user asked for, and the runtime would print about it.
             self.raw = runtime.InferenceSession(
-                whole, options, providers=[wanted], enable_fallback=0
+                content, options, providers=[provider], enable_fallback=0
             )
         except Exception as error:
             raise ModelError(
                 f"ONNX Runtime {runtime.__version__} can't open {self.label}: "
                 f"{runtime_reason(error)}"
             ) from None
-        if self.raw.get_providers()[0] != wanted:
+        if self.raw.get_providers()[0] != provider:
             raise RuntimeMissingError(
-                f"ONNX Runtime fell back from {wanted} to {self.raw.get_providers()[0]}: "
+                f"ONNX Runtime fell back from {provider} to {self.raw.get_providers()[0]}: "
                 "check the CUDA and cuDNN libraries, or use --provider cpu"
             )
         outputs = self.raw.get_outputs()
-        # Sequences and maps can be run and timed, not compared.
         self._tensors = {i: o.name for i, o in enumerate(outputs) if o.type.startswith("tensor(")}
         self._all_tensors = len(self._tensors) == len(outputs)
         self.output_names = tuple(self._tensors.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Opened again where it arrives."""
-        again = partial(Session, optimized=self._optimized)
-        return again, (self._model, self.machine, self.label, self._folder)
+        """Pickle the arguments: the session is opened again in the process that unpickles it."""
+        open_again = partial(Session, optimized=self._optimized)
+        return open_again, (self._model, self.machine, self.label, self._folder)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
-        """All tensor outputs by name.
+        """Run the model on named inputs; returns all tensor outputs by name.
 
         Raises
         ------
@@ -137,20 +142,20 @@ class Session:
         return {name: np.asarray(values[i]) for i, name in self._tensors.items()}
 
     def _run(self, feed: Feed) -> list[Any]:
-        found: list[list[Any]] = []
-        self._in_time(lambda options: found.append(self.raw.run(None, dict(feed), options)))
-        return found[0]
+        outputs: list[list[Any]] = []
+        self._run_in_time(lambda options: outputs.append(self.raw.run(None, dict(feed), options)))
+        return outputs[0]
 
-    def _in_time(self, run: Callable[[Any], None]) -> None:
-        """Run in a thread, so that Ctrl-C is heard, and what has no end is stopped."""
+    def _run_in_time(self, run: Callable[[Any], None]) -> None:
+        """Call ``run`` in a thread: Ctrl-C is answered meanwhile, and a run without end stopped."""
         options = _onnxruntime().RunOptions()
-        failed: list[BaseException] = []
+        errors: list[BaseException] = []
 
         def work() -> None:
             try:
                 run(options)
             except BaseException as error:
-                failed.append(error)
+                errors.append(error)
 
         thread = threading.Thread(target=work, daemon=True)
         try:
@@ -159,31 +164,31 @@ class Session:
             run(options)
             return
 
-        def ended(seconds: float) -> bool:
+        def is_done(seconds: float) -> bool:
             thread.join(seconds)
             return not thread.is_alive()
 
         try:
-            if not Deadline(self._longest or math.inf).wait(ended):
-                raise self._endless()
+            if not Deadline(self._time_limit or math.inf).wait(is_done):
+                raise self._late_error()
         except BaseException:
             options.terminate = True
-            thread.join(_STOPPING)
+            thread.join(_STOP_SECONDS)
             raise
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
 
-    def _endless(self) -> CrashError:
+    def _late_error(self) -> CrashError:
         return CrashError(
-            f"{self.label} ran for {self._longest:.0f} s on these inputs: it may have no end; "
+            f"{self.label} ran for {self._time_limit:.0f} s on these inputs: it may have no end; "
             f"give it more seconds with the environment's {TRIAL_VARIABLE}=600"
         )
 
     def bind(self, feed: Feed) -> Callable[[], None]:
-        """A function that runs the model on this feed with everything bound on the device.
+        """Bind a feed on the device; returns a function that runs the model on it, to be timed.
 
-        That is what is timed. It is run once before, watched: what has no end on this feed is told
-        here. Watching each run would add to its time: a bound one takes 20 µs more with options.
+        The model is run once here with a time limit, which shows whether it comes to an end on this
+        feed. The function itself has none: run options add 20 µs to each bound run.
 
         Raises
         ------
@@ -192,22 +197,22 @@ class Session:
         ModelError
             If the model fails on this feed.
         """
-        run = self._runner(feed)
+        run = self._bound_run(feed)
 
-        def once(options: Any = None) -> None:
+        def run_once(options: Any = None) -> None:
             try:
                 run(options)
             except RuntimeError as error:  # where a bound output has another shape than declared
                 raise run_error(self.label, feed, runtime_reason(error)) from None
 
-        self._in_time(once)
-        return once
+        self._run_in_time(run_once)
+        return run_once
 
-    def _runner(self, feed: Feed) -> Callable[[Any], None]:
+    def _bound_run(self, feed: Feed) -> Callable[[Any], None]:
         runtime = _onnxruntime()
         if not self._all_tensors:
-            fed = dict(feed)
-            return lambda options: self.raw.run(None, fed, options)
+            inputs = dict(feed)
+            return lambda options: self.raw.run(None, inputs, options)
         device = "cuda" if self.machine.provider == "cuda" else "cpu"
         binding = self.raw.io_binding()
         for name, array in feed.items():
@@ -223,10 +228,10 @@ class Session:
 
 
 def open_exposed(model: bytes, machine: Machine, label: str, folder: str | None) -> Session:
-    """A session of a model that gives out values besides its outputs.
+    """Open a session of a model whose inner values were made outputs.
 
-    Some fusions of ONNX Runtime drop a value although it is an output (a Transpose before a Gemm):
-    where it refuses the model for that, nothing is fused.
+    Some fusions of ONNX Runtime drop a value although it is an output (a Transpose before a Gemm).
+    Where the runtime refuses the model for that, it is opened without graph optimization.
 
     Raises
     ------
@@ -239,8 +244,8 @@ def open_exposed(model: bytes, machine: Machine, label: str, folder: str | None)
         return Session(model, machine, label, folder, optimized=False)
 
 
-def _size(model: bytes | str) -> int:
-    """Bytes of a model; the external data of one in a file lie beside it."""
+def _nbytes(model: bytes | str) -> int:
+    """Size of a model in bytes, with the data files beside it if it is a path."""
     if isinstance(model, bytes):
         return len(model)
     path = Path(model)
@@ -249,8 +254,8 @@ def _size(model: bytes | str) -> int:
     return 0
 
 
-def check_runtime(machine: Machine) -> str:
-    """The runtime's own name of the provider asked for.
+def check_provider(machine: Machine) -> str:
+    """ONNX Runtime's name for the machine's execution provider, which it must offer.
 
     Raises
     ------
@@ -258,25 +263,25 @@ def check_runtime(machine: Machine) -> str:
         If no runtime is installed or the provider isn't there.
     """
     runtime = _onnxruntime()
-    wanted = _PROVIDERS[machine.provider]
-    if wanted not in runtime.get_available_providers():
+    provider = _PROVIDERS[machine.provider]
+    if provider not in runtime.get_available_providers():
         raise RuntimeMissingError(
-            f"this ONNX Runtime ({runtime.__version__}) has no {wanted}: "
+            f"this ONNX Runtime ({runtime.__version__}) has no {provider}: "
             "pip install 'onnxlr[cuda]' in place of 'onnxlr[cpu]'"
         )
-    return wanted
+    return provider
 
 
-def run_error(label: str, feed: Feed, why: str) -> ModelError:
-    """The error for a run that failed on a feed."""
+def run_error(label: str, feed: Feed, reason: str) -> ModelError:
+    """The error for a run that failed: it names the shapes of the inputs and the reason."""
     shapes = [f"{name} {a.dtype}{list(a.shape)}" for name, a in feed.items()]
-    if len(shapes) > _LISTED:
-        shapes[_LISTED:] = [f"and {len(shapes) - _LISTED} more"]
-    return ModelError(f"{label} fails on inputs {', '.join(shapes)}: {why}")
+    if len(shapes) > _MOST_INPUTS:
+        shapes[_MOST_INPUTS:] = [f"and {len(shapes) - _MOST_INPUTS} more"]
+    return ModelError(f"{label} fails on inputs {', '.join(shapes)}: {reason}")
 
 
 def runtime_version() -> str:
-    """ONNX Runtime's version.
+    """The version of the installed ONNX Runtime.
 
     Raises
     ------
@@ -297,12 +302,12 @@ def _onnxruntime() -> Any:
         raise RuntimeMissingError(
             "ONNX Runtime isn't installed: pip install 'onnxlr[cpu]', or 'onnxlr[cuda]' for a GPU"
         ) from None
-    onnxruntime.set_default_logger_severity(_SILENT)
+    onnxruntime.set_default_logger_severity(_LOG_FATAL)
     return onnxruntime
 
 
 def runtime_reason(error: object) -> str:
-    """ONNX Runtime's message without its error class and code, and where in its source that was."""
-    text = one_line(_PLACE.sub("", str(error)))
+    """ONNX Runtime's message on one line, without error class, error code and source location."""
+    text = one_line(_SOURCE_LINE.sub("", str(error)))
     parts = text.split(" : ", 3)
     return parts[3] if text.startswith("[ONNXRuntimeError]") and len(parts) == 4 else text

@@ -9,7 +9,7 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.convolution import bias_of, pointwise, slide
 from onnxlr.methods.cp import CpPass
 from onnxlr.methods.writer import Writer
-from onnxlr.model.graph import ints_attr
+from onnxlr.model.attributes import ints_attr
 from onnxlr.types import Rank
 
 

@@ -12,7 +12,7 @@ from onnxlr.layers.kernel import Kernel, kernel_of
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.convolution import ConvPass, bias_of, refuse_other_ops, slide
 from onnxlr.methods.writer import Writer
-from onnxlr.model.graph import ints_attr
+from onnxlr.model.attributes import ints_attr
 from onnxlr.types import Array, Rank
 
 

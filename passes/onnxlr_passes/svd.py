@@ -10,7 +10,7 @@ from onnxlr.decompose import Form, truncated_svd
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.base import ChainPass
 from onnxlr.methods.writer import AttributeValue, Writer
-from onnxlr.model.graph import float_attr, int_attr
+from onnxlr.model.attributes import float_attr, int_attr
 from onnxlr.types import Array, Rank
 
 

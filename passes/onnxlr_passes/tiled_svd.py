@@ -13,7 +13,7 @@ from onnxlr.methods.base import ChainPass
 from onnxlr.methods.convolution import bias_of, pointwise, slide, swap_groups
 from onnxlr.methods.tiled import Grid, TiledPass
 from onnxlr.methods.writer import ALLOWZERO, Writer, reshaped, sizes_of
-from onnxlr.model.graph import float_attr, int_attr
+from onnxlr.model.attributes import float_attr, int_attr
 from onnxlr.types import Array, Rank
 
 _GRIDS = ((2, 2), (1, 2), (2, 1), (4, 4), (1, 4), (4, 1), (3, 3), (1, 3), (3, 1), (8, 8))

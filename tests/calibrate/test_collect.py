@@ -19,8 +19,8 @@ from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.registry import choose_passes
-from onnxlr.model.graph import to_proto
 from onnxlr.model.load import load
+from onnxlr.model.protobuf import to_proto
 from onnxlr.prepare import expose
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
@@ -148,7 +148,7 @@ def test_the_predicted_error_is_the_measured_one(
                 prepared.model,
                 prepared.shapes,
                 {layer.name: Choice(graph_pass, rank)},
-                lambda *_, f=factors, s=shift: Factored(f, s),
+                {layer.name: Factored(factors, shift)},
             )
         )
         onnx.checker.check_model(written, full_check=True)

@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     def forget() -> None:
         installed_passes.cache_clear()
-        cache._others.cache_clear()
+        cache._pass_packages.cache_clear()
 
     def put(source: str, version: str) -> None:
         number = next(count)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import onnxlr
 from onnxlr.errors import ModelError, OutputError
-from onnxlr.model.graph import Names, count_params, to_proto
+from onnxlr.model.constants import count_params
+from onnxlr.model.graph import Names
 from onnxlr.model.load import load
 from onnxlr.model.place import move_into_place
-from onnxlr.model.protobuf import all_tensors
+from onnxlr.model.protobuf import all_tensors, to_proto
 from onnxlr.model.save import save
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.system.files import workspace

@@ -24,8 +24,9 @@ from onnxlr.system import memory, pool, sandbox
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.files import workspace
 from onnxlr.system.pool import Pool
-from onnxlr.system.sandbox import Trial, run_in_sandbox
+from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.system.trial import Trial
 from onnxlr.verify import layer_latency, layers_alone
 from tests.support.builders import linear, make_model, node
 from tests.support.networks import images, network, noisy
@@ -185,7 +186,7 @@ def hunger(limit: int, i: int) -> int:
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_START_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("apart")
@@ -212,13 +213,13 @@ def test_where_memory_runs_out_fewer_work() -> None:
 def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "available_memory", lambda: 3 << 30)
     widths = []
-    own = pool._processes
+    own = pool._open_executor
 
     def counted(width: int) -> Any:
         widths.append(width)
         return own(width)
 
-    monkeypatch.setattr(pool, "_processes", counted)
+    monkeypatch.setattr(pool, "_open_executor", counted)
     items = [(i,) for i in range(8)]
     assert list(Pool(4).map(same, items, needs=1 << 30)) == list(range(8))
     assert widths == [2]
@@ -383,7 +384,7 @@ def test_where_no_process_can_be_started_it_is_done_here(
     def refused(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_START_SECONDS", 0.0)
     monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", refused)
     monkeypatch.setattr(sandbox, "_start_executor", refused)
     monkeypatch.setattr(sandbox._SANDBOX, "_executor", None)
@@ -403,7 +404,7 @@ FORKED = """
 import os
 from onnxlr.system import pool
 from onnxlr.system.sandbox import run_in_sandbox
-pool._WORTHWHILE = 0.0
+pool._START_SECONDS = 0.0
 wanted = [abs(i) for i in range(-4, 0)]
 def work():
     found = list(pool.Pool(2).map(abs, [(i,) for i in range(-4, 0)]))
@@ -457,7 +458,7 @@ import multiprocessing
 from onnxlr.system import pool
 from onnxlr.system.sandbox import run_in_sandbox
 def work(count):
-    pool._WORTHWHILE = 0.0
+    pool._START_SECONDS = 0.0
     assert list(pool.Pool(2).map(abs, [(i,) for i in range(-count, 0)])) == [4, 3, 2, 1]
     return run_in_sandbox(pow, 2, 3, task="counting")
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from onnxlr.cli.commands import main
 from onnxlr.errors import CrashError, ModelError, readable
 from onnxlr.model.load import load
 from onnxlr.prepare import shapes
-from onnxlr.system import deadline, npz, sandbox
-from onnxlr.system.sandbox import Trial
+from onnxlr.system import deadline, npz, trial
 from onnxlr.system.session import ONE_CPU_THREAD, Session
+from onnxlr.system.trial import Trial
 from tests.support.builders import abort, relative, replaced, run
 from tests.support.hostile_seeds import SEEDS, externalize, mlp
 
@@ -495,7 +495,7 @@ def test_a_model_without_end_on_one_sample_of_many(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("here")
 def test_a_model_that_asks_for_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(trial, "available_memory", lambda: 1 << 20)
     model = SEEDS["shapes"]()
     (size,) = (t for t in model.graph.initializer if t.name == "size")
     size.raw_data = np.array([2**20, 2**20], np.int64).tobytes()
@@ -509,7 +509,7 @@ def _crash(*_: object) -> None:
 
 
 def test_a_model_that_crashes_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_try", _crash)
+    monkeypatch.setattr(trial, "_run_session", _crash)
     with pytest.raises(CrashError, match="opening <model> crashes ONNX Runtime"):
         onnxlr.bench(mlp())
 
@@ -535,7 +535,7 @@ def test_a_trial_of_no_time(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(deadline.TRIAL_VARIABLE, "off")
-    monkeypatch.setattr(sandbox, "run_in_sandbox", None)
+    monkeypatch.setattr(trial, "run_in_sandbox", None)
     assert onnxlr.bench(mlp(), seconds=0.05).a.median_ms > 0
 
 
@@ -573,7 +573,7 @@ def test_samples_that_lie(descr: str, shape: tuple[int, ...], content: bytes, wo
 @pytest.mark.usefixtures("here")
 def test_samples_that_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npz, "available_memory", lambda: 1 << 20)
-    monkeypatch.setattr(npz, "_LEAST", 1 << 20)
+    monkeypatch.setattr(npz, "_ALWAYS_READ", 1 << 20)
     onnx.save(mlp(), "in.onnx")
     _npz({"descr": "<f4", "fortran_order": False, "shape": (10**6,)}, bytes(4 * 10**6))
     assert "1,048,576 bytes of memory are free" in _in_a_line(

@@ -16,8 +16,7 @@ from click.testing import CliRunner
 
 import onnxlr
 from onnxlr.cli.commands import main
-from onnxlr.system import cache as cache_module
-from onnxlr.system.cache import Cache, key_of
+from onnxlr.system.cache import Cache, key_of, open_cache
 from onnxlr.system.files import scratch_folder, staged_texts, workspace
 from tests.support.networks import images, network
 
@@ -200,15 +199,12 @@ def test_a_pipe_beside_out_is_never_opened() -> None:
     onnx.checker.check_model("out.onnx")
 
 
-def test_the_cache_makes_room_among_its_own_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache_module, "MOST_BYTES", 20_000)
+def test_the_cache_makes_room_among_its_own_only(tmp_path: Path) -> None:
     own = tmp_path / "data.npz"
     np.savez(own, x=np.ones(10_000))
     os.utime(own, (1, 1))
     for i in range(3):
-        Cache(tmp_path).write_arrays("s", key_of(i), {"x": np.ones(1000)})
+        Cache(tmp_path, 20_000).write_arrays("s", key_of(i), {"x": np.ones(1000)})
     assert own.exists()
     assert len(list(tmp_path.glob("s-*.npz"))) == 2
 
@@ -386,7 +382,7 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("ONNXLR_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
-    assert cache_module.open_cache().path("a", "k") is None
+    assert open_cache().path("a", "k") is None
 
 
 @pytest.mark.usefixtures("here")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxlr.system import cache as cache_module
-from onnxlr.system.cache import Cache, key_of, open_cache, read_json
+from onnxlr.system.cache import Cache, key_of, open_cache
+from onnxlr.system.files import read_json
 
 
 def test_entries_come_back(tmp_path: Path) -> None:
@@ -50,9 +50,8 @@ def test_a_folder_that_is_none_costs_nothing(tmp_path: Path) -> None:
     assert cache.read_arrays("a", "k") == {}
 
 
-def test_the_oldest_arrays_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "MOST_BYTES", 20_000)
-    cache, (a, b, c, huge) = Cache(tmp_path), (key_of(i) for i in range(4))
+def test_the_oldest_arrays_make_room(tmp_path: Path) -> None:
+    cache, (a, b, c, huge) = Cache(tmp_path, 20_000), (key_of(i) for i in range(4))
     for i, name in enumerate((a, b)):
         cache.write_arrays("s", name, {"x": np.full(1000, float(i))})
         os.utime(tmp_path / f"s-{name}.npz", (i, i))

@@ -191,7 +191,7 @@ def test_without_any_worker_left_the_rest_is_done_here(
     farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill() -> None:
-        monkeypatch.setattr(module, "_PATIENCE", 0.5)  # the workers have answered by now
+        monkeypatch.setattr(module, "_WORKER_SECONDS", 0.5)  # the workers have answered by now
         for worker in farm.workers:
             worker.kill()
 
@@ -207,8 +207,8 @@ def test_machines_that_sleep_keep_nobody(
     farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """A process that is frozen still has its connections, and its work."""
-    for name, seconds in (("_PATIENCE", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
-        monkeypatch.setattr(module, name, seconds)
+    for name, seconds in (("_WORKER", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
+        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
     frozen = farm.workers if who == "the workers" else [farm.scheduler]
 
     def freeze() -> None:
@@ -243,7 +243,7 @@ def test_a_worker_that_has_no_turn_is_left_alone(farm: Farm, given: Path) -> Non
 def test_a_worker_that_sleeps_from_the_beginning(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 3.0)
+    monkeypatch.setattr(module, "_WORKER_SECONDS", 3.0)
     farm.workers[0].send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(ClusterError, match=r"1 of 2 workers .* don't answer within 3 s"):
@@ -253,7 +253,7 @@ def test_a_worker_that_sleeps_from_the_beginning(
 
 
 def test_what_listens_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CONNECT", 1.0)
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ClusterError, match=r"no dask scheduler answers.*no answer within 1 s"):
@@ -304,7 +304,7 @@ def test_a_model_that_workers_do_not_have(farm: Farm, given: Path) -> None:
 
 
 def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CONNECT", 1.0)
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 1.0)
     with pytest.raises(ClusterError, match="no dask scheduler answers at"):
         Cluster("tcp://127.0.0.1:9")
 

@@ -35,7 +35,7 @@ def threads() -> list[int]:
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first item go to other processes."""
-    monkeypatch.setattr(pool, "_WORTHWHILE", 0.0)
+    monkeypatch.setattr(pool, "_START_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("apart")
