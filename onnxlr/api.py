@@ -27,6 +27,7 @@ from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_
 from onnxlr.decompose import parse_rank
 from onnxlr.errors import UsageError
 from onnxlr.inspection import LayerInspection, inspect_source
+from onnxlr.limits import USUAL
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.destinations import check_destination, check_external
 from onnxlr.model.load import load
@@ -40,6 +41,8 @@ from onnxlr.report.html import write_page
 from onnxlr.report.report import json_text
 from onnxlr.report.svg import start_figures
 from onnxlr.system.session import Provider
+
+LIMITS = USUAL  # what every run is handed
 
 
 def optimize(
@@ -188,6 +191,7 @@ def optimize(
         jobs=jobs,
         dask=dask,
         report=report,
+        limits=LIMITS,
     )
     options = replace(options, command=command_of(options, path_of(model), out))
     choose_passes(options.methods)
@@ -314,6 +318,7 @@ def compare(
         metric=metric,
         shapes=as_tuple(shape),
         batch=batch,
+        limits=LIMITS,
         seed=seed,
         progress=progress or Silent(),
     )
@@ -342,7 +347,7 @@ def bench(
         data=data,
         shapes=as_tuple(shape),
         batch=batch,
-        seconds=seconds,
+        limits=replace(LIMITS, timing_seconds=seconds),
         seed=seed,
         progress=progress or Silent(),
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from onnxlr.arguments import Model
 from onnxlr.errors import UsageError
 from onnxlr.layers.macs import count_macs
-from onnxlr.model.graph import count_params
+from onnxlr.limits import Limits
+from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_after_trial, open_with_feeding
 from onnxlr.prepare.prepared import prepare
@@ -79,6 +80,7 @@ def compare_models(
     metric: str | None,
     shapes: Sequence[str],
     batch: int,
+    limits: Limits,
     seed: int,
     progress: Progress,
 ) -> ModelComparison:
@@ -106,7 +108,7 @@ def compare_models(
     with progress.stage("run both on all samples", None):
         quality = Judge(session_a, feeding.validation, metric).judge(session_b)
     with progress.stage("time both in turn", None):
-        speed = compare_sessions(session_a, session_b, feed)
+        speed = compare_sessions(session_a, session_b, feed, limits)
     size_a, size_b = (_size(source, feed, machine) for source in sources)
     return ModelComparison(
         size_a, size_b, quality, speed, machine, _batch_size(feed), feeding.description
@@ -121,11 +123,11 @@ def bench_models(
     data: str | Path | None,
     shapes: Sequence[str],
     batch: int,
-    seconds: float,
+    limits: Limits,
     seed: int,
     progress: Progress,
 ) -> Benchmark:
-    """Time one model, or two in turn, for about so many seconds.
+    """Time one model, or two in turn, for about as long as the limits say.
 
     Raises
     ------
@@ -139,11 +141,11 @@ def bench_models(
     feed = feeding.first_feed
     if b is None:
         with progress.stage("time it", None):
-            timing = time_session(session_a, feed, seconds)
+            timing = time_session(session_a, feed, limits)
         return Benchmark(timing, None, machine, _batch_size(feed))
     session_b = open_after_trial(load(b), machine, feed)
     with progress.stage("time both in turn", None):
-        comparison = compare_sessions(session_a, session_b, feed, seconds)
+        comparison = compare_sessions(session_a, session_b, feed, limits)
     return Benchmark(comparison.a, comparison, machine, _batch_size(feed))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.candidates.fits import Fit, fit_methods
+from onnxlr.candidates.fits import Fit, fit_all
 from onnxlr.candidates.spectra import decompose
 from onnxlr.decompose import RankRule
 from onnxlr.layers.layer import Layer
@@ -72,17 +72,17 @@ def inspect_source(
     passes = choose_passes(tuple(methods))
     excluded = name_filter(include, exclude)
     prepared = prepare(source, feed=None, shapes=shapes, batch=batch)
-    wanted = {
-        layer.name: fit_methods(layer, passes)
-        for layer in prepared.layers
-        if excluded(layer) is None
-    }
-    with progress.stage("decompose", len(wanted)) as step:
-        fits = {name: found for name, (found, _) in wanted.items()}
-        decompose(prepared, fits, Pool(None), open_cache(), step)
+    layers = [layer for layer in prepared.layers if excluded(layer) is None]
+    fits = fit_all(layers, passes, lambda _: None)
+    with progress.stage("decompose", len(layers)) as step:
+        fits = decompose(prepared, fits, Pool(None), open_cache(), step)
     return tuple(
-        LayerInspection(prepared.layer(name), tuple(_describe(fit) for fit in found), reasons)
-        for name, (found, reasons) in wanted.items()
+        LayerInspection(
+            layer,
+            tuple(_describe(fit) for fit in fits.by_layer[layer.name]),
+            fits.refusals[layer.name],
+        )
+        for layer in layers
     )
 
 

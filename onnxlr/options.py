@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxlr.decompose import AUTO, RankRule
+from onnxlr.limits import USUAL, Limits
 from onnxlr.system.session import ONE_CPU_THREAD, Machine
 
 Target = Literal["latency", "macs", "params", "bytes"]
@@ -38,6 +39,8 @@ class Options:
         Where the report goes as a page.
     command : str
         What was called, for the report.
+    limits : Limits
+        How much effort the run makes.
     """
 
     methods: tuple[str, ...] = ("auto",)
@@ -64,6 +67,7 @@ class Options:
     dask: str | None = None
     report: str | Path | None = None
     command: str = ""
+    limits: Limits = USUAL
 
     @property
     def goal(self) -> Target:
@@ -95,7 +99,7 @@ def command_of(options: Options, model: object, out: object) -> str:
     usual = Options()
     for item in fields(options):
         value = getattr(options, item.name)
-        if value == getattr(usual, item.name) or item.name in ("fraction", "command"):
+        if value == getattr(usual, item.name) or item.name in ("fraction", "command", "limits"):
             continue
         words += _flag(options, item.name, value)
     return shlex.join(words)

@@ -1,37 +1,38 @@
-"""The main job: candidates, search, rewrite, verification of the saved file, report."""
+"""The main job, stage by stage: from a model as the user gave it to one that is written."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from onnxlr.calibrate.stage import calibrated
-from onnxlr.candidates.fits import Fit, fit_methods
+from onnxlr.calibrate.stage import Calibrated, calibrate_layers
+from onnxlr.candidates.fits import Fits, fit_all
 from onnxlr.candidates.spectra import decompose
 from onnxlr.errors import OutputError, UsageError
+from onnxlr.layers.layer import Layer
 from onnxlr.layers.select import name_filter
 from onnxlr.methods.base import GraphPass
 from onnxlr.methods.registry import choose_passes, find_pass
-from onnxlr.model.graph import count_params
+from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, check_unchanged, load
 from onnxlr.model.onnx_checker import run_onnx_checker
-from onnxlr.model.place import move_into_place, unused_data_files
+from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
-from onnxlr.plan.choose import Choosing
-from onnxlr.plan.evaluate import Assessor
+from onnxlr.plan.choose import propose
+from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
-from onnxlr.plan.search import Chosen, choices_of
-from onnxlr.plan.settle import settle
+from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, check_memory, open_with_feeding
-from onnxlr.prepare.prepared import prepare
+from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.progress import Progress
 from onnxlr.report.explain import Outcome
 from onnxlr.report.report import Report
-from onnxlr.rewrite.builder import Built, Factory
+from onnxlr.rewrite.builder import Builder, Built
+from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import Cache, open_cache
 from onnxlr.system.cluster import Cluster
@@ -56,6 +57,15 @@ class Result:
 Texts = Callable[[Result], Mapping[Path, str]]  # what is to be written beside a result, and where
 
 
+@dataclass(frozen=True)
+class _Resources:
+    """What a run works with: a folder for the model while it is made, workers, and the cache."""
+
+    folder: Path
+    pool: Pool
+    cache: Cache
+
+
 def optimize(
     source: Source, out: Path | None, options: Options, progress: Progress, texts: Texts
 ) -> Result:
@@ -68,15 +78,47 @@ def optimize(
     OnnxlrError
         Whatever stage refuses; nothing is written then.
     """
+    passes, excluded = _passes(options), name_filter(options.include, options.exclude)
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
-    with one_blas_thread():
-        return _optimize(source, out, options, progress, texts)
+    with one_blas_thread(), _resources(options, out, progress) as resources:
+        started = time.perf_counter()
+
+        session, feeding = _open(source, options, progress)
+        prepared = _prepare(source, feeding, options, progress)
+        fits = _fit(prepared, passes, excluded, options, resources, progress)
+        calibrated = calibrate_layers(
+            *(prepared, fits.layers(prepared.layers), feeding, options),
+            *(resources.cache, resources.pool, progress),
+        )
+        table = _open_table(options, resources.cache)
+        evaluator = _evaluator(
+            *(prepared, calibrated, session, feeding, table),
+            *(working_name(source, out), options, resources, progress),
+        )
+        proposal = propose(evaluator, fits, table)
+        selection = settle(evaluator, proposal)
+        built = _finish(evaluator, selection, table)
+
+        outcome = Outcome(evaluator, calibrated, fits, table, selection, built)
+        result = Result(
+            read_back(built.path, whole=out is None),
+            outcome.plan(),
+            outcome.report(out, time.perf_counter() - started),
+        )
+        with staged_texts(texts(result)):
+            if out is not None:  # the last of all: nothing may fail after that
+                move_into_place(built.path, out)
+        return result
 
 
-def _optimize(
-    source: Source, out: Path | None, options: Options, progress: Progress, texts: Texts
-) -> Result:
-    started = time.perf_counter()
+def _passes(options: Options) -> tuple[GraphPass, ...]:
+    """The passes that take part.
+
+    Raises
+    ------
+    UsageError
+        If one isn't installed, or none takes so many numbers as the rank names.
+    """
     passes = choose_passes(options.methods)
     if options.expand_at_load:
         passes += tuple(p for p in (find_pass(EXPAND),) if p not in passes)
@@ -85,95 +127,19 @@ def _optimize(
             f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
             f"{', '.join(p.name for p in passes)} takes"
         )
-    with _means(options, out, progress) as (folder, pool):
-        built, result = _run(source, out, options, passes, folder, pool, progress, started)
-        with staged_texts(texts(result)):
-            if out is not None:  # the last of all: nothing may fail after that
-                move_into_place(built, out)
-        return result
+    return passes
 
 
 @contextlib.contextmanager
-def _means(options: Options, out: Path | None, progress: Progress) -> Iterator[tuple[Path, Pool]]:
-    """A folder for the model while it is made, and who does the work."""
-    with contextlib.ExitStack() as held:
+def _resources(options: Options, out: Path | None, progress: Progress) -> Iterator[_Resources]:
+    with contextlib.ExitStack() as stack:
         workers = None
         if options.dask is not None:
             with progress.stage(f"connect to {options.dask}", None):
-                workers = held.enter_context(contextlib.closing(Cluster(options.dask)))
-        folder = held.enter_context(workspace(out))
-        yield folder, Pool(options.jobs, options.machine.threads, folder.parent, workers)
-
-
-def _run(
-    source: Source,
-    out: Path | None,
-    options: Options,
-    passes: Sequence[GraphPass],
-    folder: Path,
-    pool: Pool,
-    progress: Progress,
-    started: float,
-) -> tuple[Path, Result]:
-    """The file that is to take its place, and what is told of it."""
-    excluded = name_filter(options.include, options.exclude)
-    session, feeding = _open(source, options, progress)
-    with progress.stage("infer shapes", None):
-        prepared = prepare(
-            source,
-            feed=None if feeding is None else feeding.first_feed,
-            machine=options.machine,
-            shapes=options.shapes,
-            batch=options.batch,
-        )
-    cache = open_cache()
-    fits: dict[str, tuple[Fit, ...]] = {}
-    kept: dict[str, str] = {}
-    for layer in prepared.layers:
-        why = excluded(layer)
-        found, reasons = ((), (why,)) if why else fit_methods(layer, passes)
-        fits[layer.name] = found
-        if not found:
-            kept[layer.name] = "; ".join(dict.fromkeys(reasons))
-    if options.rank.needs_spectrum:  # now, where progress shows, not at the first look
-        with progress.stage("decompose", len(fits)) as step:
-            decompose(prepared, fits, pool, cache, step)
-    fitted = [layer for layer in prepared.layers if fits[layer.name]]
-    statistics, calibration, origin = calibrated(
-        prepared, options, feeding, fitted, cache, pool, progress
-    )
-    factory = Factory(
-        prepared,
-        folder,
-        working_name(source, out),
-        statistics,
-        calibration.digest if calibration is not None else "",
-        pool,
-        cache,
-        origin,
-    )
-    judge = table = None
-    if options.verify != "none":
-        table = _open_table(options, cache)
-    if options.verify == "full" and session is not None and feeding is not None:
-        with progress.stage("run the original", None):
-            judge = Judge(session, feeding.validation, options.metric)
-    timed = judge is not None and options.measure and not (table and table.foreign)
-    assessor = Assessor(prepared, options, factory, session, feeding, judge, timed, progress)
-    choosing = Choosing(assessor, fits, kept, table, cache)
-    chosen, quality, speed = settle(choosing, choosing.choose())
-    _save_times(table, options)
-    built = _finished(assessor, chosen)
-    check_unchanged(source)
-    if calibration is not None and factory.corrects:
-        calibration = replace(calibration, sequential=assessor.samples)
-    outcome = Outcome(assessor, choosing, chosen, quality, speed)
-    plan = Plan(source.digest, outcome.decisions(), options.seed, calibration if chosen else None)
-    model = read_back(built.path, whole=out is None)
-    label = None if out is None else str(out)
-    old = [] if out is None else unused_data_files(built.path, out)
-    report = outcome.report(plan, built, label, time.perf_counter() - started, old)
-    return built.path, Result(model, plan, report)
+                workers = stack.enter_context(contextlib.closing(Cluster(options.dask)))
+        folder = stack.enter_context(workspace(out))
+        pool = Pool(options.jobs, options.machine.threads, folder.parent, workers)
+        yield _Resources(folder, pool, open_cache())
 
 
 def _open(
@@ -197,23 +163,90 @@ def _open(
         )
 
 
-def _finished(assessor: Assessor, chosen: Chosen) -> Built:
-    """The file to hand over: the one that was verified, or the original."""
-    factory = assessor.factory
-    if not chosen:
-        source = factory.prepared.source
-        path, nbytes = copy_source(source, factory.folder, factory.file_name)
-        return Built(path, nbytes, count_params(source.model))
-    built = factory.build(choices_of(chosen))
-    if assessor.judge is None:
-        run_onnx_checker(load(built.path))
-    return built
+def _prepare(
+    source: Source, feeding: Feeding | None, options: Options, progress: Progress
+) -> Prepared:
+    """The model with its shapes and layers."""
+    with progress.stage("infer shapes", None):
+        return prepare(
+            source,
+            feed=None if feeding is None else feeding.first_feed,
+            machine=options.machine,
+            shapes=options.shapes,
+            batch=options.batch,
+        )
 
 
-def _open_table(options: Options, cache: Cache) -> LatencyTable:
+def _fit(
+    prepared: Prepared,
+    passes: Sequence[GraphPass],
+    excluded: Callable[[Layer], str | None],
+    options: Options,
+    resources: _Resources,
+    progress: Progress,
+) -> Fits:
+    """The methods that fit each layer, with the spectra that the rank asks for."""
+    fits = fit_all(prepared.layers, passes, excluded)
+    if not options.rank.needs_spectrum:
+        return fits
+    with progress.stage("decompose", len(fits.by_layer)) as step:
+        return decompose(prepared, fits, resources.pool, resources.cache, step)
+
+
+def _open_table(options: Options, cache: Cache) -> LatencyTable | None:
+    """The latencies of this machine, or of the file that was named; None where nothing runs."""
+    if options.verify == "none":
+        return None
+    measures, limits = options.measure, options.limits
     if options.latency_table is None:
-        return machine_table(options.machine, cache, measures=options.measure)
-    return named_table(options.machine, Path(options.latency_table), measures=options.measure)
+        return machine_table(options.machine, cache, measures=measures, limits=limits)
+    path = Path(options.latency_table)
+    return named_table(options.machine, path, measures=measures, limits=limits)
+
+
+def _evaluator(
+    prepared: Prepared,
+    calibrated: Calibrated,
+    session: Session | None,
+    feeding: Feeding | None,
+    table: LatencyTable | None,
+    file_name: str,
+    options: Options,
+    resources: _Resources,
+    progress: Progress,
+) -> Evaluator:
+    """What builds, judges and times variants of the model."""
+    judge = None
+    if options.verify == "full" and session is not None and feeding is not None:
+        with progress.stage("run the original", None):
+            judge = Judge(session, feeding.validation, options.metric)
+    folder, pool, cache = resources.folder, resources.pool, resources.cache
+    return Evaluator(
+        prepared,
+        options,
+        Factorizer(prepared, folder.parent, calibrated.statistics, pool, cache, calibrated.origin),
+        Builder(prepared, folder, file_name, calibrated.digest),
+        session,
+        feeding,
+        judge,
+        timed=judge is not None and options.measure and not (table and table.foreign),
+        progress=progress,
+    )
+
+
+def _finish(evaluator: Evaluator, selection: Selection, table: LatencyTable | None) -> Built:
+    """The file to hand over: the one that was verified, or the original."""
+    _save_times(table, evaluator.options)
+    builder, source = evaluator.builder, evaluator.prepared.source
+    if selection.chosen:
+        built = builder.build(selection.variant)
+        if evaluator.judge is None:
+            run_onnx_checker(load(built.path))
+    else:
+        path, nbytes = copy_source(source, builder.folder, builder.file_name)
+        built = Built(path, nbytes, count_params(source.model))
+    check_unchanged(source)
+    return built
 
 
 def _save_times(table: LatencyTable | None, options: Options) -> None:

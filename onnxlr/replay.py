@@ -5,11 +5,9 @@ from pathlib import Path
 import onnx
 
 from onnxlr.calibrate.calibration import Calibration
-from onnxlr.calibrate.stage import calibrate_on, statistics_key, with_influence
-from onnxlr.calibrate.statistics import Statistics
+from onnxlr.calibrate.stage import calibrate_as, uncalibrated
 from onnxlr.errors import DataError, UsageError
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice
 from onnxlr.model.load import Source, check_unchanged
 from onnxlr.model.place import move_into_place
@@ -19,10 +17,11 @@ from onnxlr.prepare.feeding import first_feed, trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
-from onnxlr.rewrite.builder import Factory
+from onnxlr.rewrite.builder import Builder
+from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.sequential import correct
 from onnxlr.system.blas_threads import one_blas_thread
-from onnxlr.system.cache import key_of, open_cache
+from onnxlr.system.cache import open_cache
 from onnxlr.system.files import workspace
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD
@@ -48,22 +47,15 @@ def replay(
     UsageError
         If the plan is for another model, or its samples aren't there.
     """
-    # As when the plan was made: sums come out the same to the bit.
-    with one_blas_thread():
-        return _replay(plan, source, path, data, progress)
-
-
-def _replay(
-    plan: Plan, source: Source, path: Path | None, data: str | Path | None, progress: Progress
-) -> onnx.ModelProto:
     if plan.model != source.digest:
         raise UsageError(
             f"the plan is for a model with digest {plan.model[:12]}…, {source.label} has "
             f"{source.digest[:12]}…: make a plan for this one"
         )
-    with workspace(path) as folder:
+    # As when the plan was made: sums come out the same to the bit.
+    with one_blas_thread(), workspace(path) as folder:
         pool = Pool(None, folder=folder.parent)
-        built = _built(plan, source, path, data, folder, pool, progress)
+        built = _build(plan, source, working_name(source, path), data, folder, pool, progress)
         check_unchanged(source)
         model = read_back(built, whole=path is None)
         if path is not None:  # the last of all: nothing may fail after that
@@ -71,66 +63,58 @@ def _replay(
         return model
 
 
-def _built(
+def _build(
     plan: Plan,
     source: Source,
-    path: Path | None,
+    file_name: str,
     data: str | Path | None,
     folder: Path,
     pool: Pool,
     progress: Progress,
 ) -> Path:
     """The file that a plan makes."""
-    prepared = prepare(source, feed=None)
-    choices = plan.choices()
-    known = {layer.name: layer for layer in prepared.layers}
+    prepared, choices, cache = prepare(source, feed=None), plan.choices(), open_cache()
+    layers = {layer.name: layer for layer in prepared.layers}
     for name, choice in choices.items():
-        refusal = _misfit(known.get(name), choice)
+        refusal = _misfit(layers.get(name), choice)
         if refusal is not None:
             raise UsageError(f"the plan replaces {name!r}, but {refusal}")
-    statistics: dict[str, Statistics] = {}
-    taken = None
-    origin = key_of(source.digest)
-    if plan.calibration is not None and choices:
-        samples, taken = _calibration_samples(plan, plan.calibration, prepared, data)
+    if not choices:
+        return copy_source(source, folder, file_name)[0]
+    calibrated, fitted = uncalibrated(prepared), None
+    if plan.calibration is not None:
+        samples, fitted = _calibration_samples(plan, plan.calibration, prepared, data)
         # Shapes count here too: which inputs can be looked at, and what layers make of others.
         feed = first_feed(samples, plan.calibration.batch)
         trial_run(source, ONE_CPU_THREAD, feed)
         prepared = prepare(source, feed=feed)
-        seen = plan.calibration.layers or tuple(choices)
-        layers = [layer for layer in prepared.layers if layer.name in seen]
-        statistics = calibrate_on(prepared, layers, taken, plan.seed, progress, pool)
-        if plan.calibration.influence:
-            statistics = with_influence(prepared, statistics)
-        origin = key_of(
-            statistics_key(prepared, plan.calibration, plan.seed), plan.calibration.influence
+        names = plan.calibration.layers or tuple(choices)
+        calibrated = calibrate_as(
+            prepared,
+            [layer for layer in prepared.layers if layer.name in names],
+            fitted,
+            plan.calibration,
+            plan.seed,
+            cache,
+            pool,
+            progress,
         )
-    name = working_name(source, path)
-    if not choices:
-        return copy_source(source, folder, name)[0]
-    factory = Factory(
-        prepared,
-        folder,
-        name,
-        statistics,
-        plan.calibration.digest if plan.calibration is not None else "",
-        pool,
-        open_cache(),
-        origin,
+    factorizer = Factorizer(
+        prepared, folder.parent, calibrated.statistics, pool, cache, calibrated.origin
     )
     with progress.stage("decompose", len(choices)) as step:
-        factory.fit(choices, step)
-    if taken is not None and plan.calibration is not None and plan.calibration.sequential:
-        feeds = [f for f, _, _ in taken.take(plan.calibration.sequential).batches()]
-        factory.correct(choices, correct(prepared, choices, factory, feeds, plan.seed, progress))
+        variant = factorizer.variant(choices, step)
+    if fitted is not None and plan.calibration is not None and plan.calibration.sequential:
+        samples = fitted.take(plan.calibration.sequential)
+        variant = correct(prepared, variant, calibrated.statistics, samples, plan.seed, progress)
     with progress.stage("write", None):
-        return factory.build(choices).path
+        return Builder(prepared, folder, file_name, calibrated.digest).build(variant).path
 
 
 def _calibration_samples(
     plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
 ) -> tuple[Samples, Samples]:
-    """Those that a plan's factors could be fitted to, and those that they were."""
+    """The samples that a plan's factors could be fitted to, and those that they were fitted to."""
     path = data if data is not None else calibration.data
     try:
         samples = load_samples(path, prepared.specs, None)
@@ -140,13 +124,13 @@ def _calibration_samples(
             "samples with --data"
         ) from None
     samples = samples.split(plan.seed)[0] if calibration.half else samples
-    taken = samples.take(calibration.samples)
-    if taken.digest() != calibration.digest:
+    fitted = samples.take(calibration.samples)
+    if fitted.digest() != calibration.digest:
         raise UsageError(
             f"{path} doesn't hold the samples that the plan's factors were fitted to: name those "
             "with --data, or make a new plan"
         )
-    return samples, taken
+    return samples, fitted
 
 
 def _misfit(layer: Layer | None, choice: Choice) -> str | None:
@@ -154,10 +138,10 @@ def _misfit(layer: Layer | None, choice: Choice) -> str | None:
     if layer is None:
         return "there is no such layer"
     graph_pass = choice.graph_pass
-    seen = all(use.x_shape is not None for use in layer.uses)
+    has_shapes = all(use.x_shape is not None for use in layer.uses)
     # Nothing is run here: what only a run shows of shapes was looked at when the plan was made.
-    refuses = graph_pass.refuse(layer) if seen or layer.op not in graph_pass.ops else None
-    barred = layer.weight_refusal if isinstance(graph_pass, WeightPass) else layer.refusal
+    refuses = graph_pass.refuse(layer) if has_shapes or layer.op not in graph_pass.ops else None
+    barred = graph_pass.barred(layer)
     if (reason := barred or refuses) is not None:
         return reason
     return graph_pass.misfit(layer, choice.rank)

@@ -2,15 +2,15 @@
 
 import pytest
 
+from onnxlr.limits import Limits
+
+# Fewer candidates to weigh, too: what is tested is how they are chosen.
+SHORT = Limits(timing_seconds=0.05, timing_rounds=9, layer_seconds=0.02, ranks=4, bolder_levels=1)
+
 
 @pytest.fixture(autouse=True)
 def _short_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.verify.latency.SECONDS", 0.05)
-    monkeypatch.setattr("onnxlr.verify.latency.FEWEST", 9)
-    monkeypatch.setattr("onnxlr.verify.layer_latency.SECONDS", 0.02)
-    # Fewer candidates to weigh: what is tested is how they are chosen.
-    monkeypatch.setattr("onnxlr.plan.tradeoff.RANKS", 4)
-    monkeypatch.setattr("onnxlr.plan.choose._BOLDER", 1)
+    monkeypatch.setattr("onnxlr.api.LIMITS", SHORT)
 
 
 @pytest.fixture(autouse=True)

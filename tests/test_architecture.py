@@ -19,7 +19,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a package, or a file beside them, imports only from those before it.
 ROOMS = (
-    *("errors", "version", "progress", "types"),
+    *("errors", "version", "progress", "types", "limits"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
     *("inspection", "replay", "pipeline", "arguments", "comparison", "api", "training"),

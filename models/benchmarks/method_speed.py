@@ -12,6 +12,7 @@ import click
 import numpy as np
 import onnx
 
+from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs
 from onnxlr.methods.registry import choose_passes
@@ -70,7 +71,9 @@ def rank_of(method: str, rank: int) -> Rank:
 def main(seconds: float, provider: str, methods: str) -> None:
     """Print the table: realised of theoretical speed-up, in each cell."""
     names: Sequence[str] = methods.split(",")
-    timer = LatencyTable(Machine("cuda" if provider == "cuda" else "cpu"), seconds=seconds)
+    timer = LatencyTable(
+        Machine("cuda" if provider == "cuda" else "cpu"), limits=Limits(layer_seconds=seconds)
+    )
     click.echo("| conv 3×3 | rank | " + " | ".join(names) + " |")
     click.echo("|" + " --- |" * (len(names) + 2))
     for channels, side in SIZES:

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 import onnxlr
 from models.fuzz.cases import COMMANDS, IN, OUT, Case, Sound
+from onnxlr import api
 from onnxlr.cli.commands import main as onnxlr_command
 from onnxlr.errors import OnnxlrError
+from onnxlr.limits import Limits
 from onnxlr.model.load import load
-from onnxlr.plan import choose, tradeoff
 from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feed
 from onnxlr.system import sandbox
-from onnxlr.system.sandbox import Trial
 from onnxlr.system.session import ONE_CPU_THREAD
-from onnxlr.verify import latency, layer_latency
+from onnxlr.system.trial import Trial
 from onnxlr.verify.latency_table import describe
 from tests.support.hostile_seeds import mlp
 
@@ -46,7 +46,7 @@ _LIMIT = 0.05  # how far an OUT of --max-drop 0.01 may be from IN; its samples w
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case: passed, refused or find; and of a find where, and in what words."""
+    """The end of a case: passed, refused or find; of a find also its place and its message."""
 
     word: str
     place: str = ""
@@ -109,7 +109,7 @@ def _standing(folder: Path, *, cache: bool) -> Iterator[None]:
 
 
 def _command(name: str, case: Case) -> str | None:
-    """Run one command; None if it went well, the line if it was refused."""
+    """Run one command, and return the line it was refused with, or None if it went well."""
     before, said = _tree(case), io.StringIO()
     _forget_peak()
     code, trace = 0, ""
@@ -134,7 +134,7 @@ def _command(name: str, case: Case) -> str | None:
         raise _FindError(f"{name}: a pickle was loaded", line)
     changed = [n for n in before if n not in _WRITTEN and before[n] != after.get(n)]
     new = [n for n in after if n not in before and n not in _WRITTEN]
-    changed += [n for n in new if code or not _DATA.fullmatch(n)]  # OUT's own external data
+    changed += [n for n in new if code or not _DATA.fullmatch(n)]  # external data of OUT
     if code and Path(OUT).exists():
         changed.append(f"{OUT} in spite of {line}")
     if changed:
@@ -160,15 +160,14 @@ def _is_a_line(said: str) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """Where an exception comes from: the innermost of our own lines, and what was raised there."""
+    """Return where an exception comes from: its innermost line in onnxlr, and its type."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/onnxlr" in f.filename] or list(frames)
-    last = own[-1]
+    last = ([f for f in frames if "/onnxlr" in f.filename] or list(frames))[-1]
     return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} ({last.line})"
 
 
 def shorten(text: str) -> str:
-    """The end of what a crash printed, without what differs from run to run."""
+    """Return the first line that a crash printed, without what differs from run to run."""
     lines = [line for line in text.splitlines() if line.strip()]
     return re.sub(r"0x[0-9a-f]+|\d{4,}", "…", lines[0] if lines else "")[:200]
 
@@ -183,7 +182,7 @@ def _tree(case: Case) -> dict[str, bytes]:
 
 
 def _judge(name: str, words: list[str], tell: Callable[[str], None]) -> None:
-    """Hold OUT against IN: the checker, the runtime, the outputs."""
+    """Compare OUT to IN by the checker, the runtime and the outputs."""
     if name not in COMMANDS or COMMANDS[name][0] not in ("optimize", "apply"):
         return
     if Path(OUT).read_bytes() == Path(IN).read_bytes():
@@ -219,7 +218,7 @@ def _checks(path: str) -> str | None:
 
 
 def _feed() -> dict[str, NDArray[Any]] | None:
-    """Something that IN runs on in a moment; None if there is nothing."""
+    """Return inputs that IN runs on in a moment, or None if there are none."""
     try:
         source = load(IN)
         with Trial(Path(IN), ONE_CPU_THREAD, IN, source.nbytes) as tried:
@@ -230,7 +229,7 @@ def _feed() -> dict[str, NDArray[Any]] | None:
 
 
 def _outputs(path: str, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
-    """Tensor outputs, from a session that onnxlr has set nothing for; None if it doesn't run."""
+    """Return the outputs that are tensors, from a plain session, or None if it doesn't run."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -249,13 +248,13 @@ def one_run(path: Path) -> None:
 
 
 class _Forked:
-    """What the child process is here: a fork for each call, with all it needs loaded."""
+    """Stands in for the pool of child processes: a fork for each call, with all modules loaded."""
 
     def __init__(self) -> None:
         self._processes: dict[int, object] = {}
 
     def submit(self, function: Callable[..., Any], *args: Any) -> _Answer:
-        """As of an executor."""
+        """Do what the method of an executor does."""
         answers, answered = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -271,7 +270,7 @@ class _Forked:
         return _Answer(pid, answers)
 
     def shutdown(self, *, wait: bool) -> None:
-        """As of an executor."""
+        """Do what the method of an executor does."""
         assert wait
         self._processes = {}
 
@@ -282,7 +281,7 @@ class _Answer:
     pipe: int
 
     def result(self, seconds: float) -> Any:
-        """As of a future."""
+        """Do what the method of a future does."""
         with os.fdopen(self.pipe, "rb") as pipe:
             ready, _, _ = select.select([pipe], [], [], seconds)
             if not ready:
@@ -300,18 +299,15 @@ class _Answer:
 
 
 def fork_trials() -> None:
-    """Let trials start faster; not for a process that lives on."""
+    """Let trials start faster, in a process that ends soon."""
     sandbox._start_executor = _Forked
 
 
 def _hurry() -> None:
-    """Nothing here is timed: measure as briefly as can be."""
-    for module, name, value in (
-        *((latency, "SECONDS", 0.01), (latency, "FEWEST", 5), (layer_latency, "SECONDS", 0.005)),
-        *((tradeoff, "RANKS", 3), (choose, "_BOLDER", 1)),
-    ):
-        assert hasattr(module, name)
-        setattr(module, name, value)
+    """Make onnxlr measure as briefly as possible, since speed doesn't matter here."""
+    api.LIMITS = Limits(
+        timing_seconds=0.01, timing_rounds=5, layer_seconds=0.005, ranks=3, bolder_levels=1
+    )
 
 
 def _forget_peak() -> None:

@@ -1,8 +1,7 @@
 """The calibrate stage: what layers are given, from the cache or from the samples."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,66 +23,124 @@ from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD
 
 
-def calibrated(
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What the layers are given, and all that factors depend on.
+
+    Attributes
+    ----------
+    statistics : mapping of str to Statistics
+        By layer name; empty where factors are fitted to the weights alone.
+    calibration : Calibration or None
+        The samples that they come from.
+    origin : str
+        Digest of all that factors depend on besides the method and the rank.
+    """
+
+    statistics: Mapping[str, Statistics]
+    calibration: Calibration | None
+    origin: str
+
+    @property
+    def digest(self) -> str:
+        """The digest of the samples; empty where there are none."""
+        return "" if self.calibration is None else self.calibration.digest
+
+
+def calibrate_layers(
     prepared: Prepared,
-    options: Options,
-    feeding: Feeding | None,
     fitted: Sequence[Layer],
+    feeding: Feeding | None,
+    options: Options,
     cache: Cache,
     pool: Pool,
     progress: Progress,
-) -> tuple[dict[str, Statistics], Calibration | None, str]:
-    """What layers are given, the samples it comes from, and a digest of all that factors are of."""
-    digest = prepared.source.digest
+) -> Calibrated:
+    """What some layers are given on the samples: from the cache, or by running the model.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    fitted : sequence of Layer
+        Those that some method fits.
+    feeding : Feeding or None
+        What the model is run on; None where it isn't run.
+    options : Options
+    cache : Cache
+    pool : Pool
+    progress : Progress
+    """
     # At their numerical ranks factors are exact: inputs could only bring rounding in.
-    wanted = options.rank.kind != "exact" and "data" not in options.without
-    if feeding is None or feeding.calibration is None or not wanted:
-        return {}, None, key_of(digest)
-    taken = calibration_samples(prepared, feeding.calibration)
+    by_data = options.rank.kind != "exact" and "data" not in options.without
+    if feeding is None or feeding.calibration is None or not by_data:
+        return uncalibrated(prepared)
+    samples = calibration_samples(prepared, feeding.calibration, options.limits)
     calibration = Calibration(
         str(options.data),
         feeding.half,
-        taken.digest(),
-        len(taken),
+        samples.digest(),
+        len(samples),
         options.batch,
         influence="sensitivity" not in options.without,
         layers=tuple(layer.name for layer in fitted),
     )
-    key = statistics_key(prepared, calibration, options.seed)
-    with _kept_statistics(cache, key, fitted) as statistics:
-        missing = [layer for layer in fitted if layer.name not in statistics]
-        statistics |= calibrate_on(prepared, missing, taken, options.seed, progress, pool)
-    if calibration.influence:
-        statistics = with_influence(prepared, statistics)
-    return statistics, calibration, key_of(key, calibration.influence)
+    return calibrate_as(prepared, fitted, samples, calibration, options.seed, cache, pool, progress)
 
 
-def statistics_key(prepared: Prepared, calibration: Calibration, seed: int) -> str:
-    """What the statistics of layers that are looked at together depend on."""
-    return key_of(
+def uncalibrated(prepared: Prepared) -> Calibrated:
+    """What factors depend on where they are fitted to the weights alone."""
+    return Calibrated({}, None, key_of(prepared.source.digest))
+
+
+def calibrate_as(
+    prepared: Prepared,
+    fitted: Sequence[Layer],
+    samples: Samples,
+    calibration: Calibration,
+    seed: int,
+    cache: Cache,
+    pool: Pool,
+    progress: Progress,
+) -> Calibrated:
+    """What some layers are given on the samples of a calibration.
+
+    The model runs on one CPU thread, so that a replay has the same to the bit.
+    """
+    key = key_of(
         prepared.source.digest, calibration.digest, seed, prepared.input_shapes, calibration.layers
     )
+    statistics = _read_cache(cache, key, fitted)
+    missing = [layer for layer in fitted if layer.name not in statistics]
+    computed = calibrate(prepared, missing, samples, ONE_CPU_THREAD, seed, progress, pool)
+    if computed:
+        statistics |= computed
+        _write_cache(cache, key, statistics)
+    if calibration.influence:
+        # Errors of a layer's output count as the layers behind take them.
+        metrics = influences(prepared)
+        statistics = {
+            name: replace(item, metric=metrics.get(name)) for name, item in statistics.items()
+        }
+    return Calibrated(statistics, calibration, key_of(key, calibration.influence))
 
 
-@contextlib.contextmanager
-def _kept_statistics(
-    cache: Cache, key: str, layers: Sequence[Layer]
-) -> Iterator[dict[str, Statistics]]:
-    """Statistics that the cache has of these layers; what is added is written back."""
+def _read_cache(cache: Cache, key: str, layers: Sequence[Layer]) -> dict[str, Statistics]:
+    """The statistics that the cache has of some layers."""
     arrays = cache.read_arrays("statistics", key)
-    found = {
+    return {
         name: Statistics(
             arrays[f"mean {name}"], arrays[f"covariance {name}"], int(arrays[f"rows {name}"])
         )
         for name in (layer.name for layer in layers if _are_statistics(arrays, layer))
     }
-    before = len(found)
-    yield found
-    if len(found) > before:
-        for name, item in found.items():
-            arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
-            arrays[f"rows {name}"] = np.array(item.rows)
-        cache.write_arrays("statistics", key, arrays)
+
+
+def _write_cache(cache: Cache, key: str, statistics: Mapping[str, Statistics]) -> None:
+    arrays = cache.read_arrays("statistics", key)
+    for name, item in statistics.items():
+        arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
+        arrays[f"rows {name}"] = np.array(item.rows)
+    cache.write_arrays("statistics", key, arrays)
 
 
 def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
@@ -100,23 +157,3 @@ def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
         if not np.isfinite(array).all():
             return False
     return True
-
-
-def calibrate_on(
-    prepared: Prepared,
-    layers: Sequence[Layer],
-    samples: Samples,
-    seed: int,
-    progress: Progress,
-    pool: Pool,
-) -> dict[str, Statistics]:
-    """Statistics of these layers; on one CPU thread, so that a replay has the same to the bit."""
-    return calibrate(prepared, layers, samples, ONE_CPU_THREAD, seed, progress, pool)
-
-
-def with_influence(
-    prepared: Prepared, statistics: Mapping[str, Statistics]
-) -> dict[str, Statistics]:
-    """Statistics by which errors of outputs count as the layers behind take them."""
-    metrics = influences(prepared)
-    return {name: replace(item, metric=metrics.get(name)) for name, item in statistics.items()}

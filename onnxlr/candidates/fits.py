@@ -1,6 +1,7 @@
 """Methods as they fit a layer: break-even, the ranks that rules give, and candidates."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, overload
@@ -12,11 +13,11 @@ from onnxlr.decompose import RankRule, Spectrum, spectrum_of
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import one_line
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import GraphPass, WeightPass
+from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs, chain_params
 from onnxlr.methods.registry import find_pass
-from onnxlr.system.memo import Kept
+from onnxlr.system.memo import Memo
 from onnxlr.types import Rank, rank_text
 
 # Relative weight errors among which the rank rule `auto` searches for what the metric allows.
@@ -36,30 +37,58 @@ class Fit:
     limit : tuple of int
         The largest rank in proportion to the full one that saves both parameters and MACs; all
         zeros if none does.
-    spectra : Spectra
-        One for each unfolding that the method looks at, computed when it is first looked at.
+    spectra : sequence of Spectrum
+        One for each unfolding that the method looks at.
     """
 
     graph_pass: GraphPass
     full: Rank
     limit: Rank
-    spectra: "Spectra"
+    spectra: Sequence[Spectrum]
 
 
-class Spectra(Sequence[Spectrum]):
-    """The spectra of a layer's unfoldings: a rank that was named by number never needs them."""
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """The methods that fit each layer.
 
-    def __init__(self, layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> None:
-        self._layer, self._pass, self._known = layer, graph_pass, known
+    Attributes
+    ----------
+    by_layer : mapping of str to tuple of Fit
+        By layer name; empty for a layer that none fits.
+    refusals : mapping of str to tuple of str
+        Why the other methods don't fit, as far as they are for the layer's operator.
+    """
 
-    def fill(self, spectra: tuple[Spectrum, ...]) -> None:
-        """Take what was computed elsewhere."""
-        self.__dict__["_all"] = spectra
+    by_layer: Mapping[str, tuple[Fit, ...]]
+    refusals: Mapping[str, tuple[str, ...]]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why no method fits a layer, for each layer that none fits."""
+        return {
+            name: "; ".join(dict.fromkeys(self.refusals[name]))
+            for name, fits in self.by_layer.items()
+            if not fits
+        }
+
+    def layers(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Those of some layers that a method fits."""
+        return [layer for layer in layers if self.by_layer[layer.name]]
+
+
+class LazySpectra(Sequence[Spectrum]):
+    """The spectra of a layer's unfoldings, computed when one is asked for.
+
+    A rank that is named by number never needs them.
+    """
+
+    def __init__(self, layer: Layer, graph_pass: GraphPass, memo: Memo[Spectrum]) -> None:
+        self._layer, self._pass, self._memo = layer, graph_pass, memo
 
     @cached_property
     def _all(self) -> tuple[Spectrum, ...]:
         return tuple(
-            self._known.get(stack, None, partial(spectrum_of, stack))
+            self._memo.get(stack, None, partial(spectrum_of, stack))
             for stack in self._pass.unfoldings(self._layer)
         )
 
@@ -76,10 +105,26 @@ class Spectra(Sequence[Spectrum]):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method at a rank, with what it costs and what it saves.
+    """A method at a rank, with what it costs, what it saves, and what it is predicted to lose.
 
-    ``saved`` is in parameters where the target is stored size, else in MACs where those are known.
-    ``note`` says why it isn't the method that was asked for.
+    Attributes
+    ----------
+    choice : Choice
+    params : int
+        Elements that its factors store.
+    macs : int or None
+        Multiply-accumulates of its chains; None where shapes are unknown.
+    saved : int
+        Parameters where the target is stored size, else MACs where those are known.
+    note : str
+        Why it isn't the method that was asked for.
+    error : float
+        Predicted relative error of the layer's output, or of its weight where its inputs weren't
+        looked at; infinite where nothing was predicted.
+    cost : float
+        In the unit of a budget: milliseconds, multiply-accumulates, parameters or bytes.
+    loss : float
+        Predicted for the whole model, with only this layer replaced; losses of layers add up.
     """
 
     choice: Choice
@@ -87,9 +132,36 @@ class Candidate:
     macs: int | None
     saved: int
     note: str = ""
+    error: float = math.inf
+    cost: float = math.inf
+    loss: float = math.inf
 
 
-Goal = Literal["params", "macs"]
+Saving = Literal["params", "macs"]  # what candidates are ordered by
+
+
+def fit_all(
+    layers: Sequence[Layer],
+    passes: Sequence[GraphPass],
+    excluded: Callable[[Layer], str | None],
+) -> Fits:
+    """The methods that fit each layer, or why none does.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    passes : sequence of GraphPass
+    excluded : callable
+        Says why the user leaves a layer out; None where the user doesn't.
+    """
+    by_layer: dict[str, tuple[Fit, ...]] = {}
+    refusals: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        why = excluded(layer)
+        by_layer[layer.name], refusals[layer.name] = (
+            ((), (why,)) if why else fit_methods(layer, passes)
+        )
+    return Fits(by_layer, refusals)
 
 
 def fit_methods(
@@ -97,13 +169,13 @@ def fit_methods(
 ) -> tuple[tuple[Fit, ...], tuple[str, ...]]:
     """The methods that exist for a layer, and the reasons of those that don't."""
     fits, reasons = [], []
-    known = Kept[Spectrum](len(passes) * 4)
+    memo = Memo[Spectrum](len(passes) * 4)
     for graph_pass in passes:
-        found = fit_method(layer, graph_pass, known)
-        if isinstance(found, Fit):
-            fits.append(found)
+        fit = fit_method(layer, graph_pass, memo)
+        if isinstance(fit, Fit):
+            fits.append(fit)
         elif layer.refusal is not None or layer.op in graph_pass.ops:
-            reasons.append(found)
+            reasons.append(fit)
     if not fits and not reasons:  # all are for other operators
         reasons.append(f"no method replaces {layer.op} among {', '.join(p.name for p in passes)}")
     return tuple(fits), tuple(reasons)
@@ -114,9 +186,9 @@ def _can_be(layer: Layer, rank: object) -> bool:
     return isinstance(rank, int | np.integer) and 0 <= int(rank) <= max(1, layer.params)
 
 
-def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fit | str:
+def fit_method(layer: Layer, graph_pass: GraphPass, memo: Memo[Spectrum]) -> Fit | str:
     """A method as it fits a layer, or why it doesn't exist there."""
-    barred = layer.weight_refusal if isinstance(graph_pass, WeightPass) else layer.refusal
+    barred = graph_pass.barred(layer)
     reason = barred if barred is not None else graph_pass.refuse(layer)
     if reason is not None:
         return reason
@@ -127,7 +199,7 @@ def fit_method(layer: Layer, graph_pass: GraphPass, known: Kept[Spectrum]) -> Fi
         limit = break_even(layer, graph_pass)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         return f"{graph_pass.name}: the sizes around it contradict each other: {one_line(error)}"
-    return Fit(graph_pass, full, limit, Spectra(layer, graph_pass, known))
+    return Fit(graph_pass, full, limit, LazySpectra(layer, graph_pass, memo))
 
 
 def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
@@ -151,7 +223,7 @@ def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
     """Whether the chain has fewer parameters and, where shapes are known, fewer MACs."""
     if chain_params(layer, graph_pass, rank) >= layer.params:
         return False
-    if isinstance(graph_pass, WeightPass):
+    if graph_pass.at_load:
         return True
     before, after = layer.macs, chain_macs(layer, graph_pass, rank)
     # A lookup has no MACs that its product could save: there only what is stored counts.
@@ -159,26 +231,26 @@ def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
 
 
 def candidate(
-    layer: Layer, graph_pass: GraphPass, rank: Rank, goal: Goal, note: str = ""
+    layer: Layer, graph_pass: GraphPass, rank: Rank, saving: Saving, note: str = ""
 ) -> Candidate:
     """Cost of a method at a rank."""
     params = chain_params(layer, graph_pass, rank)
     macs = chain_macs(layer, graph_pass, rank)
     saved = layer.params - params
-    if goal == "macs" and macs is not None and layer.macs:
+    if saving == "macs" and macs is not None and layer.macs:
         saved = layer.macs - macs
     return Candidate(Choice(graph_pass, rank), params, macs, saved, note)
 
 
 def named_candidates(
-    layer: Layer, fits: Sequence[Fit], rule: RankRule, goal: Goal, *, factorizing: bool = True
+    layer: Layer, fits: Sequence[Fit], rule: RankRule, saving: Saving, *, factorizing: bool = True
 ) -> list[Candidate] | str:
     """Every method at the rank a rule gives it, the most saving first, or why there is none.
 
     Factors that only show when they are made to be unusable are refused, unless ``factorizing`` is
     off.
     """
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     reasons: list[str] = []
     precision = storage_precision(layer.dtype.numpy())
     for fit in fits:
@@ -190,17 +262,17 @@ def named_candidates(
         elif not saves(layer, fit.graph_pass, rank):
             reasons.append(_no_gain(layer, fit, rank, f"{rule}"))
         elif factorizing and (unusable := fit.graph_pass.unusable(layer, rank)) is not None:
-            instead = _fall_back(layer, fit, rank, goal, unusable)
+            instead = _fall_back(layer, fit, rank, saving, unusable)
             if instead is None:
                 reasons.append(unusable)
             else:
-                found.append(instead)
+                candidates.append(instead)
         else:
-            found.append(candidate(layer, fit.graph_pass, rank, goal))
-    return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
+            candidates.append(candidate(layer, fit.graph_pass, rank, saving))
+    return _most_saved(candidates) if candidates else "; ".join(dict.fromkeys(reasons))
 
 
-def _fall_back(layer: Layer, fit: Fit, rank: Rank, goal: Goal, why: str) -> Candidate | None:
+def _fall_back(layer: Layer, fit: Fit, rank: Rank, saving: Saving, why: str) -> Candidate | None:
     """The method that takes over, at its largest proportional rank of no more parameters."""
     other = _successor(layer, fit)
     if other is None:
@@ -209,7 +281,7 @@ def _fall_back(layer: Layer, fit: Fit, rank: Rank, goal: Goal, why: str) -> Cand
     for smaller in reversed(other.graph_pass.ladder(layer)):
         fits = chain_params(layer, other.graph_pass, smaller) <= most
         if fits and saves(layer, other.graph_pass, smaller):
-            return candidate(layer, other.graph_pass, smaller, goal, _instead(why, other))
+            return candidate(layer, other.graph_pass, smaller, saving, _instead(why, other))
     return None
 
 
@@ -217,7 +289,7 @@ def _successor(layer: Layer, fit: Fit) -> Fit | None:
     """The method that takes over from one whose factors are unusable, if it exists here."""
     if not fit.graph_pass.fallback:
         return None
-    other = fit_method(layer, find_pass(fit.graph_pass.fallback), Kept[Spectrum](2))
+    other = fit_method(layer, find_pass(fit.graph_pass.fallback), Memo[Spectrum](2))
     return other if isinstance(other, Fit) else None
 
 
@@ -226,34 +298,33 @@ def _instead(why: str, other: Fit) -> str:
 
 
 def auto_candidates(
-    layer: Layer, fits: Sequence[Fit], error: float, goal: Goal, *, gridded: bool = True
+    layer: Layer, fits: Sequence[Fit], error: float, saving: Saving, *, gridded: bool = True
 ) -> list[Candidate] | str:
     """Every method at its most saving rank within a weight error, on the hardware's grid or not."""
-    found, reasons = [], []
+    candidates, reasons = [], []
     for fit in fits:
         within = fit.graph_pass.ranks_within(layer, error, fit.spectra, fit.limit, gridded=gridded)
         ranks = list(dict.fromkeys(within))
-        saving = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
-        if saving:
-            found.append(
-                _most_saved([candidate(layer, fit.graph_pass, r, goal) for r in saving])[0]
-            )
+        saving_ranks = [rank for rank in ranks if saves(layer, fit.graph_pass, rank)]
+        if saving_ranks:
+            rows = [candidate(layer, fit.graph_pass, rank, saving) for rank in saving_ranks]
+            candidates.append(_most_saved(rows)[0])
             continue
         other = _successor(layer, fit)
         unusable = None
         if other is not None and 0 not in fit.limit:
             unusable = fit.graph_pass.unusable(layer, fit.limit)
         if other is not None and unusable is not None:
-            taken = auto_candidates(layer, (other,), error, goal, gridded=gridded)
-            if isinstance(taken, list):
-                found += [replace(c, note=_instead(unusable, other)) for c in taken]
+            instead = auto_candidates(layer, (other,), error, saving, gridded=gridded)
+            if isinstance(instead, list):
+                candidates += [replace(c, note=_instead(unusable, other)) for c in instead]
                 continue
         reasons.append(unusable or _no_gain(layer, fit, ranks[0], f"a weight error of {error:g}"))
-    return _most_saved(found) if found else "; ".join(dict.fromkeys(reasons))
+    return _most_saved(candidates) if candidates else "; ".join(dict.fromkeys(reasons))
 
 
-def _most_saved(found: list[Candidate]) -> list[Candidate]:
-    return sorted(found, key=lambda item: (-item.saved, item.params))
+def _most_saved(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda item: (-item.saved, item.params))
 
 
 def _zero_rank(rule: RankRule, fit: Fit) -> str:

@@ -1,12 +1,13 @@
 """Spectra of all layers, side by side; those of large weights are kept for the next run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.candidates.fits import Fit, fit_methods
+from onnxlr.candidates.fits import Fit, Fits, fit_methods
 from onnxlr.decompose import Spectrum
 from onnxlr.decompose.ranks import spectrum_from
 from onnxlr.layers.layer import Layer
@@ -20,31 +21,31 @@ STORED_FROM = 1 << 18  # elements of a weight, from which on what is made of it 
 
 
 def decompose(
-    prepared: Prepared,
-    fits: Mapping[str, Sequence[Fit]],
-    pool: Pool,
-    cache: Cache,
-    step: Callable[[str], None],
-) -> None:
-    """Fill in the spectra of these fits, by layer name; ``step`` is called for each layer."""
+    prepared: Prepared, fits: Fits, pool: Pool, cache: Cache, step: Callable[[str], None]
+) -> Fits:
+    """The same fits with the spectra of all layers; ``step`` is called for each of them."""
+    spectra: dict[str, Sequence[tuple[Spectrum, ...]]] = {}
     missing = []
-    for name, found in fits.items():
+    for name, rows in fits.by_layer.items():
         layer = prepared.layer(name)
-        known = _stored(prepared, layer, found, cache) if found else []
-        if known is None:
+        cached = _cached(prepared, layer, rows, cache) if rows else []
+        if cached is None:
             missing.append(layer)
             continue
-        for fit, spectra in zip(found, known, strict=True):
-            fit.spectra.fill(spectra)
+        spectra[name] = cached
         step(name)
-    items = [(layer.name, _methods(fits[layer.name])) for layer in missing]
+    items = [(layer.name, _methods(fits.by_layer[layer.name])) for layer in missing]
     needs = DECOMPOSING * max((layer.params for layer in missing), default=0)
     results = pool.map(layer_spectra, items, prepared, needs=needs)
-    for layer, made in zip(missing, results, strict=True):
-        for fit, spectra in zip(fits[layer.name], made, strict=True):
-            fit.spectra.fill(spectra)
-        _keep(prepared, layer, fits[layer.name], made, cache)
+    for layer, computed in zip(missing, results, strict=True):
+        spectra[layer.name] = computed
+        _write_cache(prepared, layer, fits.by_layer[layer.name], computed, cache)
         step(layer.name)
+    by_layer = {
+        name: tuple(replace(fit, spectra=s) for fit, s in zip(rows, spectra[name], strict=True))
+        for name, rows in fits.by_layer.items()
+    }
+    return Fits(by_layer, fits.refusals)
 
 
 def layer_spectra(
@@ -65,17 +66,17 @@ def _entry(prepared: Prepared, layer: Layer, fits: Sequence[Fit]) -> str | None:
     return key_of(prepared.source.digest, layer.name, _methods(fits))
 
 
-def _keep(
+def _write_cache(
     prepared: Prepared,
     layer: Layer,
     fits: Sequence[Fit],
-    made: Sequence[Sequence[Spectrum]],
+    computed: Sequence[Sequence[Spectrum]],
     cache: Cache,
 ) -> None:
     if (entry := _entry(prepared, layer, fits)) is None:
         return
     arrays: dict[str, NDArray[Any]] = {}
-    for i, spectra in enumerate(made):
+    for i, spectra in enumerate(computed):
         arrays[f"count {i}"] = np.array(len(spectra))
         for j, spectrum in enumerate(spectra):
             arrays[f"values {i} {j}"] = spectrum.values
@@ -83,7 +84,7 @@ def _keep(
     cache.write_arrays("spectra", entry, arrays)
 
 
-def _stored(
+def _cached(
     prepared: Prepared, layer: Layer, fits: Sequence[Fit], cache: Cache
 ) -> list[tuple[Spectrum, ...]] | None:
     """What the cache has; None where it has nothing of this layer, or not all of it."""

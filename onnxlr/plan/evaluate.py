@@ -2,99 +2,111 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from onnxlr.calibrate.budget import MOST_SAMPLES, calibration_samples, sample_seconds
+from onnxlr.calibrate.budget import calibration_samples, sample_seconds
 from onnxlr.errors import CrashError, ModelError
+from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.model.graph import all_graphs
 from onnxlr.options import Options
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
-from onnxlr.rewrite.builder import Built, Factory
+from onnxlr.rewrite.builder import Builder, Built
+from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.sequential import correct
-from onnxlr.system.sandbox import Trial
+from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import Session
-from onnxlr.verify import latency
+from onnxlr.system.trial import Trial
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, compare_sessions, time_session
 
-_SEQUENCE_SECONDS = 120.0
-_BUILDING_SECONDS = 600.0
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
-_FEWEST_SAMPLES = 32
+_TIMED_ONCE_MORE = 3  # times as long, where a comparison is undecided
 
 
-@dataclass
-class Assessor:
-    """Assesses sets of replacements on what the user gave, within what the user allows.
+@dataclass(frozen=True)
+class Evaluation:
+    """A variant with its quality, measured on the saved file."""
+
+    variant: Variant
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Builds, judges and times variants on the user's samples, against the user's limits.
 
     Attributes
     ----------
-    session, feeding : or None
-        None where the model isn't run as a whole.
+    prepared : Prepared
+    options : Options
+    factorizer : Factorizer
+    builder : Builder
+    session, feeding : Session and Feeding, or None
+        The original in the runtime and what it is run on; None where nothing is run whole.
     judge : Judge or None
-        None where it isn't judged as a whole.
+        None where the model isn't judged as a whole.
     timed : bool
         Whether whole models are timed: not for another machine.
-    samples : int
-        Of sequential correction, once it was asked for.
-    too_many : bool
-        Whether there are more layers than it has time for.
-    judgements : int
-        How many files were built, saved and judged so far.
+    progress : Progress
     """
 
     prepared: Prepared
     options: Options
-    factory: Factory
+    factorizer: Factorizer
+    builder: Builder
     session: Session | None
     feeding: Feeding | None
     judge: Judge | None
     timed: bool
     progress: Progress
-    samples: int = 0
-    too_many: bool = False
-    judgements: int = 0
-    _improved: tuple[Mapping[str, Choice], Quality] | None = None
-    _tried: Built | None = None
+    _judgements: list[Quality] = field(default_factory=list)
+    _tried: list[Built] = field(default_factory=list)  # the latest that ran in the child process
 
-    def improved(self, choices: Mapping[str, Choice]) -> Quality:
-        """Judge a set, corrected in sequence where that helps on samples it wasn't fitted to."""
-        if self.factory.corrects and self._improved is not None and self._improved[0] == choices:
-            return self._improved[1]
-        self.factory.forget()
-        own = self.judged(choices)
-        if not self.corrects(choices):
-            return own
+    @property
+    def limits(self) -> Limits:
+        """How much effort the run makes."""
+        return self.options.limits
+
+    @property
+    def judgements(self) -> int:
+        """How many files were built, saved and judged so far."""
+        return len(self._judgements)
+
+    def evaluate(self, variant: Variant) -> Evaluation:
+        """Build, save and judge a variant.
+
+        Raises
+        ------
+        ModelError
+            If the runtime refuses it, or goes down with it.
+        """
+        assert self.judge is not None
+        quality = self.judge.judge(self._open(self.builder.build(variant)))
+        self._judgements.append(quality)
+        return Evaluation(variant, quality)
+
+    def improved(self, choices: Mapping[str, Choice]) -> Evaluation:
+        """The better of two variants of these choices: as fitted, or corrected in sequence.
+
+        Corrected factors are taken where they help on samples that they weren't fitted to, and
+        don't lead out of the limit.
+        """
+        plain = self.evaluate(self.factorizer.variant(choices))
+        if not self.can_correct(choices):
+            return plain
+        samples = self.correction_samples
         try:
-            quality = self._corrected(choices, self.samples, self.progress, glance=False)
+            corrected = self.evaluate(self._corrected(plain.variant, samples, self.progress))
         except CrashError:
-            self.factory.forget()
-            return own
-        fits = self.over(quality) is None or self.over(own) is not None
-        if fits and quality.fidelity.rel_error < own.fidelity.rel_error:
-            self._improved = (dict(choices), quality)
-            return quality
-        self.factory.forget()
-        return own
-
-    def _corrected(
-        self, choices: Mapping[str, Choice], samples: int, progress: Progress, *, glance: bool
-    ) -> Quality:
-        """The quality of a set that was corrected in sequence; the factory goes on building it."""
-        assert self.feeding is not None
-        assert self.feeding.calibration is not None
-        taken = calibration_samples(self.prepared, self.feeding.calibration).take(samples)
-        feeds = [feed for feed, _, _ in taken.batches()]
-        seed = self.options.seed
-        corrected = correct(
-            self.prepared, choices, self.factory, feeds, seed, progress, glance=glance
-        )
-        self.factory.correct(choices, corrected)
-        return self.judged(choices)
+            return plain
+        fits = self.over(corrected.quality) is None or self.over(plain.quality) is not None
+        closer = corrected.quality.fidelity.rel_error < plain.quality.fidelity.rel_error
+        return corrected if fits and closer else plain
 
     def damage(self, choices: Mapping[str, Choice], samples: int) -> float:
         """What the metric loses and what the outputs do, together.
@@ -102,83 +114,100 @@ class Assessor:
         The metric is what counts; on few samples it moves in steps, and how far the outputs get
         tells such sets apart. With ``samples``, the set is corrected in sequence on as many.
         """
-        self.factory.forget()
         try:
-            quality = (
-                self._corrected(choices, samples, Silent(), glance=True)
-                if samples
-                else self.judged(choices)
-            )
+            variant = self.factorizer.variant(choices)
+            if samples:
+                variant = self._corrected(variant, samples, Silent(), glance=True)
+            quality = self.evaluate(variant).quality
         except ModelError:
             return math.inf
-        finally:
-            self.factory.forget()
-        found = quality.drop + (
+        damage = quality.drop + (
             quality.fidelity.divergence or 0.0 if self.by_classes else quality.fidelity.rel_error
         )
-        return found if math.isfinite(found) else math.inf
+        return damage if math.isfinite(damage) else math.inf
 
-    def corrects(self, choices: Mapping[str, Choice]) -> bool:
-        """Whether sequential correction is tried: on as many samples as there is time for."""
+    def _corrected(
+        self, plain: Variant, samples: int, progress: Progress, *, glance: bool = False
+    ) -> Variant:
+        assert self.feeding is not None
+        assert self.feeding.calibration is not None
+        fitted = calibration_samples(self.prepared, self.feeding.calibration, self.limits)
+        corrected = correct(
+            self.prepared,
+            plain,
+            self.factorizer.statistics,
+            fitted.take(samples),
+            self.options.seed,
+            progress,
+            glance=glance,
+        )
+        return replace(corrected, sequential=samples)
+
+    def can_correct(self, choices: Mapping[str, Choice]) -> bool:
+        """Whether sequential correction is tried on a set."""
+        return len(choices) > 1 and self.correction_samples > 0
+
+    @cached_property
+    def correction_samples(self) -> int:
+        """How many samples sequential correction has time for; 0 where it isn't tried."""
         samples = self.feeding.calibration if self.feeding is not None else None
-        if samples is None or not self.factory.statistics or len(choices) < 2:
-            return False
-        if "sequential" in self.options.without:
-            return False
-        affordable = int(_SEQUENCE_SECONDS / self._running_seconds)
-        self.samples = min(MOST_SAMPLES, len(samples), affordable)
-        self.too_many = self._building_seconds > _BUILDING_SECONDS
-        return self.samples >= _FEWEST_SAMPLES and not self.too_many
+        if samples is None or not self._may_correct or self.too_many_layers:
+            return 0
+        affordable = int(self.limits.sequence_seconds / self._running_seconds)
+        count = min(self.limits.sequence_samples, len(samples), affordable)
+        return count if count >= self.limits.sequence_samples_least else 0
+
+    @cached_property
+    def too_many_layers(self) -> bool:
+        """Whether sequential correction is left out because of the number of layers."""
+        return self._may_correct and self._building_seconds > self.limits.building_seconds
+
+    @property
+    def _may_correct(self) -> bool:
+        return bool(self.factorizer.statistics) and "sequential" not in self.options.without
 
     def correction_seconds(self, samples: int) -> float:
-        """What correcting on so many samples takes, by the work in it."""
+        """Seconds that correcting on so many samples takes, by the work in it."""
         return self._building_seconds + samples * self._running_seconds
 
     @property
     def _running_seconds(self) -> float:
-        """Of one sample, through the original and the model so far, for every layer."""
-        return 2 * len(self.factory.statistics) * sample_seconds(self.prepared)
+        """Seconds of one sample, through the original and the model so far, for every layer."""
+        return 2 * len(self.factorizer.statistics) * sample_seconds(self.prepared)
 
     @property
     def _building_seconds(self) -> float:
-        """Of the model so far, for every layer: it grows with their square."""
+        """Seconds of building the model so far for every layer: they grow with their square."""
         nodes = sum(len(graph) for graph in all_graphs(self.prepared.model))
-        return len(self.factory.statistics) * nodes * _NODE_SECONDS
-
-    def judged(self, choices: Mapping[str, Choice]) -> Quality:
-        """The metric and the fidelity of the saved file."""
-        self.judgements += 1
-        assert self.judge is not None
-        return self.judge.judge(self._open(self.factory.build(choices)))
+        return len(self.factorizer.statistics) * nodes * _NODE_SECONDS
 
     def original_ms(self) -> float:
         """Median milliseconds of the original."""
         assert self.session is not None
         assert self.feeding is not None
-        return time_session(self.session, self.feeding.first_feed).median_ms
+        return time_session(self.session, self.feeding.first_feed, self.limits).median_ms
 
     def compare(self, built: Built | None) -> Comparison:
         """The original and a built model in turn; without one the original beside itself."""
         assert self.session is not None
         assert self.feeding is not None
-        feed = self.feeding.first_feed
+        feed, limits = self.feeding.first_feed, self.limits
         candidate = self.session if built is None else self._open(built)
-        speed = compare_sessions(self.session, candidate, feed)
+        speed = compare_sessions(self.session, candidate, feed, limits)
         if built is not None and speed.verdict == "within noise" and speed.speedup > 1:
-            # Undecided, and promising: one look more, longer and by itself.
+            longer = replace(limits, timing_seconds=_TIMED_ONCE_MORE * limits.timing_seconds)
             with self.progress.stage("time it once more", None):
-                return compare_sessions(self.session, candidate, feed, 3 * latency.SECONDS)
+                return compare_sessions(self.session, candidate, feed, longer)
         return speed
 
     def _open(self, built: Built) -> Session:
         """A built model in the runtime, once it has been seen to run in the child process."""
-        if self._tried is not built and self.feeding is not None:
-            with Trial(
-                built.path, self.options.machine, "the optimized model", built.nbytes
-            ) as trial:
+        machine, label = self.options.machine, "the optimized model"
+        if self.feeding is not None and not any(built is tried for tried in self._tried):
+            with Trial(built.path, machine, label, built.nbytes) as trial:
                 trial.run(self.feeding.first_feed)
-            self._tried = built
-        return Session(built.path, self.options.machine, "the optimized model")
+            self._tried[:] = [built]
+        return Session(built.path, machine, label)
 
     def too_large(self, built: Built) -> str | None:
         """Why a file is larger than allowed, which is as large as the original."""

@@ -7,7 +7,6 @@ from onnxlr.candidates.fits import Candidate
 from onnxlr.methods.choice import Choice
 
 Chosen = dict[str, Candidate]
-MOST_TRIALS = 14
 WEIGHT_STEPS = (8.0, 3.0, 1.5)  # of a prediction, up and down
 
 
@@ -28,9 +27,9 @@ class Trials:
     """
 
     verdict: Callable[[Mapping[str, Candidate]], str | None]
-    most: int = MOST_TRIALS
+    most: int = 14
     made: int = 0
-    _known: dict[frozenset[tuple[str, Candidate]], str | None] = field(default_factory=dict)
+    _verdicts: dict[frozenset[tuple[str, Candidate]], str | None] = field(default_factory=dict)
 
     @property
     def exhausted(self) -> bool:
@@ -42,14 +41,14 @@ class Trials:
         key = _key(chosen)
         if not chosen:
             return None
-        if key not in self._known:
+        if key not in self._verdicts:
             self.made += 1
-            self._known[key] = self.verdict(chosen)
-        return self._known[key]
+            self._verdicts[key] = self.verdict(chosen)
+        return self._verdicts[key]
 
 
 @dataclass(frozen=True)
-class Found:
+class Boldest:
     """The boldest acceptable set.
 
     Attributes
@@ -66,7 +65,7 @@ class Found:
     highest: int
 
 
-def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Found:
+def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
     """The boldest acceptable set among levels of rising damage, each layer at a level of its own.
 
     Bisects for the highest level that is accepted as a whole. From there it climbs on: what the
@@ -104,7 +103,7 @@ def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Found:
         bolder.sort(key=lambda item: -item[1].saved)
         _add(chosen, bolder, trials, stuck)
     refused = {n: why for n, why in stuck.items() if n not in chosen}
-    return Found(chosen, refused, max(sets, default=-1))
+    return Boldest(chosen, refused, max(sets, default=-1))
 
 
 def least_damaging(
@@ -133,20 +132,20 @@ def least_damaging(
         Sets that are measured.
     """
     weights = dict.fromkeys(names, 1.0)
-    best, known = start, {_key(start): damage(start)}
-    least = known[_key(start)]
+    best, damages = start, {_key(start): damage(start)}
+    least = damages[_key(start)]
     for step in WEIGHT_STEPS:
         for name in names:
             for factor in (step, 1 / step):
-                if len(known) >= most:
+                if len(damages) >= most:
                     return best
                 moved = weights | {name: weights[name] * factor}
-                found = propose(moved)
-                if found is None or _key(found) in known:
+                proposed = propose(moved)
+                if proposed is None or _key(proposed) in damages:
                     continue
-                reached = known[_key(found)] = damage(found)
+                reached = damages[_key(proposed)] = damage(proposed)
                 if reached < least:
-                    best, least, weights = found, reached, moved
+                    best, least, weights = proposed, reached, moved
                     break
     return best
 

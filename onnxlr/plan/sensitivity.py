@@ -11,7 +11,6 @@ import numpy as np
 from onnxlr.calibrate.statistics import Statistics
 from onnxlr.candidates.fitting import fit_layer, output_error, rest_of
 from onnxlr.errors import ModelError
-from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import weight_error
 from onnxlr.model.save import save
@@ -58,11 +57,11 @@ class Sensitivity:
         """What this error adds to the loss of the whole."""
         return self._scaled(error, np.array(self.losses), 2)
 
-    def _scaled(self, error: float, found: np.ndarray[Any, Any], power: int) -> float:
+    def _scaled(self, error: float, measured: np.ndarray[Any, Any], power: int) -> float:
         if error >= self.beyond:
             return math.inf
         at = np.log(np.array(self.errors))
-        ratios = np.log(np.maximum(found, 1e-300)) - power * at
+        ratios = np.log(np.maximum(measured, 1e-300)) - power * at
         ratio = np.interp(math.log(max(error, LEAST)), at, ratios)
         return error**power * math.exp(float(ratio))
 
@@ -73,11 +72,13 @@ class Sensitivity:
         beyond = min((r["error"] for r in rows if r["harm"] is None), default=math.inf)
         if not finite:
             return cls(beyond=0.0)
-        known = sorted(finite)
+        errors = sorted(finite)
         return cls(
-            tuple(known),
-            tuple(finite[e]["harm"] for e in known),
-            tuple(finite[e]["divergence"] if by_classes else finite[e]["harm"] ** 2 for e in known),
+            tuple(errors),
+            tuple(finite[e]["harm"] for e in errors),
+            tuple(
+                finite[e]["divergence"] if by_classes else finite[e]["harm"] ** 2 for e in errors
+            ),
             beyond,
         )
 
@@ -113,16 +114,16 @@ def probe(
     graph_pass, rank = choice.graph_pass, choice.rank
     try:
         factored = fit_layer(prepared, name, choice, statistics)
-        found = fidelity_of(prepared, {name: choice}, {name: factored}, judge, folder)
+        fidelity = fidelity_of(prepared, {name: choice}, {name: factored}, judge, folder)
     except ModelError as refusal:
         return {"refusal": str(refusal)}
-    if statistics is None or isinstance(graph_pass, WeightPass):
+    if statistics is None or graph_pass.at_load:
         error = weight_error(layer, graph_pass, rank, factored.factors)
     else:
         rest = rest_of(graph_pass, layer, rank, factored.factors)
         error = output_error(layer, rest, statistics)
-    harm = found.rel_error if math.isfinite(found.rel_error) else None
-    return {"error": error, "harm": harm, "divergence": found.divergence}
+    harm = fidelity.rel_error if math.isfinite(fidelity.rel_error) else None
+    return {"error": error, "harm": harm, "divergence": fidelity.divergence}
 
 
 def is_probe(row: object) -> bool:
@@ -133,8 +134,8 @@ def is_probe(row: object) -> bool:
         return isinstance(row["refusal"], str)
     if not {"error", "harm", "divergence"} <= row.keys():
         return False
-    given = [row["error"], *(row[n] for n in ("harm", "divergence") if row[n] is not None)]
-    return all(isinstance(x, float | int) and 0 <= x < math.inf for x in given)
+    numbers = [row["error"], *(row[n] for n in ("harm", "divergence") if row[n] is not None)]
+    return all(isinstance(x, float | int) and 0 <= x < math.inf for x in numbers)
 
 
 def fidelity_of(

@@ -1,95 +1,119 @@
 """What is said about a run: a decision with its reason for every layer, and the report."""
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.calibrate.stage import Calibrated
+from onnxlr.candidates.fits import Candidate, Fits
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
-from onnxlr.methods.base import WeightPass
-from onnxlr.model.destinations import path_exists
-from onnxlr.model.graph import DEFAULT_VALUES_IR, count_params
+from onnxlr.model.constants import count_params
+from onnxlr.model.graph import DEFAULT_VALUES_IR
+from onnxlr.model.place import unused_data_files
 from onnxlr.options import Options
-from onnxlr.plan.choose import Choosing, saved_macs
-from onnxlr.plan.evaluate import Assessor
-from onnxlr.plan.plan import Alternative, Decision, Plan, keep, use
-from onnxlr.plan.search import Chosen
+from onnxlr.plan.budget import saved_macs
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.plan import Decision, Plan, keep, use
+from onnxlr.plan.settle import Selection
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.report.report import Circumstances, LayerSpectrum, Report, Size
 from onnxlr.rewrite.builder import Built
 from onnxlr.system.cluster import Cluster
+from onnxlr.system.files import path_exists
 from onnxlr.system.session import runtime_version
-from onnxlr.types import rank_text
-from onnxlr.verify.fidelity import Quality
-from onnxlr.verify.latency import Comparison
-from onnxlr.verify.latency_table import processor
+from onnxlr.verify.latency_table import LatencyTable, processor
 from onnxlr.version import __version__
 
-_NAMED = 5  # of them
+_NAMED = 5  # weights that a note names; the others are counted
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
-
-
-def _left(name: str) -> str:
-    return (
-        f"{name}, the external data of the file that was here before, is still there: delete it if "
-        "no other model has it"
-    )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to."""
+    """What a run has come to, and all that it was found with.
 
-    assessor: Assessor
-    choosing: Choosing
-    chosen: Chosen
-    quality: Quality | None
-    speed: Comparison | None
+    Attributes
+    ----------
+    evaluator : Evaluator
+    calibrated : Calibrated
+    fits : Fits
+    table : LatencyTable or None
+        None where nothing was run.
+    selection : Selection
+    built : Built
+        The file that is handed over.
+    """
+
+    evaluator: Evaluator
+    calibrated: Calibrated
+    fits: Fits
+    table: LatencyTable | None
+    selection: Selection
+    built: Built
 
     @property
     def prepared(self) -> Prepared:
         """The model that was worked on."""
-        return self.assessor.prepared
+        return self.evaluator.prepared
 
     @property
     def options(self) -> Options:
         """What was asked for."""
-        return self.assessor.options
+        return self.evaluator.options
 
     @property
     def feeding(self) -> Feeding | None:
         """What the model was run on."""
-        return self.assessor.feeding
+        return self.evaluator.feeding
 
+    @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """A decision with its reason for every layer."""
-        rows = []
-        for layer in self.prepared.layers:
-            item = self.chosen.get(layer.name)
-            others = self._alternatives(layer)
-            if item is None:
-                reason = self.choosing.kept.get(layer.name) or self._outweighed(layer)
-                rows.append(keep(layer, reason, others))
-                continue
-            error = self.assessor.factory.error(layer, item.choice)
-            lost = self.assessor.factory.output_error(layer, item.choice)
-            timed = self.choosing.times.get((layer.name, item.choice))
-            rows.append(use(layer, item, self._why(layer, item), error, lost, timed, others))
-        return tuple(rows)
+        return tuple(self._decision(layer) for layer in self.prepared.layers)
 
-    def report(
-        self, plan: Plan, built: Built, out: str | None, seconds: float, old: Sequence[str] = ()
-    ) -> Report:
-        """All of it, with the verdict in a sentence."""
-        source, decisions = self.prepared.source, plan.decisions
+    def _decision(self, layer: Layer) -> Decision:
+        selection, name = self.selection, layer.name
+        alternatives = selection.alternatives.get(name, ())
+        item = selection.chosen.get(name)
+        if item is None:
+            return keep(layer, selection.reasons[name], alternatives)
+        statistics = self.calibrated.statistics.get(name)
+        return use(
+            layer,
+            item,
+            self._why(layer, item),
+            selection.variant.weight_error(layer),
+            selection.variant.output_error(layer, statistics),
+            selection.times.get(name),
+            alternatives,
+        )
+
+    def plan(self) -> Plan:
+        """The plan that replays the run."""
+        calibration = self.calibrated.calibration if self.selection.chosen else None
+        if calibration is not None:
+            calibration = replace(calibration, sequential=self.selection.variant.sequential)
+        return Plan(self.prepared.source.digest, self.decisions, self.options.seed, calibration)
+
+    def report(self, out: Path | None, seconds: float) -> Report:
+        """All of it, with the verdict in a sentence.
+
+        Parameters
+        ----------
+        out : Path or None
+            Where the model goes.
+        seconds : float
+            What the run took.
+        """
+        plan, source, selection = self.plan(), self.prepared.source, self.selection
         before = Size(
             source.label,
             source.nbytes,
@@ -97,31 +121,32 @@ class Outcome:
             count_macs(self.prepared.model, self.prepared.shapes),
         )
         after = Size(
-            out,
-            built.nbytes,
-            built.params,
-            before.macs - saved_macs(self.prepared, self.chosen),
+            None if out is None else str(out),
+            self.built.nbytes,
+            self.built.params,
+            before.macs - saved_macs(self.prepared, selection.chosen),
         )
         replaced = len(plan.replaced)
         verdict = (
-            f"{replaced} of {len(decisions)} layers replaced"
+            f"{replaced} of {len(plan.decisions)} layers replaced"
             if replaced
             else "no gain: the output equals the input"
         )
         shape = next(iter(self.prepared.input_shapes.values()), ())
+        unused = [] if out is None else unused_data_files(self.built.path, out)
         return Report(
             __version__,
             before,
             after,
-            self.quality,
-            self.speed,
+            selection.quality,
+            selection.speed,
             self.options.machine,
             shape[0] if shape else 1,
-            decisions,
+            plan.decisions,
             verdict,
             self._judged_on(),
             seconds,
-            (*self._notes(plan), *map(_left, old)),
+            (*self._notes(plan), *map(_unused_note, unused)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
         )
@@ -136,37 +161,55 @@ class Outcome:
 
     def _notes(self, plan: Plan) -> list[str]:
         """What the user should know besides."""
-        notes, speed, assessor = [], self.speed, self.assessor
-        table = self.choosing.table
+        notes, speed = [], self.selection.speed
         if speed is not None and plan.replaced and speed.verdict == "slower":
             notes.append(
                 f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
                 "named, so that latency vetoed nothing; --target latency puts such layers back"
             )
-        if assessor.factory.corrects:
+        notes += self._judgement_notes()
+        notes += self._timing_notes()
+        notes += self._lost_inputs(plan)
+        pool = self.evaluator.factorizer.pool
+        notes += pool.notes
+        if isinstance(pool.workers, Cluster):
+            notes.append(pool.workers.summary())
+        if self.options.without:
+            notes.append(f"left out on request: {', '.join(self.options.without)}")
+        return notes
+
+    def _judgement_notes(self) -> list[str]:
+        """How the set that is handed over was corrected and judged."""
+        evaluator, quality, notes = self.evaluator, self.selection.quality, []
+        if self.selection.variant.sequential:
             notes.append(
                 f"factors were corrected in sequence, each layer behind those before it, on "
-                f"{assessor.samples} samples"
+                f"{self.selection.variant.sequential} samples"
             )
-        if assessor.too_many:
+        if evaluator.too_many_layers and len(self.selection.chosen) > 1:
             notes.append(
                 "factors were not corrected in sequence: with so many layers that would take "
                 "longer than all the rest"
             )
-        if assessor.judgements > 1:
-            notes.append(f"{assessor.judgements} files were built, saved and judged to find this")
-        if assessor.guarded:
+        if evaluator.judgements > 1:
+            notes.append(f"{evaluator.judgements} files were built, saved and judged to find this")
+        if evaluator.guarded:
             notes.append(
                 (
                     "the labels say little: the original gets no more of them right than chance "
                     "would"
-                    if self.quality is not None and self.quality.metric == "top1"
+                    if quality is not None and quality.metric == "top1"
                     else "arg-max agreement says little on these inputs (synthetic, or all of one "
                     "class)"
                 )
                 + ": the outputs' rel-error was held to --max-drop too"
             )
-        if assessor.judge is not None and not assessor.timed:
+        return notes
+
+    def _timing_notes(self) -> list[str]:
+        """Where latencies come from, if they weren't measured here and now."""
+        evaluator, table, notes = self.evaluator, self.table, []
+        if evaluator.judge is not None and not evaluator.timed:
             notes.append(
                 "nothing was timed: latencies come from "
                 + (
@@ -176,77 +219,40 @@ class Outcome:
                     else "known tables, or are estimated from the work"
                 )
             )
-        named = self.options.latency_table
-        if named is not None and not path_exists(Path(named)):
-            notes.append(f"{named} was not written: no latency had to be known")
+        path = self.options.latency_table
+        if path is not None and not path_exists(Path(path)):
+            notes.append(f"{path} was not written: no latency had to be known")
         if table is not None and table.estimated:
             notes.append(
                 f"{table.estimated} latencies were in no table: they were estimated from "
                 "multiply-accumulates, elements moved and operators started"
             )
-        notes += self._lost_inputs(plan)
-        pool = assessor.factory.pool
-        notes += pool.notes
-        if isinstance(pool.workers, Cluster):
-            notes.append(pool.workers.summary())
-        if self.options.without:
-            notes.append(f"left out on request: {', '.join(self.options.without)}")
         return notes
 
     def _lost_inputs(self, plan: Plan) -> list[str]:
+        """That weights which a caller could feed are gone."""
         model = self.prepared.source.model
-        given = {value.name for value in model.graph.inputs if value.is_initializer()}
-        gone = sorted({d.weight for d in plan.replaced if d.weight in given})
-        if not gone or model.ir_version < DEFAULT_VALUES_IR:
+        inputs = {value.name for value in model.graph.inputs if value.is_initializer()}
+        lost = sorted({d.weight for d in plan.replaced if d.weight in inputs})
+        if not lost or model.ir_version < DEFAULT_VALUES_IR:
             return []
-        named = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
+        named = ", ".join(lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
         return [
-            f"{len(gone)} of the weights that were replaced could be given as inputs too, which is "
+            f"{len(lost)} of the weights that were replaced could be given as inputs too, which is "
             f"over: {named}"
         ]
 
-    def _alternatives(self, layer: Layer) -> tuple[Alternative, ...]:
-        if self.choosing.weighing is not None:
-            return self.choosing.weighing.alternatives(layer)
-        rows = []
-        for item in self.choosing.named.get(layer.name, ()):
-            timed = self.choosing.times.get((layer.name, item.choice))
-            rows.append(
-                Alternative(
-                    item.choice.graph_pass.name,
-                    item.choice.rank,
-                    item.params,
-                    item.macs,
-                    before_ms=None if timed is None else timed.before_ms,
-                    after_ms=None if timed is None else timed.after_ms,
-                )
-            )
-        return tuple(rows)
-
-    def _outweighed(self, layer: Layer) -> str:
-        """Why a layer that has candidates is left as it is."""
-        weighing = self.choosing.weighing
-        options = weighing.options.get(layer.name) if weighing is not None else None
-        if weighing is None or not options:
-            return "no method was chosen"
-        choice = min(options, key=lambda o: o.damage).candidate.choice
-        error = next(w.error for w in weighing.weighed[layer.name] if w.candidate.choice == choice)
-        return (
-            f"other layers save more for less: {choice.graph_pass.name} at rank "
-            f"{rank_text(choice.rank)} alone would leave a rel. error of "
-            f"{weighing.harm(layer.name, error):.3g}"
-        )
-
     def _why(self, layer: Layer, item: Candidate) -> str:
+        """Why a layer is replaced as it is."""
         words = [item.note] if item.note else []
-        timed = self.choosing.times.get((layer.name, item.choice))
-        if timed is not None:
+        time = self.selection.times.get(layer.name)
+        if time is not None:
             words.append(
-                f"alone {timed.before_ms:.3f} → {timed.after_ms:.3f} ms "
-                f"({timed.before_ms / timed.after_ms:.2f}×)"
+                f"alone {time.before_ms:.3f} → {time.after_ms:.3f} ms "
+                f"({time.before_ms / time.after_ms:.2f}×)"
             )
         words.append(f"{item.params / layer.params:.0%} of the parameters")
-        if isinstance(item.choice.graph_pass, WeightPass):
+        if item.choice.graph_pass.at_load:
             words.append("multiplied back when the session loads")
         elif layer.macs and item.macs is not None:
             words.append(f"{item.macs / layer.macs:.0%} of the MACs")
@@ -257,8 +263,8 @@ class Outcome:
         rule = parse_rank("evbmf")
         rows = []
         for layer in self.prepared.layers:
-            fits = self.choosing.fits.get(layer.name, ())
-            item = self.chosen.get(layer.name)
+            fits = self.fits.by_layer.get(layer.name, ())
+            item = self.selection.chosen.get(layer.name)
             chosen = None if item is None else item.choice
             fit = next((f for f in fits if chosen and f.graph_pass is chosen.graph_pass), None)
             fit = fit or next(iter(fits), None)
@@ -296,3 +302,10 @@ class Outcome:
             self._judged_on(),
             tuple(digests),
         )
+
+
+def _unused_note(name: str) -> str:
+    return (
+        f"{name}, the external data of the file that was here before, is still there: delete it if "
+        "no other model has it"
+    )

@@ -10,16 +10,15 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.writer import AttributeValue, Write
+from onnxlr.model.attributes import float_attr
+from onnxlr.model.constants import constant, to_float64
 from onnxlr.model.graph import (
     DEFAULT_VALUES_IR,
     Names,
     add_initializer,
-    constant,
     copy_metadata,
-    float_attr,
     opset,
     remove_unused,
-    to_float64,
 )
 from onnxlr.types import Shapes
 

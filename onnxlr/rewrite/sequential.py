@@ -8,6 +8,7 @@ is what it lets through: y is replaced by the z that costs least there, and the 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -17,14 +18,15 @@ from onnxlr.calibrate.statistics import RunningMoments, Statistics, input_size, 
 from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_matrix, rest_of
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import WeightPass
 from onnxlr.methods.choice import Choice, Factored, Factors
-from onnxlr.model.graph import constant, float_attr, to_float64
+from onnxlr.model.attributes import float_attr
+from onnxlr.model.constants import constant, to_float64
 from onnxlr.prepare.expose import session_with_outputs
 from onnxlr.prepare.prepared import Prepared
+from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
-from onnxlr.rewrite.builder import Factory
 from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import ONE_CPU_THREAD, Feed
 from onnxlr.types import Array
 
@@ -34,101 +36,122 @@ Rows = NDArray[np.float32]
 _RIDGE = 1e-2
 # Weights of ‖z − W̃x̂‖² beside the error behind the Relu, one for each repetition.
 _PENALTIES = (0.1, 0.3, 1.0)
-_HELD = 256 << 20  # bytes of inputs that are held for it
+_MEMORY = 256 << 20  # bytes of inputs that are held for it
 # Inputs for each of their elements, below which a regression would learn the samples by heart.
 _ROWS = 2
 
 
 def correct(
     prepared: Prepared,
-    choices: Mapping[str, Choice],
-    factory: Factory,
-    feeds: Sequence[Feed],
+    plain: Variant,
+    statistics: Mapping[str, Statistics],
+    samples: Samples,
     seed: int,
     progress: Progress,
     *,
     glance: bool = False,
-) -> dict[str, Factored]:
-    """Factors for every chosen layer, each fitted behind those before it.
+) -> Variant:
+    """A variant whose every layer is fitted behind those before it.
 
     Parameters
     ----------
     prepared : Prepared
-    choices : mapping of str to Choice
-        By layer name.
-    factory : Factory
-        Has the factors of layers whose inputs can't be looked at.
-    feeds : sequence of feeds
+    plain : Variant
+        Each layer fitted by itself: what stays where a layer's inputs can't be looked at.
+    statistics : mapping of str to Statistics
+        By layer name; their metric says how errors of a layer's output count.
+    samples : Samples
+        What the layers are corrected on.
     seed : int
         Of the positions that are sampled.
+    progress : Progress
     glance : bool
         Whether Relus are passed over: what tells sets apart in a third of the time.
+
+    Raises
+    ------
+    ModelError
+        If a model so far fails on the samples.
     """
-    found: dict[str, Factored] = {}
+    choices, feeds = plain.choices, [feed for feed, _, _ in samples.batches()]
+    corrected: dict[str, Factored] = {}
     layers = [layer for layer in prepared.layers if layer.name in choices]
     with progress.stage("correct in sequence", len(layers)) as step:
-        for i, layer in enumerate(layers):
-            choice = choices[layer.name]
-            plain = factory.factored(layer, choice)
+        for layer in layers:
+            choice, factored = choices[layer.name], plain.factors[layer.name]
             form = choice.graph_pass.form(layer, choice.rank)
-            if i == 0 or form is None or weight_only_reason(layer) is not None:
-                found[layer.name] = plain  # nothing before it has changed, or nothing can be told
-            elif not isinstance(choice.graph_pass, WeightPass):
-                done = {n: choices[n] for n in found}
-                pairs = _Pairs(prepared, done, found, layer, feeds, seed, rows=not glance)
-                own = factory.statistics.get(layer.name)
-                metric = own.metric if own is not None else None
-                found[layer.name] = (
-                    _fitted(layer, choice, plain, pairs, metric) if pairs.enough else plain
-                )
+            # Before the first of them nothing has changed; without a form nothing can be fitted.
+            if corrected and form is not None and weight_only_reason(layer) is None:
+                before = {name: choices[name] for name in corrected}
+                pairs = _pairs(prepared, before, corrected, layer, feeds, seed, rows=not glance)
+                if pairs is not None:
+                    moments = statistics.get(layer.name)
+                    metric = moments.metric if moments is not None else None
+                    factored = _fitted(layer, choice, factored, pairs, metric)
+            corrected[layer.name] = factored
             step(layer.name)
-    return found
+    return Variant(choices, corrected, len(samples))
 
 
+@dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Moments of a layer's inputs in the original and in the model as compressed so far.
+    """Moments of a layer's inputs in the original, x, and in the model as compressed so far, x̂.
 
-    There are none where the two don't belong together, or too few tell of them (``enough``).
+    Attributes
+    ----------
+    inputs : Statistics
+        Of x̂.
+    mean : ndarray of shape (g, n)
+        Of x.
+    cross : ndarray of shape (g, n, n)
+        The covariance between x and x̂.
+    rows : list of (ndarray, ndarray)
+        Some of x̂, and of the output that the original had there; none where no Relu follows.
     """
 
-    @np.errstate(over="ignore", invalid="ignore")  # beyond single precision: see _behind_relu
-    def __init__(
-        self,
-        prepared: Prepared,
-        choices: Mapping[str, Choice],
-        factors: Mapping[str, Factored],
-        layer: Layer,
-        feeds: Sequence[Feed],
-        seed: int,
-        *,
-        rows: bool,
-    ) -> None:
-        names = {use.x.name or "" for use in layer.uses}
-        changed = rewrite(
-            prepared.model, prepared.shapes, choices, lambda item, *_: factors[item.name]
-        )
-        before, after = (
-            session_with_outputs(model, names, ONE_CPU_THREAD, prepared.source)
-            for model in (prepared.model, changed)
-        )
-        sums = RunningMoments(layer, len(feeds), seed, paired=True)
-        bias = bias_before_relu(layer) if rows else None
-        step = -(-4 * layer.group * input_size(layer) * sums.row_target // _HELD)
-        self.rows: list[tuple[Rows, Rows]] = []  # some of x̂, and of the y that the original had
-        weight = as_matrix(layer, layer.array()).astype(np.float32)
-        for feed in feeds:
-            x = dict(feed) | before.run(feed)
-            x_hat = dict(feed) | after.run(feed)
-            for use in layer.uses:
-                pair = sums.add_pair(use, x_hat[use.x.name or ""], x[use.x.name or ""])
-                if bias is not None and pair is not None:
-                    given, own = (p[:, ::step].astype(np.float32) for p in pair)
-                    y = own @ weight.transpose(0, 2, 1) + bias
-                    self.rows.append((given, y))
-        self.enough = not sums.shapes_differ and sums.rows >= _ROWS * input_size(layer)
-        if self.enough:
-            self.given: Statistics = sums.statistics()  # of x̂
-            self.mean, self.cross = sums.cross_moments()  # of x, and between x and x̂
+    inputs: Statistics
+    mean: Array
+    cross: Array
+    rows: list[tuple[Rows, Rows]]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # beyond single precision: see _behind_relu
+def _pairs(
+    prepared: Prepared,
+    choices: Mapping[str, Choice],
+    factors: Mapping[str, Factored],
+    layer: Layer,
+    feeds: Sequence[Feed],
+    seed: int,
+    *,
+    rows: bool,
+) -> _Pairs | None:
+    """What a layer is given in both models.
+
+    It is None where the two inputs don't belong together, or too few were seen.
+    """
+    names = {use.x.name or "" for use in layer.uses}
+    changed = rewrite(prepared.model, prepared.shapes, choices, factors)
+    before, after = (
+        session_with_outputs(model, names, ONE_CPU_THREAD, prepared.source)
+        for model in (prepared.model, changed)
+    )
+    moments = RunningMoments(layer, len(feeds), seed, paired=True)
+    bias = bias_before_relu(layer) if rows else None
+    step = -(-4 * layer.group * input_size(layer) * moments.row_target // _MEMORY)
+    kept: list[tuple[Rows, Rows]] = []
+    weight = as_matrix(layer, layer.array()).astype(np.float32)
+    for feed in feeds:
+        x = dict(feed) | before.run(feed)
+        x_hat = dict(feed) | after.run(feed)
+        for use in layer.uses:
+            pair = moments.add_pair(use, x_hat[use.x.name or ""], x[use.x.name or ""])
+            if bias is not None and pair is not None:
+                here, there = (p[:, ::step].astype(np.float32) for p in pair)
+                kept.append((here, there @ weight.transpose(0, 2, 1) + bias))
+    if moments.shapes_differ or moments.rows < _ROWS * input_size(layer):
+        return None
+    return _Pairs(moments.statistics(), *moments.cross_moments(), kept)
 
 
 def _fitted(
@@ -136,7 +159,7 @@ def _fitted(
 ) -> Factored:
     """Reduced-rank regression of the original's output on the inputs as they are now."""
     weight = as_matrix(layer, layer.array())
-    covariance = pairs.given.covariance.copy()
+    covariance = pairs.inputs.covariance.copy()
     n = covariance.shape[1]
     ridge = _RIDGE * np.trace(covariance, axis1=1, axis2=2)[:, None, None] / n + 1e-30
     covariance += ridge * np.eye(n)
@@ -158,8 +181,8 @@ def _fitted(
         stored = tuple(f.astype(layer.dtype.numpy()) for f in factors)
         # ȳ − W·μ̂ is what the mean itself has moved by, W·μ̂ − W̃·μ̂ what the factors lose of it.
         rest = rest_of(choice.graph_pass, layer, choice.rank, stored)
-        drift = centre - np.einsum("gmn,gn->gm", weight, pairs.given.mean)
-        return Factored(stored, bias_shift(rest, pairs.given) + drift.reshape(-1))
+        drift = centre - np.einsum("gmn,gn->gm", weight, pairs.inputs.mean)
+        return Factored(stored, bias_shift(rest, pairs.inputs) + drift.reshape(-1))
 
     centre = np.einsum("gmn,gn->gm", weight, pairs.mean)
     best = regressed(right, plain.factors, centre)
@@ -178,7 +201,7 @@ def _behind_relu(
     layer: Layer,
     choice: Choice,
     best: Factored,
-    pairs: "_Pairs",
+    pairs: _Pairs,
     moved: Callable[[Array, Array, Factors], Factored],
 ) -> Factored:
     """The same for the part of the output that a Relu lets through, as far as it gets better.
@@ -186,12 +209,12 @@ def _behind_relu(
     For fixed factors the best z has a closed form, element by element; for fixed z the factors are
     regressed anew. It is told in single precision, as far as that reaches.
     """
-    given, y = (np.concatenate(parts, axis=1) for parts in zip(*pairs.rows, strict=True))
+    inputs, y = (np.concatenate(parts, axis=1) for parts in zip(*pairs.rows, strict=True))
     bias = bias_before_relu(layer)
     assert bias is not None
     wanted = np.maximum(y, 0.0)
     weight = as_matrix(layer, layer.array())
-    mean = given.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    mean = inputs.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
 
     def output(factored: Factored) -> Rows:
         """What the replaced layer gives for these inputs."""
@@ -199,7 +222,7 @@ def _behind_relu(
         rest = rest_of(choice.graph_pass, layer, choice.rank, factored.factors)
         small = (weight - rest).astype(np.float32).transpose(0, 2, 1)
         shift = factored.shift.reshape(len(weight), 1, -1).astype(np.float32)
-        return np.asarray(given @ small + bias + shift)
+        return np.asarray(inputs @ small + bias + shift)
 
     reached = output(best)
     error = float(np.sum(np.square(wanted - np.maximum(reached, 0.0), dtype=np.float64)))
@@ -208,7 +231,7 @@ def _behind_relu(
         # Only what differs from y is told from the rows at hand: y itself is from all of them.
         change = _let_through(wanted, reached, penalty) - y
         average = change.mean(axis=1, keepdims=True, dtype=np.float64)
-        cross = (change - average).transpose(0, 2, 1) @ (given - mean) / given.shape[1]
+        cross = (change - average).transpose(0, 2, 1) @ (inputs - mean) / inputs.shape[1]
         if not (np.isfinite(cross).all() and np.isfinite(average).all()):
             break
         current = moved(cross, average[:, 0], current.factors)
@@ -238,12 +261,12 @@ def bias_before_relu(layer: Layer) -> Rows | None:
         if consumers[0].op_type != "Relu" or use.node.op_type not in ("Conv", "Gemm"):
             return None
         scaled = any(float_attr(use.node, name, 1.0) != 1.0 for name in ("alpha", "beta"))
-        given = use.node.inputs[2] if len(use.node.inputs) > 2 else None
-        known = constant(given)
-        if scaled or use.slot == 0 or (given is not None and known is None):
+        value = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+        tensor = constant(value)
+        if scaled or use.slot == 0 or (value is not None and tensor is None):
             return None
         outputs = as_matrix(layer, layer.array()).shape[:2]
-        bias = np.zeros(outputs) if known is None else to_float64(known)
+        bias = np.zeros(outputs) if tensor is None else to_float64(tensor)
         if bias.size != math.prod(outputs):
             return None
         biases.append(bias.reshape(outputs[0], 1, -1).astype(np.float32))

@@ -9,12 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxlr.limits import Limits
 from onnxlr.system.session import Feed, Session
 
 Verdict = Literal["faster", "slower", "within noise"]
 
-SECONDS = 3.0  # a whole comparison, unless told otherwise
-FEWEST = 21  # rounds, however slow the models are
 _BLOCK_S = 2e-3  # one timed block lasts at least this long, far above the clock's resolution
 MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
 
@@ -57,20 +56,19 @@ class Comparison:
         return "slower" if self.high < 1 - MARGIN else "within noise"
 
 
-def compare_sessions(
-    a: Session, b: Session, feed: Feed, seconds: float | None = None
-) -> Comparison:
-    """Time two sessions on the same feed, in turn, for about this long."""
-    return interleave(a.bind(feed), b.bind(feed), seconds or SECONDS)
+def compare_sessions(a: Session, b: Session, feed: Feed, limits: Limits) -> Comparison:
+    """Time two sessions on the same feed, in turn, for about as long as the limits say."""
+    return interleave(
+        a.bind(feed), b.bind(feed), limits.timing_seconds, fewest=limits.timing_rounds
+    )
 
 
-def time_session(session: Session, feed: Feed, seconds: float | None = None) -> Timing:
-    """Time one session on a feed for about this long."""
+def time_session(session: Session, feed: Feed, limits: Limits) -> Timing:
+    """Time one session on a feed for about as long as the limits say."""
     run = session.bind(feed)
     count, cost = _block(run)
-    return _timing(
-        np.array([_time(run, count) for _ in range(_rounds(cost, seconds or SECONDS, FEWEST))])
-    )
+    rounds = _rounds(cost, limits.timing_seconds, limits.timing_rounds)
+    return _timing(np.array([_time(run, count) for _ in range(rounds)]))
 
 
 def interleave(
@@ -78,7 +76,7 @@ def interleave(
     b: Callable[[], None],
     seconds: float,
     most_rounds: int = 400,
-    fewest: int | None = None,
+    fewest: int = 21,
 ) -> Comparison:
     """Time two functions in alternating order (AB, BA, AB, …), after a warm-up of both.
 
@@ -88,12 +86,12 @@ def interleave(
     seconds : float
         Rough length of the whole run.
     most_rounds : int
-    fewest : int, optional
-        Rounds that are made however long they take; ``FEWEST`` unless told otherwise.
+    fewest : int
+        Rounds that are made however long they take.
     """
     count_a, cost_a = _block(a)
     count_b, cost_b = _block(b)
-    rounds = min(_rounds(cost_a + cost_b, seconds, fewest or FEWEST), most_rounds)
+    rounds = min(_rounds(cost_a + cost_b, seconds, fewest), most_rounds)
     times = np.empty((rounds, 2))
     for i in range(rounds):
         for side in (0, 1) if i % 2 == 0 else (1, 0):

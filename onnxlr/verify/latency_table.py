@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.base import ChainPass
+from onnxlr.limits import USUAL, Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_work, layer_work
-from onnxlr.model.destinations import path_exists
-from onnxlr.system.cache import Cache, key_of, read_json, write_json
+from onnxlr.system.cache import Cache, key_of
+from onnxlr.system.files import path_exists, read_json, write_json
 from onnxlr.system.session import Machine, runtime_version
 from onnxlr.verify import layer_latency
 from onnxlr.verify.layer_latency import CRASHED, LayerTime, signature
@@ -27,6 +27,9 @@ from onnxlr.verify.layer_latency import CRASHED, LayerTime, signature
 _MEASURED = 4
 # Of ranks, and of a time: beyond that a table is none.
 _RANK, _LONGEST_MS = r"[1-9][0-9]{0,7}(,[1-9][0-9]{0,7})*", 1e9
+
+
+_Ranks = dict[str, list[float] | None]  # the fields of a time by rank; None: it can't be run
 
 
 class LatencyTable:
@@ -42,8 +45,8 @@ class LatencyTable:
         JSON file that is read now, and written by ``save``.
     measures : bool
         Whether it may measure; a table of another machine never does.
-    seconds : float, optional
-        Of one comparison.
+    limits : Limits
+        How long one comparison takes.
     """
 
     def __init__(
@@ -52,19 +55,19 @@ class LatencyTable:
         path: Path | None = None,
         *,
         measures: bool = True,
-        seconds: float | None = None,
+        limits: Limits = USUAL,
     ) -> None:
         self.machine = machine
         self._path = path
-        found = read_json(path) if path is not None else {}
-        found = found if _is_table(found) else {}  # a damaged one is begun anew
-        self.origin: dict[str, Any] = found.get("machine") or describe(machine)
+        content = read_json(path) if path is not None else {}
+        content = content if _is_table(content) else {}  # a damaged one is begun anew
+        self.origin: dict[str, Any] = content.get("machine") or describe(machine)
         self.foreign = self.origin != describe(machine)
         self.measures = measures and not self.foreign
         self.estimated = 0  # times that were neither known nor measured
-        self._seconds = seconds
+        self._limits = limits
         self._changed = False
-        self._known: dict[str, dict[str, dict[str, list[float] | None]]] = found.get("times", {})
+        self._entries: dict[str, dict[str, _Ranks]] = content.get("times", {})
 
     def time(self, model: ir.Model, layer: Layer, choice: Choice) -> LayerTime | None:
         """Time of a choice for a layer; None where shapes are unknown or the runtime refuses it."""
@@ -84,7 +87,7 @@ class LatencyTable:
         self, model: ir.Model, layer: Layer, choices: Sequence[Choice]
     ) -> dict[Choice, LayerTime | None]:
         """Times of many choices: of each method the ends and every second rank are measured."""
-        found: dict[Choice, LayerTime | None] = {}
+        times: dict[Choice, LayerTime | None] = {}
         by_method: dict[str, list[Choice]] = {}
         for choice in choices:
             by_method.setdefault(choice.graph_pass.name, []).append(choice)
@@ -93,12 +96,12 @@ class LatencyTable:
             group.sort(key=lambda c: (works[c], c.rank))
             step = 2 if len(group) > _MEASURED else 1
             ends = [group[i] for i in sorted({*range(0, len(group), step), len(group) - 1})]
-            found |= {c: self.time(model, layer, c) for c in ends}
-            anchors = [(works[c], t) for c in ends if (t := found[c]) not in (None, CRASHED)]
+            times |= {c: self.time(model, layer, c) for c in ends}
+            anchors = [(works[c], t) for c in ends if (t := times[c]) not in (None, CRASHED)]
             for choice in group:
-                if choice not in found:
-                    found[choice] = _between(anchors, works[choice])
-        return found
+                if choice not in times:
+                    times[choice] = _between(anchors, works[choice])
+        return times
 
     def save(self) -> None:
         """Write the file, if there is one and something is new; what other runs added stays.
@@ -110,55 +113,55 @@ class LatencyTable:
         """
         if self._path is None or not self._changed:
             return
-        self._take(read_json(self._path))
+        self._merge(read_json(self._path))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, {"machine": self.origin, "unit": "ms", "times": self._known})
+        write_json(self._path, {"machine": self.origin, "unit": "ms", "times": self._entries})
         self._changed = False
 
-    def _take(self, found: dict[str, Any]) -> None:
-        """Times that are in the file by now and not here."""
-        if not _is_table(found) or found["machine"] != self.origin:
+    def _merge(self, content: dict[str, Any]) -> None:
+        """Add the times that are in the file by now and not here."""
+        if not _is_table(content) or content["machine"] != self.origin:
             return
-        for use, methods in found["times"].items():
+        for use, methods in content["times"].items():
             for method, ranks in methods.items():
-                own = self._known.setdefault(use, {}).setdefault(method, {})
-                own |= {rank: times for rank, times in ranks.items() if rank not in own}
+                entries = self._entries.setdefault(use, {}).setdefault(method, {})
+                entries |= {rank: times for rank, times in ranks.items() if rank not in entries}
 
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if use.x_shape is None or use.y_shape is None:
             return None
-        ranks = self._known.setdefault(signature(layer, use), {}).setdefault(
+        ranks = self._entries.setdefault(signature(layer, use), {}).setdefault(
             choice.graph_pass.name, {}
         )
         rank = ",".join(map(str, choice.rank))
         if rank not in ranks:
             if not self.measures:
                 return self._unmeasured(layer, use, choice, ranks)
-            measured = layer_latency.measure(model, layer, use, choice, self.machine, self._seconds)
+            measured = layer_latency.measure(model, layer, use, choice, self.machine, self._limits)
             if measured is CRASHED:  # not a time: the next run shall see for itself
                 return CRASHED
             self._changed = True
             ranks[rank] = None if measured is None else [round(ms, 6) for ms in astuple(measured)]
-        known = ranks[rank]  # as it is written: a run that reads the table sees the same
-        return None if known is None else LayerTime(*known)
+        times = ranks[rank]  # as it is written: a run that reads the table sees the same
+        return None if times is None else LayerTime(*times)
 
     def _unmeasured(
-        self, layer: Layer, use: Use, choice: Choice, ranks: dict[str, list[float] | None]
+        self, layer: Layer, use: Use, choice: Choice, ranks: _Ranks
     ) -> LayerTime | None:
         """Interpolated from the ranks that the table has, else estimated from the work."""
         alone = replace(layer, uses=(use,))
-        known = {_rank(text): times for text, times in ranks.items() if times is not None}
+        measured = {_rank(text): times for text, times in ranks.items() if times is not None}
         anchors = sorted(
             (
                 (_macs(alone, Choice(choice.graph_pass, rank)), LayerTime(*times))
-                for rank, times in known.items()
+                for rank, times in measured.items()
                 if choice.graph_pass.misfit(alone, rank) is None  # a file may say what it likes
             ),
             key=lambda anchor: (anchor[0], astuple(anchor[1])),
         )
         if anchors:
             return _between(anchors, _macs(alone, choice))
-        if not isinstance(choice.graph_pass, ChainPass):
+        if choice.graph_pass.at_load:
             return None
         before, after = layer_work(alone), chain_work(alone, choice.graph_pass, choice.rank)
         if before is None or after is None:
@@ -167,14 +170,18 @@ class LatencyTable:
         return LayerTime(before.usual_ms, after.usual_ms, after.usual_ms)
 
 
-def machine_table(machine: Machine, cache: Cache, *, measures: bool = True) -> LatencyTable:
+def machine_table(
+    machine: Machine, cache: Cache, *, measures: bool = True, limits: Limits = USUAL
+) -> LatencyTable:
     """The table that runs on this machine, runtime, provider and threads share."""
     return LatencyTable(
-        machine, cache.path("latency", key_of(describe(machine))), measures=measures
+        machine, cache.path("latency", key_of(describe(machine))), measures=measures, limits=limits
     )
 
 
-def named_table(machine: Machine, path: Path, *, measures: bool = True) -> LatencyTable:
+def named_table(
+    machine: Machine, path: Path, *, measures: bool = True, limits: Limits = USUAL
+) -> LatencyTable:
     """The table of a file, of this machine or another; a file that isn't there is begun.
 
     Raises
@@ -183,13 +190,13 @@ def named_table(machine: Machine, path: Path, *, measures: bool = True) -> Laten
         If the file is there and holds no such table.
     """
     if path_exists(path):
-        found = read_json(path) if path.is_file() else {}
-        if not _is_table(found):
+        content = read_json(path) if path.is_file() else {}
+        if not _is_table(content):
             raise UsageError(
                 f"{path} is no latency table: a run with --latency-table on the machine that "
                 "counts writes one where there is none yet"
             )
-    return LatencyTable(machine, path, measures=measures)
+    return LatencyTable(machine, path, measures=measures, limits=limits)
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -212,10 +219,10 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _is_table(found: dict[str, Any]) -> bool:
-    times = found.get("times")
+def _is_table(content: dict[str, Any]) -> bool:
+    times = content.get("times")
     return (
-        isinstance(found.get("machine"), dict)
+        isinstance(content.get("machine"), dict)
         and isinstance(times, dict)
         and all(
             isinstance(ranks, dict)
@@ -245,7 +252,7 @@ def _rank(text: str) -> tuple[int, ...]:
 
 
 def _macs(layer: Layer, choice: Choice) -> int:
-    if not isinstance(choice.graph_pass, ChainPass):
+    if choice.graph_pass.at_load:
         return 0
     work = chain_work(layer, choice.graph_pass, choice.rank)
     return 0 if work is None else work.macs

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from onnxlr.errors import CrashError, ModelError, one_line
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice, Factored
-from onnxlr.model.graph import Names, add_initializer, opset, serialize, to_proto
+from onnxlr.model.graph import Names, add_initializer, opset
+from onnxlr.model.protobuf import serialize, to_proto
 from onnxlr.rewrite.graph import replace_layer
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.types import rank_text
-from onnxlr.verify import latency
 from onnxlr.verify.latency import MARGIN, Comparison, interleave
 
 _PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
-SECONDS = 0.12  # a comparison, unless told otherwise
 _MOST_ROUNDS = 40
 # What is declared need not be what is run: no memory and no minutes for sizes beyond all reason.
 _MOST_ELEMENTS = 2**27  # of an input and an output
@@ -76,7 +76,7 @@ def measure(
     use: Use,
     choice: Choice,
     machine: Machine,
-    seconds: float | None = None,
+    limits: Limits,
 ) -> LayerTime | None:
     """Time one use of a layer and what would replace it, interleaved.
 
@@ -104,7 +104,7 @@ def measure(
     try:
         models = tuple(serialize(to_proto(m), layer.name) for m in (alone, replaced))
         what = f"timing {choice.graph_pass.name} for {layer.name!r}"
-        result = timed_apart(models, machine, feed, seconds or SECONDS, what)
+        result = timed_apart(models, machine, feed, limits, what)
     except CrashError:
         return CRASHED
     except ModelError:  # bfloat16 on the CPU, for one
@@ -114,7 +114,7 @@ def measure(
 
 
 def timed_apart(
-    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, what: str
+    models: Sequence[bytes], machine: Machine, feed: Feed, limits: Limits, what: str
 ) -> Comparison:
     """Two models timed in turn, in the child process: what crashes there costs a candidate only.
 
@@ -130,19 +130,16 @@ def timed_apart(
         models,
         machine,
         feed,
-        seconds,
-        latency.FEWEST,
+        limits,
         deadline=Deadline(_PATIENCE),
         task=what,
     )
 
 
-def _timed(
-    models: Sequence[bytes], machine: Machine, feed: Feed, seconds: float, fewest: int
-) -> Comparison:
+def _timed(models: Sequence[bytes], machine: Machine, feed: Feed, limits: Limits) -> Comparison:
     a, b = (Session(m, machine).bind(feed) for m in models)
     try:
-        return interleave(a, b, seconds, _MOST_ROUNDS, fewest)
+        return interleave(a, b, limits.layer_seconds, _MOST_ROUNDS, limits.timing_rounds)
     except Exception as error:  # the runtime's own kinds
         raise ModelError(one_line(error)) from None
 

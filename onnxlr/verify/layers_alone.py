@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.choice import Choice
-from onnxlr.model.graph import Names, opset, serialize, to_proto
+from onnxlr.model.graph import Names, opset
+from onnxlr.model.protobuf import serialize, to_proto
 from onnxlr.prepare.expose import model_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
-from onnxlr.rewrite.builder import Factory
 from onnxlr.rewrite.graph import replace_layer
+from onnxlr.rewrite.variant import Variant
 from onnxlr.system.deadline import Deadline, trial_seconds
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD, Feed, Session, open_exposed
@@ -33,8 +33,7 @@ _EXTENT = 16  # of an image, likewise
 
 def check_layers(
     prepared: Prepared,
-    choices: Mapping[str, Choice],
-    factory: Factory,
+    variant: Variant,
     feeds: Sequence[Feed],
     seed: int,
     progress: Progress,
@@ -44,10 +43,8 @@ def check_layers(
     Parameters
     ----------
     prepared : Prepared
-    choices : mapping of str to Choice
-        By layer name.
-    factory : Factory
-        Has the factors.
+    variant : Variant
+        Which layers are replaced, and with which factors.
     feeds : sequence of feeds
         What the whole model is run on to see its layers' real inputs; without any, inputs are drawn
         from the standard normal distribution, and nothing is run whole.
@@ -61,20 +58,19 @@ def check_layers(
     dict of str to str
         Of those whose replacement brought the runtime down: what is said of it.
     """
-    found, crashed = {}, {}
-    with progress.stage("compare layers alone", len(choices)) as step:
+    qualities, crashed = {}, {}
+    with progress.stage("compare layers alone", len(variant.choices)) as step:
         for layer in prepared.layers:
-            if layer.name in choices:
-                choice = choices[layer.name]
+            if layer.name in variant.choices:
                 try:
                     inputs = _inputs(prepared, layer, feeds, seed)
-                    found[layer.name] = _check(prepared, layer, choice, factory, inputs)
+                    qualities[layer.name] = _check(prepared, layer, variant, inputs)
                 except CrashError as crash:
                     crashed[layer.name] = str(crash)
                 except ModelError:  # bfloat16 on the CPU, for one: its weight tells
-                    found[layer.name] = _by_weight(layer, choice, factory)
+                    qualities[layer.name] = _by_weight(layer, variant)
                 step(layer.name)
-    return found, crashed
+    return qualities, crashed
 
 
 def worst(qualities: Mapping[str, Quality]) -> Quality:
@@ -90,8 +86,7 @@ def worst(qualities: Mapping[str, Quality]) -> Quality:
 def _check(
     prepared: Prepared,
     layer: Layer,
-    choice: Choice,
-    factory: Factory,
+    variant: Variant,
     inputs: Sequence[NDArray[np.generic]],
 ) -> Quality:
     # Of the shape at hand, which need not be the one that MACs are counted for.
@@ -99,7 +94,8 @@ def _check(
     alone = layer_model(layer, use, opset(prepared.model), layer.array())
     replaced = alone.clone()
     (target,) = find_layers(replaced, {"x": inputs[0].shape})
-    replace_layer(replaced, target, choice, factory.factored(layer, choice), Names(replaced))
+    choice, factored = variant.choices[layer.name], variant.factors[layer.name]
+    replace_layer(replaced, target, choice, factored, Names(replaced))
     before, after = (_run(model, layer, inputs) for model in (alone, replaced))
     if before.shape != after.shape:
         raise CrashError(f"the output of {layer.name!r} would differ in shape")
@@ -112,8 +108,8 @@ def _check(
     return _quality(error, float(np.vdot(before, after)) / whole if whole > 0 else 1.0)
 
 
-def _by_weight(layer: Layer, choice: Choice, factory: Factory) -> Quality:
-    error = factory.error(layer, choice)
+def _by_weight(layer: Layer, variant: Variant) -> Quality:
+    error = variant.weight_error(layer)
     return _quality(error, math.sqrt(max(0.0, 1 - error**2)))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import onnxlr
 from onnxlr.cli.commands import main
 from onnxlr.methods.choice import Choice
 from onnxlr.model.load import load
-from onnxlr.plan import sensitivity, tradeoff
-from onnxlr.plan.evaluate import Assessor
+from onnxlr.plan import sensitivity, weigh
+from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
 from onnxlr.system.cache import open_cache
+from tests.conftest import SHORT
 from tests.support.builders import linear, low_rank, make_model, node, relative, run
 from tests.support.networks import images, network
 
@@ -141,7 +143,7 @@ def test_more_layers_than_sequence_has_time_for(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It builds as many models as there are layers, each with all of them."""
-    monkeypatch.setattr("onnxlr.plan.evaluate._BUILDING_SECONDS", 0.0)
+    monkeypatch.setattr("onnxlr.api.LIMITS", replace(SHORT, building_seconds=0.0))
 
     def correct(*_: Any, **__: Any) -> None:
         raise AssertionError("was corrected")
@@ -333,9 +335,9 @@ def test_a_second_run_reuses_what_the_first_found_out(
     def again(*_: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("onnxlr.plan.tradeoff.weigh_layer", again)
-    monkeypatch.setattr("onnxlr.plan.tradeoff.probe", again)
-    monkeypatch.setattr("onnxlr.pipeline.calibrate", lambda *_: {})
+    monkeypatch.setattr("onnxlr.plan.weigh.layer_candidates", again)
+    monkeypatch.setattr("onnxlr.plan.weigh.probe", again)
+    monkeypatch.setattr("onnxlr.calibrate.stage.calibrate", lambda *_: {})
     second = onnxlr.optimize(network(), target="macs=0.5", **options)
     assert second.plan == first.plan
     assert second.model == first.model
@@ -398,10 +400,10 @@ def test_measuring_sensitivities_goes_on_where_it_stopped(
             network(), data=data, metric="rel-error", max_drop=1, target="macs=0.5", jobs=1
         )
 
-    monkeypatch.setattr(tradeoff, "probe", stopping)
+    monkeypatch.setattr(weigh, "probe", stopping)
     with pytest.raises(KeyboardInterrupt):
         optimize()
-    monkeypatch.setattr(tradeoff, "probe", counting)
+    monkeypatch.setattr(weigh, "probe", counting)
     optimize()
     assert {name for name, _ in probed} == {"conv1", "conv2", "conv3", "fc"}
     assert len(set(probed)) == len(probed) > 4
@@ -432,13 +434,13 @@ def test_what_is_left_out_is_not_used(data: Path) -> None:
 def test_sets_of_equal_cost_are_judged_as_a_whole(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, measured = Assessor.damage, list[tuple[float, dict[str, Choice]]]()
+    unpatched, measured = Evaluator.damage, list[tuple[float, dict[str, Choice]]]()
 
-    def spying(self: Assessor, choices: Mapping[str, Choice], samples: int) -> float:
-        measured.append((own(self, choices, samples), dict(choices)))
+    def spying(self: Evaluator, choices: Mapping[str, Choice], samples: int) -> float:
+        measured.append((unpatched(self, choices, samples), dict(choices)))
         return measured[-1][0]
 
-    monkeypatch.setattr(Assessor, "damage", spying)
+    monkeypatch.setattr(Evaluator, "damage", spying)
     options: dict[str, Any] = {"metric": "rel-error", "max_drop": 1, "target": "macs=0.5"}
     result = onnxlr.optimize(network(), data=data, **options)
     assert len(measured) > 2

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.registry import choose_passes
-from onnxlr.model.graph import to_proto
 from onnxlr.model.load import load
+from onnxlr.model.protobuf import to_proto
 from onnxlr.prepare.shapes import infer_shapes
 from onnxlr.rewrite.graph import rewrite
 from onnxlr.types import Rank
@@ -135,22 +134,20 @@ def replaced(
     """The model with its layers (all that the method supports, or these) at this rank."""
     source, shapes, layers = layers_of(model)
     graph_pass = choose_passes((method,))[0]
-    chosen = {
-        layer.name: Choice(graph_pass, rank)
+    chosen = [
+        layer
         for layer in layers
         if (names is None or layer.name in names)
         and layer.refusal is None
         and graph_pass.refuse(layer) is None
-    }
+    ]
     assert chosen, "nothing to replace"
-    result = to_proto(rewrite(source, shapes, chosen, _factorize))
+    choices = {layer.name: Choice(graph_pass, rank) for layer in chosen}
+    factors = {layer.name: Factored(graph_pass.factorize(layer, rank)) for layer in chosen}
+    result = to_proto(rewrite(source, shapes, choices, factors))
     if check:
         onnx.checker.check_model(result, full_check=True)
     return result
-
-
-def _factorize(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Factored:
-    return Factored(graph_pass.factorize(layer, rank))
 
 
 def abort(*_: object) -> None:

@@ -11,6 +11,7 @@ import pytest
 import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer
+from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.registry import find_pass
 from onnxlr.model.load import load
@@ -204,7 +205,7 @@ def test_a_table_along_its_second_axis_is_timed() -> None:
     prepared = prepare(load(model), feed=None)
     (layer,) = prepared.layers
     choice = Choice(find_pass("embedding-svd"), (2,))
-    time = LatencyTable(HERE, seconds=0.01).time(prepared.model, layer, choice)
+    time = LatencyTable(HERE, limits=Limits(layer_seconds=0.01)).time(prepared.model, layer, choice)
     assert time is not None
     assert time.before_ms > 0
 

@@ -1,5 +1,6 @@
 """--verify layers: each replaced layer alone, beside what numpy makes of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.methods.choice import Factored
+from onnxlr.rewrite.factorizer import Factorizer
+from onnxlr.rewrite.variant import Variant
 from onnxlr.verify import layers_alone
 from tests.support.builders import abort, linear, low_rank, make_model, node
 from tests.support.networks import images, network, noisy
@@ -186,16 +189,18 @@ def test_inputs_that_cannot_be_observed_are_drawn(monkeypatch: pytest.MonkeyPatc
 
 def test_a_wrong_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """One per cent wrong is one per cent of error."""
-    from onnxlr.rewrite.builder import Factory
+    plain = Factorizer.variant
 
-    own = Factory.factored
+    def scaled(self: Factorizer, *arguments: Any) -> Variant:
+        variant = plain(self, *arguments)
+        factors = {}
+        for name, factored in variant.factors.items():
+            first, *rest = factored.factors
+            wrong = first.astype(np.float32) * np.float32(1.01)
+            factors[name] = Factored((wrong, *rest), factored.shift)
+        return replace(variant, factors=factors)
 
-    def scaled(self: Factory, *arguments: Any) -> Any:
-        found = own(self, *arguments)
-        first, *rest = found.factors
-        return Factored((first.astype(np.float32) * np.float32(1.01), *rest), found.shift)
-
-    monkeypatch.setattr(Factory, "factored", scaled)
+    monkeypatch.setattr(Factorizer, "variant", scaled)
     result = worst_of(linear(noisy(5, 0.0), rows=256), rank=5, max_drop=1)
     assert result.report.quality is not None
     assert result.report.quality.optimized == pytest.approx(0.01, rel=0.02)

@@ -1,0 +1,72 @@
+"""How much effort a run makes: seconds, samples, trials and ranks, as one value."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what a run measures and tries; the defaults are what the command uses.
+
+    Attributes
+    ----------
+    timing_seconds : float
+        Length of one comparison of whole models.
+    timing_rounds : int
+        Rounds of a comparison that are made however slow the models are.
+    layer_seconds : float
+        Length of one comparison of a layer with its replacement.
+    ranks : int
+        Candidates of each method for a layer.
+    trials : int
+        Sets of replacements that a search builds, saves and judges.
+    bolder_levels : int
+        Further levels of damage that are tried with sequential correction.
+    fit_samples, fit_samples_always : int
+        Samples that factors are fitted to: at most, and however long each takes.
+    fit_seconds : float
+        Time for looking at what the layers are given, by the work in it.
+    sequence_samples, sequence_samples_least : int
+        Samples of sequential correction: at most, and below which it isn't tried.
+    sequence_seconds : float
+        Time for running the samples of sequential correction, by the work in it.
+    building_seconds : float
+        Time for putting the models of sequential correction together; where it takes longer,
+        nothing is corrected.
+    probe_samples, probe_samples_least : int
+        Samples that sensitivities are measured on.
+    probe_seconds : float
+        Time for one of those measurements, by the work in it.
+    budget_corrections : int
+        Choices within a budget that are tightened because the written file misses it.
+    refined_sets, refined_sets_least : int
+        Sets of equal cost that are judged as a whole: at most, and below which none is.
+    refined_samples : int
+        Samples that each of those is corrected on in sequence.
+    refining_seconds : float
+        Time for all of them.
+    """
+
+    timing_seconds: float = 3.0
+    timing_rounds: int = 21
+    layer_seconds: float = 0.12
+    ranks: int = 8
+    trials: int = 14
+    bolder_levels: int = 2
+    fit_samples: int = 8192
+    fit_samples_always: int = 1024
+    fit_seconds: float = 60.0
+    sequence_samples: int = 8192
+    sequence_samples_least: int = 32
+    sequence_seconds: float = 120.0
+    building_seconds: float = 600.0
+    probe_samples: int = 64
+    probe_samples_least: int = 24
+    probe_seconds: float = 0.5
+    budget_corrections: int = 5
+    refined_sets: int = 24
+    refined_sets_least: int = 8
+    refined_samples: int = 2048
+    refining_seconds: float = 160.0
+
+
+USUAL = Limits()

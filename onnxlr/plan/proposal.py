@@ -1,0 +1,47 @@
+"""What a search comes to before the whole is measured once more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxlr.candidates.fits import Candidate
+from onnxlr.layers.layer import Layer
+from onnxlr.methods.choice import Choice
+from onnxlr.plan.evaluate import Evaluation
+from onnxlr.plan.plan import Alternative
+from onnxlr.plan.search import Chosen
+from onnxlr.verify.layer_latency import LayerTime
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A set of replacements, with what was learned on the way.
+
+    Attributes
+    ----------
+    chosen : dict of str to Candidate
+        By layer name.
+    reasons : mapping of str to str
+        Why other layers stay as they are, as far as the search knows.
+    times : mapping of str to mapping of Choice to LayerTime
+        By layer name, of what was timed.
+    alternatives : mapping of str to tuple of Alternative
+        By layer name, all that was weighed.
+    evaluation : Evaluation or None
+        Of the chosen set as a whole, corrected in sequence where that helps; None where the search
+        didn't need it.
+    """
+
+    chosen: Chosen
+    reasons: Mapping[str, str]
+    times: Mapping[str, Mapping[Choice, LayerTime]] = field(default_factory=dict)
+    alternatives: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+
+    def time(self, layer: Layer, item: Candidate) -> LayerTime | None:
+        """Milliseconds of a layer and of what replaces it, each alone; None if not timed."""
+        return self.times.get(layer.name, {}).get(item.choice)
+
+    def worth(self, name: str, item: Candidate) -> tuple[bool, float]:
+        """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
+        time = self.times.get(name, {}).get(item.choice)
+        return (True, -item.saved) if time is None else (False, -time.saved_ms)
