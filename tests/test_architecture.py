@@ -11,7 +11,6 @@ import click
 import pytest
 
 import onnxlr
-from models.readme_tables import BEGIN, END, README, passes_table
 from onnxlr.cli.commands import main
 
 ROOT = Path(__file__).parent.parent
@@ -146,20 +145,6 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert re.search(rf"Examples?:\s+(onnxlr optimize .*\n\s+)?onnxlr {command}", text)
     options = [p for p in made.params if isinstance(p, click.Option)]
     assert all(p.help for p in options), [p.name for p in options if not p.help]
-
-
-def test_the_readme_names_every_command_and_flag_of_optimize() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in main.commands:
-        assert f"onnxlr {command}" in readme
-    for parameter in main.commands["optimize"].params:
-        if isinstance(parameter, click.Option):
-            assert parameter.opts[0] in readme, parameter.opts[0]
-
-
-def test_the_readme_s_table_of_methods_is_that_of_the_passes() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert f"{BEGIN}{passes_table()}{END}" in readme, "run python -m models.readme_tables"
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
