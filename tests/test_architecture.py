@@ -110,7 +110,7 @@ def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
 def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
     code = (
         "import sys\n"
-        "import onnxlr, onnxlr.cli.commands, onnxlr_passes.svd\n"
+        "import onnxlr, onnxlr.cli.commands, onnxlr.cli.actions, onnxlr_passes.svd\n"
         "print([m for m in ('torch', 'matplotlib', 'onnxruntime', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

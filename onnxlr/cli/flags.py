@@ -5,44 +5,79 @@ from typing import Any
 
 import click
 
-
-def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags that say where and how speed is measured."""
-    for option in (
-        click.option(
-            "--shape",
-            multiple=True,
-            metavar="NAME:1,3,224,224",
-            help="Size of an input with dynamic axes; repeat for more.",
-        ),
-        click.option("--batch", default=1, show_default=True, help="Batch that is timed."),
-        click.option("--threads", default=1, show_default=True, help="Intra-op threads."),
-        click.option(
-            "--provider",
-            type=click.Choice(["cpu", "cuda"]),
-            default="cpu",
-            show_default=True,
-            help="Execution provider of ONNX Runtime.",
-        ),
-    ):
-        function = option(function)
-    return function
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags that name the layers, methods and ranks."""
-    for option in (
-        click.option("--exclude", metavar="REGEX", help="Leave these layers as they are."),
-        click.option("--include", metavar="REGEX", help="Only layers whose names match."),
-        click.option(
-            "--method",
-            multiple=True,
-            default=("auto",),
-            show_default=True,
-            metavar="NAME",
-            help="Limit the choice to this method; repeat or separate "
-            "by commas for more. `onnxlr passes` lists them.",
-        ),
-    ):
-        function = option(function)
-    return function
+def _together(*flags: Decorator) -> Decorator:
+    """One decorator that adds several flags; they are listed in this order."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for flag in reversed(flags):
+            function = flag(function)
+        return function
+
+    return add
+
+
+labels_flag = click.option(
+    "--labels", metavar="NAME", help="Name of the array of integer labels in the samples."
+)
+shape_flag = click.option(
+    "--shape",
+    multiple=True,
+    metavar="NAME:1,3,224,224",
+    help="Size of an input with dynamic axes; repeat the flag for more inputs.",
+)
+seed_flag = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the random splits and of synthetic inputs.",
+)
+json_flag = click.option(
+    "--json", "json_out", metavar="FILE", help="Write the result here as JSON; - prints it."
+)
+
+# Where and how speed is measured.
+machine_flags = _together(
+    click.option(
+        "--provider",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        help="Execution provider of ONNX Runtime.",
+    ),
+    click.option(
+        "--threads",
+        default=1,
+        show_default=True,
+        help="Number of intra-op threads of ONNX Runtime.",
+    ),
+    click.option(
+        "--batch", default=1, show_default=True, help="Number of samples in the timed batch."
+    ),
+    shape_flag,
+)
+
+# Which layers may be replaced, and by which methods.
+choice_flags = _together(
+    click.option(
+        "--method",
+        multiple=True,
+        default=("auto",),
+        show_default=True,
+        metavar="NAME",
+        help="Limit the choice to this method; repeat the flag, or separate names by commas, for "
+        "more. `onnxlr passes` lists them.",
+    ),
+    click.option(
+        "--include",
+        metavar="REGEX",
+        help="Replace only layers whose layer, weight or node name matches.",
+    ),
+    click.option(
+        "--exclude",
+        metavar="REGEX",
+        help="Leave the layers as they are whose layer, weight or node name matches.",
+    ),
+)

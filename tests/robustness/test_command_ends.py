@@ -382,7 +382,11 @@ SCRIPT = "import sys; sys.argv[0] = 'onnxlr'; from onnxlr.__main__ import main; 
 @pytest.mark.parametrize(
     ("environment", "command", "words"),
     [
-        ({"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "nope"}, "--version", "can't be started: Val"),
+        (
+            {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "nope"},
+            "inspect in.onnx",
+            "can't be started: Val",
+        ),
         ({"_ONNXLR_COMPLETE": "bash_complete"}, "", "KeyError: 'COMP_WORDS'"),
         ({"JOBLIB_START_METHOD": "nope", TRIAL_VARIABLE: "60"}, JOBLIB, "joblib can't be imported"),
     ],

@@ -1,0 +1,139 @@
+"""What each command does, once its words are read: it calls the public function and prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxlr import api
+from onnxlr.cli import tables
+from onnxlr.cli.console import ProgressBars, open_console
+from onnxlr.methods.registry import installed_passes
+from onnxlr.model.destinations import check_destination, check_distinct, check_external
+from onnxlr.model.load import Source, load
+from onnxlr.progress import Progress, Silent
+from onnxlr.report.report import json_text
+from onnxlr.system.files import write_text
+
+STANDARD_OUTPUT = "-"  # what --json calls it
+
+
+def optimize(
+    model: str,
+    out: str,
+    *,
+    json_out: str | None,
+    quiet: bool,
+    method: Sequence[str],
+    **options: Any,
+) -> None:
+    """Factorize a model; the options are those of ``onnxlr.optimize``."""
+    outputs = (out, options["plan_out"], json_out, options["report"])
+    table = options["latency_table"]
+    check_distinct(*_files((*outputs, table)))
+    progress = Silent() if quiet else ProgressBars()
+    inputs = (options["data"], options["validation"], table)
+    source = _read_model(progress, model, outputs, inputs, beside=Path(out))
+    prints = json_out == STANDARD_OUTPUT
+    result = api.optimize(
+        source,
+        out,
+        method=_split(method),
+        json=None if prints else json_out,
+        progress=progress,
+        **options,
+    )
+    if prints:
+        _write_json(STANDARD_OUTPUT, result.report.to_dict())
+    elif not quiet:
+        tables.show_report(open_console(), result.report)
+
+
+def inspect(
+    model: str, *, json_out: str | None, quiet: bool, method: Sequence[str], **options: Any
+) -> None:
+    """Show the layers of a model; the options are those of ``onnxlr.inspect``."""
+    progress = Silent() if quiet else ProgressBars()
+    source = _read_model(progress, model, (json_out,))
+    rows = api.inspect(source, method=_split(method), progress=progress, **options)
+    if json_out:
+        _write_json(json_out, tables.inspection_dict(rows))
+    if not quiet and json_out != STANDARD_OUTPUT:
+        tables.show_inspection(open_console(), rows)
+
+
+def apply(plan: str, model: str, out: str, *, data: str | None, quiet: bool) -> None:
+    """Replay a plan on a model."""
+    api.apply(plan, model, out, data=data, progress=None if quiet else ProgressBars())
+    if not quiet:
+        open_console().print(f"{plan} replayed on {model}: wrote {out}")
+
+
+def compare(a: str, b: str, *, json_out: str | None, **options: Any) -> None:
+    """Compare two models; the options are those of ``onnxlr.compare``."""
+    progress = ProgressBars()
+    inputs = (a, b, options["data"])
+    sources = [_read_model(progress, path, (json_out,), inputs) for path in (a, b)]
+    result = api.compare(*sources, progress=progress, **options)
+    if json_out:
+        _write_json(json_out, tables.comparison_dict(result))
+    if json_out != STANDARD_OUTPUT:
+        tables.show_comparison(open_console(), result)
+
+
+def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> None:
+    """Time one model, or two in turn; the options are those of ``onnxlr.bench``."""
+    progress = ProgressBars()
+    inputs = (a, b, options["data"])
+    paths = [path for path in (a, b) if path is not None]
+    sources = [_read_model(progress, path, (json_out,), inputs) for path in paths]
+    result = api.bench(*sources, progress=progress, **options)
+    if json_out:
+        _write_json(json_out, tables.benchmark_dict(result))
+    if json_out != STANDARD_OUTPUT:
+        tables.show_benchmark(open_console(), a, b, result)
+
+
+def passes() -> None:
+    """List the installed methods."""
+    tables.show_passes(open_console(), installed_passes())
+
+
+def _read_model(
+    progress: Progress,
+    path: str,
+    outputs: Sequence[str | None],
+    inputs: Sequence[str | None] = (),
+    beside: Path | None = None,
+) -> Source:
+    """Read a model, once every output can be written and none of them is a file that is read.
+
+    Nor may an output be the external data of the model, or the file that may have to hold those of
+    OUT (``beside``).
+    """
+    for output in _files(outputs):
+        check_destination(output, path, *inputs)
+    with progress.stage(f"read {path}", None):
+        source = load(path)
+    for output in _files(outputs):
+        check_external(output, source, beside)
+    return source
+
+
+def _files(names: Sequence[str | None]) -> list[Path]:
+    """The paths among the outputs that a user named."""
+    return [Path(name) for name in names if name is not None and name != STANDARD_OUTPUT]
+
+
+def _split(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that were repeated or separated by commas."""
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+
+
+def _write_json(target: str, content: dict[str, Any]) -> None:
+    text = json_text(content)
+    if target == STANDARD_OUTPUT:
+        click.echo(text, nl=False)
+    else:
+        write_text(Path(target), text)
