@@ -1,7 +1,8 @@
 """The mathematics: pure functions on arrays, no ONNX here."""
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
-from onnxlr.decompose.polyadic import Cp, compose, cp, exact_rank
+from onnxlr.decompose.outer_products import Cp, compose, exact_rank
+from onnxlr.decompose.polyadic import cp
 from onnxlr.decompose.ranks import (
     AUTO,
     RankRule,

@@ -5,7 +5,8 @@ import pytest
 import tensorly.decomposition
 
 from onnxlr.decompose import compose, cp, exact_rank
-from onnxlr.decompose.polyadic import Cp, _Problem
+from onnxlr.decompose.outer_products import Cp
+from onnxlr.decompose.polyadic_descent import Descent
 
 
 def planted(shape: tuple[int, ...], rank: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -130,5 +131,5 @@ def test_products_with_all_factors_but_one(shape: tuple[int, ...]) -> None:
         terms = ",".join(f"{letters[m]}r" for m in others)
         slow = np.einsum(f"{letters},{terms}->{letter}r", x, *(factors[m] for m in others))
         np.testing.assert_allclose(
-            _Problem(x)._against(factors, mode), slow, rtol=1e-10, atol=1e-12
+            Descent(x)._contract(factors, mode), slow, rtol=1e-10, atol=1e-12
         )

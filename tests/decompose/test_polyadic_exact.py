@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxlr.decompose import cp
-from onnxlr.decompose.polyadic import compose
+from onnxlr.decompose.outer_products import compose
 
 
 def planted(shape: tuple[int, ...], sizes: list[float], seed: int) -> NDArray[np.float64]:

@@ -539,7 +539,7 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
     stable = named_candidates(layer, fits, parse_rank("2"), "macs")[0]
     assert isinstance(stable, Candidate)
     assert stable.choice.graph_pass is graph_pass
-    monkeypatch.setattr("onnxlr.decompose.polyadic._DEGENERATE", 10.0)
+    monkeypatch.setattr("onnxlr.decompose.outer_products._DEGENERATE", 10.0)
     instead = named_candidates(layer, fits, parse_rank("2"), "macs")[0]
     assert isinstance(instead, Candidate)
     assert instead.choice.graph_pass.name == "tucker2"
@@ -549,7 +549,7 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
     decision = onnxlr.optimize(model, method="cp3", rank="2", max_drop=1).plan.decisions[0]
     assert (decision.decision, decision.rank) == ("tucker2", instead.choice.rank)
     assert decision.reason.startswith("cp3 of rank 2 degenerates")
-    monkeypatch.setattr("onnxlr.decompose.polyadic._DEGENERATE", 0.0)
+    monkeypatch.setattr("onnxlr.decompose.outer_products._DEGENERATE", 0.0)
     searched = auto_candidates(layer, fits, 0.5, "macs")[0]
     assert isinstance(searched, Candidate)
     assert searched.choice.graph_pass.name == "tucker2"
