@@ -2,28 +2,29 @@
 
 import re
 import sys
-from collections import Counter
 from dataclasses import replace
-from functools import cache
-from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
 
-from onnxlr.plan.plan import KEEP, Alternative, Decision
+from onnxlr.plan.plan import KEEP
 from onnxlr.report.html import write_page
-from onnxlr.report.plots import log_ticks, method_looks, tradeoff_of
-from onnxlr.report.report import Circumstances, LayerSpectrum, Report, Size
-from onnxlr.system.session import Machine
+from onnxlr.report.report import Circumstances, Report, Size
 from onnxlr.verify.fidelity import Fidelity, Quality
-from onnxlr.verify.latency import Comparison, Timing
+from tests.support.reports import (
+    Page,
+    decision,
+    layer_rows,
+    plain,
+    report,
+    spectrum,
+    weighed,
+)
 
-VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = (
     "<script>alert(1)</script>",
     "</style></td><img src=x onerror=alert(1)>",
@@ -33,124 +34,6 @@ HOSTILE = (
     "$\\frac{1}{2}$ & $unclosed",
     "layer/" + "x" * 3000,
 )
-
-
-class Page(HTMLParser):
-    """Every element with its attributes and text; complains about tags that don't pair up."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.stack: list[dict[str, Any]] = []
-        self.elements: list[dict[str, Any]] = []
-        self.wrong: list[str] = []
-        self.feed(html)
-        self.close()
-        self.wrong += [f"{e['tag']} left open" for e in self.stack]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        path = [e["tag"] for e in self.stack]
-        element = {"tag": tag, "attrs": dict(attrs), "text": "", "path": path}
-        self.elements.append(element)
-        if tag not in VOID:
-            self.stack.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.stack or self.stack[-1]["tag"] != tag:
-            self.wrong.append(f"</{tag}> closes {self.stack[-1]['tag'] if self.stack else 'none'}")
-        else:
-            self.stack.pop()
-
-    def handle_data(self, data: str) -> None:
-        for element in self.stack:
-            element["text"] += data
-
-    def all(self, tag: str, kind: str = "") -> list[dict[str, Any]]:
-        return [
-            e
-            for e in self.elements
-            if e["tag"] == tag and (not kind or kind in (e["attrs"].get("class") or "").split())
-        ]
-
-
-def decision(name: str, method: str = "svd", rank: tuple[int, ...] | None = (8,)) -> Decision:
-    kept = method == KEEP
-    return Decision(
-        name,
-        "MatMul",
-        (64, 32),
-        method,
-        None if kept else rank,
-        "why so",
-        2048,
-        2048 if kept else 768,
-        4096,
-        4096 if kept else 1536,
-        None if kept else 0.123,
-        None if kept else 0.045,
-    )
-
-
-def weighed(name: str, method: str = "svd", rank: tuple[int, ...] | None = (8,)) -> Decision:
-    others = [
-        Alternative(m, r, 96 * r[0], 192 * r[0], 0.5 / r[0], 0.01, 0.2, 0.01 * r[0])
-        for m, ranks in (("svd", ((4,), (8,), (16,))), ("tucker2", ((4, 6), (8, 12))))
-        for r in ranks
-    ]
-    ms = (None, None) if method == KEEP else (0.2, 0.08)
-    return replace(
-        decision(name, method, rank), before_ms=ms[0], after_ms=ms[1], alternatives=tuple(others)
-    )
-
-
-def spectrum(layer: str, chosen: int | None = 8, component: int = 0) -> LayerSpectrum:
-    values = tuple(np.exp(-np.arange(32) / 6).tolist())
-    return LayerSpectrum(layer, "svd", component, values, 11, chosen)
-
-
-def report(decisions: tuple[Decision, ...] = (), **changes: Any) -> Report:
-    made = Report(
-        "0.1.0",
-        Size("models/some net.onnx", 10_000, 2_500, 40_000),
-        Size("out.onnx", 4_000, 1_000, 10_000),
-        Quality("top1", 0.91, 0.905, Fidelity(0.0312, 0.999512, 0.9875)),
-        Comparison(Timing(0.9, 1.0, 1.2), Timing(0.35, 0.4, 0.5), 50, 2.5, 2.4, 2.6),
-        Machine("cpu", 2),
-        1,
-        decisions or (weighed("first"), decision("second", KEEP)),
-        "1 of 2 layers replaced",
-        "the saved file, in full, on 40 samples",
-        12.34,
-        ("mind this",),
-        (spectrum("first"),),
-        Circumstances(
-            "onnxlr optimize 'some net.onnx'",
-            (("onnx", "1.17.0"), ("numpy", "1.26.0")),
-            "a processor",
-            "40 samples of validation.npz",
-            (("model", "ab" * 32), ("samples", "cd" * 32)),
-        ),
-    )
-    return replace(made, **changes)
-
-
-@cache
-def plain() -> str:
-    return write_page(report())
-
-
-def figures(html: str) -> list[str]:
-    return re.findall(r'<svg [^>]*role="img".*?</svg>', html, flags=re.DOTALL)
-
-
-def layer_rows(page: Page) -> list[dict[str, Any]]:
-    """The row headers of the last table."""
-    start = page.elements.index(page.all("table")[-1])
-    return [e for e in page.elements[start:] if e["attrs"].get("scope") == "row"]
 
 
 def hostile() -> Report:
@@ -335,185 +218,6 @@ def test_sections_come_in_order_and_only_with_data() -> None:
     assert "Error against cost" not in write_page(
         report((replace(weighed("a"), alternatives=unpredicted),))
     )
-
-
-def test_figures_are_well_formed_and_share_no_identifier() -> None:
-    html = plain()
-    found = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
-    assert len(found) == 2 + 2 + 4  # panels, methods, marks
-    for text in found:
-        root = ElementTree.fromstring(text)
-        inner = {e.get("id") for e in root.iter()} - {None}
-        for e in root.iter():
-            if target := e.get("href"):
-                assert target[1:] in inner
-    identifiers = Counter(re.findall(r' id="([^"]*)"', html))
-    assert identifiers
-    assert max(identifiers.values()) == 1
-    assert all('aria-label="' in figure for figure in figures(html))
-
-
-def test_figures_take_every_colour_from_the_page() -> None:
-    html = plain()
-    style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
-    for text in re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL):
-        assert not re.search(r"#[0-9a-f]{6}\b|<style|font-family|fill: (?!none|var)", text)
-        for variable in re.findall(r"var\((--[a-z0-9-]+)\)", text):
-            assert style.count(f"{variable}: #") == 2  # light and dark
-
-
-def texts(figure: str) -> list[str]:
-    return re.findall(r"<text[^>]*>([^<]*)</text>", figure)
-
-
-def test_a_spectrum_marks_the_chosen_rank_and_that_above_the_noise() -> None:
-    html = write_page(report(spectra=(spectrum("first", 13),)))
-    panel = figures(html)[0]
-    assert "13" in texts(panel)
-    assert "rank 13; EVBMF 11" in panel
-    assert "svd: rank 13; EVBMF 11" in Page(html).all("figcaption")[0]["text"]
-    kept = figures(write_page(report(spectra=(spectrum("first", None),))))[0]
-    assert "13" not in texts(kept)
-    assert "not chosen; EVBMF 11" in kept
-
-
-def curve_of(panel: str) -> list[tuple[float, float]]:
-    paths = re.findall(r'd="([^"]*)"[^>]*--accent', panel)
-    path = max(paths, key=lambda p: p.count("L"))
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
-
-
-def test_a_spectrum_falls_in_a_straight_line_when_it_falls_by_a_constant_factor() -> None:
-    values = tuple((0.5 ** np.arange(9)).tolist())
-    made = LayerSpectrum("first", "svd", 0, values, 3, 5)
-    panel = figures(write_page(report(spectra=(made,))))[0]
-    points = curve_of(panel)
-    # Ends and mark on the one line: y is logarithmic, and the mark is at index 5 of the curve.
-    (x0, y0), (x1, y1) = points[0], points[-1]
-    marks = re.findall(
-        r'<use href="[^"]*" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--ink', panel
-    )
-    x, y = map(float, marks[-1])
-    assert (x - x0) / (x1 - x0) == pytest.approx(4 / 8, abs=2e-3)
-    assert (y - y0) / (y1 - y0) == pytest.approx(4 / 8, abs=2e-3)
-
-
-def test_small_shares_are_labelled_in_full() -> None:
-    made = LayerSpectrum("first", "svd", 0, (1.0, 0.1, 0.004), 1, 2)
-    assert {"0.005", "0.01", "0.1", "1"} <= set(
-        texts(figures(write_page(report(spectra=(made,))))[0])
-    )
-
-
-@pytest.mark.parametrize(
-    "values",
-    [(1.0,), (0.0, 0.0), (float("nan"), float("nan")), (1.0, 1.0, 1.0), (1.0, 1e-30, 0.0)],
-    ids=["one", "zero", "nan", "flat", "deficient"],
-)
-def test_odd_spectra_are_drawn(values: tuple[float, ...]) -> None:
-    made = LayerSpectrum("first", "svd", 0, values, 0, 7)
-    panel = figures(write_page(report(spectra=(made,))))[0]
-    ElementTree.fromstring(panel)
-    assert "nan" not in panel.lower().replace("first", "")
-    assert "7" in texts(panel)
-
-
-def test_an_empty_spectrum_is_no_figure() -> None:
-    made = LayerSpectrum("first", "svd", 0, (), 0, 7)
-    assert "Singular values" not in write_page(report(spectra=(made,)))
-
-
-def test_a_long_spectrum_stays_small() -> None:
-    steps = np.random.default_rng(0).exponential(size=4096)
-    values = tuple(np.exp(-np.cumsum(steps) / 1000).tolist())
-    made = LayerSpectrum("first", "svd", 0, values, 11, 40)
-    assert len(figures(write_page(report(spectra=(made,))))[0]) < 20_000
-
-
-def test_the_numbers_of_one_rank_share_a_panel() -> None:
-    html = write_page(report(spectra=(spectrum("first", 8), spectrum("first", 9, 1))))
-    panels = [f for f in figures(html) if "Singular values" in f]
-    assert len(panels) == 1
-    assert {"8", "9"} <= set(texts(panels[0]))
-    assert "rank 8,9; EVBMF 11,11" in panels[0]
-
-
-def test_the_chosen_candidate_is_ringed_where_it_was_weighed() -> None:
-    html = write_page(report((weighed("a", "tucker2", (8, 12)),), spectra=()))
-    panel = figures(html)[0]
-    assert "8,12" in texts(panel)
-    assert "tucker2 at rank 8,12, predicted error 0.0625; 5 weighed" in panel
-    kept = figures(write_page(report((weighed("a", KEEP),), spectra=())))[0]
-    assert "8,12" not in texts(kept)
-    assert "kept; 5 weighed" in kept
-
-
-def test_candidates_stand_at_their_cost_and_the_logarithm_of_their_error() -> None:
-    panel = figures(write_page(report((weighed("a"),), spectra=())))[0]
-    drawn = r'<use href="[^"]*" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--series-0\)'
-    points = sorted((float(x), float(y)) for x, y in re.findall(drawn, panel))
-    (x0, y0), (x1, y1), (x2, y2) = points  # rank 4, 8 and 16 at 0.04, 0.08 and 0.16 ms
-    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 3, abs=2e-3)
-    assert (y1 - y0) / (y2 - y0) == pytest.approx(1 / 2, abs=2e-3)
-    assert y2 > y0  # downwards on the screen
-    zero = float(re.findall(r'x="([\d.]+)"[^>]*>0<', panel)[0])
-    assert (x1 - zero) / (x2 - zero) == pytest.approx(1 / 2, abs=2e-3)
-    original = re.findall(r'd="M ([\d.]+) [^"]*"[^>]*stroke-dasharray[^>]*--muted', panel)
-    assert (float(original[0]) - zero) / (x2 - zero) == pytest.approx(0.2 / 0.16, abs=2e-3)
-
-
-def test_costs_are_times_where_the_chosen_was_timed_else_macs_else_parameters() -> None:
-    made = weighed("a")
-    assert tradeoff_of(made).unit == "ms, the layer alone"
-    assert tradeoff_of(made).original == 0.2
-    assert [p.cost for p in tradeoff_of(made).points[:2]] == [0.04, 0.08]
-    assert [p.chosen for p in tradeoff_of(made).points] == [False, True, False, False, False]
-    kept = tradeoff_of(weighed("a", KEEP))
-    assert kept.original == 0.2  # its alternatives know
-    assert not any(p.chosen for p in kept.points)
-    first, chosen, *rest = made.alternatives
-    partly = replace(made, alternatives=(replace(first, after_ms=None), chosen, *rest))
-    assert tradeoff_of(partly).unit == "ms, the layer alone"
-    assert [p.cost for p in tradeoff_of(partly).points[:2]] == [0.08, 0.16]
-    untimed = replace(made, alternatives=(first, replace(chosen, after_ms=None), *rest))
-    assert tradeoff_of(untimed).unit == "MACs"
-    assert tradeoff_of(untimed).original == 4096
-    assert [p.cost for p in tradeoff_of(untimed).points[:2]] == [768, 1536]
-    unknown = replace(made, alternatives=(first, replace(chosen, after_ms=None, macs=None), *rest))
-    assert tradeoff_of(unknown).unit == "parameters"
-    assert tradeoff_of(unknown).original == 2048
-    assert [p.cost for p in tradeoff_of(unknown).points[:2]] == [384, 768]
-    lookup = replace(untimed, macs_before=0)
-    assert tradeoff_of(lookup).unit == "parameters"
-    html = write_page(report((partly,), spectra=()))
-    assert "5 weighed, 4 shown" in Page(html).all("figcaption")[0]["text"]
-
-
-@pytest.mark.parametrize("error", [None, float("nan"), float("inf")])
-def test_a_candidate_without_an_error_has_no_place(error: float | None) -> None:
-    made = weighed("a")
-    first, *rest = made.alternatives
-    assert (
-        len(tradeoff_of(replace(made, alternatives=(replace(first, error=error), *rest))).points)
-        == 4
-    )
-
-
-def test_no_two_methods_look_alike() -> None:
-    others = tuple(Alternative(f"m{i:02}", (1,), 1, 1, 0.1) for i in range(30))
-    looks = method_looks([replace(decision("a"), alternatives=others)])
-    assert len(set(looks.values())) == 30
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(1e-6, 1), (3e-4, 0.7), (0.04, 1), (0.3, 0.5), (0.61, 0.93), (0.98, 1.2)]
-)
-def test_ticks_lie_within_and_apart(low: float, high: float) -> None:
-    ticks = log_ticks(low, high)
-    assert len(ticks) >= 2
-    assert all(low * 0.999 <= t <= high * 1.001 for t in ticks)
-    room = np.log10(high / low) / 8
-    assert all(np.log10(b / a) >= room for a, b in pairwise(ticks))
 
 
 def test_bars_are_in_proportion_and_the_most_saving_comes_first() -> None:
