@@ -1,4 +1,4 @@
-"""What is known about a model's layers before anything is changed."""
+"""A model's layers, and what methods could make of them, before anything is changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

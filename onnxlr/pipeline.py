@@ -69,7 +69,7 @@ class _Resources:
 def optimize(
     source: Source, out: Path | None, options: Options, progress: Progress, texts: Texts
 ) -> Result:
-    """Run every stage on a loaded model, and write the result if a path is given.
+    """Run every stage on a loaded model, and write the result where there is a path.
 
     The texts that tell of it are in full on their disks before the model takes its place.
 
@@ -254,5 +254,5 @@ def _save_times(table: LatencyTable | None, options: Options) -> None:
         if table is not None:
             table.save()
     except OSError as error:
-        if (path := options.latency_table) is not None:  # the user's own; the cache may fail
+        if (path := options.latency_table) is not None:  # the user's file; the cache may fail
             raise OutputError(write_failure(Path(path), error)) from None

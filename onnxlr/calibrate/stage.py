@@ -1,4 +1,4 @@
-"""The calibrate stage: what layers are given, from the cache or from the samples."""
+"""The calibrate stage: moments of the layers' inputs, from the cache or from the samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from onnxlr.system.session import ONE_CPU_THREAD
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What the layers are given, and all that factors depend on.
+    """Moments of the layers' inputs, and all that factors depend on.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ def calibrate_layers(
     pool: Pool,
     progress: Progress,
 ) -> Calibrated:
-    """What some layers are given on the samples: from the cache, or by running the model.
+    """Moments of some layers' inputs on the samples: from the cache, or by running the model.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def calibrate_as(
     pool: Pool,
     progress: Progress,
 ) -> Calibrated:
-    """What some layers are given on the samples of a calibration.
+    """Moments of some layers' inputs on the samples of a calibration.
 
     The model runs on one CPU thread, so that a replay has the same to the bit.
     """

@@ -34,7 +34,7 @@ from onnxlr.methods.registry import find_pass
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.types import Array
 
-_CLOSED = 48  # ranks where all errors are known at once
+_CLOSED = 48  # ranks where one eigenvalue decomposition tells all errors
 _FITTED = 3  # of the candidates of a method, to see what fitting leaves of an error
 _SLACK = 1.6  # fitting brings errors down by less than this, as a rule
 
@@ -96,7 +96,7 @@ def layer_candidates(
     candidates: list[Candidate] = []
     why = ""
     for fit in _worthwhile(layer, fits, statistics):
-        closed = statistics is not None and closes(fit.graph_pass, layer, fit.full)
+        closed = statistics is not None and closes(fit.graph_pass, layer)
         if closed and (every := _every(layer, fit, saving, gridded)):
             candidates += every
             continue
@@ -118,7 +118,7 @@ def _worthwhile(layer: Layer, fits: Sequence[Fit], statistics: Statistics | None
     if statistics is None or math.prod(layer.shape[2:]) > 1:
         return fits
     # A matrix has one best approximation of a rank, and a closed form that gives it.
-    best = [f for f in fits if closes(f.graph_pass, layer, f.full)]
+    best = [f for f in fits if closes(f.graph_pass, layer)]
     rest = [f for f in fits if f.graph_pass.at_load]
     return [*best[:1], *rest] if best else fits
 

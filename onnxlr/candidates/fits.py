@@ -115,7 +115,7 @@ class Candidate:
     macs : int or None
         Multiply-accumulates of its chains; None where shapes are unknown.
     saved : int
-        Parameters where the target is stored size, else MACs where those are known.
+        Parameters where the target is stored size, else MACs where shapes are inferred.
     note : str
         Why it isn't the method that was asked for.
     error : float
@@ -205,7 +205,7 @@ def fit_method(layer: Layer, graph_pass: GraphPass, memo: Memo[Spectrum]) -> Fit
 def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
     """The largest rank, in proportion to the full one, that saves parameters and MACs.
 
-    Exact arithmetic on the chain's own nodes, for the weight stored once and all of its users.
+    Exact arithmetic on the nodes of the chain, for the weight stored once and all of its users.
     All zeros if no rank saves anything.
     """
     ladder = graph_pass.ladder(layer)
@@ -220,7 +220,7 @@ def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
 
 
 def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
-    """Whether the chain has fewer parameters and, where shapes are known, fewer MACs."""
+    """Whether the chain has fewer parameters and, where shapes are inferred, fewer MACs."""
     if chain_params(layer, graph_pass, rank) >= layer.params:
         return False
     if graph_pass.at_load:

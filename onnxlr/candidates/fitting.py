@@ -92,7 +92,7 @@ def fit_matrix(
     start: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
     """The same for any target (g, m, n) in the place of the weight, and covariance (g, n, n)."""
-    form = graph_pass.form(layer, rank)
+    form = graph_pass.form(layer)
     if form is None or not form.mixes:
         metric = None
     if metric is not None:
@@ -147,15 +147,15 @@ def _turned(
     return turned
 
 
-def closes(graph_pass: GraphPass, layer: Layer, rank: Rank) -> bool:
+def closes(graph_pass: GraphPass, layer: Layer) -> bool:
     """Whether a method's best factors have a closed form."""
-    form = graph_pass.form(layer, rank)
+    form = graph_pass.form(layer)
     return form is not None and has_closed_form(form)
 
 
 def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -> Array | None:
     """Relative output error at every rank, from 0 on; None where it takes fitting to tell."""
-    if not closes(graph_pass, layer, graph_pass.full_rank(layer)):
+    if not closes(graph_pass, layer):
         return None
     weight = measured(statistics, as_matrix(layer, layer.array()))
     values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))

@@ -133,7 +133,7 @@ def _saved_ms(tradeoff: Tradeoff, name: str, item: Candidate) -> float:
 
 
 def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
-    """Multiply-accumulates that replacements save at users whose shapes are known."""
+    """Multiply-accumulates that replacements save at users whose shapes are inferred."""
     return sum(
         _saved_in_sight(layer, chosen[layer.name].choice)
         for layer in prepared.layers
@@ -142,7 +142,7 @@ def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
 
 
 def _saved_in_sight(layer: Layer, choice: Choice) -> int:
-    """What a choice saves at a layer's users of known shapes: those in bodies have none."""
+    """What a choice saves at a layer's users whose shapes are inferred: no body's are."""
     uses = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
     visible = replace(layer, uses=uses)
     return (visible.macs or 0) - (chain_macs(visible, choice.graph_pass, choice.rank) or 0)

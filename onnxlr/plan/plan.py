@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of what determines the bytes: the model and each replaced layer's method and rank."""
+        """SHA-256 of what determines the bytes: the model, the samples, and each choice."""
         chosen = {d.name: (d.decision, d.rank) for d in self.replaced}
         return plan_digest(
             self.model, chosen, self.calibration.digest if self.calibration is not None else ""

@@ -11,7 +11,7 @@ WEIGHT_STEPS = (8.0, 3.0, 1.5)  # of a prediction, up and down
 
 
 def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:
-    """What replaces each layer, without what it costs."""
+    """The choices of a set of candidates, without their costs."""
     return {name: item.choice for name, item in chosen.items()}
 
 
@@ -66,7 +66,7 @@ class Boldest:
 
 
 def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
-    """The boldest acceptable set among levels of rising damage, each layer at a level of its own.
+    """The boldest acceptable set among levels of rising loss, each layer at its level.
 
     Bisects for the highest level that is accepted as a whole. From there it climbs on: what the
     next level would replace more boldly is added group by group, halving what is refused. A layer

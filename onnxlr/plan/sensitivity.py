@@ -153,7 +153,7 @@ def fidelity_of(
         If there is no such model.
     """
     model = rewrite(prepared.model, prepared.shapes, choices, factors)
-    here = folder if folder.is_dir() else None  # a worker on another machine has its own
+    here = folder if folder.is_dir() else None  # else this is a worker on another machine
     with scratch_folder(here, "probe-") as place:
         path = place / "probe.onnx"
         save(model, path, outside=bool(prepared.source.external))

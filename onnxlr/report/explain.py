@@ -38,7 +38,7 @@ _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to, and all that it was found with.
+    """What a run has come to, and all that led there.
 
     Attributes
     ----------

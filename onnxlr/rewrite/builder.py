@@ -26,7 +26,7 @@ class Built:
 
 @dataclass
 class Builder:
-    """Writes the models of variants, each into a folder of its own.
+    """Writes the models of variants, each into a new folder.
 
     The same variant gives the same bytes. Models are large: one file is there at a time, and the
     next build removes it. Asked again for the variant of the latest build, the builder gives that

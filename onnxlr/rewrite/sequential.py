@@ -1,4 +1,4 @@
-"""Sequential correction: each layer is fitted to what it is really given, once others have changed.
+"""Sequential correction: each layer is fitted to the inputs that the layers before it now give.
 
 In graph order the input x̂ of a layer comes from the model as compressed so far, and its factors are
 fitted to the output y = W·x that the original had there: reduced-rank regression of y on x̂ (the
@@ -79,7 +79,7 @@ def correct(
     with progress.stage("correct in sequence", len(layers)) as step:
         for layer in layers:
             choice, factored = choices[layer.name], plain.factors[layer.name]
-            form = choice.graph_pass.form(layer, choice.rank)
+            form = choice.graph_pass.form(layer)
             # Before the first of them nothing has changed; without a form nothing can be fitted.
             if corrected and form is not None and weight_only_reason(layer) is None:
                 before = {name: choices[name] for name in corrected}
@@ -126,7 +126,7 @@ def _pairs(
     *,
     rows: bool,
 ) -> _Pairs | None:
-    """What a layer is given in both models.
+    """The inputs of a layer in both models.
 
     It is None where the two inputs don't belong together, or too few were seen.
     """

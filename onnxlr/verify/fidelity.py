@@ -105,7 +105,7 @@ class Classes:
         if self.output is None:
             return
         scores = outputs[self.output]
-        if not _are_scores(scores):  # of boxes that were found, say, and here are none
+        if not _are_scores(scores):  # of boxes, say, of which there are none here
             self.output, self.one_vector = None, False
             return
         if scores.ndim != 2 or (index is not None and len(scores) != samples):
@@ -133,19 +133,19 @@ class Classes:
         return max(0.0, float(np.sum(np.exp(p) * (p - q))))
 
     def _log_probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of outputs that are probabilities already, or of scores that a softmax makes some of."""
+        """Logarithms of probabilities: of the outputs where they are some, else of their softmax."""
         if self._probable:
             scores = np.log(np.maximum(scores, _LEAST_PROBABILITY))
-        found: NDArray[np.float64] = scipy.special.log_softmax(scores, axis=-1)
-        return found
+        logarithms: NDArray[np.float64] = scipy.special.log_softmax(scores, axis=-1)
+        return logarithms
 
 
 def guess_as(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.intp]:
-    """The classes; none that there is where the output has another shape than the original's."""
+    """The arg-max class of each vector; -1 where the output has another shape than the original's."""
     if after is None or after.shape != before.shape:
         return np.full(before.shape[:-1], -1, np.intp)
-    found: NDArray[np.intp] = after.argmax(-1)
-    return found
+    classes: NDArray[np.intp] = after.argmax(-1)
+    return classes
 
 
 def outputs_of_numbers(outputs: Outputs) -> list[str]:
@@ -251,7 +251,7 @@ class Totals:
         if self._error == 0.0:
             return 0.0
         if not (math.isfinite(self._error) and 0 < norm2 < math.inf):
-            return math.inf  # beyond 1e154 squares leave the range, and nothing is known
+            return math.inf  # beyond 1e154 squares leave the range of doubles
         return math.sqrt(self._error / norm2)
 
     def cosine(self) -> float:

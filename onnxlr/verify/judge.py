@@ -60,9 +60,9 @@ class Judge:
         self._token = uuid.uuid4().hex
         self._original = original
         self._samples = samples
-        self._metric_given = metric
+        self._metric_name = metric
         self._batch = _workable_batch(original, samples)
-        self._kept: list[Outputs] | None = []
+        self._references: list[Outputs] | None = []
         self._spreads: dict[str, Spread] = {}
         self.labels = samples.labels if isinstance(samples, Samples) else None
         self._classes = Classes((), None)
@@ -76,7 +76,7 @@ class Judge:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
         # Fidelity is what is asked of it there, where the user's module need not be.
-        metric = "rel-error" if self._user is not None else self._metric_given
+        metric = "rel-error" if self._user is not None else self._metric_name
         return _judge, (self._token, self._original, self._samples, metric)
 
     @property
@@ -195,15 +195,15 @@ class Judge:
             self._classes.add(outputs, batch.samples, batch.index)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
-            if self._kept is not None:
+            if self._references is not None:
                 held += sum(y.nbytes for y in outputs.values())
-                self._kept.append(outputs)
+                self._references.append(outputs)
                 if held > _REFERENCE_BUDGET:
-                    self._kept = None  # from now on the original runs beside each candidate
+                    self._references = None  # from now on the original runs beside each candidate
 
     def _reference(self, i: int, batch: "_Batch") -> Outputs:
-        if self._kept is not None:
-            return self._kept[i]
+        if self._references is not None:
+            return self._references[i]
         return _cut(self._original.run(batch.feed), batch)
 
     def _batches(self) -> "Iterator[_Batch]":
@@ -220,12 +220,12 @@ class Judge:
         with _ONE_METRIC:
             here = Path.cwd()
             try:
-                # What it prints is no part of ours, and where it goes is its own affair.
+                # What it prints is no part of our output, and its working folder is not ours.
                 with contextlib.redirect_stdout(sys.stderr):
                     value = float(self._user(session.raw))
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # frameworks have ends of their own
+            except BaseException as error:  # frameworks raise exceptions of their kinds
                 raise DataError(
                     f"the metric {self.metric} failed: {type(error).__name__}: {one_line(error)}"
                 ) from None

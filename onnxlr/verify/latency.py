@@ -1,4 +1,4 @@
-"""Interleaved A/B timing that knows its own noise."""
+"""Interleaved A/B timing, with a confidence interval of the ratio."""
 
 import math
 import time

@@ -36,7 +36,7 @@ class LatencyTable:
     """Times by signature of a layer's use, method and rank; what isn't there is measured.
 
     Between two measured ranks of a method times are interpolated over the multiply-accumulates.
-    Where nothing may be measured and nothing is known, they are estimated from the work.
+    Where nothing may be measured and the table has nothing, they are estimated from the work.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class LatencyTable:
         self.origin: dict[str, Any] = content.get("machine") or describe(machine)
         self.foreign = self.origin != describe(machine)
         self.measures = measures and not self.foreign
-        self.estimated = 0  # times that were neither known nor measured
+        self.estimated = 0  # times that were neither in the table nor measured
         self._limits = limits
         self._changed = False
         self._entries: dict[str, dict[str, _Ranks]] = content.get("times", {})

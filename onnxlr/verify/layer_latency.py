@@ -1,4 +1,4 @@
-"""Timing one layer beside its replacement, each alone in a model of its own."""
+"""Timing one layer beside its replacement, each alone in a model of one node."""
 
 import math
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ def _timed(models: Sequence[bytes], machine: Machine, feed: Feed, limits: Limits
     a, b = (Session(m, machine).bind(feed) for m in models)
     try:
         return interleave(a, b, limits.layer_seconds, _MOST_ROUNDS, limits.timing_rounds)
-    except Exception as error:  # the runtime's own kinds
+    except Exception as error:  # kinds that the runtime defines
         raise ModelError(one_line(error)) from None
 
 
@@ -168,7 +168,7 @@ def signature(layer: Layer, use: Use) -> str:
 def layer_model(
     layer: Layer, use: Use, version: int, weight: NDArray[np.generic] | None = None
 ) -> ir.Model:
-    """A model of one node: input ``x`` of the known shape, output ``y``, no bias to speak of.
+    """A model of one node: input ``x`` of the use's shape, output ``y``, a bias of zeros if any.
 
     Parameters
     ----------
@@ -180,9 +180,9 @@ def layer_model(
         In the layer's shape; random without it.
     """
     rng = np.random.default_rng(0)
-    given = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
+    x_type = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
     shape = None if use.x_shape is None else ir.Shape(use.x_shape)
-    x = ir.Value(name="x", shape=shape, type=ir.TensorType(given))
+    x = ir.Value(name="x", shape=shape, type=ir.TensorType(x_type))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
     if weight is None:
         weight = rng.standard_normal(layer.shape) * 0.1

@@ -26,7 +26,7 @@ from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.layer_latency import layer_model
 
 METRIC = "rel-error"
-_ROWS = 64  # of a matrix's input, where its shape isn't known
+_ROWS = 64  # of a matrix's input, where its shape isn't inferred
 _MOST_ELEMENTS = 2**25  # of an input: beyond that a usual one tells as much
 _EXTENT = 16  # of an image, likewise
 
@@ -123,11 +123,11 @@ def _run(
 ) -> NDArray[np.float64]:
     """Outputs of a one-layer model, run in the child process, as (positions, outputs)."""
     blob = serialize(to_proto(model), layer.name)
-    given = run_in_sandbox(
+    batches = run_in_sandbox(
         _outputs, blob, layer.name, list(inputs), task=f"running {layer.name!r} alone"
     )
     outputs = []
-    for y in given:
+    for y in batches:
         y = y.astype(np.float64)
         y = np.moveaxis(y, 1, -1) if layer.kind in ("conv", "conv-transpose") else y
         outputs.append(y.reshape(-1, y.shape[-1]))
@@ -168,14 +168,14 @@ def _inputs(
             model_with_outputs(prepared.model, [name], source),
             trial_seconds(source.nbytes),
         )
-        given = blob, source.label, source.folder, name, list(feeds)
+        run = blob, source.label, source.folder, name, list(feeds)
         # With other outputs it is another model to the runtime, which may crash on it.
         with contextlib.suppress(CrashError):
             seen = (
-                _seen(*given)
+                _seen(*run)
                 if longest is None
                 else run_in_sandbox(
-                    _seen, *given, deadline=Deadline(longest), task=f"the input of {layer.name!r}"
+                    _seen, *run, deadline=Deadline(longest), task=f"the input of {layer.name!r}"
                 )
             )
         if any(x.size for x in seen):
@@ -192,7 +192,7 @@ def _inputs(
 
 
 def _usual_shape(layer: Layer, use: Use) -> tuple[int, ...]:
-    """An input of a layer whose own isn't known, large enough for its kernel."""
+    """The shape of an input large enough for a layer's kernel, where shapes aren't inferred."""
     if layer.convolves:
         inputs = layer.shape[0] if layer.kind == "conv-transpose" else layer.shape[1] * layer.group
         return (1, inputs, *(_EXTENT + k for k in layer.shape[2:]))
