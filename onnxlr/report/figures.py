@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from onnxlr.plan.plan import KEEP, Decision
-from onnxlr.report.markup import folded, named, said, section
+from onnxlr.report.markup import details, escape, name_element, section
 from onnxlr.report.plots import (
     Tradeoff,
     mark_swatch,
@@ -19,11 +19,11 @@ from onnxlr.types import rank_text
 
 T = TypeVar("T")
 
-OPEN = 12  # panels seen at once; the others are folded
+OPEN = 12  # panels, or bars, that the reader sees at once; the others are folded
 
 
 def spectra_section(report: Report) -> str:
-    """Singular values of every layer that was looked at; empty where none was."""
+    """The section of the layers' singular values; empty if the report has none."""
     panels: dict[tuple[str, str], list[LayerSpectrum]] = {}
     for spectrum in report.spectra:
         if spectrum.values:
@@ -45,19 +45,19 @@ def spectra_section(report: Report) -> str:
     )
     return section(
         "Singular values and ranks",
-        f"<p>{said(words)}</p>",
+        f"<p>{escape(words)}</p>",
         marks,
         _gallery(chosen, others, "not chosen", _spectrum_panel, "spectrum"),
     )
 
 
 def tradeoff_section(report: Report) -> str:
-    """Error against cost of the candidates of every layer; empty where none was weighed."""
-    weighed = [(d, tradeoff_of(d)) for d in report.decisions]
-    weighed = [(d, tradeoff) for d, tradeoff in weighed if tradeoff.points]
-    if not weighed:
+    """The section of every layer's candidates, error against cost; empty if there are none."""
+    tradeoffs = [(d, tradeoff_of(d)) for d in report.decisions]
+    tradeoffs = [(d, tradeoff) for d, tradeoff in tradeoffs if tradeoff.points]
+    if not tradeoffs:
         return ""
-    looks = method_looks(d for d, _ in weighed)
+    looks = method_looks(d for d, _ in tradeoffs)
     methods = [
         (method_swatch(look, f"method-{i}"), method)
         for i, (method, look) in enumerate(looks.items())
@@ -80,11 +80,11 @@ def tradeoff_section(report: Report) -> str:
 
     return section(
         "Error against cost",
-        f"<p>{said(words)}</p>",
+        f"<p>{escape(words)}</p>",
         _legend(methods + marks),
         _gallery(
-            [item for item in weighed if item[0].decision != KEEP],
-            [item for item in weighed if item[0].decision == KEEP],
+            [item for item in tradeoffs if item[0].decision != KEEP],
+            [item for item in tradeoffs if item[0].decision == KEEP],
             "kept",
             panel,
             "tradeoff",
@@ -93,7 +93,7 @@ def tradeoff_section(report: Report) -> str:
 
 
 def latency_section(report: Report) -> str:
-    """Bars of each replaced layer's time before and after; empty where none was timed."""
+    """The section of the replaced layers' times, as bars; empty if none was timed."""
     timed = [
         (d, d.before_ms, d.after_ms)
         for d in report.replaced
@@ -113,9 +113,9 @@ def latency_section(report: Report) -> str:
     legend = _legend((f'<span class="key {kind}"></span>', kind) for kind in ("before", "after"))
     return section(
         "Latency of the replaced layers",
-        f"<figure><figcaption>{said(words)}</figcaption>{legend}",
+        f"<figure><figcaption>{escape(words)}</figcaption>{legend}",
         _list(items[:OPEN]),
-        folded(more, _list(items[OPEN:])) if len(items) > OPEN else "",
+        details(more, _list(items[OPEN:])) if len(items) > OPEN else "",
         "</figure>",
     )
 
@@ -137,8 +137,8 @@ def _tradeoff_words(decision: Decision, tradeoff: Tradeoff) -> str:
     for point in tradeoff.points:
         if point.chosen:
             words += f", predicted error {point.error:.3g}"
-    weighed, shown = len(decision.alternatives), len(tradeoff.points)
-    return f"{words}; {weighed} weighed" + ("" if shown == weighed else f", {shown} shown")
+    count, shown = len(decision.alternatives), len(tradeoff.points)
+    return f"{words}; {count} weighed" + ("" if shown == count else f", {shown} shown")
 
 
 def _bars(decision: Decision, before: float, after: float, longest: float) -> str:
@@ -147,7 +147,7 @@ def _bars(decision: Decision, before: float, after: float, longest: float) -> st
         return f'<div class="bar {kind}" style="width:{share:.2f}%"></div>'
 
     return (
-        f'{named(decision.name)} <span class="aside">{said(decision.decision)}, '
+        f'{name_element(decision.name)} <span class="aside">{escape(decision.decision)}, '
         f"{_milliseconds(before, after)}</span>{bar('before', before)}{bar('after', after)}"
     )
 
@@ -160,22 +160,25 @@ def _milliseconds(before: float, after: float) -> str:
 def _gallery(
     first: Sequence[T], rest: Sequence[T], rest_is: str, panel: Callable[[T, str], str], key: str
 ) -> str:
-    """Small multiples: the replaced layers, then those that aren't, folded beyond the first."""
-    drawn = [panel(item, f"{key}-{i}") for i, item in enumerate([*first, *rest])]
+    """Small multiples of the first items, then of the rest; those beyond ``OPEN`` are folded.
+
+    Where there are first items, the rest, which is called ``rest_is``, is folded as a whole.
+    """
+    panels = [panel(item, f"{key}-{i}") for i, item in enumerate([*first, *rest])]
     split = len(first)
-    shown = min(OPEN, split or len(drawn))
-    parts = [_grid(drawn[:shown])]
+    shown = min(OPEN, split or len(panels))
+    parts = [_grid(panels[:shown])]
     if split > shown:
-        parts.append(folded(f"{split - shown} more, replaced", _grid(drawn[shown:split])))
-    if (begin := max(split, shown)) < len(drawn):
-        parts.append(folded(f"{len(drawn) - begin} more, {rest_is}", _grid(drawn[begin:])))
+        parts.append(details(f"{split - shown} more, replaced", _grid(panels[shown:split])))
+    if (begin := max(split, shown)) < len(panels):
+        parts.append(details(f"{len(panels) - begin} more, {rest_is}", _grid(panels[begin:])))
     return "\n".join(parts)
 
 
 def _panel(plot: str, name: str, words: str) -> str:
     return (
-        f'<figure class="panel"><figcaption>{named(name)}'
-        f'<span class="aside">{said(words)}</span></figcaption>{plot}</figure>'
+        f'<figure class="panel"><figcaption>{name_element(name)}'
+        f'<span class="aside">{escape(words)}</span></figcaption>{plot}</figure>'
     )
 
 
@@ -188,5 +191,5 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f"<li>{mark} {said(words)}</li>" for mark, words in entries)
+    items = "".join(f"<li>{mark} {escape(words)}</li>" for mark, words in entries)
     return f'<ul class="legend">{items}</ul>'

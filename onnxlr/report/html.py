@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
-from onnxlr.report.markup import definitions, named, row, said, section, table
+from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
 from onnxlr.report.report import Report
 from onnxlr.types import rank_text
 from onnxlr.verify.fidelity import Quality
@@ -14,7 +14,7 @@ from onnxlr.verify.fidelity import Quality
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _NOT_RUN = "not measured (--verify none)"
 
-# The columns of the tables: how a cell is set, and what heads it.
+# The columns of the tables: the class of a cell, and its heading.
 _BEFORE_AFTER = (("", "quantity"), ("number", "original"), ("number", "optimized"), ("", "change"))
 _LAYER_COLUMNS = (
     ("", "layer"),
@@ -63,17 +63,17 @@ def write_page(report: Report) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="generator" content="onnxlr {said(report.version)}">
-<title>{said(model)}: {said(report.verdict)}</title>
+<meta name="generator" content="onnxlr {escape(report.version)}">
+<title>{escape(model)}: {escape(report.verdict)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
 <header>
-<p class="kicker">Low-rank factorization by onnxlr {said(report.version)}</p>
-<h1>{named(model)}</h1>
-<p class="verdict">{said(_capital(report.verdict))}.</p>
+<p class="kicker">Low-rank factorization by onnxlr {escape(report.version)}</p>
+<h1>{name_element(model)}</h1>
+<p class="verdict">{escape(_capital(report.verdict))}.</p>
 </header>
 {content}
 </main>
@@ -83,18 +83,18 @@ def write_page(report: Report) -> str:
 
 
 def _outcome(report: Report) -> str:
-    notes = "".join(f"<li>{said(note)}</li>" for note in report.notes)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     return section(
         "Before and after",
         _tiles(report),
         table("The model before and after", _BEFORE_AFTER, _rows(report)),
-        *(f"<p>{said(sentence)}</p>" for sentence in _sentences(report)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in _sentences(report)),
         f"<h3>Notes</h3>\n<ul>{notes}</ul>" if notes else "",
     )
 
 
 def _tiles(report: Report) -> str:
-    """What one looks for first: speed, the metric, and size."""
+    """The figures that a reader looks for first: speed, the metric, and size."""
     speed, quality = report.speed, report.quality
     tiles = [("speed-up", "?", "not measured"), ("metric", "?", "not measured")]
     if speed is not None:
@@ -105,8 +105,8 @@ def _tiles(report: Report) -> str:
         tiles[1] = (quality.metric, _drop(quality), values)
     for name, before, after in _sizes(report)[:2]:
         tiles.append((name, _percent(before, after), f"{before:,} → {after:,}"))
-    content = definitions(
-        (name, f"<strong>{said(value)}</strong> {said(aside)}") for name, value, aside in tiles
+    content = definition_list(
+        (name, f"<strong>{escape(value)}</strong> {escape(aside)}") for name, value, aside in tiles
     )
     return f'<div class="tiles">{content}</div>'
 
@@ -128,7 +128,8 @@ def _rows(report: Report) -> list[str]:
         ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
         rows.append(("median ms", *times, f"{ratio}, {speed.verdict}"))
     return [
-        row(said(name), (("number", a), ("number", b), ("", change))) for name, a, b, change in rows
+        table_row(escape(name), (("number", a), ("number", b), ("", change)))
+        for name, a, b, change in rows
     ]
 
 
@@ -142,19 +143,19 @@ def _sizes(report: Report) -> tuple[tuple[str, int, int], ...]:
 
 
 def _sentences(report: Report) -> list[str]:
-    """What the table can't hold."""
-    found = []
+    """The sentences that say what the table of before and after can't hold."""
+    sentences = []
     theory, speed = report.theoretical_speedup, report.speed
     if report.replaced and theory != 1.0:
         words = f"By its MACs alone the model would run {theory:.2f}× as fast"
         if speed is None:
-            found.append(f"{words}; how fast it runs was not measured.")
+            sentences.append(f"{words}; how fast it runs was not measured.")
         else:
-            found.append(
+            sentences.append(
                 f"{words}; {speed.speedup:.2f}× was measured, {speed.speedup / theory:.0%} of that."
             )
     if speed is not None and not report.replaced:
-        found.append("Nothing was replaced: the original was timed against itself.")
+        sentences.append("Nothing was replaced: the original was timed against itself.")
     if report.quality is not None:
         fidelity = report.quality.fidelity
         words = (
@@ -163,9 +164,9 @@ def _sentences(report: Report) -> list[str]:
         )
         if fidelity.agreement is not None:
             words += f", the same class for {fidelity.agreement:.2%}"
-        found.append(f"{words}.")
-    found.append(f"Verified: {report.verified}.")
-    return found
+        sentences.append(f"{words}.")
+    sentences.append(f"Verified: {report.verified}.")
+    return sentences
 
 
 def _decisions(report: Report) -> str:
@@ -173,7 +174,7 @@ def _decisions(report: Report) -> str:
     words = f"{len(report.replaced)} of {len(report.decisions)} layers replaced"
     return section(
         "Decisions",
-        f"<p>{said(f'{words}: {methods}' if methods else words)}. Errors are relative; – is what "
+        f"<p>{escape(f'{words}: {methods}' if methods else words)}. Errors are relative; – is what "
         "does not apply or was not measured.</p>",
         table("Every layer, and why", _LAYER_COLUMNS, map(_decision, report.decisions)),
     )
@@ -197,33 +198,33 @@ def _decision(decision: Decision) -> str:
         d.reason,
     )
     cells = zip((kind for kind, _ in _LAYER_COLUMNS[1:]), texts, strict=True)
-    return row(named(d.name), cells, "kept" if d.decision == KEEP else "")
+    return table_row(name_element(d.name), cells, "kept" if d.decision == KEEP else "")
 
 
 def _circumstances(report: Report) -> str:
-    machine, known = report.machine, report.circumstances
-    pairs = []
-    if known is not None:
-        pairs.append(("command", f"<pre><code>{said(known.command)}</code></pre>"))
-    pairs += [
-        ("original", named(report.input.path or "given as an object")),
-        ("optimized", named(report.output.path or "not written to a file")),
+    machine = report.machine
+    pairs = [
+        ("original", name_element(report.input.path or "given as an object")),
+        ("optimized", name_element(report.output.path or "not written to a file")),
         ("execution", f"{machine.provider}, {machine.threads} thread(s), batch {report.batch}"),
         ("took", f"{report.seconds:.1f} s"),
     ]
-    if known is not None:
-        pairs += [
-            ("processor", said(known.processor)),
-            ("data", said(known.data)),
-            ("versions", said(", ".join(f"{name} {version}" for name, version in known.versions))),
-            *((f"SHA-256, {name}", f"<code>{said(value)}</code>") for name, value in known.digests),
-        ]
-    missing = (
-        ""
-        if known is not None
-        else ("<p>Command, versions, processor and digests were not recorded.</p>")
-    )
-    return section("Circumstances", definitions(pairs), missing)
+    if (recorded := report.circumstances) is None:
+        remark = "<p>Command, versions, processor and digests were not recorded.</p>"
+        return section("Circumstances", definition_list(pairs), remark)
+    versions = ", ".join(f"{name} {version}" for name, version in recorded.versions)
+    pairs = [
+        ("command", f"<pre><code>{escape(recorded.command)}</code></pre>"),
+        *pairs,
+        ("processor", escape(recorded.processor)),
+        ("data", escape(recorded.data)),
+        ("versions", escape(versions)),
+        *(
+            (f"SHA-256, {name}", f"<code>{escape(value)}</code>")
+            for name, value in recorded.digests
+        ),
+    ]
+    return section("Circumstances", definition_list(pairs))
 
 
 def _drop(quality: Quality) -> str:

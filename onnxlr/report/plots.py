@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxlr.plan.plan import Alternative, Decision
-from onnxlr.report.markup import said
+from onnxlr.report.markup import escape
 from onnxlr.report.report import LayerSpectrum
 from onnxlr.report.svg import SERIES, STAND_IN, to_svg
 from onnxlr.types import Rank, rank_text
@@ -48,7 +48,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate in a figure: its cost, in the figure's unit, and its relative error."""
+    """A candidate in a figure: its cost, in the unit of the figure, and its relative error."""
 
     method: str
     rank: Rank
@@ -59,7 +59,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A layer's candidates, the unit of their costs, and what the original costs, if known."""
+    """A layer's candidates in a figure.
+
+    Attributes
+    ----------
+    unit : str
+        What costs are counted in.
+    original : float or None
+        Cost of the original layer, if there is one.
+    points : tuple of Point
+    """
 
     unit: str
     original: float | None
@@ -67,7 +76,7 @@ class Tradeoff:
 
 
 def method_looks(decisions: Iterable[Decision]) -> dict[str, Look]:
-    """A look for every method that was weighed, in the order of their names."""
+    """A look for every method among the alternatives, in the order of their names."""
     names = sorted({other.method for d in decisions for other in d.alternatives})
     return {
         name: Look(f"series-{i % SERIES}", _MARKERS[i % len(_MARKERS)])
@@ -81,11 +90,11 @@ def spectrum_plot(curves: Sequence[LayerSpectrum], label: str, key: str) -> str:
     Parameters
     ----------
     curves : sequence of LayerSpectrum
-        Of one layer and method, a curve for each number of the rank.
+        The curves of one layer and method: one for each number of the rank.
     label : str
-        What is to be seen, for those who don't see it.
+        What the figure shows, for readers who don't see it.
     key : str
-        Unique on the page: it begins every identifier within.
+        The prefix of every identifier within, unique on the page.
     """
 
     def draw(axes: "Axes") -> None:
@@ -114,14 +123,14 @@ def spectrum_plot(curves: Sequence[LayerSpectrum], label: str, key: str) -> str:
 
 
 def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key: str) -> str:
-    """Predicted error of every candidate against its cost, the chosen one ringed.
+    """The predicted error of every candidate against its cost; the chosen one has a ring.
 
     Parameters
     ----------
     tradeoff : Tradeoff
-        With a point at least.
+        The candidates: at least one point.
     looks : mapping of str to Look
-        From ``method_looks``.
+        The looks from ``method_looks``.
     label, key : str
         As for ``spectrum_plot``.
     """
@@ -167,7 +176,7 @@ def method_swatch(look: Look, key: str) -> str:
 
 
 def mark_swatch(mark: Literal["chosen", "evbmf", "ring", "original"], key: str) -> str:
-    """What the figures mark beside the methods, for the legend."""
+    """A mark that the figures use beside the methods, for the legend."""
 
     def draw(axes: "Axes") -> None:
         if mark == "original":
@@ -193,15 +202,15 @@ def _swatch(draw: Callable[["Axes"], None], key: str) -> str:
 
 
 def tradeoff_of(decision: Decision) -> Tradeoff:
-    """What was weighed for a layer, as far as its error and its cost are known.
+    """The candidates of a layer that have an error and a cost, each finite.
 
-    Costs are milliseconds where any were timed, the chosen one among them; else MACs where all are
-    known and the layer has some, which a lookup doesn't; else parameters.
+    Costs are milliseconds if the chosen candidate was timed, or any where none is chosen; else MACs
+    if every candidate and the layer have them, which a lookup doesn't; else parameters.
     """
     others = decision.alternatives
-    taken = [o for o in others if _taken(decision, o)]
+    chosen = [o for o in others if _is_chosen(decision, o)]
     costs: list[float | None]
-    if any(o.after_ms is not None for o in taken or others):
+    if any(o.after_ms is not None for o in chosen or others):
         unit, costs = "ms, the layer alone", [o.after_ms for o in others]
         timed = (decision.before_ms, *(o.before_ms for o in others))
         original = next((ms for ms in timed if ms is not None), None)
@@ -210,7 +219,7 @@ def tradeoff_of(decision: Decision) -> Tradeoff:
     else:
         unit, costs, original = "parameters", [o.params for o in others], decision.params_before
     points = [
-        Point(o.method, o.rank, cost, max(o.error, SMALLEST), _taken(decision, o))
+        Point(o.method, o.rank, cost, max(o.error, SMALLEST), _is_chosen(decision, o))
         for o, cost in zip(others, costs, strict=True)
         if o.error is not None and math.isfinite(o.error)
         if cost is not None and math.isfinite(cost)
@@ -218,7 +227,7 @@ def tradeoff_of(decision: Decision) -> Tradeoff:
     return Tradeoff(unit, original, tuple(points))
 
 
-def _taken(decision: Decision, other: Alternative) -> bool:
+def _is_chosen(decision: Decision, other: Alternative) -> bool:
     return (other.method, other.rank) == (decision.decision, decision.rank)
 
 
@@ -228,7 +237,7 @@ def _mark(axes: "Axes", rank: int, shares: Sequence[float], mark: str) -> None:
 
 
 def _name_ranks(axes: "Axes", ranks: Sequence[int]) -> None:
-    """A line up to each chosen rank with its number; side by side, two never overlap."""
+    """Draw a line up to each chosen rank with its number; two numbers never overlap."""
     for i, rank in enumerate(ranks):
         axes.axvline(rank, color=_INK, linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -315,11 +324,11 @@ def _label(axes: "Axes", x: str, y: str) -> None:
 
 
 def _panel(draw: Callable[["Axes"], None], label: str, key: str) -> str:
-    """One plot with the axes that all panels share."""
+    """A plot as an SVG element, with the axes that all panels share."""
 
     def fill(figure: "Figure") -> None:
         axes = figure.add_axes(_BOX)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
 
-    return to_svg(fill, (WIDTH, HEIGHT), f'role="img" aria-label="{said(label)}"', key)
+    return to_svg(fill, (WIDTH, HEIGHT), f'role="img" aria-label="{escape(label)}"', key)

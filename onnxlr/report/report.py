@@ -1,4 +1,4 @@
-"""What a run found and decided, as data: the JSON of the contract."""
+"""The report of a run as data, and its JSON."""
 
 import json
 import math
@@ -15,7 +15,19 @@ from onnxlr.verify.latency import Comparison
 
 @dataclass(frozen=True)
 class Size:
-    """A model's weight: bytes of its files, weight elements, and multiply-accumulates a run."""
+    """How large a model is.
+
+    Attributes
+    ----------
+    path : str or None
+        The file, or what messages call the model; None for one that wasn't written.
+    bytes : int
+        Bytes of its files, external data included.
+    params : int
+        Number of elements of its weights.
+    macs : int
+        Multiply-accumulates of one run.
+    """
 
     path: str | None
     bytes: int
@@ -25,19 +37,19 @@ class Size:
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """Singular values of one unfolding of a layer's weight, with the ranks that were found on it.
+    """Singular values of one unfolding of a layer's weight, with its ranks.
 
     Attributes
     ----------
     layer, method : str
     component : int
-        Which number of the method's rank it decides.
+        Index of the number that this unfolding decides in the method's rank.
     values : tuple of float
-        As shares of the largest, falling.
+        The singular values as shares of the largest, in falling order.
     evbmf : int
-        Rank above the noise.
+        The rank that stands out of the noise.
     chosen : int or None
-        None where the layer is kept.
+        The chosen rank; None where the layer is left as it is.
     """
 
     layer: str
@@ -50,19 +62,20 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a run can be repeated from: the command, versions, machine and data.
+    """What somebody needs to repeat a run: the command, the versions, the machine and the data.
 
     Attributes
     ----------
     command : str
-        As it was typed, or the Python call.
+        The command line that asks for the same run.
     versions : tuple of (str, str)
-        Package and version.
+        Packages with their versions.
     processor : str
+        The model of the processor.
     data : str
-        What judged, in words.
+        The samples or inputs that judged, in words.
     digests : tuple of (str, str)
-        SHA-256 of the model and of the samples.
+        Names with their SHA-256: the model's, and that of the samples.
     """
 
     command: str
@@ -74,22 +87,29 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is said about a run.
+    """Everything that there is to say about a run.
 
     Attributes
     ----------
     verdict : str
-        One sentence: what came out, or why nothing did.
-    quality, speed : or None
-        None where ``--verify none`` asked not to run the model.
+        One sentence: how many layers are replaced, or why none is.
+    quality : Quality or None
+        None where the model as a whole wasn't run.
+    speed : Comparison or None
+        None where the model as a whole wasn't timed.
     batch : int
+        Number of samples in the timed batch.
     verified : str
-        What verification was done, and on what.
+        How the result was verified, and on what.
+    seconds : float
+        How long the run took.
     notes : tuple of str
         What the user should know besides.
     spectra : tuple of LayerSpectrum
-        Of the replaced layers and of those that were weighed; empty unless they were asked for.
+        The spectra of the replaced layers and of those with candidates; only an HTML report needs
+        them, without one there are none.
     circumstances : Circumstances or None
+        None where they weren't recorded.
     """
 
     version: str
@@ -109,7 +129,7 @@ class Report:
 
     @property
     def theoretical_speedup(self) -> float:
-        """Ratio of the multiply-accumulates."""
+        """The ratio of the multiply-accumulates; 1 where the output has none."""
         return self.input.macs / self.output.macs if self.output.macs else 1.0
 
     @property
@@ -118,11 +138,11 @@ class Report:
         return tuple(d for d in self.decisions if d.decision != KEEP)
 
     def methods(self) -> Counter[str]:
-        """How many layers each method replaces."""
+        """The number of layers that each method replaces."""
         return Counter(d.decision for d in self.replaced)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of the contract."""
+        """The report as ``--json`` writes it, before infinities are replaced."""
         quality, speed = self.quality, self.speed
         return {
             "onnxlr_version": self.version,
@@ -156,7 +176,7 @@ class Report:
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
-    """A decision as a row of the contract."""
+    """A decision as a row of ``layers`` in the JSON."""
     row = dict(vars(decision))
     row["rank"] = None if decision.rank is None else rank_value(decision.rank)
     row["shape"] = list(decision.shape)
@@ -167,12 +187,12 @@ def decision_row(decision: Decision) -> dict[str, Any]:
 
 
 def rank_value(rank: Rank) -> int | list[int]:
-    """A rank in JSON: a number where it is one, else a list."""
+    """A rank in JSON: a number if it has one component, else a list."""
     return rank[0] if len(rank) == 1 else list(rank)
 
 
 def json_text(content: Any) -> str:
-    """What ``--json`` writes, with null where JSON has no word for infinity or NaN."""
+    """The text that ``--json`` writes, with null where JSON has no word for infinity or NaN."""
     return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
 
 

@@ -15,8 +15,8 @@ from onnxlr.errors import OutputError, one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours are the page's, light or dark. matplotlib is given stand-ins, each of which becomes a
-# variable of the style sheet once the figure is text.
+# The page sets the colours, light or dark. matplotlib draws with stand-ins, each of which becomes
+# a variable of the style sheet once the figure is text.
 SERIES = 7
 _ROLES = ("ink", "muted", "axis", "accent", *(f"series-{i}" for i in range(SERIES)))
 STAND_IN = {role: f"#0a0b{i + 1:02x}" for i, role in enumerate(_ROLES)}
@@ -47,20 +47,21 @@ _LOOK = (
 
 
 def start_figures() -> None:
-    """Import matplotlib, whatever its user has set: none of that counts here.
+    """Import matplotlib without the settings of its user, which don't count here.
 
-    A notebook names a backend to all it starts, which need not be installed here.
+    A notebook, for one, names a backend to every process it starts, which need not be installed
+    here.
 
     Raises
     ------
     OutputError
         If it can't be imported.
     """
-    name = "matplotlib.backends.backend_svg"  # and with it fonts, of which a list is kept somewhere
+    name = "matplotlib.backends.backend_svg"  # with the fonts, which it lists in a cache folder
     if name in sys.modules:
         return
     backend = os.environ.pop("MPLBACKEND", None)
-    logger = logging.getLogger("matplotlib")  # it tells what it doesn't like in settings and homes
+    logger = logging.getLogger("matplotlib")  # it complains of settings and homes
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
@@ -76,7 +77,7 @@ def start_figures() -> None:
 def to_svg(
     draw: Callable[["Figure"], None], size: tuple[int, int], attributes: str, key: str
 ) -> str:
-    """A figure as an element without declaration, namespace, font or colour of its own.
+    """A figure as an SVG element, without a declaration, a namespace, fonts or colours.
 
     The same figure gives the same text, whatever the user's matplotlib settings.
 
@@ -85,11 +86,11 @@ def to_svg(
     draw : callable
         Fills an empty figure; its colours are those of ``STAND_IN``.
     size : (int, int)
-        Width and height of the view box; its unit is a typographic point of the figure's.
+        Width and height of the view box, in typographic points of the figure.
     attributes : str
-        Of the element, as HTML.
+        The attributes of the element, as HTML.
     key : str
-        Unique on the page: it begins every identifier within.
+        The prefix of every identifier within, unique on the page.
     """
     start_figures()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -107,7 +108,7 @@ def to_svg(
 
 
 def _settings() -> AbstractContextManager[None]:
-    """matplotlib's own defaults in all that a figure's look comes from, then ours."""
+    """Set matplotlib's defaults for all that a figure's look depends on, then our settings."""
     import matplotlib
 
     theirs = matplotlib.rcParamsDefault
@@ -116,7 +117,7 @@ def _settings() -> AbstractContextManager[None]:
 
 
 def _inner(text: str, key: str) -> str:
-    """What is inside the element, without what a page has no use for."""
+    """The content of matplotlib's SVG element, without all that a page has no use for."""
     text = text.partition("<svg")[2].partition(">")[2].rpartition("</svg>")[0]
     # A style sheet in a figure would reach the whole page.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.DOTALL)
