@@ -9,10 +9,11 @@ from typing import get_args
 import onnx
 
 from onnxlr.errors import UsageError
-from onnxlr.model.destinations import check_destination, check_distinct, check_external, path_exists
+from onnxlr.model.destinations import check_destination, check_distinct, check_external
 from onnxlr.model.load import Source
 from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
+from onnxlr.system.files import path_exists
 from onnxlr.system.process import can_start_threads
 from onnxlr.system.session import Machine, Provider
 
