@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""How long-running work reports its progress, without depending on who shows it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,16 +6,22 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener. The command line shows bars; the library is silent by default."""
+    """A display of progress. The command line shows bars; the library shows nothing by default."""
 
     def stage(
         self, description: str, total: int | None
     ) -> AbstractContextManager[Callable[[str], None]]:
-        """Enter a stage of ``total`` steps (None if unknown); call what it gives after each."""
+        """Begin a stage of ``total`` steps (None if unknown).
+
+        Returns
+        -------
+        A context that lasts as long as the stage; it gives a function to be called after each
+        step, with a word on it.
+        """
 
 
 class Silent:
-    """Tells nobody."""
+    """A display that shows nothing."""
 
     @contextmanager
     def stage(
@@ -23,5 +29,5 @@ class Silent:
         description: str,  # noqa: ARG002
         total: int | None,  # noqa: ARG002
     ) -> Iterator[Callable[[str], None]]:
-        """A stage nobody hears of."""
+        """Begin a stage; its steps are ignored."""
         yield lambda _: None

@@ -1,7 +1,7 @@
-"""What a file must hold before anything is made of it: versions, names, weights, attributes."""
+"""Checks of a model's protocol buffer: versions, names, weights and attributes of nodes."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -15,8 +15,8 @@ OLDEST_OPSET = 7
 ONNX_DOMAINS = ("", "ai.onnx")
 _MOST_AXES = 64  # NumPy's arrays have no more
 _MOST_ELEMENTS = 2**48
-# Type of an attribute → the field that holds its value, where that is a single one.
-_SINGLE = {
+# For attributes that hold a single value: the field that holds it, by the attribute's type.
+_VALUE_FIELDS = {
     onnx.AttributeProto.FLOAT: "f",
     onnx.AttributeProto.INT: "i",
     onnx.AttributeProto.STRING: "s",
@@ -28,7 +28,13 @@ _SINGLE = {
 
 
 def check_versions(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse what isn't a model, and opsets and IR versions outside the range."""
+    """Refuse files that are no model, and opsets and IR versions that aren't supported.
+
+    Raises
+    ------
+    ModelError
+        It says which version is needed, or what to do.
+    """
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{label} is not an ONNX model: it holds no graph or no opset")
     newest = onnx.defs.onnx_opset_version()
@@ -70,9 +76,15 @@ def check_versions(proto: onnx.ModelProto, label: str) -> None:
 
 
 def check_text(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse text that is no UTF-8, and weights without a name."""
+    """Refuse text that is no UTF-8, and weights without a name.
+
+    Raises
+    ------
+    ModelError
+        For the first of them.
+    """
     for text in _texts(proto):
-        if isinstance(text, bytes):  # as protobuf gives what it can't decode
+        if isinstance(text, bytes):  # so protobuf returns text that it can't decode
             raise ModelError(
                 f"{label}: the name {text[:80]!r} is no UTF-8 text: repair it or export the model "
                 "again"
@@ -84,7 +96,7 @@ def check_text(proto: onnx.ModelProto, label: str) -> None:
 
 
 def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Every text field of every message, weights' values left alone."""
+    """The text fields of all messages, except the values of tensors of strings."""
     for message in messages_in(proto):
         if isinstance(message, onnx.TensorProto):
             yield from (message.name, message.doc_string)
@@ -96,7 +108,15 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
 
 
 def check_tensors(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse tensors of no known type, and those whose data isn't as long as their shape says."""
+    """Refuse tensors of unknown type, and those whose data isn't as long as their shape says.
+
+    Data in external files is checked by ``external_files``.
+
+    Raises
+    ------
+    ModelError
+        For the first of them.
+    """
     for tensor in all_tensors(proto):
         shape = f"the weight {tensor.name!r} of shape {list(tensor.dims)[:_MOST_AXES]}"
         axes = [d for d in tensor.dims if d]
@@ -107,32 +127,32 @@ def check_tensors(proto: onnx.ModelProto, label: str) -> None:
             )
         if math.prod(axes) > _MOST_ELEMENTS:
             raise ModelError(f"{label}: {shape} is larger than any memory")
-        if (
-            needed := tensor_nbytes(tensor)
-        ) is None and tensor.data_type != onnx.TensorProto.STRING:
+        needed = tensor_nbytes(tensor)
+        if needed is None and tensor.data_type != onnx.TensorProto.STRING:
             raise ModelError(
                 f"{label}: {shape} has type {tensor.data_type}, which this onnx doesn't know"
             )
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             continue
         if tensor.HasField("raw_data") and needed is not None:
-            held, unit = len(tensor.raw_data), "bytes"
+            length, unit = len(tensor.raw_data), "bytes"
         else:
-            field, needed = _field(tensor)
-            held, unit = len(getattr(tensor, field)), f"values in {field}"
-        if held != needed:
+            field, needed = _data_field(tensor)
+            length, unit = len(getattr(tensor, field)), f"values in {field}"
+        if length != needed:
             raise ModelError(
-                f"{label}: {shape} needs {needed:,} {unit} and has {held:,}: export the model again"
+                f"{label}: {shape} needs {needed:,} {unit} and has {length:,}: "
+                "export the model again"
             )
 
 
-def _field(tensor: onnx.TensorProto) -> tuple[str, int]:
-    """The field that holds a tensor's values where they aren't raw, and how many there are."""
+def _data_field(tensor: onnx.TensorProto) -> tuple[str, int]:
+    """The field that holds a tensor's values where they aren't raw, and its number of entries."""
     count = math.prod(tensor.dims)
     if tensor.data_type == onnx.TensorProto.STRING:
         return "string_data", count
     kind = ir.DataType(tensor.data_type)
-    if kind.bitwidth < 6:  # several in a number
+    if kind.bitwidth < 6:  # one entry holds several values
         count = -(-count * kind.bitwidth // 8)
     if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         count *= 2
@@ -140,67 +160,86 @@ def _field(tensor: onnx.TensorProto) -> tuple[str, int]:
 
 
 def check_attributes(proto: onnx.ModelProto, label: str) -> None:
-    """Refuse attributes that are there twice, without the value they promise, or of a wrong type.
+    """Refuse attributes that are there twice, lack the value they announce, or are of a wrong type.
 
-    What type is right, and what has to be there, is known of standard operators.
+    For standard operators, the right type and whether an attribute is required are those of the
+    operator's schema in onnx.
+
+    Raises
+    ------
+    ModelError
+        For the first of them.
     """
-    for node, version, bound in _nodes(proto):
+    for node, version, in_function in _nodes(proto):
         where = f"{label}: {node.op_type[:80]} {node.name or '(unnamed)'!r}"
-        seen: set[str] = set()
+        attributes: dict[str, onnx.AttributeProto] = {}
         for attribute in node.attribute:
-            if attribute.name in seen:
+            if attribute.name in attributes:
                 raise ModelError(f"{where} has the attribute {attribute.name!r} twice")
-            seen.add(attribute.name)
-            if attribute.ref_attr_name and not bound:
+            attributes[attribute.name] = attribute
+            if attribute.ref_attr_name and not in_function:
                 raise ModelError(
                     f"{where} takes the attribute {attribute.name!r} of a function, and is in none"
                 )
-            field = _SINGLE.get(attribute.type)
-            there = field is None or bool(attribute.ref_attr_name) or attribute.HasField(field)
-            if attribute.type not in onnx.AttributeProto.AttributeType.values()[1:] or not there:
+            if not _has_value(attribute):
                 raise ModelError(
                     f"{where} has the attribute {attribute.name!r} without a value of its type"
                 )
-        if node.domain not in ONNX_DOMAINS or not onnx.defs.has(node.op_type, version):
-            continue
-        schema: Any = onnx.defs.get_schema(node.op_type, version)
-        for name, known in schema.attributes.items():
-            if known.required and name not in seen:
-                raise ModelError(f"{where} lacks the attribute {name!r}")
-            given = next((a for a in node.attribute if a.name == name), None)
-            if given is not None and given.type != known.type.value:
-                raise ModelError(
-                    f"{where} has the attribute {name!r} as "
-                    f"{onnx.AttributeProto.AttributeType.Name(given.type)}, "
-                    f"it has to be {known.type.name}"
-                )
-        if node.op_type == "Constant" and len(seen) != 1:
-            raise ModelError(f"{where} has {len(seen)} values, it has to have one")
+        if node.domain in ONNX_DOMAINS and onnx.defs.has(node.op_type, version):
+            _check_schema(node, attributes, version, where)
+
+
+def _has_value(attribute: onnx.AttributeProto) -> bool:
+    """Whether an attribute's type exists, and the field of that type is set."""
+    if attribute.type not in onnx.AttributeProto.AttributeType.values()[1:]:
+        return False
+    field = _VALUE_FIELDS.get(attribute.type)
+    return field is None or bool(attribute.ref_attr_name) or attribute.HasField(field)
+
+
+def _check_schema(
+    node: onnx.NodeProto, attributes: Mapping[str, onnx.AttributeProto], version: int, where: str
+) -> None:
+    """Compare a standard operator's attributes with its schema."""
+    schema: Any = onnx.defs.get_schema(node.op_type, version)
+    for name, rule in schema.attributes.items():
+        attribute = attributes.get(name)
+        if rule.required and attribute is None:
+            raise ModelError(f"{where} lacks the attribute {name!r}")
+        if attribute is not None and attribute.type != rule.type.value:
+            raise ModelError(
+                f"{where} has the attribute {name!r} as "
+                f"{onnx.AttributeProto.AttributeType.Name(attribute.type)}, "
+                f"it has to be {rule.type.name}"
+            )
+    if node.op_type == "Constant" and len(attributes) != 1:
+        raise ModelError(f"{where} has {len(attributes)} values, it has to have one")
 
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph and all bodies, those in functions too."""
-    waiting = [proto.graph, *(g for f in proto.functions for n in f.node for g in bodies_of(n))]
-    while waiting:
-        graph = waiting.pop()
+    """The main graph and all bodies of nodes, also of those in functions."""
+    stack = [proto.graph, *(g for f in proto.functions for n in f.node for g in bodies_of(n))]
+    while stack:
+        graph = stack.pop()
         yield graph
-        waiting += [g for n in graph.node for g in bodies_of(n)]
+        stack += [g for n in graph.node for g in bodies_of(n)]
 
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int, bool]]:
-    """Every node, with the version of its standard operators, and whether it is in a function."""
-    places: list[tuple[Iterable[onnx.NodeProto], int, bool]] = [
-        (proto.graph.node, _version(proto.opset_import), False),
-        *((f.node, _version(f.opset_import), True) for f in proto.functions),
+    """Every node, with the opset it is in, and whether it is in a function."""
+    stack: list[tuple[Iterable[onnx.NodeProto], int, bool]] = [
+        (proto.graph.node, _opset(proto.opset_import), False),
+        *((f.node, _opset(f.opset_import), True) for f in proto.functions),
     ]
-    while places:
-        nodes, version, bound = places.pop()
+    while stack:
+        nodes, version, in_function = stack.pop()
         for node in nodes:
-            yield node, version, bound
-            places += [(graph.node, version, bound) for graph in bodies_of(node)]
+            yield node, version, in_function
+            stack += [(graph.node, version, in_function) for graph in bodies_of(node)]
 
 
-def _version(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    """Version of the standard operators, or the nearest that is supported."""
     versions = [entry.version for entry in imports if entry.domain in ONNX_DOMAINS]
     newest = int(onnx.defs.onnx_opset_version())
     return min(newest, max(versions, default=OLDEST_OPSET))

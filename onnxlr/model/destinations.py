@@ -1,4 +1,4 @@
-"""Where results may go: no file that is read, none that is named twice, all of them writable."""
+"""Checks of output paths: they are writable, distinct, and none of the files that are read."""
 
 import os
 import re
@@ -6,22 +6,28 @@ import tempfile
 from pathlib import Path
 
 from onnxlr.errors import OutputError, UsageError
+from onnxlr.model.external import DATA_NAME_PATTERN
 from onnxlr.model.load import Source, check_name
-from onnxlr.model.place import DATA_NAME_PATTERN
 from onnxlr.system.files import write_failure
 
 
 def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> None:
-    """Refuse an output path that can't work, before the long work begins.
+    """Refuse an output path that can't be written, before the long work begins.
+
+    Parameters
+    ----------
+    out : Path
+    *sources : path or None
+        The files and folders that are read.
 
     Raises
     ------
     UsageError
         If it is one of the files that are read.
     OutputError
-        If its folder is missing or not writable, or it is something other than a file.
+        If its folder is missing or not writable, or if something other than a file is there.
     ModelError
-        If its path isn't text.
+        If the path isn't text.
     """
     check_name(out)
     try:
@@ -32,8 +38,8 @@ def check_destination(out: Path, *sources: str | os.PathLike[str] | None) -> Non
                 f"{out} is a link to an open file of this process, which can't be replaced: name "
                 "a file (or - for --json, which prints)"
             )
-        given = [Path(source) for source in sources if source is not None]
-        for source in given if out.exists() else ():
+        inputs = [Path(source) for source in sources if source is not None]
+        for source in inputs if out.exists() else ():
             if source.exists() and out.samefile(source):
                 raise UsageError(
                     f"{out} is the same file as the input {source}: name another output"
@@ -64,10 +70,10 @@ def path_exists(path: Path) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is /dev/stdout or its like: a link whose place no file must take."""
+    """Whether a path is /dev/stdout or its like: a link that no file must replace."""
     target = path.readlink() if path.is_symlink() else path
-    places = (str(path.parent.resolve()), str(target.parent))
-    return any(re.fullmatch(r"/proc/(self|\d+)/fd", place) for place in places)
+    folders = (str(path.parent.resolve()), str(target.parent))
+    return any(re.fullmatch(r"/proc/(self|\d+)/fd", folder) for folder in folders)
 
 
 def check_distinct(*outputs: Path) -> None:
@@ -76,43 +82,52 @@ def check_distinct(*outputs: Path) -> None:
     Raises
     ------
     UsageError
-        If two are in one folder, by whatever way, and have names that some disks take for the same.
+        If two are in the same folder, however that is written, and their names differ at most in
+        upper and lower case, which some disks don't tell apart.
     """
-    places = [_place(path) for path in outputs]
-    for path, place in zip(outputs, places, strict=True):
-        if places.count(place) > 1:
+    keys = [_file_key(path) for path in outputs]
+    for path, key in zip(outputs, keys, strict=True):
+        if keys.count(key) > 1:
             raise UsageError(f"{path} is named for two outputs: name another")
 
 
-def _place(path: Path) -> tuple[object, ...]:
-    """Where a file is to be, however it is called."""
+def _file_key(path: Path) -> tuple[object, ...]:
+    """The folder and the name of a file, the same for all ways to write its path."""
     try:
-        whole = path.resolve() if path.exists() else path.parent.resolve() / path.name
-        folder = whole.parent.stat()
-    except (OSError, RuntimeError):  # there is none, or links go round: it is told elsewhere
+        resolved = path.resolve() if path.exists() else path.parent.resolve() / path.name
+        folder = resolved.parent.stat()
+    except (OSError, RuntimeError):  # no such folder, or circular links: reported elsewhere
         return (path.absolute(),)
-    return folder.st_dev, folder.st_ino, whole.name.casefold()
+    return folder.st_dev, folder.st_ino, resolved.name.casefold()
 
 
 def check_external(path: Path, source: Source, out: Path | None) -> None:
-    """Refuse an output that is one of the files in which a model keeps its weights, or OUT will.
+    """Refuse an output path that is an external data file of IN, or may become one of OUT.
+
+    Parameters
+    ----------
+    path : Path
+        The path of another output.
+    source : Source
+        IN.
+    out : Path or None
+        OUT.
 
     Raises
     ------
     UsageError
-        If it is one of IN's, or has the place that one of OUT's may have to take.
+        If it is such a file.
     """
     if source.path is not None:
         check_destination(path, *(source.path.parent / name for name in source.external))
     if out is None:
         return
-    place, beside = _place(path), out.parent
-    made_here = re.fullmatch(DATA_NAME_PATTERN, os.fsencode(path.name)) and place == _place(
-        beside / path.name
-    )
+    key, folder = _file_key(path), out.parent
+    is_data_name = re.fullmatch(DATA_NAME_PATTERN, os.fsencode(path.name))
+    is_data_file = is_data_name and key == _file_key(folder / path.name)
     for name in source.external:
-        taken = _place(beside / name), _place(beside / Path(name).parts[0])
-        if made_here or place in taken:
+        data_keys = _file_key(folder / name), _file_key(folder / Path(name).parts[0])
+        if is_data_file or key in data_keys:
             raise UsageError(
                 f"{path} is called as external data that may have to go beside {out}: name another "
                 "output"

@@ -1,4 +1,4 @@
-"""External data files of a model: where they are, what they hold, and when they were written."""
+"""External data files of a model: where they are, whether they are complete, and their stamps."""
 
 import os
 import re
@@ -12,11 +12,15 @@ from google.protobuf.message import Message
 from onnxlr.errors import ModelError
 from onnxlr.model.protobuf import PROTOBUF_LIMIT, all_tensors, bodies_of, messages_in, tensor_nbytes
 
+DATA_PREFIX = "weights-"  # data files written by onnxlr are named by their digest
+DATA_NAME_PATTERN = rb"weights-[0-9a-f]{16}\.data"
+
 
 class FileStamp(NamedTuple):
-    """What tells a file from the one that takes its place.
+    """What tells a file from one that takes its place: size in bytes, times in ns, inode.
 
-    Archives set the times of what they unpack; when the system took note of a change they can't.
+    Programs that unpack archives set the time of modification; the time at which the system noted
+    a change (``changed``) they can't set.
     """
 
     size: int
@@ -25,15 +29,21 @@ class FileStamp(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, about: os.stat_result) -> "FileStamp":
-        """Of what the system says of a file."""
-        return cls(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    def of(cls, stat: os.stat_result) -> "FileStamp":
+        """The stamp of a file from its ``stat``."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def external_files(
     proto: onnx.ModelProto, path: Path | None, label: str
 ) -> tuple[tuple[str, FileStamp], ...]:
-    """Location of every external data file, each there in full, and how it was found."""
+    """Location and stamp of every external data file that a model refers to, by location.
+
+    Raises
+    ------
+    ModelError
+        If one is missing, cut short, a link, or outside the model's folder.
+    """
     files: dict[str, FileStamp] = {}
     for tensor in all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -57,37 +67,37 @@ def external_files(
                 f"{label}: the external data of {tensor.name!r} is missing: {file}; "
                 "copy it beside the model"
             )
-        if file.resolve() != path.parent.resolve() / location:  # in it \ may be a letter
+        if file.resolve() != path.parent.resolve() / location:  # "\" may be part of a name
             raise ModelError(
                 f"{label}: {file} is a link to {file.resolve()}: external data must be files of "
                 "their own; copy the model and its data without links (cp -L)"
             )
-        about = file.stat()
-        if about.st_nlink > 1:
+        stat = file.stat()
+        if stat.st_nlink > 1:
             raise ModelError(
-                f"{label}: {file} is a hard link, one of {about.st_nlink} names of its file: "
+                f"{label}: {file} is a hard link, one of {stat.st_nlink} names of its file: "
                 "external data must be files of their own; copy the model and its data"
             )
         end = _external_end(tensor, entries, label)
-        if end > about.st_size:
+        if end > stat.st_size:
             raise ModelError(
-                f"{label}: {file} holds {about.st_size:,} bytes, {tensor.name!r} ends at {end:,}: "
+                f"{label}: {file} holds {stat.st_size:,} bytes, {tensor.name!r} ends at {end:,}: "
                 "it is cut short, copy it again"
             )
-        files[location] = FileStamp.of(about)
+        files[location] = FileStamp.of(stat)
     return tuple(sorted(files.items()))
 
 
 def read_inner(proto: onnx.ModelProto, path: Path, label: str) -> None:
-    """Read what attributes, functions and training keep in external data; ``external_files`` first.
+    """Read external tensors of attributes, functions and training_info into the model itself.
 
-    What stays outside are the initializers of the main graph and its bodies: they are what may be
-    larger than memory. The others are part of the model's own text, and written with it.
+    Initializers of the main graph and its bodies stay outside, since they may be larger than
+    memory. The locations must have been checked by ``external_files``.
 
     Raises
     ------
     ModelError
-        If they can't be read, or a model's own file couldn't hold them.
+        If they can't be read, or take more than a model's own file can hold.
     """
     inner = [t for t in _inner_tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
     if sum(tensor_nbytes(t) or 0 for t in inner) > PROTOBUF_LIMIT:
@@ -108,7 +118,7 @@ def read_inner(proto: onnx.ModelProto, path: Path, label: str) -> None:
 
 
 def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All but the initializers of the main graph and of the bodies in it."""
+    """All tensors except the initializers of the main graph and of the bodies in it."""
     inner: list[Message] = [*proto.functions, *proto.training_info]
     graphs = [proto.graph]
     while graphs:
@@ -119,7 +129,7 @@ def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _external_end(tensor: onnx.TensorProto, entries: Mapping[str, str], label: str) -> int:
-    """Where in its file a tensor ends."""
+    """Offset in its file of a tensor's end, in bytes."""
     numbers = {"offset": 0, "length": tensor_nbytes(tensor) or 0}
     for key in numbers:
         text = entries.get(key, "")

@@ -1,28 +1,23 @@
-"""A model as the user gave it: read, checked, with the digest of all that it holds."""
+"""Reads a model: checks it, and computes the digest of all that it holds."""
 
 import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxlr.errors import ModelError, one_line
-from onnxlr.model.checks import (
-    check_attributes,
-    check_tensors,
-    check_text,
-    check_versions,
-)
+from onnxlr.model.checks import check_attributes, check_tensors, check_text, check_versions
 from onnxlr.model.external import FileStamp, external_files, read_inner
 from onnxlr.model.graph import all_graphs
 from onnxlr.model.protobuf import TRAINING_INFO, serialize
 from onnxlr.model.topology import check_topology
 
+# Location and stamp of each external data file, by location.
 DataStamps = tuple[tuple[str, FileStamp], ...]
 
 
@@ -37,7 +32,7 @@ class Source:
     label : str
         What messages call it: the path, or ``<model>``.
     path : Path or None
-        Where it came from, when it came from a file.
+        The file it was read from, if it was.
     digest : str
         SHA-256 of the serialized model and of its external data.
     nbytes : int
@@ -45,11 +40,11 @@ class Source:
     external : tuple of str
         Locations of external data files, relative to the model's folder.
     data_stamps : tuple of (str, FileStamp)
-        Location, bytes and time of change of each of them, when its digest was taken.
+        Their locations and stamps when the digest was computed.
     data : bytes or None
-        The serialized model, when it came from memory.
+        The serialized model, if it wasn't read from a file.
     file_stamp : FileStamp or None
-        Its own file, as it was when that was read.
+        The stamp of its own file when that was read.
     """
 
     model: ir.Model
@@ -64,7 +59,7 @@ class Source:
 
     @property
     def folder(self) -> str | None:
-        """Where its external data lie; None where it has none."""
+        """The folder of its external data; None where it has none."""
         if self.path is None or not self.external:
             return None
         return str(self.path.parent.absolute())
@@ -75,17 +70,17 @@ def load(
     *,
     cached_digest: tuple[str, DataStamps] | None = None,
 ) -> Source:
-    """Read a model from a path, from bytes or from a ``ModelProto``.
+    """Read a model from a path, from bytes or from a ``ModelProto``, and check it.
 
     Weights in external data stay on disk until they are used.
 
     Parameters
     ----------
-    model : path, bytes or ModelProto
-        Or what has been read already, which is given back.
+    model : path, bytes, ModelProto or Source
+        A Source is returned as it is.
     cached_digest : (str, DataStamps), optional
-        The digest that it has as long as its external data carry this stamp: they needn't be read
-        for it then.
+        The digest of this very model, computed when its external data had these stamps. While they
+        have them still, the data needn't be read for the digest.
 
     Raises
     ------
@@ -95,7 +90,7 @@ def load(
     """
     if isinstance(model, Source):
         return model
-    path, written = None, None
+    path, file_stamp = None, None
     if isinstance(model, onnx.ModelProto):
         label, data = "<model>", serialize(model, "<model>")
     elif isinstance(model, bytes):
@@ -103,9 +98,37 @@ def load(
     else:
         path = Path(model)
         check_name(path)
-        written = _written(path)
+        file_stamp = _stamp_of(path)
         label, data = str(path), _read(path)
-    # Also of a ModelProto a copy: the graph library wraps what it is given, and changes names.
+    proto = _parse(data, label)
+    check_versions(proto, label)
+    check_text(proto, label)
+    check_tensors(proto, label)
+    check_attributes(proto, label)
+    stamps = external_files(proto, path, label)
+    if path is not None and stamps:
+        read_inner(proto, path, label)
+    if cached_digest is not None and stamps and cached_digest[1] == stamps:
+        digest = cached_digest[0]
+    else:
+        digest = _digest_of(data, path, stamps)
+    nbytes = len(data) + sum(stamp.size for _, stamp in stamps)
+    original = data if path is None else None
+    del data  # the memory is needed: the graph takes as much again
+    graph_model = _build_graph(proto, label)
+    if path is not None:
+        for graph in all_graphs(graph_model):
+            ir.external_data.set_base_dir(graph, path.parent)
+    locations = tuple(location for location, _ in stamps)
+    return Source(graph_model, label, path, digest, nbytes, locations, stamps, original, file_stamp)
+
+
+def _parse(data: bytes, label: str) -> onnx.ModelProto:
+    """Parse a serialized model.
+
+    That makes a copy of a ``ModelProto`` too, which is needed: onnx-ir keeps the messages it gets,
+    and changes names in them.
+    """
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -114,48 +137,36 @@ def load(
             f"{label} ({len(data):,} bytes) is not an ONNX model, or is cut short: "
             "export or copy it again"
         ) from None
-    check_versions(proto, label)
-    check_text(proto, label)
-    check_tensors(proto, label)
-    check_attributes(proto, label)
-    external = external_files(proto, path, label)
-    digest = hashlib.sha256(data)
-    if path is not None and external:
-        read_inner(proto, path, label)
-    nbytes = len(data) + sum(found.size for _, found in external)
-    original = data if path is None else None
-    del data
-    if cached_digest is not None and external and cached_digest[1] == external:
-        told = cached_digest[0]
-    else:
-        told = _digest_with(digest, path, external)
+    return proto
+
+
+def _build_graph(proto: onnx.ModelProto, label: str) -> ir.Model:
+    """The model as a graph of onnx-ir, its connections checked."""
     try:
-        built = ir.from_proto(proto)
-    except Exception as error:  # onnx_ir raises whatever the malformed part trips over
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx-ir raises whatever the malformed part leads to
         cause: BaseException = error
-        while cause.__cause__ is not None:  # it wraps the reason in where it happened
+        while cause.__cause__ is not None:  # it wraps the reason in errors that say where it was
             cause = cause.__cause__
-        if isinstance(cause, NotImplementedError):  # maps, say, which classical models end on
-            what = one_line(cause).split(". Please")[0]
-            raise ModelError(f"{label} can't be read by onnx-ir {ir.__version__}: {what}") from None
+        if isinstance(cause, NotImplementedError):  # for maps, say, in which classical models end
+            reason = one_line(cause).split(". Please")[0]
+            raise ModelError(
+                f"{label} can't be read by onnx-ir {ir.__version__}: {reason}"
+            ) from None
         raise ModelError(f"{label} is malformed: {one_line(cause)}") from None
-    check_topology(built, label)
-    # The graph library has no room for it; `to_proto` puts it back.
-    built.graph.meta[TRAINING_INFO] = list(proto.training_info)
-    if path is not None:
-        for graph in all_graphs(built):
-            ir.external_data.set_base_dir(graph, path.parent)
-    locations = tuple(location for location, _ in external)
-    return Source(built, label, path, told, nbytes, locations, external, original, written)
+    check_topology(model, label)
+    # onnx-ir has no place for it; ``to_proto`` puts it back.
+    model.graph.meta[TRAINING_INFO] = list(proto.training_info)
+    return model
 
 
 def check_name(path: Path) -> None:
-    """Refuse a path that ONNX Runtime can't be given.
+    """Refuse a path that ONNX Runtime can't open.
 
     Raises
     ------
     ModelError
-        If it isn't UTF-8, or has a NUL within.
+        If it isn't UTF-8, or contains a NUL.
     """
     if "\0" in str(path):
         raise ModelError(
@@ -170,23 +181,23 @@ def check_name(path: Path) -> None:
 
 
 def check_unchanged(source: Source) -> None:
-    """Refuse to hand over what was made of a model that is another by now.
+    """Refuse to write a result if the model's files have changed since they were read.
 
-    Its weights stay on disk until they are used, and whoever trains may save again at any time.
+    Weights stay on disk until they are used, and a training program may save again at any time.
 
     Raises
     ------
     ModelError
-        If its file or its external data changed since they were read.
+        If its file or its external data has another content now.
     """
     if source.path is None:
         return
     files = [source.path.parent / location for location in source.external]
-    found = [_written(source.path), *map(_written, files)]
-    if found == [source.file_stamp, *(written for _, written in source.data_stamps)]:
+    stamps = [_stamp_of(source.path), *map(_stamp_of, files)]
+    if stamps == [source.file_stamp, *(stamp for _, stamp in source.data_stamps)]:
         return
     with contextlib.suppress(ModelError):
-        if load(source.path).digest == source.digest:  # touched, or written again as it was
+        if load(source.path).digest == source.digest:  # written again with the same content
             return
     raise ModelError(
         f"{source.label} or its external data changed while they were being worked on; nothing was "
@@ -194,25 +205,26 @@ def check_unchanged(source: Source) -> None:
     )
 
 
-def _written(path: Path) -> FileStamp | None:
-    """How a file is found; None where there is none."""
+def _stamp_of(path: Path) -> FileStamp | None:
+    """The stamp of a file; None if there is no such file."""
     try:
         return FileStamp.of(path.stat())
     except OSError:
         return None
 
 
-def _digest_with(digest: Any, path: Path | None, external: DataStamps) -> str:
-    """The digest of a model and its external data, which pass through in pieces."""
-    for location, written in external:
+def _digest_of(data: bytes, path: Path | None, stamps: DataStamps) -> str:
+    """The digest of a serialized model and its external data, which are read in pieces."""
+    digest = hashlib.sha256(data)
+    for location, stamp in stamps:
         assert path is not None
-        digest.update(f"{location}:{written.size}".encode())
+        digest.update(f"{location}:{stamp.size}".encode())
         try:
             with (path.parent / location).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise ModelError(f"can't read {path.parent / location}: {error.strerror}") from None
-    return str(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> bytes:

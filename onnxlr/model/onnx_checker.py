@@ -1,4 +1,4 @@
-"""A model held against the ONNX checker."""
+"""Checks a model with the checker of the onnx package."""
 
 import onnx
 
@@ -8,12 +8,12 @@ from onnxlr.model.protobuf import to_proto
 
 
 def run_onnx_checker(source: Source) -> None:
-    """Hold a model against the ONNX checker; all that is done where nothing is run.
+    """Check a model with ``onnx.checker``: the only check where nothing is run.
 
     Raises
     ------
     ModelError
-        With what the checker says.
+        With the checker's message.
     """
     try:
         if source.external:
@@ -21,7 +21,7 @@ def run_onnx_checker(source: Source) -> None:
             return
         proto = to_proto(source.model)
         for output in proto.graph.output:
-            # Runtimes find out the shapes of outputs themselves; the checker insists on some.
+            # Runtimes infer types and shapes of outputs; the checker insists that they are there.
             if output.type.WhichOneof("value") in (None, "tensor_type"):
                 tensor = output.type.tensor_type
                 tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT

@@ -1,4 +1,4 @@
-"""Models written as files, with their external data, and read back."""
+"""Writes models as files, with their external data, and reads them back."""
 
 import contextlib
 import hashlib
@@ -11,38 +11,42 @@ import onnx
 import onnx_ir as ir
 
 from onnxlr.errors import OutputError
+from onnxlr.model.external import DATA_PREFIX
 from onnxlr.model.graph import all_graphs
 from onnxlr.model.load import Source, check_unchanged
 from onnxlr.model.protobuf import PROTOBUF_LIMIT, serialize, to_proto
 from onnxlr.system.files import default_file_mode, write_failure
 
-_DATA = "weights-"  # what external data made here are called, with their digest and .data
-_STEM = 50  # characters of a name that are told
-_OUTSIDE_FROM = 1024  # bytes; what is smaller stays in the model's own file
+_STEM_LENGTH = 50  # characters of OUT's name that the working name takes over
+_OUTSIDE_FROM = 1024  # bytes of a tensor; smaller ones stay in the model's own file
+_INSIDE_LIMIT = PROTOBUF_LIMIT - (64 << 20)  # bytes of weights; the rest is for nodes
 
 
-def save(model: ir.Model, path: Path, *, outside: bool = False) -> int:
+def save(
+    model: ir.Model, path: Path, *, outside: bool = False, inside_limit: int = _INSIDE_LIMIT
+) -> int:
     """Write a model to a new file and return the bytes written.
 
     Parameters
     ----------
     model : onnx_ir.Model
-        Its tensors are those of the data file afterwards, if there is one.
+        If a data file is written, its tensors are those of that file afterwards.
     path : Path
     outside : bool
-        Whether weights go into a data file beside it, one after the other, so that no more than one
-        is held; past 2 GB they do in any case.
+        Whether weights go into a data file beside the model, one after the other, so that only one
+        at a time is in memory.
+    inside_limit : int
+        Bytes of weights beyond which they go there in any case.
 
     Raises
     ------
     OutputError
-        If the file can't be written; what was begun is removed.
+        If the file can't be written; an incomplete one is removed.
     """
     try:
-        held = [v for g in all_graphs(model) for v in g.initializers.values()]
-        stored = sum(v.const_value.nbytes for v in held if v.const_value is not None)
-        outside = outside or stored > PROTOBUF_LIMIT - (64 << 20)
-        nbytes = _write_data(model, path.parent) if outside else 0
+        values = [v for g in all_graphs(model) for v in g.initializers.values()]
+        size = sum(v.const_value.nbytes for v in values if v.const_value is not None)
+        nbytes = _write_data(model, path.parent) if outside or size > inside_limit else 0
         return nbytes + _write(path, serialize(to_proto(model), str(path)))
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -51,16 +55,16 @@ def save(model: ir.Model, path: Path, *, outside: bool = False) -> int:
 
 
 def _write_data(model: ir.Model, folder: Path) -> int:
-    """Write the weights into one file beside the model, and let the model refer to it.
+    """Write the weights into one file in the folder, make the model refer to it; returns its bytes.
 
-    The file is named by its content: a model and the data of another never come together, whatever
-    ends or runs at the same time, and the same plan gives the same bytes under any name.
+    The file is named by a digest of its content. So a model never meets the data of another,
+    whatever ends or runs at the same time, and the same plan gives the same bytes under any name.
     """
-    for old in folder.glob(f"{_DATA}*"):  # of the build before, which is this one's to replace
+    for old in folder.glob(f"{DATA_PREFIX}*"):  # of the previous model in this folder
         old.unlink()
-    passing = folder / f"{_DATA}passing"
+    draft = folder / f"{DATA_PREFIX}passing"
     ir.external_data.unload_from_model(
-        model, folder, passing.name, size_threshold_bytes=_OUTSIDE_FROM
+        model, folder, draft.name, size_threshold_bytes=_OUTSIDE_FROM
     )
     values = [v for g in all_graphs(model) for v in g.initializers.values()]
     moved = [
@@ -69,16 +73,16 @@ def _write_data(model: ir.Model, folder: Path) -> int:
         if isinstance(tensor := value.const_value, ir.ExternalTensor)
     ]
     if not moved:
-        passing.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         return 0
-    with passing.open("rb+") as file:
+    with draft.open("rb+") as file:
         os.fsync(file.fileno())
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    name = f"{_DATA}{content[:16]}.data"
-    nbytes = passing.stat().st_size
-    with contextlib.suppress(OSError):  # some disks know no permissions
-        passing.chmod(default_file_mode(folder))
-    passing.rename(folder / name)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name = f"{DATA_PREFIX}{digest[:16]}.data"
+    nbytes = draft.stat().st_size
+    with contextlib.suppress(OSError):  # some disks have no permissions
+        draft.chmod(default_file_mode(folder))
+    draft.rename(folder / name)
     for value, tensor in moved:
         value.const_value = ir.ExternalTensor(
             name,
@@ -94,39 +98,54 @@ def _write_data(model: ir.Model, folder: Path) -> int:
     return nbytes
 
 
-def _write(path: Path, blob: bytes) -> int:
+def _write(path: Path, content: bytes) -> int:
     with path.open("wb") as file:
-        file.write(blob)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return len(blob)
+    return len(content)
 
 
 def working_name(source: Source, out: Path | None) -> str:
-    """What a model is called while it is made: after OUT, like none of its data files, ….onnx.
+    """The file name of a model until it is moved to OUT: like OUT's, and unlike its data files'.
 
-    Libraries tell formats by the ends of names.
+    It ends in .onnx, since libraries tell formats by the end of a name.
     """
-    stem = "model" if out is None else out.name.removesuffix(".onnx")[:_STEM]
-    taken = {Path(location).parts[0] for location in source.external}
+    stem = "model" if out is None else out.name.removesuffix(".onnx")[:_STEM_LENGTH]
+    data_names = {Path(location).parts[0] for location in source.external}
     names = (f"{stem}{'-' * i}.onnx" for i in itertools.count())
-    return next(name for name in names if name not in taken)
+    return next(name for name in names if name not in data_names)
 
 
 def read_back(path: Path, *, whole: bool) -> onnx.ModelProto:
-    """A model that was written.
+    """Read a written model, and its external data too if ``whole``.
 
-    Its external data are read only where they won't stay: a model past 2 GB is as large in memory.
+    That is needed only where the data files don't stay: the data of a large model fill memory.
     """
     return onnx.load(path, format="protobuf", load_external_data=whole)
 
 
 def copy_source(source: Source, folder: Path, name: str) -> tuple[Path, int]:
-    """The original, byte for byte, with its external data."""
+    """Copy the original, byte for byte, with its external data, to a folder that is emptied first.
+
+    Returns
+    -------
+    The path of the copy, and its bytes with those of external data.
+
+    Raises
+    ------
+    ModelError
+        If the original changed since it was read.
+    OutputError
+        If it can't be copied.
+    """
     path = folder / name
     try:
-        for built in folder.iterdir():  # what was tried and not taken
-            built.unlink()
+        for entry in folder.iterdir():  # models that were built and not chosen
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         if source.path is None:
             return path, path.write_bytes(source.data or b"")
         shutil.copyfile(source.path, path)

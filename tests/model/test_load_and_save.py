@@ -343,14 +343,11 @@ def test_external_data_of_all_kinds_lie_beside_the_model(
     onnx.checker.check_model("out/o.onnx")
 
 
-def test_past_the_limit_weights_go_beside_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onnxlr.model.save.PROTOBUF_LIMIT", 64 << 20)
+def test_past_the_limit_weights_go_beside_the_model(tmp_path: Path) -> None:
     model = linear(RNG.standard_normal((64, 64)).astype(np.float32))
     out = tmp_path / "out.onnx"
     with workspace(out) as folder:
-        size = save(load(model).model, folder / out.name)
+        size = save(load(model).model, folder / out.name, inside_limit=0)
         assert size == sum(p.stat().st_size for p in folder.iterdir())
         move_into_place(folder / out.name, out)
     written = sorted(p.name for p in tmp_path.iterdir())

@@ -229,7 +229,7 @@ def test_what_will_not_fit_is_said_beforehand(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     weight = noisy(4, 0.1)
-    monkeypatch.setattr(feeding, "available", lambda: 3 * weight.nbytes)
+    monkeypatch.setattr(feeding, "available_memory", lambda: 3 * weight.nbytes)
     out = tmp_path / "out.onnx"
     with pytest.raises(ModelError, match=r"MB of memory to be run beside.*--verify layers"):
         onnxlr.optimize(linear(weight), out)
