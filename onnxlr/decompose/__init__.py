@@ -1,6 +1,7 @@
 """The mathematics: pure functions on arrays, no ONNX here."""
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
+from onnxlr.decompose.form import Form, has_closed_form
 from onnxlr.decompose.outer_products import Cp, compose, exact_rank
 from onnxlr.decompose.polyadic import cp
 from onnxlr.decompose.ranks import (
@@ -14,7 +15,7 @@ from onnxlr.decompose.ranks import (
 from onnxlr.decompose.svd import singular_values, truncated_svd
 from onnxlr.decompose.tiles import cut_tiles, join_tiles, tiled_svd
 from onnxlr.decompose.tucker import tucker2
-from onnxlr.decompose.weighted import Form, closed_form, has_closed_form, weighted_fit
+from onnxlr.decompose.weighted import closed_form, weighted_fit
 
 __all__ = [
     "AUTO",

@@ -22,7 +22,7 @@ _CHUNK = 1 << 20  # elements of a (points × components) temporary
 
 @dataclass(frozen=True)
 class Evbmf:
-    """What EVBMF finds in a matrix.
+    """The rank of a matrix by EVBMF, with the noise that it assumes.
 
     Attributes
     ----------
@@ -52,9 +52,14 @@ def evbmf(singular_values: NDArray[np.floating], m: int, n: int) -> Evbmf:
     Parameters
     ----------
     singular_values : ndarray of shape (min(m, n),)
-        In descending order. Zeros are fine.
+        All singular values in descending order. Zeros are fine.
     m, n : int
         Shape of the matrix, in either order.
+
+    Returns
+    -------
+    Evbmf
+        The rank, the noise variance, the free energy, and the singular values less the noise.
 
     Raises
     ------
@@ -87,7 +92,7 @@ def evbmf(singular_values: NDArray[np.floating], m: int, n: int) -> Evbmf:
 
 
 def threshold_tau(alpha: float) -> float:
-    """τ̲: the positive root of log(1+τ) + α·log(1+τ/α) − τ for α = L/M in (0, 1].
+    """τ̲, the positive root of log(1+τ) + α·log(1+τ/α) − τ for α = L/M in (0, 1].
 
     Examples
     --------
@@ -102,7 +107,7 @@ def threshold_tau(alpha: float) -> float:
 
 
 def threshold_x(alpha: float) -> float:
-    """x̲ = (1+τ̲)(1+α/τ̲): a component stays when its γ² exceeds M·σ²·x̲.
+    """x̲ = (1+τ̲)(1+α/τ̲) for α in (0, 1]: a component stays when its γ² exceeds M·σ²·x̲.
 
     Examples
     --------
@@ -175,7 +180,7 @@ class _FreeEnergy:
         return omega
 
     def _slopes(self, u: Array, k: NDArray[np.intp]) -> tuple[Array, Array]:
-        """The rising and the falling part of Ω' at u, with the first k components active."""
+        """The rising and the falling part of Ω' at every u, with its first k components active."""
         noise = self.M * np.exp(u)
         rise = (self.L - k) - self.tail[k] / noise
         fall = np.zeros_like(u)
@@ -189,5 +194,6 @@ class _FreeEnergy:
         return rise, fall
 
     def _tau(self, x: Array) -> Array:
+        """The larger τ of x = (1+τ)(1+α/τ)."""
         c = x - (1 + self.alpha)
         return (c + np.sqrt(np.maximum(c**2 - 4 * self.alpha, 0.0))) / 2

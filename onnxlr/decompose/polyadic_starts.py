@@ -94,7 +94,7 @@ def start_from_pencil(x: Array, rank: int) -> list[Array] | None:
 
 
 def exact_decomposition(x: Array, rank: int) -> Cp:
-    """The decomposition in which every fibre along the longest mode is a component of its own.
+    """The decomposition in which every fibre along the longest mode is one component.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the user may ask for as a rank, and the rank that a spectrum gives."""
+"""Rank rules: what ``--rank`` may say, and the rank that follows from a spectrum."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from onnxlr.types import Array
 
 Kind = Literal["auto", "evbmf", "exact", "number", "fraction", "energy"]
 
-_MOST_EVBMF = 512  # matrices of a stack that EVBMF looks at
+_MOST_EVBMF = 512  # matrices of a stack whose EVBMF rank is computed
 _GRAMMAR = (
     "auto, evbmf, exact, a number (32), a pair (16,32), a rank on p × q tiles (8,2,2), a fraction "
     "of the full rank (0.5) or energy:0.95"
@@ -24,7 +24,7 @@ _GRAMMAR = (
 
 @dataclass(frozen=True)
 class RankRule:
-    """A parsed ``--rank``: how each layer's rank is found.
+    """A parsed ``--rank``: how each layer's rank follows.
 
     ``value`` is the fraction or the energy, ``numbers`` the rank, the pair of ranks, or the rank
     and the numbers of tiles; both are empty for the kinds that take none.
@@ -47,31 +47,35 @@ class RankRule:
         return self.kind not in ("number", "fraction")
 
     def of_full(self, full: int, component: int = 0) -> int:
-        """The rank of a number or a fraction; ``component`` says which number of several."""
+        """The rank that a number or a fraction stands for, where the full rank is ``full``.
+
+        ``component`` says which number of a pair counts.
+        """
         if self.kind == "number":
             return min(self.numbers[component if len(self.numbers) > 1 else 0], full)
         return max(1, round(self.value * full))
 
     def select(self, values: Array, m: int, n: int, precision: float) -> int:
-        """The rank of a stack of g matrices of m × n that share one rank.
+        """The rank by this rule of a stack of g matrices of m × n that share one rank.
 
         Parameters
         ----------
         values : ndarray of shape (g, min(m, n))
             Singular values, descending.
         m, n : int
+            Shape of each matrix.
         precision : float
             Relative rounding error that the stored weights may carry, for ``exact``.
 
         Returns
         -------
         int
-            0 where the rule finds nothing to keep (noise for ``evbmf``, a weight of zeros).
+            The rank; 0 where nothing remains (noise for ``evbmf``, a weight of zeros).
 
         Raises
         ------
         ValueError
-            For ``auto``, which a search over the whole model decides.
+            If the rule is ``auto``: a search over the whole model decides that.
         """
         if not self.needs_spectrum:
             return self.of_full(min(m, n))
@@ -91,12 +95,12 @@ AUTO = RankRule("auto")
 
 
 def parse_rank(text: str) -> RankRule:
-    """Parse the value of ``--rank``.
+    """The rule that the value of ``--rank`` stands for.
 
     Raises
     ------
     UsageError
-        With the grammar, when the text is none of it.
+        If the text is no rank; the message gives the grammar.
 
     Examples
     --------
@@ -126,7 +130,7 @@ def tail_error(values: Array) -> Array:
     Parameters
     ----------
     values : ndarray of shape (g, L)
-        Singular values of a stack whose matrices are cut at the same rank.
+        Singular values of a stack of g matrices that are truncated at the same rank.
 
     Returns
     -------
@@ -150,11 +154,12 @@ def tail_error(values: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of an unfolding, which decide one component of a rank.
+    """Singular values of a stack of g unfoldings, which decide one component of a rank.
 
     Attributes
     ----------
     values : ndarray of shape (g, L)
+        Singular values of each matrix, L = min(m, n) of them, descending.
     m, n : int
         Shape of each of the g matrices.
     errors : ndarray of shape (L + 1,)
@@ -173,19 +178,19 @@ def spectrum_of(stack: NDArray[np.generic]) -> Spectrum:
 
 
 def spectrum_from(values: Array, m: int, n: int) -> Spectrum:
-    """The spectrum of a stack of m × n matrices whose singular values (g, L) are known."""
+    """The spectrum of g matrices of m × n, by their singular values of shape (g, L)."""
     return Spectrum(values, m, n, tail_error(values))
 
 
 def rank_for_error(values: Array, error: float) -> int:
-    """The smallest rank whose truncation error is at most ``error``.
+    """The smallest rank whose truncation error is at most ``error``; values of shape (g, L).
 
     Examples
     --------
     >>> rank_for_error(np.array([[4.0, 3.0]]), 0.6)
     1
     """
-    # The slack covers the rounding of the cumulative sums: 0.6 asked for is 0.6 met.
+    # The slack covers the rounding of the cumulative sums: an error of 0.6 meets a limit of 0.6.
     return int(np.argmax(tail_error(values) <= error * (1 + 1e-12)))
 
 
@@ -203,8 +208,8 @@ def round_up(rank: int, limit: int) -> int:
 def storage_precision(dtype: np.dtype[np.generic]) -> float:
     """Relative rounding error that weights of a type may carry, for the numerical rank.
 
-    Weights are stored in ``dtype`` and were, as a rule, computed in float32 at best (a product of
-    factors in a training framework): half an ulp of storage and a few of arithmetic.
+    Weights are stored in ``dtype``. As a rule they were computed in float32 at best, as a product
+    of factors in a training framework: half an ulp of storage and a few of arithmetic.
     """
     stored = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
     arithmetic = min(stored, float(np.finfo(np.float32).eps))

@@ -6,16 +6,16 @@ from numpy.typing import NDArray
 
 from onnxlr.types import Array
 
-# A partial decomposition is made where the rank is this many times below the full one, of matrices
-# that are not small anyway.
+# The partial decomposition is for ranks this many times below the full one, of matrices that have
+# at least so many rows and columns.
 _FAR_BELOW = 4
 _LARGE = 128
 _TINY = np.finfo(np.float64).tiny
 # Sine of the largest angle to the exact subspace that rounding may bring.
 _ANGLE = 1e-8
 
-# Elements below which a stack is handed to LAPACK in one call: a quarter of a million 3×3 slices
-# take a second so, and minutes one by one.
+# Elements of a matrix up to which LAPACK gets the whole stack in one call: a quarter of a million
+# 3×3 slices take a second that way, and minutes one by one.
 _SMALL = 256
 
 
@@ -30,6 +30,7 @@ def singular_values(stack: NDArray[np.generic]) -> Array:
     Returns
     -------
     ndarray of shape (g, min(m, n))
+        In float64.
 
     Examples
     --------
@@ -55,9 +56,9 @@ def truncated_svd(stack: NDArray[np.generic], rank: int) -> tuple[Array, Array]:
     largest in magnitude is positive): LAPACK leaves it open, and files must be reproducible.
     Factors nest: the first r columns of a larger rank are the factors of rank r.
 
-    Ranks far below the full one of a large matrix are found through the leading eigenvectors of its
-    Gram matrix, as long as the gap behind them stands clear of what squaring loses; where it
-    doesn't, the whole decomposition is made.
+    For ranks far below the full one of a large matrix the leading eigenvectors of its Gram matrix
+    serve, as long as the gap behind them stands clear of what squaring loses; otherwise LAPACK
+    decomposes the whole matrix.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def truncated_svd(stack: NDArray[np.generic], rank: int) -> tuple[Array, Array]:
 
 
 def leading_vectors(matrix: Array, rank: int) -> Array:
-    """Orthonormal leading left singular vectors, any completion where there are too few.
+    """Orthonormal leading left singular vectors, completed at will where there are too few.
 
     Parameters
     ----------
@@ -119,19 +120,19 @@ def leading_vectors(matrix: Array, rank: int) -> Array:
         tops = np.maximum(np.abs(matrix).max(axis=(1, 2), keepdims=True), _TINY)
         scaled = matrix / tops
         # Of small matrices all vectors take less time than a choice of them.
-        found = np.linalg.eigh(scaled @ scaled.swapaxes(1, 2))[1][..., : -rank - 1 : -1]
-        return np.asarray(_signed(found)[0])
+        vectors = np.linalg.eigh(scaled @ scaled.swapaxes(1, 2))[1][..., : -rank - 1 : -1]
+        return np.asarray(_signed(vectors)[0])
     if m > n:
-        vectors: Array = truncated_svd(matrix[None], min(rank, n))[0][0]
+        columns: Array = truncated_svd(matrix[None], min(rank, n))[0][0]
         if rank <= n:
-            return vectors
-        full = np.linalg.qr(np.hstack([vectors, np.eye(m)]))[0][:, :rank]
-        full[:, :n] = vectors
+            return columns
+        full = np.linalg.qr(np.hstack([columns, np.eye(m)]))[0][:, :rank]
+        full[:, :n] = columns
         return np.asarray(full)
     # The Gram matrix is far smaller, and what its squaring loses lies below 1e-8 of the largest.
     scaled = matrix / max(float(np.abs(matrix).max(initial=0.0)), _TINY)
-    _, found = scipy.linalg.eigh(scaled @ scaled.T, subset_by_index=(m - rank, m - 1))
-    return np.asarray(_signed(found[:, ::-1])[0])
+    _, vectors = scipy.linalg.eigh(scaled @ scaled.T, subset_by_index=(m - rank, m - 1))
+    return np.asarray(_signed(vectors[:, ::-1])[0])
 
 
 def _signed(left: Array) -> tuple[Array, Array]:
@@ -142,7 +143,7 @@ def _signed(left: Array) -> tuple[Array, Array]:
 
 
 def _partial_svd(a: Array, rank: int) -> tuple[Array, Array, Array] | None:
-    """Leading singular triplets where they are few and well defined; else None."""
+    """The leading singular triplets of a matrix where they are few and well defined; else None."""
     m, n = a.shape
     smaller, top = min(m, n), float(np.abs(a).max(initial=0.0))
     if smaller < _LARGE or rank * _FAR_BELOW > smaller or top == 0.0:
@@ -150,7 +151,7 @@ def _partial_svd(a: Array, rank: int) -> tuple[Array, Array, Array] | None:
     scaled = a / top
     gram = scaled @ scaled.T if m <= n else scaled.T @ scaled
     last = smaller - 1
-    # One more than asked for, to see the gap: rounding turns the subspace by eps·σ₁² over it.
+    # One more than the rank, to see the gap: rounding turns the subspace by eps·σ₁² over it.
     values, vectors = scipy.linalg.eigh(
         gram, subset_by_index=(last - rank, last), overwrite_a=True, check_finite=False
     )
@@ -166,6 +167,7 @@ def _partial_svd(a: Array, rank: int) -> tuple[Array, Array, Array] | None:
 
 
 def _economy_svd(a: Array) -> tuple[Array, Array, Array]:
+    """All singular triplets of a matrix."""
     try:
         return scipy.linalg.svd(a, full_matrices=False, check_finite=False)
     except np.linalg.LinAlgError:

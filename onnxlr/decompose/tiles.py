@@ -1,4 +1,4 @@
-"""Matrices cut into equal tiles, each of which is decomposed on its own."""
+"""Matrices cut into equal tiles, and the truncated SVD of each tile."""
 
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def cut_tiles(stack: NDArray[T], rows: int, columns: int) -> NDArray[T]:
     ----------
     stack : ndarray of shape (g, m, n)
     rows, columns : int
-        Numbers of tiles; they divide m and n.
+        Numbers of tiles down and across; they divide m and n.
 
     Returns
     -------
@@ -41,7 +41,9 @@ def cut_tiles(stack: NDArray[T], rows: int, columns: int) -> NDArray[T]:
 
 
 def join_tiles(tiles: NDArray[T]) -> NDArray[T]:
-    """Undo ``cut_tiles``.
+    """Tiles of shape (g, rows, columns, a, b) as matrices (g, rows · a, columns · b).
+
+    It undoes ``cut_tiles``.
 
     Examples
     --------
@@ -62,14 +64,19 @@ def tiled_svd(
     ----------
     stack : ndarray of shape (g, m, n)
     rank : int
-        Of each tile, 1 to min(m / rows, n / columns).
+        Rank of each tile, 1 to min(m / rows, n / columns).
     rows, columns : int
-        Numbers of tiles.
+        Numbers of tiles down and across.
 
     Returns
     -------
     U : ndarray of shape (g, rows, columns, m / rows, rank)
     V : ndarray of shape (g, rows, columns, rank, n / columns)
+
+    Raises
+    ------
+    ValueError
+        If the tiles don't divide the matrix, or the rank is above that of a tile.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Partial Tucker decomposition of convolution kernels: channels compressed, positions kept."""
+"""Partial Tucker decomposition of convolution kernels: of the channels, not of the positions."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,12 @@ def tucker2(
         Output channels, input channels, kernel positions; or a stack of such kernels, which are
         decomposed side by side, until the last of them is done.
     ranks : tuple of int
-        ``(r_s, r_t)``: of the input and of the output channels, as in Kim et al. 2015.
+        ``(r_s, r_t)``, the ranks of the input and of the output channels, as in Kim et al. 2015
+        (arXiv 1511.06530).
     sweeps : int
-        The most; with none it's the truncated higher-order SVD.
+        The most sweeps; with none the result is the truncated higher-order SVD.
     start : ndarray of shape (T, r_t) or (g, T, r_t), optional
-        Orthonormal U to begin with in its place: that of a kernel nearby.
+        An orthonormal U to start from instead: that of a kernel nearby.
 
     Returns
     -------
@@ -63,14 +64,14 @@ def tucker2(
     u = leading_vectors(k.reshape(stack, outputs, -1), r_t) if start is None else start
     if sweeps == 0:
         v = leading_vectors(by_inputs, r_s)
-        core = _core(u, _without_inputs(k, v))
+        core = _core(u, _project_inputs(k, v))
     whole, previous = np.sum(k**2, axis=(1, 2, 3)), np.zeros(stack)
     for _ in range(sweeps):
         # What is left of the kernel once the outputs are projected, and so on in turn.
-        kept = u.swapaxes(1, 2) @ k.reshape(stack, outputs, -1)  # (g, r_t, S·P)
-        kept = kept.reshape(stack, r_t, inputs, -1).transpose(0, 2, 1, 3)
-        v = leading_vectors(kept.reshape(stack, inputs, -1), r_s)
-        projected = _without_inputs(k, v)
+        rest = u.swapaxes(1, 2) @ k.reshape(stack, outputs, -1)  # (g, r_t, S·P)
+        rest = rest.reshape(stack, r_t, inputs, -1).transpose(0, 2, 1, 3)
+        v = leading_vectors(rest.reshape(stack, inputs, -1), r_s)
+        projected = _project_inputs(k, v)
         u = leading_vectors(projected.reshape(stack, outputs, -1), r_t)
         core = _core(u, projected)
         norm = np.sum(core**2, axis=(1, 2, 3))
@@ -80,13 +81,13 @@ def tucker2(
     return v, core * scale, u
 
 
-def _without_inputs(k: Array, v: Array) -> Array:
-    """(g, T, S, P) and (g, S, r_s) to (g, T, r_s, P)."""
+def _project_inputs(k: Array, v: Array) -> Array:
+    """A kernel (g, T, S, P) whose inputs are projected by (g, S, r_s): (g, T, r_s, P)."""
     return np.asarray(v.swapaxes(1, 2)[:, None] @ k)
 
 
 def _core(u: Array, projected: Array) -> Array:
-    """(g, T, r_t) and (g, T, r_s, P) to (g, r_t, r_s, P)."""
+    """The core (g, r_t, r_s, P) of U (g, T, r_t) and a kernel with projected inputs."""
     stack, outputs, *rest = projected.shape
     flat = u.swapaxes(1, 2) @ projected.reshape(stack, outputs, -1)
     return np.asarray(flat.reshape(stack, -1, *rest))

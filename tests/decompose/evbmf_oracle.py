@@ -11,25 +11,25 @@ from onnxlr.decompose import evbmf
 def disagreement(matrix: np.ndarray) -> str | None:
     """What differs between EVBMF and the dense grid on a matrix; None if nothing does."""
     values = np.linalg.svd(matrix, compute_uv=False)
-    found = evbmf(values, *matrix.shape)
+    result = evbmf(values, *matrix.shape)
     rank, sigma2, least = oracle(values, *matrix.shape)
     slack = 1e-9 * max(1.0, abs(least))
-    if found.free_energy > least + slack:
-        return f"free energy {found.free_energy} above the grid's {least}"
-    if found.free_energy < least - slack:
+    if result.free_energy > least + slack:
+        return f"free energy {result.free_energy} above the grid's {least}"
+    if result.free_energy < least - slack:
         return None  # deeper than the grid could see: the grid is what is wrong
-    if found.rank != rank:
-        return f"rank {found.rank}, the grid has {rank}"
-    if not math.isclose(found.sigma2, sigma2, rel_tol=1e-4):
-        return f"noise {found.sigma2}, the grid has {sigma2}"
+    if result.rank != rank:
+        return f"rank {result.rank}, the grid has {rank}"
+    if not math.isclose(result.sigma2, sigma2, rel_tol=1e-4):
+        return f"noise {result.sigma2}, the grid has {sigma2}"
     expected = shrunk(values[:rank], matrix.shape[0], matrix.shape[1], sigma2)
-    return None if np.allclose(found.shrunk, expected, rtol=1e-3, atol=0) else "shrunk values"
+    return None if np.allclose(result.shrunk, expected, rtol=1e-3, atol=0) else "shrunk values"
 
 
 def oracle(values: np.ndarray, m: int, n: int, points: int = 6000) -> tuple[int, float, float]:
     """Rank, σ² and the least Ω on a dense grid of log σ², straight from the paper's formulas.
 
-    Shares nothing with the implementation: Ω is written out with its own τ, and the grid is
+    Shares nothing with the implementation: Ω is written out with another τ, and the grid is
     refined around its best point only.
     """
     L, M = min(m, n), max(m, n)

@@ -60,13 +60,13 @@ def test_noise_a_flat_spectrum_and_zeros_have_rank_0() -> None:
 def test_noise_variance_is_recovered() -> None:
     rng = np.random.default_rng(2)
     matrix = 3 * rng.standard_normal((200, 10)) @ rng.standard_normal((10, 400))
-    found = evbmf(
+    result = evbmf(
         np.linalg.svd(matrix + 0.5 * rng.standard_normal((200, 400)), compute_uv=False), 200, 400
     )
-    assert found.rank == 10
-    assert found.sigma2 == pytest.approx(0.25, rel=0.02)
+    assert result.rank == 10
+    assert result.sigma2 == pytest.approx(0.25, rel=0.02)
     # Shrinkage takes the noise's share off each singular value: never more than it adds.
-    assert (found.shrunk < np.linalg.svd(matrix, compute_uv=False)[:10] * 1.01).all()
+    assert (result.shrunk < np.linalg.svd(matrix, compute_uv=False)[:10] * 1.01).all()
 
 
 def test_a_spectrum_of_another_shape_is_refused() -> None:

@@ -19,12 +19,12 @@ def planted(shape: tuple[int, ...], rank: int, seed: int) -> tuple[np.ndarray, .
 )
 def test_known_components_are_recovered(shape: tuple[int, ...], rank: int) -> None:
     factors = planted(shape, rank, seed=1)
-    found = cp(compose(factors), rank)
-    assert found.error < 1e-7
-    assert not found.degenerate
-    np.testing.assert_allclose(compose(found.factors), compose(factors), atol=1e-5)
-    # Up to their order, the components themselves: each found one is parallel to one planted.
-    for mine, theirs in zip(found.factors, factors, strict=True):
+    result = cp(compose(factors), rank)
+    assert result.error < 1e-7
+    assert not result.degenerate
+    np.testing.assert_allclose(compose(result.factors), compose(factors), atol=1e-5)
+    # Up to their order, the components themselves: each one is parallel to one planted.
+    for mine, theirs in zip(result.factors, factors, strict=True):
         cosines = np.abs(
             (mine / np.linalg.norm(mine, axis=0)).T @ (theirs / np.linalg.norm(theirs, axis=0))
         )
@@ -36,9 +36,9 @@ def test_from_the_exact_rank_on_any_tensor_is_exact(shape: tuple[int, ...]) -> N
     tensor = np.random.default_rng(0).standard_normal(shape)
     rank = exact_rank(shape)
     for r in (rank, rank + 3):
-        found = cp(tensor, r)
-        assert all(f.shape == (n, r) for f, n in zip(found.factors, shape, strict=True))
-        np.testing.assert_allclose(compose(found.factors), tensor, atol=1e-14)
+        result = cp(tensor, r)
+        assert all(f.shape == (n, r) for f, n in zip(result.factors, shape, strict=True))
+        np.testing.assert_allclose(compose(result.factors), tensor, atol=1e-14)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -54,9 +54,9 @@ def test_the_error_is_that_of_the_factors_and_no_worse_than_tensorly_s() -> None
     ratios = []
     for seed in range(6):
         tensor = np.random.default_rng(seed).standard_normal((24, 18, 9))
-        found = cp(tensor, 6)
-        error = np.linalg.norm(tensor - compose(found.factors)) / np.linalg.norm(tensor)
-        assert found.error == pytest.approx(error, rel=1e-9)
+        result = cp(tensor, 6)
+        error = np.linalg.norm(tensor - compose(result.factors)) / np.linalg.norm(tensor)
+        assert result.error == pytest.approx(error, rel=1e-9)
         theirs = tensorly.decomposition.parafac(
             tensor, 6, n_iter_max=200, init="random", random_state=seed, tol=1e-9
         )
@@ -75,11 +75,11 @@ def border_tensor(n: int) -> np.ndarray:
 
 def test_degeneracy_is_bounded_where_plain_iteration_diverges() -> None:
     """De Silva & Lim's example: no best rank-2 approximation exists."""
-    found = cp(border_tensor(6), 2)
-    assert not found.degenerate
-    assert found.growth < 100
-    assert found.error < 0.01
-    assert all(np.isfinite(f).all() for f in found.factors)
+    result = cp(border_tensor(6), 2)
+    assert not result.degenerate
+    assert result.growth < 100
+    assert result.error < 0.01
+    assert all(np.isfinite(f).all() for f in result.factors)
     assert Cp((), 0.0, float("inf")).degenerate
     assert Cp((), 0.0, float("nan")).degenerate
 
@@ -89,7 +89,7 @@ def test_a_trained_network_s_spectrum_is_decomposed_stably() -> None:
     rng = np.random.default_rng(0)
     decay = (1 + np.arange(32)) ** -0.5
     tensor = np.einsum("tsp,t,s->tsp", rng.standard_normal((32, 32, 9)), decay, decay)
-    found = cp(tensor, 16)
+    result = cp(tensor, 16)
     growth, error = [], []
     for sweeps in (100, 1000):
         weights, factors = tensorly.decomposition.parafac(
@@ -100,8 +100,8 @@ def test_a_trained_network_s_spectrum_is_decomposed_stably() -> None:
         difference = tensor - tensorly.cp_to_tensor((weights, factors))
         error.append(np.linalg.norm(difference) / np.linalg.norm(tensor))
     assert growth[1] > 300  # what is to be prevented
-    assert found.growth < 100
-    assert found.error < error[0]  # and not by stopping short
+    assert result.growth < 100
+    assert result.error < error[0]  # and not by stopping short
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -1,4 +1,4 @@
-"""CP of tensors that were made of few components: found exactly, whatever their sizes."""
+"""CP of tensors that were made of few components: exact, whatever their sizes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from onnxlr.decompose.outer_products import compose
 
 
 def planted(shape: tuple[int, ...], sizes: list[float], seed: int) -> NDArray[np.float64]:
-    """Unit components of given sizes, rounded to float32 as an exported weight is."""
+    """Unit components of these sizes, rounded to float32 as an exported weight is."""
     rng = np.random.default_rng(seed)
     factors = [rng.standard_normal((n, len(sizes))) for n in shape]
     factors = [f / np.linalg.norm(f, axis=0) for f in factors]
@@ -35,11 +35,11 @@ def test_planted_components_are_found_exactly(
     shape: tuple[int, ...], sizes: list[float], seed: int
 ) -> None:
     tensor = planted(shape, sizes, seed)
-    found = cp(tensor, len(sizes))
-    assert not found.degenerate
-    assert found.error < 1e-6
-    rest = np.linalg.norm(compose(found.factors) - tensor) / np.linalg.norm(tensor)
-    assert rest == pytest.approx(found.error, rel=1e-3, abs=1e-9)
+    result = cp(tensor, len(sizes))
+    assert not result.degenerate
+    assert result.error < 1e-6
+    rest = np.linalg.norm(compose(result.factors) - tensor) / np.linalg.norm(tensor)
+    assert rest == pytest.approx(result.error, rel=1e-3, abs=1e-9)
 
 
 def test_a_tensor_of_no_low_rank_is_approximated_as_before() -> None:

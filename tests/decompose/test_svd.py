@@ -71,7 +71,7 @@ def test_a_rank_outside_the_matrix_is_refused(rank: int) -> None:
 
 
 def spectrum_shaped(kind: str, m: int, n: int) -> tuple[Array, Array]:
-    """A matrix of known singular values and left vectors."""
+    """A matrix of planned singular values and left vectors."""
     count = min(m, n)
     i = np.arange(count)
     values = {
@@ -125,13 +125,13 @@ def test_what_has_no_gap_to_see_is_decomposed_whole(kind: str) -> None:
 @pytest.mark.parametrize("rank", [1, 7, 20])
 def test_leading_vectors_are_those_of_the_svd(m: int, n: int, rank: int) -> None:
     matrix, exact = spectrum_shaped("power", m, n)
-    found = leading_vectors(matrix, rank)
-    np.testing.assert_allclose(found.T @ found, np.eye(rank), atol=1e-12)
-    np.testing.assert_allclose(np.abs(found.T @ exact[:, :rank]), np.eye(rank), atol=1e-7)
+    vectors = leading_vectors(matrix, rank)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-12)
+    np.testing.assert_allclose(np.abs(vectors.T @ exact[:, :rank]), np.eye(rank), atol=1e-7)
 
 
 def test_more_vectors_than_columns_complete_a_basis() -> None:
     matrix = np.random.default_rng(0).standard_normal((9, 3))
-    found = leading_vectors(matrix, 6)
-    np.testing.assert_allclose(found.T @ found, np.eye(6), atol=1e-12)
-    np.testing.assert_allclose(found[:, :3] @ (found[:, :3].T @ matrix), matrix, atol=1e-12)
+    vectors = leading_vectors(matrix, 6)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(vectors[:, :3] @ (vectors[:, :3].T @ matrix), matrix, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Tucker-2 of stacks, and from a factor that is known."""
+"""Tucker-2 of stacks, and from a factor nearby."""
 
 import numpy as np
 import pytest
@@ -28,11 +28,11 @@ def test_a_stack_is_decomposed_as_each_alone(sweeps: int) -> None:
     together = tucker2(stack, RANKS, sweeps)
     for i, kernel in enumerate(stack):
         alone = composed(*tucker2(kernel, RANKS, sweeps))
-        found = composed(*(part[i] for part in together))
+        stacked = composed(*(part[i] for part in together))
         norm = np.linalg.norm(kernel)
         # A stack goes on until the last one is done: the others may only gain.
-        assert np.linalg.norm(found - kernel) <= np.linalg.norm(alone - kernel) + 1e-9 * norm
-        assert np.linalg.norm(found - alone) <= 0.05 * norm
+        assert np.linalg.norm(stacked - kernel) <= np.linalg.norm(alone - kernel) + 1e-9 * norm
+        assert np.linalg.norm(stacked - alone) <= 0.05 * norm
 
 
 def test_it_goes_on_from_the_factor_that_is_given() -> None:

@@ -1,4 +1,4 @@
-"""Factors fitted to inputs: the optimum where it is known, never worse anywhere."""
+"""Factors fitted to inputs: the optimum in closed form, never worse anywhere."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -44,9 +44,9 @@ def test_the_error_is_that_of_the_output_and_never_rises(name: str, seed: int, r
     weight, inputs, covariance = problem(8, 24, seed)
     rng = np.random.default_rng(seed)
     start = [rng.standard_normal(shape) for shape in shapes(rank)]
-    found, errors = weighted_fit(form, start, weight, covariance, 30, 30)
+    fitted, errors = weighted_fit(form, start, weight, covariance, 30, 30)
     assert errors[0] == pytest.approx(lost(weight, form.compose(start), inputs), rel=1e-6)
-    assert errors[-1] == pytest.approx(lost(weight, form.compose(found), inputs), rel=1e-5)
+    assert errors[-1] == pytest.approx(lost(weight, form.compose(fitted), inputs), rel=1e-5)
     assert all(b <= a for a, b in pairwise(errors))
     assert errors[-1] < 1.0
 
@@ -63,16 +63,16 @@ def test_the_closed_form_is_the_optimum(form: Form, shapes: tuple[tuple[int, ...
     """Beside the whitened SVD, an oracle that takes a square root of the covariance."""
     assert has_closed_form(form)
     weight, inputs, covariance = problem(8, 24, 3)
-    found = closed_form(form, [np.empty(s) for s in shapes], weight, covariance)
-    assert [f.shape for f in found] == list(shapes)
+    fitted = closed_form(form, [np.empty(s) for s in shapes], weight, covariance)
+    assert [f.shape for f in fitted] == list(shapes)
     values = np.linalg.svd(weight @ inputs, compute_uv=False)
     best = np.linalg.norm(values[3:]) / np.linalg.norm(values)
-    assert lost(weight, form.compose(found), inputs) == pytest.approx(best, rel=1e-9)
+    assert lost(weight, form.compose(fitted), inputs) == pytest.approx(best, rel=1e-9)
     # Plain truncation is worse, and alternation from it comes to the same.
     u, s, vt = np.linalg.svd(weight)
     plain = (u[:, :3] * s[:3]) @ vt[:3]
     assert lost(weight, plain, inputs) > 1.05 * best
-    _, errors = weighted_fit(form, [f + 0.1 for f in found], weight, covariance, 200, 60)
+    _, errors = weighted_fit(form, [f + 0.1 for f in fitted], weight, covariance, 200, 60)
     assert errors[-1] == pytest.approx(best, rel=1e-2)
 
 
@@ -91,8 +91,8 @@ def test_a_singular_covariance_is_no_problem() -> None:
         form, shapes = FORMS[name]
         rng = np.random.default_rng(0)
         start = [rng.standard_normal(shape) for shape in shapes(3)]
-        found, errors = weighted_fit(form, start, weight, covariance, 40, 40)
-        assert all(np.isfinite(f).all() for f in found)
+        fitted, errors = weighted_fit(form, start, weight, covariance, 40, 40)
+        assert all(np.isfinite(f).all() for f in fitted)
         assert errors[-1] < 0.5 * errors[0]
     form, shapes = FORMS["channel"]
     exact = closed_form(form, [np.empty(s) for s in shapes(5)], weight, covariance)
@@ -104,6 +104,6 @@ def test_a_weight_that_is_a_chain_already_stays_one() -> None:
     rng = np.random.default_rng(0)
     factors = [rng.standard_normal(shape) for shape in shapes(3)]
     _, _, covariance = problem(8, 24, 2)
-    found, errors = weighted_fit(form, factors, form.compose(factors), covariance)
+    fitted, errors = weighted_fit(form, factors, form.compose(factors), covariance)
     assert errors[-1] < 1e-6
-    np.testing.assert_allclose(form.compose(found), form.compose(factors), atol=1e-6)
+    np.testing.assert_allclose(form.compose(fitted), form.compose(factors), atol=1e-6)
