@@ -1,4 +1,4 @@
-"""The ``onnxlr`` command as a process that always ends with a line of its own.
+"""The ``onnxlr`` command as a process that reports how it ended, even after a crash.
 
 A C++ library may crash its process, and the system kills processes where memory is short. So the
 command does its work in a child process, forked before anything large is imported, and the parent
@@ -103,9 +103,9 @@ def _exit_at_start(_: int, __: FrameType | None) -> None:
 
 
 def _forward_signal(child: int, number: int) -> None:
-    left = signal.alarm(_GRACE_SECONDS)
-    if left:  # a repeated request doesn't put off the end; nor does an alarm of the parent's
-        signal.alarm(min(left, _GRACE_SECONDS))
+    remaining = signal.alarm(_GRACE_SECONDS)
+    if remaining:  # a repeated request doesn't put off the end; nor does an alarm of the parent's
+        signal.alarm(min(remaining, _GRACE_SECONDS))
     try:
         os.kill(child, number)
     except ProcessLookupError:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxlr.errors import OnnxlrError, one_line
-from onnxlr.system.process import failure_line
+from onnxlr.system.process import failure_line, shows_tracebacks
 from onnxlr.system.signals import (
     EXIT_INTERRUPTED,
     Interrupt,
@@ -39,7 +39,7 @@ class Command(click.Command):
         try:
             from onnxlr.cli import actions  # noqa: F401
         except Exception as error:  # whatever a package raises that doesn't fit the others
-            if os.environ.get("ONNXLR_TRACEBACK"):
+            if shows_tracebacks():
                 raise
             raise OnnxlrError(f"can't be started: {failure_line(error)}") from None
         if threading.current_thread() is threading.main_thread():
@@ -66,7 +66,7 @@ class CommandGroup(click.Group):
                 handle_end_signals(ignore_signal)
                 click.echo("onnxlr: interrupted; no file was left half-written", err=True)
                 ctx.exit(EXIT_INTERRUPTED)
-            shows = os.environ.get("ONNXLR_TRACEBACK") and not isinstance(error, _EXPECTED_ERRORS)
+            shows = shows_tracebacks() and not isinstance(error, _EXPECTED_ERRORS)
             if shows and isinstance(error, Exception):
                 raise
             # Methods, and what they call, may have ends of their own: they aren't the command's.

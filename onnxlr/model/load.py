@@ -44,7 +44,7 @@ class Source:
     data : bytes or None
         The serialized model, if it wasn't read from a file.
     file_stamp : FileStamp or None
-        The stamp of its own file when that was read.
+        The stamp of the model's file when that was read.
     """
 
     model: ir.Model
