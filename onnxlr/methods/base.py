@@ -1,30 +1,27 @@
 """What a method is: what it supports, its factors, and the nodes it writes."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, final
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from onnxlr.decompose import Form, RankRule, Spectrum
-from onnxlr.decompose.ranks import round_up
+from onnxlr.decompose import Form
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.methods.ranks import RanksBySpectra
 from onnxlr.methods.writer import Site, Writer
-from onnxlr.types import Array, Rank, rank_text
+from onnxlr.types import Array, Rank, Shape
 
 
-class GraphPass(ABC):
+class GraphPass(RanksBySpectra):
     """One way to store a layer's weight as factors; see ``ChainPass`` and ``WeightPass``.
 
     A pass states what it supports (a refusal carries its reason), what its factors are, and the
     nodes it writes; what they cost is counted on those. It keeps no state: one instance serves
-    every model.
+    every layer of every model. What isn't abstract here is right as it is for most.
     """
 
-    name: ClassVar[str]
     summary: ClassVar[str]
     ops: ClassVar[tuple[str, ...]]
     paper: ClassVar[str] = ""
@@ -32,25 +29,13 @@ class GraphPass(ABC):
     automatic: ClassVar[bool] = True
     # Whether factors are multiplied back when a session loads: every user stays as it is.
     at_load: ClassVar[bool] = False
-    # How many numbers a named rank may have.
-    numbers: ClassVar[tuple[int, ...]] = (1,)
-    # The pass that takes over where the factors of this one are unusable.
-    fallback: ClassVar[str] = ""
 
     @abstractmethod
     def refuse(self, layer: Layer) -> str | None:
         """Why the method doesn't exist for this layer; None if it does."""
 
     @abstractmethod
-    def full_rank(self, layer: Layer) -> Rank:
-        """The rank at which the chain is exact, without touching the weight."""
-
-    @abstractmethod
-    def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
-        """A stack of matrices (g, m, n) for each component of the rank, whose spectra decide it."""
-
-    @abstractmethod
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """Shapes of the factors that will be stored."""
 
     @abstractmethod
@@ -58,31 +43,18 @@ class GraphPass(ABC):
         """The factors, in double precision and in the order of ``factor_shapes``."""
 
     @abstractmethod
-    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
-        """Have the site write what the factors become: chains, or nodes that give the weight."""
-
-    def barred(self, layer: Layer) -> str | None:
-        """Why no method of this kind may replace the layer; None if one may."""
-        return layer.refusal
-
-    def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
-        """Factors to begin fitting to a layer's inputs with: what a glance at an error needs."""
-        return self.factorize(layer, rank)
-
-    def follow(
-        self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
-    ) -> list[tuple[Array, ...]]:
-        """Factors of equal layers whose weights have moved a little since ``factors`` were found.
-
-        The layers have one shape and one number of groups.
-        """
-        return [self.factorize(layer, rank) for layer in layers]
-
-    @abstractmethod
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The weight that factors stand for, in the layer's shape."""
 
-    def form(self, layer: Layer, rank: Rank) -> Form | None:
+    @abstractmethod
+    def barred(self, layer: Layer) -> str | None:
+        """Why no method of this kind may replace the layer; None if one may."""
+
+    @abstractmethod
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """Have the site write what the factors become: chains, or nodes that give the weight."""
+
+    def form(self, layer: Layer) -> Form | None:
         """How one group's weight, as outputs × inputs, is made of factors; None if it isn't told.
 
         With it, factors can be fitted to what the layer does with its inputs.
@@ -91,93 +63,29 @@ class GraphPass(ABC):
 
     def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
         """From the stored factors to those of the form, group by group."""
-        raise NotImplementedError
+        return [list(factors)]
 
     def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
         """From the factors of the form, group by group, to the stored ones."""
-        raise NotImplementedError
+        (factors,) = groups
+        return tuple(factors)
 
-    def ladder(self, layer: Layer) -> tuple[Rank, ...]:
-        """Ranks from the smallest to the full one, in proportion to it."""
-        full = self.full_rank(layer)
-        top = max(full)
-        return tuple(tuple(-(-r * step // top) for r in full) for step in range(1, top + 1))
+    def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
+        """Factors to begin fitting to a layer's inputs with: what a glance at an error needs."""
+        return self.factorize(layer, rank)
 
-    def turned(self, rank: Rank) -> Rank:
-        """The rank of the same factors for the transposed matrix."""
-        return rank
+    def follow(
+        self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
+    ) -> list[tuple[Array, ...]]:
+        """Factors of equal layers whose weights have moved a little since they had ``factors``.
 
-    def misfit(self, layer: Layer, rank: Rank) -> str | None:
-        """Why a rank is none of this method's for a layer it doesn't refuse; None if it is."""
-        full = self.full_rank(layer)
-        if len(rank) == len(full) and all(0 < r <= f for r, f in zip(rank, full, strict=True)):
-            return None
-        return f"rank {rank_text(rank)} is not within {rank_text(full)}"
-
-    def select(
-        self,
-        layer: Layer,
-        rule: RankRule,
-        spectra: Sequence[Spectrum],
-        precision: float,
-        limit: Rank,
-    ) -> Rank | str:
-        """The rank that a rule other than ``auto`` gives, or why it gives none.
-
-        A component is 0 where the rule finds nothing to keep. ``limit`` is the rank at break-even,
-        for methods whose ranks have no other measure.
+        The layers have one shape and one number of groups.
         """
-        if (reason := self.takes(rule)) is not None:
-            return reason
-        full = self.full_rank(layer)
-        if not rule.needs_spectrum:
-            return tuple(rule.of_full(r, i) for i, r in enumerate(full))
-        return tuple(rule.select(s.values, s.m, s.n, precision) for s in spectra)
-
-    def takes(self, rule: RankRule) -> str | None:
-        """Why a rule names too many or too few numbers for the method; None if it doesn't."""
-        if len(rule.numbers) in (0, *self.numbers):
-            return None
-        wanted = " or ".join(map(str, self.numbers))
-        return (
-            f"{self.name} takes {wanted} number{'s' if self.numbers != (1,) else ''}, --rank "
-            f"{rule} names {len(rule.numbers)}"
-        )
-
-    def ranks_within(
-        self,
-        layer: Layer,
-        error: float,
-        spectra: Sequence[Spectrum],
-        limit: Rank,
-        *,
-        gridded: bool,
-    ) -> Iterable[Rank]:
-        """Ranks whose weight error is within a limit, at least one; gridded as kernels are."""
-        shares: tuple[tuple[float, ...], ...] = ((1.0,),)
-        if len(spectra) == 2:  # the error may come from one side more than from the other
-            shares = tuple((w, 1 - w) for w in (0.5, 0.3, 0.7, 0.1, 0.9, 0.02, 0.98))
-        # One rank must stay below break-even; of two, one may be high while the other is low.
-        caps = limit if len(spectra) == 1 else self.full_rank(layer)
-        for share in shares:
-            rank = []
-            for part, spectrum, cap in zip(share, spectra, caps, strict=True):
-                needed = max(1, int(np.argmax(spectrum.errors <= error * np.sqrt(part))))
-                rank.append(round_up(needed, cap) if gridded else needed)
-            yield tuple(rank)
-
-    def unusable(self, layer: Layer, rank: Rank) -> str | None:
-        """Why the factors of a rank must not be used, where only factorizing shows it."""
-        return None
+        return [self.factorize(layer, rank) for layer in layers]
 
 
 class ChainPass(GraphPass):
     """A pass whose factors become nodes of their own: fewer parameters and fewer MACs."""
-
-    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
-        """A chain in the place of every user."""
-        for use in layer.uses:
-            site.replace_use(use, partial(self.write, layer, use, rank))
 
     @abstractmethod
     def write(
@@ -189,27 +97,40 @@ class ChainPass(GraphPass):
         axes to count on is ``use.x_axes``, sizes are read in the graph (``sizes_of``).
         """
 
+    @final
+    def barred(self, layer: Layer) -> str | None:
+        """Why no chain can replace the layer, whatever the method; None if one can."""
+        return layer.refusal
+
+    @final
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """Put a chain in the place of every user."""
+        for use in layer.uses:
+            site.replace_use(use, partial(self.write, layer, use, rank))
+
 
 class WeightPass(GraphPass):
     """A pass that stores factors and leaves every user as it is: fewer parameters, the same MACs.
 
-    It exists for any weight, whatever reads it, and is given it as it is stored.
+    It exists for any weight, whatever reads it, and sees it as it is stored.
     """
 
     ops: ClassVar[tuple[str, ...]] = ()
     automatic: ClassVar[bool] = False
     at_load: ClassVar[bool] = True
 
-    def barred(self, layer: Layer) -> str | None:
-        """Why the stored weight can't be replaced; what bars chains alone doesn't matter."""
-        return layer.weight_refusal
-
-    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
-        """One product of the factors in the place of the stored weight."""
-        site.replace_weight(partial(self.restore, layer, rank))
-
     @abstractmethod
     def restore(
         self, layer: Layer, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
         """Write the nodes that multiply the factors back to the stored weight."""
+
+    @final
+    def barred(self, layer: Layer) -> str | None:
+        """Why the stored weight can't be replaced; what bars chains alone doesn't matter here."""
+        return layer.weight_refusal
+
+    @final
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """Put one product of the factors in the place of the stored weight."""
+        site.replace_weight(partial(self.restore, layer, rank))

@@ -7,15 +7,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.decompose import Cp, Form, RankRule, Spectrum, cp, exact_rank, spectrum_of
-from onnxlr.layers.kernel import Kernel, kernel_of
+from onnxlr.decompose import Cp, RankRule, Spectrum, cp, exact_rank, spectrum_of
+from onnxlr.layers.kernel import kernel_of
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.convolution import ConvPass, refuse_other_ops
+from onnxlr.methods.letters import Letters
 from onnxlr.system.memo import Memo
-from onnxlr.types import Array, Rank
+from onnxlr.types import Array, Rank, Shape
 
 _GRID = 8  # the multiple that CP ranks are rounded up to
-_KEPT = Memo[Cp](256)
+_CPS = Memo[Cp](256)
 
 
 class CpPass(ConvPass):
@@ -25,7 +26,6 @@ class CpPass(ConvPass):
     tried unasked, and where the error decides, ranks are bisected by decomposing.
     """
 
-    ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
     automatic: ClassVar[bool] = False
     fallback: ClassVar[str] = "tucker2"
 
@@ -40,13 +40,9 @@ class CpPass(ConvPass):
             return f"{self.name} has nothing to separate in a {kernel.extent} kernel"
         return None
 
-    def tensor_shape(self, kernel: Kernel) -> tuple[int, ...]:
-        """The modes that are separated: outputs, inputs, then positions as the pass wants them."""
-        raise NotImplementedError
-
     def full_rank(self, layer: Layer) -> Rank:
         """A rank at which any kernel of this shape has an exact decomposition."""
-        return (exact_rank(self.tensor_shape(kernel_of(layer))),)
+        return (exact_rank(self._tensor_shape(layer)),)
 
     def unfoldings(self, layer: Layer) -> tuple[NDArray[np.generic], ...]:
         """The mode-S and the mode-T unfolding."""
@@ -57,52 +53,43 @@ class CpPass(ConvPass):
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Stable CP."""
-        return self._stored(layer, rank, self.decompose(layer, rank[0]))
+        return self._store_cp(layer, rank, self.decompose(layer, rank[0]))
 
     def sketch(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """A CP from one start, with the ridge."""
-        found = cp(self._tensor(layer), rank[0], starts=1, thorough=False)
-        return self._stored(layer, rank, found)
+        rough = cp(self._tensor(layer), rank[0], starts=1, thorough=False)
+        return self._store_cp(layer, rank, rough)
 
     def follow(
         self, layers: Sequence[Layer], rank: Rank, factors: Sequence[tuple[Array, ...]]
     ) -> list[tuple[Array, ...]]:
-        """The same from the factors of the kernel nearby."""
+        """A CP of each kernel that starts from the factors of the kernel nearby."""
         followed = []
-        for layer, own in zip(layers, factors, strict=True):
-            inputs, *axes, outputs = self.unpack(layer, rank, own)[0]
+        for layer, stored in zip(layers, factors, strict=True):
+            inputs, *axes, outputs = self.unpack(layer, rank, stored)[0]
             near = (outputs, inputs.T, *(axis.T for axis in axes))
-            found = cp(self._tensor(layer), rank[0], near=near)
-            followed.append(self._stored(layer, rank, found))
+            moved = cp(self._tensor(layer), rank[0], near=near)
+            followed.append(self._store_cp(layer, rank, moved))
         return followed
-
-    def _stored(self, layer: Layer, rank: Rank, found: Cp) -> tuple[Array, ...]:
-        """Inputs, lines along the axes, outputs: as the kernels of the chain."""
-        outputs, inputs, *axes = found.factors
-        first, *lines, last = self.kernels(layer, rank)
-        middle = (line.store(axis.T) for line, axis in zip(lines, axes, strict=True))
-        return first.store(inputs.T), *middle, last.store(outputs)
 
     def decompose(self, layer: Layer, rank: int) -> Cp:
         """The CP of a layer's kernel, kept for the next who asks for the same."""
         tensor = np.ascontiguousarray(self._tensor(layer))
-        return _KEPT.get(tensor, rank, partial(cp, tensor, rank))
+        return _CPS.get(tensor, rank, partial(cp, tensor, rank))
+
+    def _store_cp(self, layer: Layer, rank: Rank, decomposed: Cp) -> tuple[Array, ...]:
+        """Inputs, lines along the axes, outputs: as the kernels of the chain."""
+        outputs, inputs, *axes = decomposed.factors
+        return self.store(layer, rank, [inputs.T, *(axis.T for axis in axes), outputs])
 
     def _tensor(self, layer: Layer) -> NDArray[np.generic]:
         """The kernel with the modes that are separated."""
-        kernel = kernel_of(layer)
-        return kernel.load(layer.array()).reshape(self.tensor_shape(kernel))
+        return kernel_of(layer).load(layer.array()).reshape(self._tensor_shape(layer))
 
-    def form(self, layer: Layer, rank: Rank) -> Form:
-        """Outputs, inputs and the axes in between, joined by one letter."""
-        axes = "abcd"[: len(self.tensor_shape(kernel_of(layer))) - 2]
-        lines = ",".join(f"r{axis}" for axis in axes)
-        return Form(f"rs,{lines},tr->ts{axes}")
-
-    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """(R, S), (R, k) for each axis, (T, R)."""
-        outputs, inputs, *axes = self.tensor_shape(kernel_of(layer))
-        return (rank[0], inputs), *((rank[0], axis) for axis in axes), (outputs, rank[0])
+    def _tensor_shape(self, layer: Layer) -> Shape:
+        """The modes that are separated: outputs, inputs, then positions as the form has them."""
+        form = self.form(layer)
+        return Letters(form, kernel_of(layer)).shape(form.result)
 
     def select(
         self,

@@ -7,11 +7,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import truncated_svd
-from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.base import ChainPass
-from onnxlr.methods.writer import Writer, reshaped, sizes_of
-from onnxlr.types import Array, Rank
+from onnxlr.methods import (
+    Array,
+    ChainPass,
+    Layer,
+    Rank,
+    Shape,
+    Use,
+    Writer,
+    reshaped,
+    sizes_of,
+    truncated_svd,
+)
 
 
 class EmbeddingSvd(ChainPass):
@@ -44,7 +51,7 @@ class EmbeddingSvd(ChainPass):
         table = np.moveaxis(layer.array(), layer.lookup_axis(layer.uses[0]), 0)
         return (table.reshape(1, *_sides(layer)),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """(V, r) and (r, d)."""
         entries, width = _sides(layer)
         return (entries, rank[0]), (rank[0], width)
@@ -99,5 +106,5 @@ def _sides(layer: Layer) -> tuple[int, int]:
     return entries, math.prod(layer.shape) // entries
 
 
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def _without(shape: Shape, axis: int) -> Shape:
     return (*shape[:axis], *shape[axis + 1 :])

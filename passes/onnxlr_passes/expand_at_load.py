@@ -7,12 +7,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import join_tiles, tiled_svd
-from onnxlr.layers.layer import Layer
-from onnxlr.methods.base import WeightPass
-from onnxlr.methods.tiled import Grid, TiledPass
-from onnxlr.methods.writer import Writer, integers
-from onnxlr.types import Array, Rank
+from onnxlr.methods import (
+    Array,
+    Grid,
+    Layer,
+    Rank,
+    Shape,
+    TiledPass,
+    WeightPass,
+    Writer,
+    integers,
+    join_tiles,
+    tiled_svd,
+)
 
 _SIDES = (8, 16, 32, 64, 128, 256)  # of square tiles
 
@@ -52,7 +59,7 @@ class ExpandAtLoad(TiledPass, WeightPass):
         """The stored weight as one matrix."""
         return layer.stored_array().reshape(self.sides(layer))
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """U (p, q, m/p, r) and V (p, q, r, n/q); two matrices where there is one tile."""
         (r, p, q), (_, m, n) = rank, self.sides(layer)
         lead = () if p * q == 1 else (p, q)

@@ -7,12 +7,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import Form, truncated_svd
-from onnxlr.layers.kernel import Kernel, kernel_of
-from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.convolution import ConvPass, bias_of, refuse_other_ops, slide, swap_groups
-from onnxlr.methods.writer import Writer
-from onnxlr.types import Array, Rank
+from onnxlr.methods import (
+    Array,
+    ConvPass,
+    Kernel,
+    Layer,
+    Rank,
+    Use,
+    Writer,
+    bias_of,
+    kernel_of,
+    slide,
+    swap_groups,
+    truncated_svd,
+)
 
 
 class SliceSvd(ConvPass):
@@ -27,11 +35,13 @@ class SliceSvd(ConvPass):
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
     automatic: ClassVar[bool] = False
     paper: ClassVar[str] = "Rigamonti et al. 2013 (separable filters), slice by slice"
+    # Every slice on its own: columns belong to their input channel, rows to their output channel.
+    equation: ClassVar[str] = "stra,tsrb->tsab"
 
     def refuse(self, layer: Layer) -> str | None:
         """Conv whose kernel extends along two axes or more."""
         if layer.kind != "conv":
-            return refuse_other_ops(layer, self.name) or f"{self.name} replaces Conv alone"
+            return super().refuse(layer) or f"{self.name} replaces Conv alone"
         kernel = kernel_of(layer)
         if len(kernel.spatial) < 2 or kernel.spatial[0] == 1 or math.prod(kernel.spatial[1:]) == 1:
             return f"slice-svd has nothing to separate in a {kernel.extent} kernel"
@@ -58,25 +68,13 @@ class SliceSvd(ConvPass):
             Kernel(kernel.group * kernel.outputs, 1, kernel.inputs * r, (1, *kernel.spatial[1:])),
         )
 
-    def form(self, layer: Layer, rank: Rank) -> Form:
-        """Every slice on its own."""
-        return Form("stra,tsrb->tsab")
-
-    def views(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
-        """Columns belong to their input channel, rows to their output channel."""
-        kernel, (r,) = kernel_of(layer), rank
-        columns = (kernel.inputs, kernel.outputs, r, kernel.spatial[0])
-        return columns, (kernel.outputs, kernel.inputs, r, math.prod(kernel.spatial[1:]))
-
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD of every slice."""
         kernel, (r,) = kernel_of(layer), rank
         u, v = truncated_svd(self.unfoldings(layer)[0], r)
         shape = (kernel.group, kernel.outputs, kernel.inputs)
-        columns, rows = self.kernels(layer, rank)
-        # Columns belong to their input channel, rows to their output channel.
         u = u.reshape(*shape, -1, r).transpose(0, 2, 1, 4, 3)
-        return columns.store(u), rows.store(v.reshape(*shape, r, -1))
+        return self.store(layer, rank, [u, v.reshape(*shape, r, -1)])
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

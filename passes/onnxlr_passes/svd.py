@@ -6,12 +6,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import Form, truncated_svd
-from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.base import ChainPass
-from onnxlr.methods.writer import AttributeValue, Writer
-from onnxlr.model.attributes import float_attr, int_attr
-from onnxlr.types import Array, Rank
+from onnxlr.methods import (
+    Array,
+    AttributeValue,
+    ChainPass,
+    Form,
+    Layer,
+    Rank,
+    Shape,
+    Use,
+    Writer,
+    float_attr,
+    int_attr,
+    truncated_svd,
+)
 
 
 class Svd(ChainPass):
@@ -47,7 +55,7 @@ class Svd(ChainPass):
         """The weight as one stack of matrices: the leading axes of a batched MatMul, flattened."""
         return (layer.array().reshape(-1, *layer.shape[-2:]),)
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """(…, a, r) and (…, r, b)."""
         *lead, a, b = layer.shape
         return (*lead, a, rank[0]), (*lead, rank[0], b)
@@ -62,19 +70,11 @@ class Svd(ChainPass):
         """P·Q."""
         return np.asarray(factors[0] @ factors[1])
 
-    def form(self, layer: Layer, rank: Rank) -> Form | None:
+    def form(self, layer: Layer) -> Form | None:
         """P·Q, or its transpose where the first axis is contracted; a stack isn't told."""
         if len(layer.shape) != 2:
             return None
         return Form("ar,rb->ab" if layer.uses[0].contracts_last else "ar,rb->ba")
-
-    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
-        """P and Q."""
-        return [list(factors)]
-
-    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
-        """P and Q."""
-        return tuple(groups[0])
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

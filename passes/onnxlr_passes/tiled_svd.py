@@ -6,15 +6,30 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.decompose import Form, tiled_svd
-from onnxlr.layers.kernel import Kernel, kernel_of
-from onnxlr.layers.layer import Layer, Use
-from onnxlr.methods.base import ChainPass
-from onnxlr.methods.convolution import bias_of, pointwise, slide, swap_groups
-from onnxlr.methods.tiled import Grid, TiledPass
-from onnxlr.methods.writer import ALLOWZERO, Writer, reshaped, sizes_of
-from onnxlr.model.attributes import float_attr, int_attr
-from onnxlr.types import Array, Rank
+from onnxlr.methods import (
+    ALLOWZERO,
+    Array,
+    ChainPass,
+    Form,
+    Grid,
+    Kernel,
+    Layer,
+    Rank,
+    Shape,
+    TiledPass,
+    Use,
+    Writer,
+    bias_of,
+    float_attr,
+    int_attr,
+    kernel_of,
+    pointwise,
+    reshaped,
+    sizes_of,
+    slide,
+    swap_groups,
+    tiled_svd,
+)
 
 _GRIDS = ((2, 2), (1, 2), (2, 1), (4, 4), (1, 4), (4, 1), (3, 3), (1, 3), (3, 1), (8, 8))
 
@@ -77,7 +92,7 @@ class TiledSvd(TiledPass, ChainPass):
             array = kernel_of(layer).load(array)
         return array.reshape(self.sides(layer))
 
-    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[tuple[int, ...], ...]:
+    def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """All Q, then all P, as the operators want them."""
         r, p, q = rank
         _, m, n = self._blocks(layer)
@@ -103,7 +118,7 @@ class TiledSvd(TiledPass, ChainPass):
 
     def compose(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> Array:
         """The product of every tile, and the tiles side by side."""
-        form = self.form(layer, rank)
+        form = self.form(layer)
         if form is None:
             r, _, q = rank
             rows = factors[1].reshape(-1, q, 1, r)
@@ -113,7 +128,7 @@ class TiledSvd(TiledPass, ChainPass):
             return kernel_of(layer).store(whole)
         return np.asarray(whole[0] if layer.uses[0].contracts_last else whole[0].T)
 
-    def form(self, layer: Layer, rank: Rank) -> Form | None:
+    def form(self, layer: Layer) -> Form | None:
         """Every tile on its own; a table has no inputs to look at."""
         if layer.convolves:
             return Form("jirsp,itjr->itjsp", outputs=2)
