@@ -123,8 +123,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Write the documents anew."""
+    """Write the generated parts of README.md and REFERENCE.md anew."""
     for path, renew in ((README, readme), (REFERENCE, reference)):
         path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -69,14 +69,14 @@ def make_model(path: Path) -> int:
 def scipy_seconds(path: Path) -> float:
     """Seconds that SciPy's economy SVD takes on every unfolding that inspect looks at."""
     passes = choose_passes(("auto",))  # those that inspect looks at unasked
-    total, seen = 0.0, set()
+    total, keys = 0.0, set()
     for layer in prepare(load(path), feed=None).layers:
         for graph_pass in passes:
             if graph_pass.refuse(layer) is None:
                 for stack in graph_pass.unfoldings(layer):
-                    if (key := (layer.name, stack.shape, float(stack[0, 0].sum()))) in seen:
+                    if (key := (layer.name, stack.shape, float(stack[0, 0].sum()))) in keys:
                         continue  # inspect computes what two methods share once, so does this
-                    seen.add(key)
+                    keys.add(key)
                     for matrix in stack:
                         started = time.perf_counter()
                         scipy.linalg.svd(matrix, full_matrices=False)

@@ -87,7 +87,7 @@ class _Writer:
 
 
 def write_model(folder: Path, size: Size, seed: int = 0) -> Path:
-    """Write the model and its external data; no more than one weight is held."""
+    """Write the model and its external data, with one weight in memory at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(folder / DATA, seed)
     width, nodes = size.width, []
@@ -133,7 +133,7 @@ def write_model(folder: Path, size: Size, seed: int = 0) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """What a command came to: exit code, seconds, and the most that its processes held at once."""
+    """The exit code of a command, its seconds, and the peak memory of its processes."""
 
     code: int
     seconds: float

@@ -1,4 +1,4 @@
-"""The promise that nothing gets slower, larger or wrong, held against seeded random graphs.
+"""Check on seeded random graphs that nothing gets slower, larger or wrong.
 
 ``python -m models.benchmarks.never_slower --out FOLDER`` optimizes each graph for latency within a
 rel-error of 0.2, every second one on random samples, the others on synthetic inputs, and then times

@@ -46,7 +46,7 @@ class Sketch:
         self.value = name
 
     def chance(self, probability: float) -> bool:
-        """True as often as asked."""
+        """Return True with this probability."""
         return bool(self.rng.random() < probability)
 
     def pick(self, *options: int) -> int:

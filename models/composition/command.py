@@ -59,7 +59,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Step:
-    """A file: of which step it is made (None: the original), how, and whether by onnxlr."""
+    """One file: the step whose file it is made from (None: the original), and the function."""
 
     name: str
     title: str
@@ -214,8 +214,8 @@ def steps(expand: bool) -> Iterator[Step]:
     title = "onnxlr --expand-at-load"
     yield Step("expanded", title, None, _expanded)
     for tool in TOOLS:
-        made = _by_tool(tool.apply)
-        yield Step(f"expanded-{tool.name}", f"{title} → {tool.title}", "expanded", made)
+        make = _by_tool(tool.apply)
+        yield Step(f"expanded-{tool.name}", f"{title} → {tool.title}", "expanded", make)
 
 
 def _zoo_subject(name: str, cache: Path) -> Subject:

@@ -64,9 +64,9 @@ def _preprocess(source: Path, out: Path) -> onnx.ModelProto:
     if version < _PER_CHANNEL:
         model = version_converter.convert_version(model, _PER_CHANNEL)
     stored = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.value_info if value.name not in stored]
+    values = [value for value in model.graph.value_info if value.name not in stored]
     del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    model.graph.value_info.extend(values)
     return model
 
 

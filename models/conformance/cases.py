@@ -24,7 +24,7 @@ DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FOLDERS = ("pytorch-converted", "pytorch-operator", "simple")
 Feed = Mapping[str, Any]
 
-# Which inputs of which operators may hold a weight: said anew, not taken from what is checked.
+# Which inputs of which operators may be weights: a second list, independent of onnxlr's.
 HEAVY: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger"), (0, 1)),
     **dict.fromkeys(("Conv", "ConvTranspose", "DeformConv", "ConvInteger"), (1,)),
@@ -50,7 +50,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Case:
-    """A model to be checked, made when it is wanted.
+    """A model to check, which is built on demand.
 
     Attributes
     ----------
@@ -139,8 +139,8 @@ def data_cases() -> Iterator[Case]:
 
 def _read_material(path: Path) -> Material:
     model = onnx.load(path)
-    held = {t.name for t in model.graph.initializer}
-    inputs = [v for v in model.graph.input if v.name not in held]
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in constants]
     feeds, expected = [], []
     for folder in sorted(path.parent.glob("test_data_set_*")):
         values = [_read_value(folder / f"input_{i}.pb", v) for i, v in enumerate(inputs)]
@@ -182,8 +182,8 @@ def light_cases(opsets: Sequence[int]) -> Iterator[Case]:
 def light_material(path: Path) -> Material:
     """A light CNN, the ramp that the backend tests feed it, and the output that they expect."""
     model = onnx.load(path)
-    held = {t.name for t in model.graph.initializer}
-    feed = {v.name: _ramp(v) for v in model.graph.input if v.name not in held}
+    constants = {t.name for t in model.graph.initializer}
+    feed = {v.name: _ramp(v) for v in model.graph.input if v.name not in constants}
     tensor = onnx.TensorProto()
     tensor.ParseFromString(path.with_name(f"{path.stem}_output_0.pb").read_bytes())
     return Material(model, (feed,), ([numpy_helper.to_array(tensor)],))
@@ -201,10 +201,10 @@ def planted_light(path: Path) -> Material:
     model = material.model
     shapes = {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
     rng = np.random.default_rng(0)
-    stored, kept = [], []
+    constants, nodes = [], []
     for node in model.graph.node:
         if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
-            kept.append(node)
+            nodes.append(node)
             continue
         shape = [_FEW if side == _MANY else side for side in shapes[node.input[0]]]
         value = float(numpy_helper.to_array(node.attribute[0].t)[0]) if node.attribute else 0.0
@@ -212,12 +212,16 @@ def planted_light(path: Path) -> Material:
             array = low_rank(rng, shape, max(1, min(shape[:2]) // 8))
         else:  # biases, scales, means and variances: positive as they were, no two alike
             array = (value * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
-        stored.append(numpy_helper.from_array(array, node.output[0]))
-    used = {name for node in kept for name in node.input}
-    held = [t for t in model.graph.initializer if t.name in used]
+        constants.append(numpy_helper.from_array(array, node.output[0]))
+    used = {name for node in nodes for name in node.input}
+    initializers = [t for t in model.graph.initializer if t.name in used]
     inputs = [v for v in model.graph.input if v.name in used]
-    inputs += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stored]
-    for part, items in (("node", kept), ("initializer", held + stored), ("input", inputs)):
+    inputs += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in constants]
+    for part, items in (
+        ("node", nodes),
+        ("initializer", initializers + constants),
+        ("input", inputs),
+    ):
         model.graph.ClearField(part)
         getattr(model.graph, part).extend(items)
     ((name, ramp),) = material.feeds[0].items()

@@ -23,7 +23,7 @@ class _Net:
 
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    held: list[onnx.TensorProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{kind.lower()}_{len(self.nodes)}"
@@ -31,8 +31,8 @@ class _Net:
         return name
 
     def tensor(self, array: NDArray[Any]) -> str:
-        name = f"w{len(self.held)}"
-        self.held.append(numpy_helper.from_array(np.asarray(array), name))
+        name = f"w{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def weight(self, *shape: int) -> str:
@@ -52,7 +52,7 @@ class _Net:
             "net",
             [helper.make_tensor_value_info("x", kind, shape)],
             [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-            self.held,
+            self.initializers,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
         model.ir_version = 8

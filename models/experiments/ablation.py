@@ -47,7 +47,7 @@ RULES = {"uniform ranks, plain SVD": "{:.4f}", "energy ranks, plain SVD": "energ
 
 @dataclass(frozen=True)
 class Images:
-    """Exact test images with labels, and JPEG ones that only agreement is told of."""
+    """Exact test images with labels, and JPEG images, which only agreement is measured on."""
 
     exact: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -84,7 +84,7 @@ def paired_interval(lost: NDArray[np.float64]) -> tuple[float, float, float]:
 
 @dataclass
 class Bench:
-    """The original's classes, beside which every variant's are told."""
+    """The classes by the original, to which those of every variant are compared."""
 
     source: Path
     images: Images

@@ -43,8 +43,8 @@ def draw(plan: Plan, rng: np.random.Generator) -> tuple[Plan, float]:
         if not others or rng.uniform() > _REPLACED:
             rows.append(replace(decision, decision="keep", rank=None))
             continue
-        wanted = whole / np.sqrt(_REPLACED * layers) * np.exp(_SPREAD * rng.standard_normal())
-        chosen = min(others, key=lambda a: abs(np.log((a.harm or 1.0) / wanted)))
+        share = whole / np.sqrt(_REPLACED * layers) * np.exp(_SPREAD * rng.standard_normal())
+        chosen = min(others, key=lambda a: abs(np.log((a.harm or 1.0) / share)))
         squares += (chosen.harm or 0.0) ** 2
         rows.append(replace(decision, decision=chosen.method, rank=chosen.rank))
     return replace(plan, decisions=tuple(rows)), float(np.sqrt(squares))

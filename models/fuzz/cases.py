@@ -149,8 +149,8 @@ def _of_external(rng: Rng, _: Sound) -> Case:
     content = externalize(model)
     if rng.random() < 0.3:
         scramble(model, rng)
-    held = [t for t in model.graph.initializer if t.external_data]
-    entries = [e for t in held for e in t.external_data]
+    tensors = [t for t in model.graph.initializer if t.external_data]
+    entries = [e for t in tensors for e in t.external_data]
     values = (
         *("../in.data", "/etc/passwd", "in.onnx", ".", "", "gone", "sub/../in.data", "a:b", "\0"),
         *("link", "in.data/", "x" * 300, *map(str, NUMBERS), "1e3", "0x10", " 4", "٣", "9" * 5000),
@@ -203,22 +203,24 @@ class _Canary:
 
 def _of_data(rng: Rng, _: Sound) -> Case:
     change, command = int(rng.integers(6)), "data"
-    made = _archive(x=_samples())
+    content = _archive(x=_samples())
     if change == 0:
-        made = mutate_bytes(made, made, rng)
+        content = mutate_bytes(content, content, rng)
     elif change == 1:
-        made = _mutate_archive(made, rng)
+        content = _mutate_archive(content, rng)
     elif change == 2:
-        made = _npz({"x.npy": _header("|O", (4, 24)) + pickle.dumps(_Canary())})
+        content = _npz({"x.npy": _header("|O", (4, 24)) + pickle.dumps(_Canary())})
     elif change == 3:
         shape = tuple(pick(rng, NUMBERS) for _ in range(int(rng.integers(0, 4))))
-        made = _npz({"x.npy": _header(pick(rng, ("<f4", "|O", "<U9", "<c16")), shape) + b"\0" * 99})
+        content = _npz(
+            {"x.npy": _header(pick(rng, ("<f4", "|O", "<U9", "<c16")), shape) + b"\0" * 99}
+        )
     else:
         command = "npy"
         shape = (4, 24) if change == 4 else tuple(pick(rng, NUMBERS) for _ in range(2))
-        made = _header("<f4" if change == 4 else "|O", shape) + _samples().tobytes()
-        made = mutate_bytes(made, made, rng) if rng.random() < 0.7 else made
-    files = {IN: mlp().SerializeToString(), f"data.{'npy' if command == 'npy' else 'npz'}": made}
+        content = _header("<f4" if change == 4 else "|O", shape) + _samples().tobytes()
+        content = mutate_bytes(content, content, rng) if rng.random() < 0.7 else content
+    files = {IN: mlp().SerializeToString(), f"data.{'npy' if command == 'npy' else 'npz'}": content}
     return Case("samples", files, [command])
 
 
@@ -308,28 +310,30 @@ def _change(content: Any, rng: Rng) -> None:
 
 def mutate_bytes(data: bytes, other: bytes, rng: Rng) -> bytes:
     """Flip, cut, double, insert, overwrite or splice, a few times."""
-    made = bytearray(data)
+    mutant = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
-        if not made:
+        if not mutant:
             break
-        at = int(rng.integers(len(made)))
-        size = int(2 ** rng.uniform(0, np.log2(len(made))))
+        at = int(rng.integers(len(mutant)))
+        size = int(2 ** rng.uniform(0, np.log2(len(mutant))))
         change = int(rng.integers(8))
         if change == 0:
-            made[at] ^= 1 << int(rng.integers(8))
+            mutant[at] ^= 1 << int(rng.integers(8))
         elif change == 1:
-            made[at] = int(rng.integers(256))
+            mutant[at] = int(rng.integers(256))
         elif change == 2:
-            del made[at : at + size]
+            del mutant[at : at + size]
         elif change == 3:
-            made[at:at] = made[at : at + size]
+            mutant[at:at] = mutant[at : at + size]
         elif change == 4:
-            made[at:at] = rng.bytes(int(rng.integers(1, 9)))
+            mutant[at:at] = rng.bytes(int(rng.integers(1, 9)))
         elif change == 5:
-            made = made[: at + 1]
+            mutant = mutant[: at + 1]
         elif change == 6:
             start = int(rng.integers(max(1, len(other))))
-            made[at : at + size] = other[start : start + size]
+            mutant[at : at + size] = other[start : start + size]
         else:  # a varint, of a length or a number, grows
-            made[at : at + 1] = bytes([0xFF] * int(rng.integers(1, 10)) + [int(rng.integers(128))])
-    return bytes(made)
+            mutant[at : at + 1] = bytes(
+                [0xFF] * int(rng.integers(1, 10)) + [int(rng.integers(128))]
+            )
+    return bytes(mutant)

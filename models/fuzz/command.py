@@ -1,4 +1,4 @@
-"""The promise that no input breaks the command, held against mutated models and files.
+"""Command line that checks on mutated models and files that no input breaks onnxlr.
 
 ``python -m models.fuzz --seconds 600 --out FOLDER`` makes case after case from a seed: models whose
 bytes, fields or graphs are broken, external data, plans, samples, latency tables and cache entries.
@@ -76,14 +76,14 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            with os.fdopen(write, "w", buffering=1) as told:
-                self._work(first, min(end, first + _A_CHILD), until, told)
+            with os.fdopen(write, "w", buffering=1) as reports:
+                self._work(first, min(end, first + _A_CHILD), until, reports)
             os._exit(0)
         os.close(write)
-        with os.fdopen(read, "rb", buffering=0) as told_by:
-            return self._watch(pid, told_by, first)
+        with os.fdopen(read, "rb", buffering=0) as reports:
+            return self._watch(pid, reports, first)
 
-    def _work(self, first: int, end: int, until: float, told: TextIO) -> None:
+    def _work(self, first: int, end: int, until: float, reports: TextIO) -> None:
         """In the child: case after case, each step announced before it is taken."""
         fork_trials()
         os.setsid()  # with all that the case starts, so that all of it can be stopped
@@ -96,7 +96,7 @@ class Supervisor:
                 break
 
             def tell(**what: Any) -> None:
-                told.write(json.dumps(what) + "\n")
+                reports.write(json.dumps(what) + "\n")
 
             tell(number=number, step="make", kind="", folder="")
             try:
@@ -110,15 +110,15 @@ class Supervisor:
             verdict = run_case(case, folder, lambda step: tell(step=step))
             tell(done=True, verdict=[verdict.word, verdict.place, verdict.words])
 
-    def _watch(self, pid: int, told: Any, first: int) -> int:
+    def _watch(self, pid: int, reports: Any, first: int) -> int:
         state: dict[str, Any] = {"number": first, "kind": "", "step": "start", "folder": ""}
         rest, busy, late = b"", False, False
         while True:
-            ready, _, _ = select.select([told], [], [], self._patience)
+            ready, _, _ = select.select([reports], [], [], self._patience)
             if not ready:
                 late = True
                 break
-            chunk = os.read(told.fileno(), 1 << 16)
+            chunk = os.read(reports.fileno(), 1 << 16)
             if not chunk:
                 break
             *lines, rest = (rest + chunk).split(b"\n")
@@ -156,13 +156,13 @@ class Supervisor:
             click.echo(
                 f"find {number} ({state['kind']}): {verdict.place}\n    {verdict.words[:300]}"
             )
-            kept = self._out / f"find-{number}"
-            shutil.rmtree(kept, ignore_errors=True)
+            target = self._out / f"find-{number}"
+            shutil.rmtree(target, ignore_errors=True)
             if folder:
-                shutil.move(folder, kept)
+                shutil.move(folder, target)
             else:
-                kept.mkdir()
-            (kept / "why.txt").write_text(f"{verdict.place}\n{verdict.words}\n", encoding="utf-8")
+                target.mkdir()
+            (target / "why.txt").write_text(f"{verdict.place}\n{verdict.words}\n", encoding="utf-8")
         elif folder:
             shutil.rmtree(folder, ignore_errors=True)
 

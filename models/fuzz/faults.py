@@ -75,18 +75,18 @@ class Bench:
         )
 
     def digest(self) -> str:
-        """Of what must not be touched."""
+        """Return the digest of the files that a run must not touch."""
         names = ("net.onnx", "net.onnx.data", "d.npz")
-        held = b"".join((self.folder / n).read_bytes() for n in names)
-        return hashlib.sha256(held).hexdigest()
+        content = b"".join((self.folder / n).read_bytes() for n in names)
+        return hashlib.sha256(content).hexdigest()
 
-    def held(self) -> bytes:
-        """OUT and its external data."""
+    def out_bytes(self) -> bytes:
+        """Return the bytes of OUT and its external data."""
         data = sorted(self.folder.glob("weights-*.data"))
         return b"".join(p.read_bytes() for p in (self.folder / "out.onnx", *data))
 
     def names(self) -> list[str]:
-        """What lies in the folder."""
+        """Return the names of the files in the folder."""
         return sorted(p.name for p in self.folder.iterdir())
 
 
@@ -107,19 +107,19 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 def sound(bench: Bench, untouched: str, before: bytes) -> None:
-    """IN as it was; OUT as before, or whole."""
+    """Check that IN is as it was, and OUT as before or whole."""
     if bench.digest() != untouched:
         raise FaultError("IN has changed")
-    if bench.held() not in (before, bench.truth):
+    if bench.out_bytes() not in (before, bench.truth):
         raise FaultError("OUT is neither what it was nor what it should become")
 
 
 def goes_on(bench: Bench) -> None:
-    """The next run gives what it should, and leaves nothing behind."""
+    """Check that the next run gives what it should, and leaves nothing behind."""
     code, errors = finish(bench.start())
     if code:
         raise FaultError(f"the next run failed: {errors}")
-    if bench.held() != bench.truth:
+    if bench.out_bytes() != bench.truth:
         raise FaultError("the next run gave other bytes")
     left = [n for n in bench.names() if n.startswith(".onnxlr")]
     if left:
@@ -130,7 +130,7 @@ def goes_on(bench: Bench) -> None:
 
 
 def fresh(bench: Bench) -> None:
-    """No cache, and an OUT of before."""
+    """Remove the cache, and put an earlier OUT in place."""
     shutil.rmtree(bench.cache, ignore_errors=True)
     bench.environment = {}
     for path in bench.folder.glob("weights-*.data"):
@@ -152,10 +152,10 @@ def killed(bench: Bench, rng: random.Random, whole: float) -> str:
 
 @contextlib.contextmanager
 def small_disk(at: Path, size: str) -> Iterator[bool]:
-    """A file system of this size; whether there is one."""
+    """Mount a file system of this size, and yield whether that worked."""
     at.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)]
-    made = (
+    mounted = (
         shutil.which("mount")
         and subprocess.run(  # noqa: S603
             mount, capture_output=True, check=False
@@ -163,9 +163,9 @@ def small_disk(at: Path, size: str) -> Iterator[bool]:
         == 0
     )
     try:
-        yield bool(made)
+        yield bool(mounted)
     finally:
-        if made:
+        if mounted:
             subprocess.run(["umount", str(at)], check=False)  # noqa: S603, S607
 
 
@@ -182,7 +182,7 @@ def full_disk(bench: Bench, rng: random.Random, _: float) -> str:
     """No room for OUT, from the first byte or somewhere on the way."""
     limit = rng.choice([0, 1_000, len(bench.truth) // 4, len(bench.truth) // 2])
     code, errors = finish(bench.start(preexec_fn=limited(resource.RLIMIT_FSIZE, limit)))
-    if code == 0 and bench.held() != bench.truth:
+    if code == 0 and bench.out_bytes() != bench.truth:
         raise FaultError("it claims to have written what isn't there")
     return errors[:60] or "written"
 
@@ -288,7 +288,7 @@ def prepare_bench(folder: Path, seed: int) -> Bench:
     code, errors = finish(bench.start())
     if code:
         raise FaultError(f"the calm run failed: {errors}")
-    bench.truth = bench.held()
+    bench.truth = bench.out_bytes()
     return bench
 
 
@@ -312,7 +312,7 @@ def main() -> None:
         good = 0
         for _ in range(options.times):
             fresh(bench)
-            untouched, before = bench.digest(), bench.held()
+            untouched, before = bench.digest(), bench.out_bytes()
             try:
                 end = inject(bench, rng, whole)
                 sound(bench, untouched, before)
@@ -324,8 +324,8 @@ def main() -> None:
                 good += 1
             end = end.replace(str(bench.folder), "…").strip()
             ends[end] = ends.get(end, 0) + 1
-        told = "; ".join(f"{count}× {end}" for end, count in sorted(ends.items()))
-        print(f"| {name} | {options.times} | {good} | {told} |", flush=True)
+        words = "; ".join(f"{count}× {end}" for end, count in sorted(ends.items()))
+        print(f"| {name} | {options.times} | {good} | {words} |", flush=True)
     sys.exit(1 if failed else 0)
 
 

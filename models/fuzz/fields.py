@@ -61,13 +61,13 @@ def _scramble_field(message: Any, field: FieldDescriptor, rng: Rng, model: onnx.
         if change == 0:
             del value[index]
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            kept = [type(v).FromString(v.SerializeToString()) for v in value]
+            messages = [type(v).FromString(v.SerializeToString()) for v in value]
             others = [m for m in _messages(model) if m.DESCRIPTOR.name == field.message_type.name]
             if others:
-                kept.insert(index, pick(rng, others))
+                messages.insert(index, pick(rng, others))
             if change == 1:
-                rng.shuffle(kept)
-            copies = [type(v).FromString(v.SerializeToString()) for v in kept]
+                rng.shuffle(messages)
+            copies = [type(v).FromString(v.SerializeToString()) for v in messages]
             del value[:]
             value.extend(copies)
         elif change == 1:

@@ -264,11 +264,11 @@ def sparse(model: onnx.ModelProto, rng: Rng) -> None:
     """A sparse weight, as an initializer or in a Constant."""
     values = helper.make_tensor("sparse", 1, [2], [1.0, 2.0])
     places = helper.make_tensor("i", TensorProto.INT64, [2], [pick(rng, NUMBERS), 3])
-    made = helper.make_sparse_tensor(values, places, [24, pick(rng, (16, 0, 2**40))])
+    weight = helper.make_sparse_tensor(values, places, [24, pick(rng, (16, 0, 2**40))])
     if rng.random() < 0.5:
-        model.graph.sparse_initializer.append(made)
+        model.graph.sparse_initializer.append(weight)
     else:
-        node = helper.make_node("Constant", [], ["sparse_value"], sparse_value=made)
+        node = helper.make_node("Constant", [], ["sparse_value"], sparse_value=weight)
         model.graph.node.insert(0, node)
         _node(model, rng, "MatMul").input[1:2] = ["sparse_value"]
 

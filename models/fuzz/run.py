@@ -258,12 +258,12 @@ class _Forked:
         answers, answered = os.pipe()
         pid = os.fork()
         if pid == 0:
-            with os.fdopen(answered, "wb") as told:
+            with os.fdopen(answered, "wb") as pipe:
                 try:
                     said: tuple[bool, Any] = (True, function(*args))
                 except Exception as error:
                     said = (False, error)
-                pickle.dump(said, told)
+                pickle.dump(said, pipe)
             os._exit(0)
         os.close(answered)
         self._processes = {pid: None}
@@ -333,6 +333,6 @@ def sound_files() -> Sound:
         plan = onnxlr.optimize(IN, OUT, rank=4, verify="none", jobs=1).plan.to_json()
         onnxlr.optimize(IN, OUT, data="data.npz", jobs=1, latency_table="table.json")
         cache = {p.name: p.read_bytes() for p in Path("cache").glob("*")}
-        made = Path("table.json").read_bytes()
+        table = Path("table.json").read_bytes()
     click.echo(f"sound files: {len(cache)} cache entries, on {describe(ONE_CPU_THREAD)}")
-    return Sound(plan.encode(), made, cache)
+    return Sound(plan.encode(), table, cache)

@@ -153,7 +153,7 @@ def load_run(
 
 
 def load_network(path: Path) -> tuple[Recipe, nn.Module]:
-    """The network of a checkpoint, made anew from its recipe.
+    """Return the network of a checkpoint, built from its recipe.
 
     Raises CheckpointError when the file isn't a checkpoint, or one of a network that its program
     built by itself.
@@ -242,12 +242,12 @@ def _flat(recipe: Recipe) -> dict[str, object]:
 
 
 def _other_recipe(
-    path: Path, saved: Mapping[str, object], asked: Mapping[str, object]
+    path: Path, saved: Mapping[str, object], settings: Mapping[str, object]
 ) -> CheckpointError:
     changes = ", ".join(
-        f"{name} {value} (now {asked[name]})"
+        f"{name} {value} (now {settings[name]})"
         for name, value in saved.items()
-        if value != asked[name]
+        if value != settings[name]
     )
     return CheckpointError(
         f"{path} was made with {changes}; use the same settings, delete it, or give another "

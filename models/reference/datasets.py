@@ -41,7 +41,7 @@ class DataSet:
     shift: int
     """How many pixels an image may be off its place to train on."""
     folder: Path | None
-    """Where it lies unless told otherwise."""
+    """The folder that is read by default."""
     remedy: str
     """How to get it."""
     read: Callable[[Path, DataSet], tuple[Data, Data]]
@@ -136,8 +136,8 @@ def _read_cifar(folder: Path, spec: DataSet) -> tuple[Data, Data]:
             f"test_batch), directly or in cifar-10-batches-py, nor {jpegs[0].name} and "
             f"{jpegs[1].name}; {spec.remedy}."
         )
-    train, held = (to_data(*cifar.read_jpegs(path, spec.remedy)) for path in jpegs)
-    return train, held
+    train_data, test_data = (to_data(*cifar.read_jpegs(path, spec.remedy)) for path in jpegs)
+    return train_data, test_data
 
 
 DATASETS = {

@@ -31,9 +31,9 @@ def read_arrays(path: Path, remedy: str, names: Sequence[str] = ()) -> dict[str,
     try:
         # Mapped files would stay open after an error; pickled arrays are refused by default.
         with path.open("rb") as file, np.load(file) as arrays:
-            missing = [name for name in names if name not in arrays.files]
-            if missing:
-                raise FileError(f"{path} lacks the arrays {', '.join(missing)}; {remedy}.")
+            absent = [name for name in names if name not in arrays.files]
+            if absent:
+                raise FileError(f"{path} lacks the arrays {', '.join(absent)}; {remedy}.")
             return {name: arrays[name] for name in names or arrays.files}
     except FileNotFoundError as error:
         raise FileError(f"no file {path}; {remedy}.") from error

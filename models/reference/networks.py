@@ -223,7 +223,7 @@ def _stage(inputs: int, outputs: int, n: int, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is made, and how it's trained unless told otherwise."""
+    """How a network is made, and how it's trained by default."""
 
     build: Callable[[DataSet, int], nn.Module]
     """Of a data set and a width."""

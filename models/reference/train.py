@@ -119,13 +119,13 @@ def main(
         "" if init is None else digest(init),
         None if twist is None else Twist(twist, rank or "0.25", every or 200),
     )
-    made = make_network(recipe)
+    built = make_network(recipe)
     if init is not None:
-        load_weights(made, init)
+        load_weights(built, init)
     console = Console(highlight=False, soft_wrap=True)
     with stopping(checkpoint, console):
         train, test = load(data, data_dir)
-    train_model(recipe, train, test, epochs or kind.epochs, checkpoint, console, made, place=place)
+    train_model(recipe, train, test, epochs or kind.epochs, checkpoint, console, built, place=place)
 
 
 if __name__ == "__main__":

