@@ -4,7 +4,7 @@ import importlib
 
 from onnxlr.version import __version__
 
-TYPE_CHECKING = False  # typing's own takes a while to import
+TYPE_CHECKING = False  # importing that of typing takes a while
 if TYPE_CHECKING:
     from onnxlr.api import apply, bench, compare, inspect, optimize
     from onnxlr.errors import (
@@ -39,15 +39,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """What takes a second to import is imported when it is asked for.
+    """Import a public name when it is first used: all of them take a second to import.
 
-    Before that the command can hear Ctrl-C, which no import should.
+    The command imports this package too, and ends itself at Ctrl-C from early on.
     """
     if name in __all__:
         for home in ("errors", "api"):
-            found = vars(importlib.import_module(f"onnxlr.{home}"))
-            if name in found:
-                return found[name]
+            names = vars(importlib.import_module(f"onnxlr.{home}"))
+            if name in names:
+                return names[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

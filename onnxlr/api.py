@@ -1,4 +1,4 @@
-"""The Python face: the commands as functions, arguments named as the flags."""
+"""The public functions: one for each command, with arguments named as its flags."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,43 +6,24 @@ from pathlib import Path
 
 import onnx
 
-from onnxlr.arguments import (
-    FileName,
-    Model,
-    as_tuple,
-    check_jobs,
-    check_outputs,
-    check_runs_whole,
-    check_seconds,
-    model_destination,
-    parse_ingredients,
-    parse_machine,
-    parse_max_drop,
-    parse_target,
-    parse_verify,
-    path_of,
-    read_plan,
-)
+from onnxlr import arguments
+from onnxlr.arguments import FileName, Model
 from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_models
 from onnxlr.decompose import parse_rank
-from onnxlr.errors import UsageError
 from onnxlr.inspection import LayerInspection, inspect_source
 from onnxlr.limits import USUAL
 from onnxlr.methods.registry import choose_passes
-from onnxlr.model.destinations import check_destination, check_external
+from onnxlr.model.destinations import check_external
 from onnxlr.model.load import load
 from onnxlr.options import Options, command_of
+from onnxlr.outputs import model_destination, optimize_to_files
 from onnxlr.pipeline import Result
-from onnxlr.pipeline import optimize as run_optimizer
 from onnxlr.plan.plan import Plan
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
-from onnxlr.report.html import write_page
-from onnxlr.report.report import json_text
-from onnxlr.report.svg import start_figures
 from onnxlr.system.session import Provider
 
-LIMITS = USUAL  # what every run is handed
+LIMITS = USUAL  # the effort of every run
 
 
 def optimize(
@@ -82,63 +63,75 @@ def optimize(
     ----------
     model : path, bytes or ModelProto
     out : path, optional
-        Where to write; written whole or not at all. Without it, only ``Result.model`` is made.
+        Where to write the result, whole or not at all. Without it nothing is written.
     data, validation : path, optional
-        ``.npz``, ``.npy`` or a folder of such files. Half of ``data`` is kept for validation
-        unless ``validation`` names another file.
+        Samples: a ``.npz`` with one array of shape (samples, ...) per input, a ``.npy``, or a
+        folder of such files. Factors are fitted to one half of ``data`` and the other half judges,
+        unless ``validation`` does. Without data, synthetic inputs judge.
     labels : str, optional
-        Name of the array of integer labels in the data.
+        Name of the array of integer labels, one per sample, in the data.
     metric : str, optional
-        ``top1``, ``agreement``, ``rel-error``, ``cosine`` or ``module:function``.
+        ``top1``, ``agreement``, ``rel-error``, ``cosine`` or ``module:function``. By default it is
+        top1 with labels, else agreement for class scores, else rel-error.
     max_drop : float
-        Largest loss of the metric; 1 = no limit.
+        Largest loss of the metric that is allowed; 1 means no limit.
     target : {"latency", "macs", "params", "bytes"}, optional
-        Latency puts back whatever is not measurably faster. With a fraction (``"macs=0.5"``) the
-        least damaging model within that share of the original's.
+        What to save. Latency, the default, puts back whatever is not measurably faster. With a
+        fraction (``"macs=0.5"``) the result is the least damaging model within that share of the
+        original's.
     method : str or sequence of str
+        Names of the methods to choose from; ``auto`` means all that need not be named.
     rank : str or int
-        ``auto``, ``evbmf``, ``exact``, a number, a pair (``"16,32"``, for ``tucker2``), a fraction
-        of the full rank, ``energy:p``.
+        ``auto``, ``evbmf``, ``exact``, a number, a pair (``"16,32"``, for ``tucker2``), a rank on
+        p×q tiles (``"8,2,2"``), a fraction of the full rank (``"0.5"``), or ``energy:p``.
     include, exclude : str, optional
-        Regular expressions searched in layer, weight and node names.
+        Regular expressions that are searched in layer, weight and node names.
     provider : {"cpu", "cuda"}
     threads, batch : int
+        Execution provider of ONNX Runtime, intra-op threads, and samples in the batch: with these
+        speed is measured.
     shape : str or sequence of str
-        ``NAME:1,3,224,224`` for inputs with dynamic axes.
+        ``NAME:1,3,224,224`` for every input with dynamic axes, where there is no data.
     verify : {"full", "layers", "none"}
-        The whole saved model; each replaced layer alone, for models that can't be run here; or
-        only the graph.
+        What is run: the whole saved model beside the original; each replaced layer alone, for
+        models that can't be run here; or nothing.
     expand_at_load : bool
-        Also store weights, of any operator, as factors that are multiplied in the graph: the file
-        gets smaller, the run stays as it is.
+        Also store weights, of any operator, as factors that are multiplied when the session loads:
+        the file gets smaller, the run time stays the same.
     measure : bool
         False estimates latencies from the work, for a machine that isn't at hand.
     latency_table : path, optional
-        JSON file of latencies in place of this machine's own; written if it isn't there. A table of
-        another machine is used as it is.
+        JSON file of latencies in milliseconds to use in place of this machine's; it is written if
+        it isn't there. A table of another machine is used as it is.
     without : str or sequence of {"data", "sensitivity", "sequential"}
         Ingredients to leave out, to see what each brings.
     plan_out, report, json : path, optional
-        Where to write the plan, for ``apply``; the report as a self-contained HTML page; and as
-        JSON. If one of them can't be written, ``out`` isn't either.
+        Where to write the plan, for ``apply``; the report as a self-contained HTML page; and the
+        report as JSON. If one of them can't be written, ``out`` isn't either.
     seed : int
+        Seed of the random splits and of synthetic inputs.
     jobs : int, optional
-        Processes for what can be computed side by side; as many as there are cores by default.
-        Nothing is timed while they work.
+        Number of processes for what can be computed side by side; by default as many as there are
+        cores. Nothing is timed while they work.
     dask : str, optional
         Address of a dask scheduler whose workers do that instead. They read the model from the path
-        it has here.
+        that it has here.
+    progress : Progress, optional
+        Listener that is told of every stage; nobody is by default.
 
     Returns
     -------
     Result
-        ``model``, ``plan`` and ``report``. A model with external data, written to ``out``, is given
-        without them: they are beside it.
+        ``model``, ``plan`` and ``report``. If the model was written to ``out`` with external data,
+        the ``model`` comes without them.
 
     Raises
     ------
     OnnxlrError
-        With one line that says what, the values and the remedy.
+        If the arguments make no sense (``UsageError``), the model or the data can't be used
+        (``ModelError``, ``DataError``), the budget can't be met within ``max_drop``
+        (``BudgetError``), or the machine lacks something. Its message is one line: what happened,
+        the values and the remedy. Nothing is written then.
 
     Examples
     --------
@@ -146,29 +139,16 @@ def optimize(
     >>> len(result.plan.replaced) > 0
     True
     """
-    goal, fraction = parse_target(target)
-    if fraction is not None and str(rank) != "auto":
-        raise UsageError(
-            f"--target {target} chooses the ranks, --rank {rank} names them: leave one out"
-        )
-    verification, allowed_drop = parse_verify(verify), parse_max_drop(max_drop)
-    unrun = verification == "none"
-    check_runs_whole(
-        verification,
-        {
-            "--data": data if unrun else None,
-            "--validation": validation if unrun else None,
-            "--labels": labels,
-            "--metric": metric,
-            "--target latency": goal if goal == "latency" and unrun else None,
-            "--target with a fraction": fraction,
-            "--latency-table": latency_table if unrun else None,
-        },
+    goal, fraction = arguments.parse_target(target)
+    arguments.check_rank(rank, target, fraction)
+    verification, allowed_drop = arguments.parse_verify(verify), arguments.parse_max_drop(max_drop)
+    arguments.check_runs_whole(
+        verification, goal, fraction, labels, metric, data, validation, latency_table
     )
-    left_out = parse_ingredients(without)
-    check_jobs(jobs)
+    left_out = arguments.parse_ingredients(without)
+    arguments.check_jobs(jobs)
     options = Options(
-        methods=as_tuple(method),
+        methods=arguments.as_tuple(method),
         rank=parse_rank(str(rank)),
         target=goal,
         fraction=fraction,
@@ -176,9 +156,9 @@ def optimize(
         max_drop=allowed_drop,
         include=include,
         exclude=exclude,
-        machine=parse_machine(provider, threads, batch, seed),
+        machine=arguments.parse_machine(provider, threads, batch, seed),
         batch=int(batch),
-        shapes=as_tuple(shape),
+        shapes=arguments.as_tuple(shape),
         data=data,
         validation=validation,
         labels=labels,
@@ -193,42 +173,9 @@ def optimize(
         report=report,
         limits=LIMITS,
     )
-    options = replace(options, command=command_of(options, path_of(model), out))
+    options = replace(options, command=command_of(options, arguments.path_of(model), out))
     choose_passes(options.methods)
-    return _write_optimized(model, out, (plan_out, report, json), options, progress or Silent())
-
-
-def _write_optimized(
-    model: Model,
-    out: FileName | None,
-    names: tuple[FileName | None, FileName | None, FileName | None],
-    options: Options,
-    progress: Progress,
-) -> Result:
-    """Optimize once all that is to be written can be: OUT, and the plan, the page and the JSON."""
-    inputs = (options.data, options.validation, options.latency_table)
-    path = model_destination(out, model, *inputs)
-    plan_path, page_path, json_path = (None if n is None else Path(n) for n in names)
-    paths = [p for p in (plan_path, page_path, json_path) if p is not None]
-    for text_path in paths:
-        check_destination(text_path, path_of(model), *inputs)
-    if page_path is not None:
-        start_figures()
-    source = load(model)
-    table = None if options.latency_table is None else Path(options.latency_table)
-    check_outputs(source, path, paths, table)
-
-    def texts(result: Result) -> dict[Path, str]:
-        contents = {}
-        if plan_path is not None:
-            contents[plan_path] = result.plan.to_json()
-        if page_path is not None:
-            contents[page_path] = write_page(result.report)
-        if json_path is not None:
-            contents[json_path] = json_text(result.report.to_dict())
-        return contents
-
-    return run_optimizer(source, path, options, progress, texts)
+    return optimize_to_files(model, out, (plan_out, report, json), options, progress or Silent())
 
 
 def inspect(
@@ -241,9 +188,22 @@ def inspect(
     shape: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[LayerInspection, ...]:
-    """Every layer with its spectrum, EVBMF rank, methods that fit, break-even rank and reasons.
+    """Describe every layer: its spectrum, EVBMF and break-even ranks, methods that fit, reasons.
 
-    Nothing is run: MACs are for the sizes given with ``shape``, or the first that make sense.
+    Nothing is run and nothing is written.
+
+    Parameters
+    ----------
+    model : path, bytes or ModelProto
+    method, include, exclude, progress
+        As for ``optimize``.
+    batch, shape
+        The sizes that MACs are counted for; without them, the first that make sense.
+
+    Raises
+    ------
+    OnnxlrError
+        If the model can't be used, or the arguments make no sense.
 
     Examples
     --------
@@ -251,10 +211,11 @@ def inspect(
     >>> [fit.method for fit in rows[0].fits]
     ['svd']
     """
-    methods = as_tuple(method)
-    parse_machine("cpu", 1, batch, 0)
+    methods = arguments.as_tuple(method)
+    arguments.parse_machine("cpu", 1, batch, 0)
+    shapes = arguments.as_tuple(shape)
     return inspect_source(
-        load(model), methods, include, exclude, as_tuple(shape), batch, progress or Silent()
+        load(model), methods, include, exclude, shapes, batch, progress or Silent()
     )
 
 
@@ -268,8 +229,20 @@ def apply(
 ) -> onnx.ModelProto:
     """Replay a plan on the model that it was made for: the same bytes again.
 
-    A plan whose factors were fitted to data needs that data again, from where it was or from
-    ``data``. A model with external data, written to ``out``, is given without them.
+    Parameters
+    ----------
+    plan : path or Plan
+    model : path, bytes or ModelProto
+    out : path, optional
+        Where to write the result, whole or not at all. Without it nothing is written.
+    data : path, optional
+        The samples that factors were fitted to, if they aren't where they were.
+    progress : Progress, optional
+
+    Returns
+    -------
+    ModelProto
+        If the model was written to ``out`` with external data, it comes without them.
 
     Raises
     ------
@@ -277,7 +250,7 @@ def apply(
         If the plan isn't one, is for another model, or needs a method that isn't installed or
         samples that aren't there.
     """
-    plan_path, plan = (None, plan) if isinstance(plan, Plan) else (plan, read_plan(plan))
+    plan_path, plan = (None, plan) if isinstance(plan, Plan) else (plan, arguments.read_plan(plan))
     samples = None if plan.calibration is None else plan.calibration.data
     path = model_destination(out, model, plan_path, data, samples)
     source = load(model)
@@ -300,9 +273,15 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelComparison:
-    """Fidelity of B against A, the metric of both, size, MACs and interleaved speed.
+    """Compare B with A: fidelity, the metric of both, sizes, MACs, and speed in turn in one run.
 
-    All of the data is used.
+    Parameters
+    ----------
+    a, b : path, bytes or ModelProto
+    data : path, optional
+        Samples, all of which judge; synthetic inputs do without.
+    labels, metric, provider, threads, batch, shape, seed, progress
+        As for ``optimize``.
 
     Raises
     ------
@@ -312,11 +291,11 @@ def compare(
     return compare_models(
         a,
         b,
-        parse_machine(provider, threads, batch, seed),
+        arguments.parse_machine(provider, threads, batch, seed),
         data=data,
         labels=labels,
         metric=metric,
-        shapes=as_tuple(shape),
+        shapes=arguments.as_tuple(shape),
         batch=batch,
         limits=LIMITS,
         seed=seed,
@@ -337,15 +316,31 @@ def bench(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Benchmark:
-    """Latency on ONNX Runtime: of one model, or of two interleaved in one run."""
-    machine = parse_machine(provider, threads, batch, seed)
-    check_seconds(seconds)
+    """Measure the latency on ONNX Runtime of one model, or of two in turn in one run.
+
+    Parameters
+    ----------
+    a, b : path, bytes or ModelProto
+    data : path, optional
+        Samples to time on; synthetic inputs are used without.
+    provider, threads, batch, shape, seed, progress
+        As for ``optimize``.
+    seconds : float
+        Rough length of the run.
+
+    Raises
+    ------
+    OnnxlrError
+        If one of them can't be read or run, or B doesn't run on the inputs of A.
+    """
+    machine = arguments.parse_machine(provider, threads, batch, seed)
+    arguments.check_seconds(seconds)
     return bench_models(
         a,
         b,
         machine,
         data=data,
-        shapes=as_tuple(shape),
+        shapes=arguments.as_tuple(shape),
         batch=batch,
         limits=replace(LIMITS, timing_seconds=seconds),
         seed=seed,

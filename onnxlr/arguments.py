@@ -2,18 +2,16 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import onnx
 
 from onnxlr.errors import UsageError
-from onnxlr.model.destinations import check_destination, check_distinct, check_external
 from onnxlr.model.load import Source
 from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
-from onnxlr.system.files import path_exists
 from onnxlr.system.process import can_start_threads
 from onnxlr.system.session import Machine, Provider
 
@@ -156,64 +154,53 @@ def check_seconds(seconds: float) -> None:
         raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
 
 
-def check_runs_whole(verify: Verify, flags: Mapping[str, object]) -> None:
-    """Refuse flags that need the whole model to be run, where it isn't.
-
-    Parameters
-    ----------
-    verify : {"full", "layers", "none"}
-    flags : mapping of str to object
-        The values of such flags by their names; None for one that wasn't named.
+def check_rank(rank: str | int, target: str | None, fraction: float | None) -> None:
+    """Refuse to name a rank beside a fraction, which chooses the ranks.
 
     Raises
     ------
     UsageError
-        For the first flag with a value, unless ``verify`` is ``full``.
+        If there is a fraction, and the rank isn't ``auto``.
+    """
+    if fraction is not None and str(rank) != "auto":
+        raise UsageError(
+            f"--target {target} chooses the ranks, --rank {rank} names them: leave one out"
+        )
+
+
+def check_runs_whole(
+    verify: Verify,
+    target: Target | None,
+    fraction: float | None,
+    labels: str | None,
+    metric: str | None,
+    data: str | Path | None,
+    validation: str | Path | None,
+    latency_table: str | Path | None,
+) -> None:
+    """Refuse what needs the whole model to be run, or anything, where ``verify`` runs less.
+
+    Raises
+    ------
+    UsageError
+        For the first of these arguments that has a value and needs such a run.
     """
     if verify == "full":
         return
-    for flag, value in flags.items():
+    nothing_runs = verify == "none"
+    for flag, value in {
+        "--data": data if nothing_runs else None,
+        "--validation": validation if nothing_runs else None,
+        "--labels": labels,
+        "--metric": metric,
+        "--target latency": target if target == "latency" and nothing_runs else None,
+        "--target with a fraction": fraction,
+        "--latency-table": latency_table if nothing_runs else None,
+    }.items():
         if value is not None:
             raise UsageError(
                 f"--verify {verify} judges no whole model, {flag} needs a run: leave one out"
             )
-
-
-def model_destination(out: FileName | None, model: Model, *inputs: FileName | None) -> Path | None:
-    """The path that a model is to be written to, which is none of the files that are read.
-
-    Raises
-    ------
-    OnnxlrError
-        If nothing can be written there, it is one of the inputs, or it ends in ``.ort``.
-    """
-    if out is None:
-        return None
-    path = Path(out)
-    if path.suffix == ".ort":
-        raise UsageError(
-            f"{path}: ONNX Runtime takes what ends in .ort for a format of its own: name it .onnx"
-        )
-    check_destination(path, path_of(model), *inputs)
-    return path
-
-
-def check_outputs(
-    source: Source, out: Path | None, texts: Sequence[Path], latency_table: Path | None
-) -> None:
-    """Refuse one file for two outputs, and a file that holds weights of IN or may hold some of OUT.
-
-    Raises
-    ------
-    OnnxlrError
-        If an output can't be written, is named twice, or is such a file.
-    """
-    outputs = [path for path in (out, *texts, latency_table) if path is not None]
-    check_distinct(*outputs)
-    if latency_table is not None and path_exists(latency_table):
-        outputs.remove(latency_table)  # it is read
-    for path in outputs:
-        check_external(path, source, out)
 
 
 def read_plan(plan: FileName) -> Plan:

@@ -21,7 +21,8 @@ ROOMS = (
     *("errors", "version", "progress", "types", "limits"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
-    *("inspection", "replay", "pipeline", "arguments", "comparison", "api", "training"),
+    *("inspection", "replay", "pipeline", "arguments", "outputs", "comparison", "api"),
+    "training",
     "",  # the package itself: the public names
     *("cli", "__main__"),
 )

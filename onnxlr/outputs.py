@@ -1,0 +1,101 @@
+"""The files that a run writes: checked before the long work begins, filled when it is done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxlr.arguments import FileName, Model, path_of
+from onnxlr.errors import UsageError
+from onnxlr.model.destinations import check_destination, check_distinct, check_external
+from onnxlr.model.load import Source, load
+from onnxlr.options import Options
+from onnxlr.pipeline import Result, optimize
+from onnxlr.progress import Progress
+from onnxlr.report.html import write_page
+from onnxlr.report.report import json_text
+from onnxlr.report.svg import start_figures
+from onnxlr.system.files import path_exists
+
+
+def optimize_to_files(
+    model: Model,
+    out: FileName | None,
+    names: tuple[FileName | None, FileName | None, FileName | None],
+    options: Options,
+    progress: Progress,
+) -> Result:
+    """Optimize a model and write OUT, with the plan, the HTML report and the JSON report.
+
+    Parameters
+    ----------
+    model : path, bytes, ModelProto or Source
+    out : path or None
+    names : tuple of (path or None)
+        Where the plan, the HTML report and the JSON report go; None for one that isn't written.
+    options : Options
+    progress : Progress
+
+    Raises
+    ------
+    OnnxlrError
+        If one of them can't be written, before the work begins; and whatever the work refuses.
+    """
+    inputs = (options.data, options.validation, options.latency_table)
+    path = model_destination(out, model, *inputs)
+    plan_path, page_path, json_path = (None if n is None else Path(n) for n in names)
+    paths = [p for p in (plan_path, page_path, json_path) if p is not None]
+    for text_path in paths:
+        check_destination(text_path, path_of(model), *inputs)
+    if page_path is not None:
+        start_figures()
+    source = load(model)
+    table = None if options.latency_table is None else Path(options.latency_table)
+    _check_outputs(source, path, paths, table)
+
+    def texts(result: Result) -> dict[Path, str]:
+        contents = {}
+        if plan_path is not None:
+            contents[plan_path] = result.plan.to_json()
+        if page_path is not None:
+            contents[page_path] = write_page(result.report)
+        if json_path is not None:
+            contents[json_path] = json_text(result.report.to_dict())
+        return contents
+
+    return optimize(source, path, options, progress, texts)
+
+
+def model_destination(out: FileName | None, model: Model, *inputs: FileName | None) -> Path | None:
+    """The path that a model is to be written to, which is none of the files that are read.
+
+    Raises
+    ------
+    OnnxlrError
+        If nothing can be written there, it is one of the inputs, or it ends in ``.ort``.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.suffix == ".ort":
+        raise UsageError(
+            f"{path}: ONNX Runtime takes what ends in .ort for a format of its own: name it .onnx"
+        )
+    check_destination(path, path_of(model), *inputs)
+    return path
+
+
+def _check_outputs(
+    source: Source, out: Path | None, texts: Sequence[Path], latency_table: Path | None
+) -> None:
+    """Refuse one file for two outputs, and a file that holds weights of IN or may hold some of OUT.
+
+    Raises
+    ------
+    OnnxlrError
+        If an output can't be written, is named twice, or is such a file.
+    """
+    outputs = [path for path in (out, *texts, latency_table) if path is not None]
+    check_distinct(*outputs)
+    if latency_table is not None and path_exists(latency_table):
+        outputs.remove(latency_table)  # it is read
+    for path in outputs:
+        check_external(path, source, out)
