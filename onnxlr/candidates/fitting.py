@@ -1,4 +1,4 @@
-"""Factors fitted to a layer's inputs: of any pass that tells how its weight is made of factors."""
+"""Factors fitted to a layer's inputs, for any method that has a form."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Effort:
 
 GLANCE = Effort(2, 3)  # tells an error to some per cent
 THOROUGH = Effort(12, 3)  # of factors that are handed over
-_WIDE = 1024  # elements of an input, beyond which a sweep takes a second, and half are made
+_WIDE = 1024  # elements of an input, beyond which a sweep takes a second: half as many there
 _FLOOR = 1e-9  # of the mean variance: where there is none, no error would be too large
 
 
@@ -39,14 +39,19 @@ def fit_to_inputs(
     effort: Effort,
     start: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
-    """The factors that lose least of the layer's output; fitted to the weight if no form is told.
+    """The factors that lose least of a layer's output; those of its weight if there is no form.
 
     Parameters
     ----------
+    graph_pass : GraphPass
+    layer : Layer
+    rank : tuple of int
+    statistics : Statistics
+        Moments of the layer's inputs.
     effort : Effort
-        Where there is no closed form.
+        How long to iterate where there is no closed form.
     start : tuple of ndarray, optional
-        Factors fitted to the weight, if they are there already.
+        Factors of the weight to begin with, where they are computed already.
     """
     weight = as_matrix(layer, layer.array())
     covariance, metric = statistics.covariance, statistics.metric
@@ -56,7 +61,9 @@ def fit_to_inputs(
 def fit_layer(
     prepared: Prepared, name: str, choice: Choice, statistics: Statistics | None
 ) -> Factored:
-    """What stands in a layer's place: factors of its dtype, and what its bias makes up for.
+    """What stands in a layer's place: factors of its dtype, and the shift of its bias.
+
+    Without statistics factors are those of the weight, and there is no shift.
 
     Raises
     ------
@@ -91,12 +98,22 @@ def fit_matrix(
     effort: Effort,
     start: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
-    """The same for any target (g, m, n) in the place of the weight, and covariance (g, n, n)."""
+    """Factors that approximate a matrix, as ``fit_to_inputs`` does a layer's weight.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (g, m, n)
+        What the factors stand for, outputs × inputs.
+    covariance : ndarray of shape (g, n, n)
+        Of the inputs.
+    metric : ndarray of shape (g, m, m), optional
+        What errors of the outputs are multiplied by before they are squared.
+    """
     form = graph_pass.form(layer)
     if form is None or not form.mixes:
         metric = None
     if metric is not None:
-        weight = metric @ weight  # the factor of the outputs is turned back in the end
+        weight = metric @ weight  # undone in the factor of the outputs, in the end
     covariance = np.stack([_floored(c) for c in covariance])
     if form is not None and has_closed_form(form):
         empty = _empty(graph_pass, layer, rank)
@@ -121,8 +138,8 @@ def fit_matrix(
 def _floored(covariance: Array) -> Array:
     """A covariance of few samples without the eigenvalues below zero that rounding leaves it.
 
-    In directions that the inputs don't have, where nothing is lost on them, factors keep to the
-    weight: other inputs may have them.
+    In directions that these inputs don't have the floor makes factors keep to the weight: other
+    inputs may have them.
     """
     n = len(covariance)
     mean = float(np.trace(covariance)) / n
@@ -132,18 +149,18 @@ def _floored(covariance: Array) -> Array:
 def _turned(
     form: Form, groups: list[list[Array]], metric: Array | None, *, back: bool = False
 ) -> list[list[Array]]:
-    """Factors of metric · W from those of W, or the other way: the one with the outputs changes."""
+    """Factors of metric · W from those of W, or back: the factor with the outputs changes."""
     if metric is None:
         return groups
     letter = form.result[0]
     i = next(i for i, term in enumerate(form.terms) if letter in term)
     axis = form.terms[i].index(letter)
     turned = []
-    for group, own in zip(groups, metric, strict=True):
+    for group, measure in zip(groups, metric, strict=True):
         flat = np.moveaxis(group[i], axis, 0)
-        found = (np.linalg.inv(own) if back else own) @ flat.reshape(len(flat), -1)
-        found = np.moveaxis(found.reshape(flat.shape), 0, axis)
-        turned.append([*group[:i], found, *group[i + 1 :]])
+        factor = (np.linalg.inv(measure) if back else measure) @ flat.reshape(len(flat), -1)
+        factor = np.moveaxis(factor.reshape(flat.shape), 0, axis)
+        turned.append([*group[:i], factor, *group[i + 1 :]])
     return turned
 
 
@@ -154,10 +171,10 @@ def closes(graph_pass: GraphPass, layer: Layer) -> bool:
 
 
 def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -> Array | None:
-    """Relative output error at every rank, from 0 on; None where it takes fitting to tell."""
+    """Relative output error at every rank from 0 on; None if the method has no closed form."""
     if not closes(graph_pass, layer):
         return None
-    weight = measured(statistics, as_matrix(layer, layer.array()))
+    weight = weighed(statistics, as_matrix(layer, layer.array()))
     values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))
     energy = np.maximum(values[:, ::-1], 0.0).sum(axis=0)
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
@@ -165,7 +182,7 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
 
 
 def _empty(graph_pass: GraphPass, layer: Layer, rank: Rank) -> list[list[Array]]:
-    """Factors of the right shapes, one group each."""
+    """Arrays in the shapes of the form's factors, for each group; their values don't count."""
     shapes = graph_pass.factor_shapes(layer, rank)
     return graph_pass.unpack(layer, rank, tuple(np.empty(shape) for shape in shapes))
 
@@ -173,28 +190,29 @@ def _empty(graph_pass: GraphPass, layer: Layer, rank: Rank) -> list[list[Array]]
 def rest_of(
     graph_pass: GraphPass, layer: Layer, rank: Rank, factors: tuple[NDArray[np.generic], ...]
 ) -> Array:
-    """W − W̃ as outputs × inputs, (g, m, n), for factors as they are stored."""
+    """W − W̃ as outputs × inputs, (g, m, n), where W̃ is what the stored factors multiply to."""
     doubles = tuple(f.astype(np.float64) for f in factors)
     return as_matrix(layer, layer.array()) - as_matrix(
         layer, graph_pass.compose(layer, rank, doubles)
     )
 
 
-def measured(statistics: Statistics, weight: Array) -> Array:
-    """A weight (g, m, n) whose outputs are measured as those of the layer are."""
+def weighed(statistics: Statistics, weight: Array) -> Array:
+    """A weight (g, m, n), or a part of one, times the metric of its outputs, if there is one."""
     return weight if statistics.metric is None else statistics.metric @ weight
 
 
 def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
-    """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): exact for the inputs that were looked at, with a free bias.
+    """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): the relative error of a layer's output for the rest R = W − W̃.
 
-    Outputs count as the layers behind take them: by the metric of the statistics, if there is one.
+    It is exact for the inputs of the statistics, with a free bias. Outputs are weighed by the
+    metric of the statistics, if there is one: by what the layers behind make of them.
     """
-    both = (measured(statistics, w) for w in (rest, as_matrix(layer, layer.array())))
+    both = (weighed(statistics, w) for w in (rest, as_matrix(layer, layer.array())))
     apart, whole = (float(np.sum((w @ statistics.covariance) * w)) for w in both)
     return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0
 
 
 def bias_shift(rest: Array, statistics: Statistics) -> Array:
-    """(W − W̃)·μ for every output: what the bias has to make up for, of shape (g · m,)."""
+    """(W − W̃)·μ for every output, of shape (g · m,): the bias has to make up for it."""
     return np.asarray(np.einsum("gmn,gn->gm", rest, statistics.mean).reshape(-1))

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.methods.base import GraphPass
-from onnxlr.model.graph import (
-    ArrayFile,
-)
+from onnxlr.model.graph import ArrayFile
 from onnxlr.types import Rank
 
 Factors = tuple[NDArray[np.generic], ...]
@@ -24,22 +22,22 @@ class Factored:
 
     Attributes
     ----------
-    held : tuple of ndarray or Filed
+    stored : tuple of ndarray or ArrayFile
         The factors as they are stored, in memory or in files.
     shift : ndarray of shape (outputs,) or None
-        What the mean of the layer's output lost, for its bias to make up for.
+        The difference in the mean of the layer's output, which its bias makes up for.
     """
 
-    held: tuple[NDArray[np.generic] | ArrayFile, ...]
+    stored: tuple[NDArray[np.generic] | ArrayFile, ...]
     shift: NDArray[np.float64] | None = None
 
     @property
     def factors(self) -> Factors:
         """The factors; read anew each time where they lie in files."""
-        return tuple(f.array() if isinstance(f, ArrayFile) else f for f in self.held)
+        return tuple(f.array() if isinstance(f, ArrayFile) else f for f in self.stored)
 
     def filed(self, stem: Path) -> "Factored":
-        """The same with the factors in files of this name and a number.
+        """These factors moved to files of this name and a number.
 
         Raises
         ------

@@ -21,7 +21,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 class ConvPass(ChainPass):
-    """A pass whose factors are kernels, multiplied as an einsum says, each group on its own.
+    """A pass whose factors are kernels, multiplied as an einsum says, in each group alone.
 
     The result of the equation is outputs, inputs, and letters of spatial axes: one axis each, the
     last all that are left. A letter that isn't in the result joins factors: it is a component of
@@ -201,7 +201,7 @@ def pointwise(
 def swap_groups(writer: Writer, x: ir.Value, channels: tuple[int, int, int, int]) -> ir.Value:
     """Write a channel shuffle: from the order (group, outer, inner, each) to (…, inner, outer, …).
 
-    By name, so that nothing need be known of the other axes, which may be empty.
+    By index, so that the other axes may have any size, zero too.
     """
     order = np.arange(math.prod(channels)).reshape(channels).swapaxes(1, 2)
     return writer.op("Gather", [x, integers(writer, *order.ravel().tolist())], {"axis": 1})

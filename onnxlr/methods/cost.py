@@ -93,7 +93,7 @@ def weight_error(
 
 
 class _Paper:
-    """Where chains are written to be counted (the ``Site`` that a pass is given)."""
+    """Where chains are written to be counted (the ``Site`` of a pass)."""
 
     def __init__(self, factor_shapes: Sequence[Shape]) -> None:
         self.work: Work | None = Work(0, 0, 0)
@@ -127,7 +127,7 @@ class _PaperWriter:
     def op(
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
     ) -> ir.Value:
-        """Add a node and return its output, of known shape."""
+        """Add a node and return its output, whose shape is inferred."""
         if op_type == "Shape" and inputs[0] is not None:
             return self.constant(np.array(self._shape(inputs[0])), ir.DataType.INT64)
         if op_type in ("Slice", "Concat") and all(v in self._data for v in inputs):
@@ -181,7 +181,7 @@ class _PaperWriter:
         return value
 
     def _computed(self, op_type: str, inputs: list[ir.Value | None]) -> ir.Value:
-        """The result of an operator on known data: shapes that are put together as it runs."""
+        """The result of an operator on constants: shapes that are put together as it runs."""
         data = [onnx.numpy_helper.to_array(self._data[v]) for v in inputs if v is not None]
         if op_type == "Concat":
             return self.constant(np.concatenate(data), ir.DataType.INT64)

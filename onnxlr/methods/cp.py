@@ -113,7 +113,7 @@ class CpPass(ConvPass):
         if rule.kind == "evbmf":
             top = max(rule.select(s.values, s.m, s.n, precision) for s in spectra)
             return (min(full, -(-top // _GRID) * _GRID),)
-        # A decomposition found by iteration is exact to its tolerance, not to the last bit.
+        # A decomposition by iteration is exact to its tolerance, not to the last bit.
         error = max(precision, 1e-6) if rule.kind == "exact" else float(np.sqrt(1 - rule.value))
         if rule.kind == "exact":
             spectra = [*spectra, *map(spectrum_of, self._paired(layer))]
@@ -135,17 +135,17 @@ class CpPass(ConvPass):
         # No CP has a smaller rank than each of its unfoldings has.
         least = max(max(int(np.argmax(s.errors <= error)) for s in spectra), 1)
         least = -(-least // _GRID) * _GRID
-        found = self._search(layer, error, least, max(limit[0], 1), _GRID)
-        yield (found or self.full_rank(layer)[0],)
+        close = self._search(layer, error, least, max(limit[0], 1), _GRID)
+        yield (close or self.full_rank(layer)[0],)
 
     def unusable(self, layer: Layer, rank: Rank) -> str | None:
         """Degenerate decompositions, whose components cancel each other."""
-        found = self.decompose(layer, rank[0])
-        if not found.degenerate:
+        decomposed = self.decompose(layer, rank[0])
+        if not decomposed.degenerate:
             return None
         return (
             f"{self.name} of rank {rank[0]} degenerates (its components' squares sum to "
-            f"{found.growth:.3g} times the kernel's)"
+            f"{decomposed.growth:.3g} times the kernel's)"
         )
 
     def _search(self, layer: Layer, error: float, least: int, most: int, step: int) -> int | None:
@@ -157,8 +157,8 @@ class CpPass(ConvPass):
         return _first(ranks, close)
 
     def _close(self, layer: Layer, error: float, rank: int) -> bool:
-        found = self.decompose(layer, rank)
-        return not found.degenerate and found.error <= error
+        decomposed = self.decompose(layer, rank)
+        return not decomposed.degenerate and decomposed.error <= error
 
     def _paired(self, layer: Layer) -> Iterator[NDArray[np.generic]]:
         """Unfoldings with an axis on each side, whose ranks go beyond the channels."""

@@ -1,4 +1,4 @@
-"""The installed methods: found by their entry points, and by name."""
+"""The installed methods, looked up by their entry points and by name."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -44,23 +44,24 @@ def installed_passes() -> dict[str, InstalledPass]:
                 f"the entry point {entry.name!r} of {origin} is no pass of that name, whose "
                 f"summary, ops and numbers say what it does: repair or uninstall {origin}"
             )
-        known = passes.get(entry.name)
-        if known is not None and type(known.graph_pass) is not type(loaded):
+        earlier = passes.get(entry.name)
+        if earlier is not None and type(earlier.graph_pass) is not type(loaded):
             raise UsageError(
-                f"{origin} and {known.distribution} both bring a pass {entry.name!r}: uninstall one"
+                f"{origin} and {earlier.distribution} both bring a pass {entry.name!r}: "
+                "uninstall one"
             )
         passes[entry.name] = InstalledPass(loaded, origin)
     return passes
 
 
 def _is_pass(loaded: object, name: str) -> bool:
-    """Whether it is one, and tells of itself what every pass tells."""
+    """Whether an entry point has loaded a pass of its name, with the words every pass has."""
     if not isinstance(loaded, GraphPass):
         return False
-    told = (getattr(loaded, word, None) for word in ("name", "summary", "paper", "fallback"))
+    texts = (getattr(loaded, word, None) for word in ("name", "summary", "paper", "fallback"))
     rows = ((getattr(loaded, "ops", None), str), (loaded.numbers, int))
     return (
-        all(isinstance(text, str) for text in told)
+        all(isinstance(text, str) for text in texts)
         and loaded.name == name
         and all(isinstance(row, tuple) for row, _ in rows)
         and all(isinstance(item, kind) for row, kind in rows for item in row or ())
@@ -77,8 +78,8 @@ def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
     """
     chosen = {name: find_pass(name) for name in names if name != "auto"}
     if not names or "auto" in names:
-        known = [entry.graph_pass for entry in installed_passes().values()]
-        return tuple(p for p in known if p.automatic or p.name in chosen)
+        passes = [entry.graph_pass for entry in installed_passes().values()]
+        return tuple(p for p in passes if p.automatic or p.name in chosen)
     return tuple(chosen.values())
 
 
@@ -90,30 +91,32 @@ def find_pass(name: str) -> GraphPass:
     UsageError
         If none is installed.
     """
-    known = installed_passes()
-    if name not in known:
+    installed = installed_passes()
+    if name not in installed:
         raise UsageError(
-            f"the method {name!r} is not installed: choose from auto, {', '.join(known)}"
+            f"the method {name!r} is not installed: choose from auto, {', '.join(installed)}"
         )
-    return known[name].graph_pass
+    return installed[name].graph_pass
 
 
 def culprit(error: BaseException) -> str | None:
     """The pass in which an error arose, and who brought it, for the message."""
-    at, found = error.__traceback__, None
+    at, innermost = error.__traceback__, None
     while at is not None:
-        held = at.tb_frame.f_locals
-        for name in ("self", "graph_pass"):  # in it, or with what it gave
-            if isinstance(held.get(name), GraphPass):
-                found = held[name]
+        names = at.tb_frame.f_locals
+        for name in ("self", "graph_pass"):  # in one of its methods, or with what that returned
+            if isinstance(names.get(name), GraphPass):
+                innermost = names[name]
         at = at.tb_next
-    if found is None:
+    if innermost is None:
         return None
-    origin = installed_passes().get(found.name)
-    return f"the method {found.name!r}" + ("" if origin is None else f" of {origin.distribution}")
+    origin = installed_passes().get(innermost.name)
+    return f"the method {innermost.name!r}" + (
+        "" if origin is None else f" of {origin.distribution}"
+    )
 
 
 def _order(entry: EntryPoint) -> tuple[bool, str, str]:
-    # Our own first, whatever else is installed: the first of two equal candidates wins a tie.
-    own = entry.dist is not None and entry.dist.name == "onnxlr"
-    return (not own, entry.name, entry.dist.name if entry.dist is not None else "")
+    # Built-in methods first, whatever else is installed: the first of two equals wins a tie.
+    built_in = entry.dist is not None and entry.dist.name == "onnxlr"
+    return (not built_in, entry.name, entry.dist.name if entry.dist is not None else "")

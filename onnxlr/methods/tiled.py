@@ -17,7 +17,7 @@ from onnxlr.types import Rank, rank_text
 
 Grid = tuple[int, int]
 
-_KEPT = Memo[Spectrum](512)
+_SPECTRA = Memo[Spectrum](512)
 
 
 class TiledPass(GraphPass):
@@ -101,11 +101,11 @@ class TiledPass(GraphPass):
         if rule.kind == "evbmf":
             s = spectra[0]
             return (rule.select(s.values, s.m, s.n, precision), *grids[0])
-        found = []
+        ranks = []
         for grid in grids:
             s = self._spectrum(layer, grid)
-            found.append((rule.select(s.values, s.m, s.n, precision), *grid))
-        return min(found, key=lambda rank: self._size(layer, rank))
+            ranks.append((rule.select(s.values, s.m, s.n, precision), *grid))
+        return min(ranks, key=lambda rank: self._size(layer, rank))
 
     def ranks_within(
         self,
@@ -138,4 +138,4 @@ class TiledPass(GraphPass):
 
     def _spectrum(self, layer: Layer, grid: Grid) -> Spectrum:
         tiles = self._tiles(layer, grid)
-        return _KEPT.get(tiles, None, partial(spectrum_of, tiles))
+        return _SPECTRA.get(tiles, None, partial(spectrum_of, tiles))

@@ -47,7 +47,7 @@ def integers(writer: Writer, *numbers: int) -> ir.Value:
 
 
 def reshaped(writer: Writer, x: ir.Value, *sizes: tuple[int, ...] | ir.Value) -> ir.Value:
-    """Write a Reshape to known sizes and to sizes that are read off a tensor, one after the other.
+    """Write a Reshape to fixed sizes and to sizes that are read off a tensor, one after the other.
 
     A size of zero that is read is meant (an empty batch), and no axis to copy: so from opset 14 on,
     before that it is the size of the same axis of ``x``.

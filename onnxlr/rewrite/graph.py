@@ -29,7 +29,7 @@ def rewrite(
     choices: Mapping[str, Choice],
     factors: Mapping[str, Factored],
 ) -> ir.Model:
-    """A copy of a prepared model with the chosen layers replaced; the weights kept are shared.
+    """A copy of a prepared model with the chosen layers replaced; all other weights are shared.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class _GraphSite:
         stem = layer.weight.name or layer.name
         self._stored = tuple(
             add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
-            for i, factor in enumerate(factored.held)
+            for i, factor in enumerate(factored.stored)
         )
 
     def replace_use(self, use: Use, write: Write) -> None:
@@ -142,7 +142,7 @@ def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
 
 
 def _shift_bias(
-    use: Use, shift: NDArray[np.float64], writer: "_GraphWriter", known: ir.TensorProtocol | None
+    use: Use, shift: NDArray[np.float64], writer: "_GraphWriter", fixed: ir.TensorProtocol | None
 ) -> None:
     """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
     node = use.node
@@ -153,9 +153,9 @@ def _shift_bias(
     old = node.inputs[2] if len(node.inputs) > 2 else None
     column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
     moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))
-    if old is None or known is not None:
-        if known is not None:
-            moved = moved + to_float64(known)
+    if old is None or fixed is not None:
+        if fixed is not None:
+            moved = moved + to_float64(fixed)
         bias = writer.constant(moved, use.dtype)
     else:
         bias = writer.op("Add", [old, writer.constant(moved, use.dtype)], {})
@@ -167,12 +167,12 @@ def _shift_bias(
 
 
 def _graph_of(use: Use, model: ir.Model) -> ir.Graph:
-    """The node's own graph: the main one, or the body of an If, Loop or Scan."""
+    """The graph that a node is in: the main one, or the body of an If, Loop or Scan."""
     return use.node.graph if isinstance(use.node.graph, ir.Graph) else model.graph
 
 
 class _GraphWriter:
-    """Names and collects the nodes of one chain (the ``Writer`` that a pass is given)."""
+    """Names and collects the nodes of one chain (the ``Writer`` of a pass)."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from onnxlr.methods import ConvPass
 
 
 class ChannelSvd(ConvPass):
-    """SVD of the lowered kernel T × (S·kh·kw), each group on its own.
+    """SVD of the lowered kernel T × (S·kh·kw), in each group alone.
 
     The first conv has the original's strides, pads and dilations, the second its bias.
     """

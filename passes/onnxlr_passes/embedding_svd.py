@@ -80,23 +80,23 @@ class EmbeddingSvd(ChainPass):
         if use.swapped:
             axes[-2:] = axes[:-3:-1]
         place = axes.index(axis)  # where the user has the axis that is indexed
-        kept = [a for a in axes if a != axis]
+        remaining = [a for a in axes if a != axis]
         order = [a for a in range(len(axes)) if a != axis]
         others = _without(layer.shape, axis)
         # Where nobody knows how many axes the indices have, they are looked up as one.
-        known = use.x_axes is not None
+        counted = use.x_axes is not None
         front = 1 if use.x_axes is None else use.x_axes
-        indices = use.x if known else reshaped(writer, use.x, (-1,))
+        indices = use.x if counted else reshaped(writer, use.x, (-1,))
         rows = writer.op("Gather", [factors[0], indices], {"axis": 0})
         product = writer.op("MatMul", [rows, factors[1]], {})
         if len(others) > 1:
-            product = reshaped(writer, product, (*[0 if known else -1] * front, *others))
-        perm = [front + order.index(a) for a in kept]
+            product = reshaped(writer, product, (*[0 if counted else -1] * front, *others))
+        perm = [front + order.index(a) for a in remaining]
         perm[place:place] = range(front)
         moved = writer.op("Transpose", [product], {"perm": tuple(perm)})
-        if known:
+        if counted:
             return moved
-        sizes = tuple(layer.shape[a] for a in kept)
+        sizes = tuple(layer.shape[a] for a in remaining)
         read = sizes_of(writer, use.x, None, None)
         return reshaped(writer, moved, sizes[:place], read, sizes[place:])
 

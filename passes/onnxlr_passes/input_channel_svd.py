@@ -8,7 +8,7 @@ from onnxlr.methods import ConvPass, Layer, Rank, Use, Writer, bias_of, pointwis
 
 
 class InputChannelSvd(ConvPass):
-    """SVD of the kernel as S × (T·kh·kw), each group on its own."""
+    """SVD of the kernel as S × (T·kh·kw), in each group alone."""
 
     name: ClassVar[str] = "input-channel-svd"
     summary: ClassVar[str] = "S→T as 1×1 conv S→r, k×k conv r→T"

@@ -24,7 +24,7 @@ from onnxlr.methods import (
 
 
 class SliceSvd(ConvPass):
-    """K[t, s] ≈ Σ_r u·vᵀ for each output t and input s on its own.
+    """K[t, s] ≈ Σ_r u·vᵀ for each output t and input s by themselves.
 
     It shares nothing between slices, so that it saves only where kernels are large, and its two
     grouped convs are often slower than the one they replace.
@@ -35,7 +35,7 @@ class SliceSvd(ConvPass):
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
     automatic: ClassVar[bool] = False
     paper: ClassVar[str] = "Rigamonti et al. 2013 (separable filters), slice by slice"
-    # Every slice on its own: columns belong to their input channel, rows to their output channel.
+    # Columns belong to their input channel, rows to their output channel.
     equation: ClassVar[str] = "stra,tsrb->tsab"
 
     def refuse(self, layer: Layer) -> str | None:

@@ -7,9 +7,9 @@ from onnxlr.methods import ConvPass, Layer, ints_attr, kernel_of
 
 
 class SpatialSvd(ConvPass):
-    """SVD of the kernel as (S·kh) × (T·kw), each group on its own.
+    """SVD of the kernel as (S·kh) × (T·kw), in each group alone.
 
-    Each conv strides, pads and dilates along its own axes; the bias is on the second.
+    Each conv strides, pads and dilates along the axes of its kernel; the bias is on the second.
     """
 
     name: ClassVar[str] = "spatial-svd"

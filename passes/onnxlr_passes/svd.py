@@ -71,7 +71,7 @@ class Svd(ChainPass):
         return np.asarray(factors[0] @ factors[1])
 
     def form(self, layer: Layer) -> Form | None:
-        """P·Q, or its transpose where the first axis is contracted; a stack isn't told."""
+        """P·Q, or its transpose where the first axis is contracted; a stack has no form."""
         if len(layer.shape) != 2:
             return None
         return Form("ar,rb->ab" if layer.uses[0].contracts_last else "ar,rb->ba")

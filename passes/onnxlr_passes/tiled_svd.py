@@ -129,7 +129,7 @@ class TiledSvd(TiledPass, ChainPass):
         return np.asarray(whole[0] if layer.uses[0].contracts_last else whole[0].T)
 
     def form(self, layer: Layer) -> Form | None:
-        """Every tile on its own; a table has no inputs to look at."""
+        """Every tile is a product by itself; a table has no inputs to look at."""
         if layer.convolves:
             return Form("jirsp,itjr->itjsp", outputs=2)
         if layer.kind != "matrix":
@@ -204,7 +204,7 @@ class _Blocks:
 
     def __init__(self, writer: Writer, inner: ir.Value, outer: ir.Value, lead: int) -> None:
         self._writer, self._inner, self._outer = writer, inner, outer
-        self._lead = lead  # axes before the last two of the data; known where they stand right
+        self._lead = lead  # axes before the last two of the data, where those stand right
 
     def left(self, x: ir.Value, r: int, p: int, q: int, m: int, n: int) -> ir.Value:
         """W·x for x of shape (…, n, c)."""

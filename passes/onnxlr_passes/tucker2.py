@@ -9,7 +9,7 @@ from onnxlr.methods import Array, ConvPass, Layer, Rank, kernel_of, tucker2
 
 
 class Tucker2(ConvPass):
-    """Tucker decomposition along the channels, ranks (r_s, r_t), each group on its own.
+    """Tucker decomposition along the channels, ranks (r_s, r_t), in each group alone.
 
     The core slides as the original did; the bias is on the last node.
     """
