@@ -1,4 +1,4 @@
-"""What the user asked for, checked, as one value."""
+"""The options of a run as one value, and the command line that asks for the same."""
 
 import shlex
 from dataclasses import dataclass, fields
@@ -16,29 +16,42 @@ Ingredient = Literal["data", "sensitivity", "sequential"]
 
 @dataclass(frozen=True)
 class Options:
-    """Of one run.
+    """The options of one run of ``optimize``; ``onnxlr.optimize`` explains each.
 
     Attributes
     ----------
+    methods : tuple of str
+    rank : RankRule
     target : str or None
-        None when the user named none: latency then, except that named ranks are written as named
+        None if the user named none: latency then, except that named ranks are written as named
         and latency vetoes nothing.
     fraction : float or None
-        Of the original's, that the target is to come down to.
+        The share of the original's that the target is to come down to.
+    metric : str or None
+    max_drop : float
+        Infinity for no limit.
+    include, exclude : str or None
+    machine : Machine
+    batch : int
+    shapes : tuple of str
+    data, validation, labels : str or path, or None
+    verify : str
+    expand_at_load : bool
     measure : bool
-        Whether anything is timed; else latency is estimated.
+        Whether anything is timed; latencies are estimated otherwise.
     latency_table : str or Path or None
-        A file of times in place of this machine's own.
+        A file of latencies to use in place of this machine's.
     without : tuple of str
         Ingredients that are left out, to see what they bring.
+    seed : int
     jobs : int or None
-        Processes; None for as many as there are cores.
+        Number of processes; None for as many as there are cores.
     dask : str or None
         Address of a scheduler whose workers do what can be done side by side.
     report : str, Path or None
-        Where the report goes as a page.
+        Where the HTML report goes.
     command : str
-        What was called, for the report.
+        The command line that asks for the same, for the report.
     limits : Limits
         How much effort the run makes.
     """
@@ -71,23 +84,29 @@ class Options:
 
     @property
     def goal(self) -> Target:
-        """The target, latency unless another is named."""
+        """The target; latency if the user named none."""
         return self.target or "latency"
 
     @property
     def latency_vetoes(self) -> bool:
-        """Whether what isn't faster than its layer alone is put back."""
+        """Whether a replacement that isn't faster than its layer is put back."""
         if self.verify == "none" or self.fraction is not None:
             return False
         return self.target == "latency" or (self.target is None and self.rank.kind == "auto")
 
 
-# Flags that aren't called as their field is; the field's value makes the words.
+# Flags with other names than their fields.
 _FLAGS = {"methods": "--method", "shapes": "--shape"}
 
 
 def command_of(options: Options, model: object, out: object) -> str:
-    """The command line that asks for the same: all flags that aren't at their defaults.
+    """The command line that asks for these options, by the flags that aren't at their defaults.
+
+    Parameters
+    ----------
+    options : Options
+    model, out : path or any object
+        What isn't a path is called ``<model>``.
 
     Examples
     --------
@@ -96,16 +115,17 @@ def command_of(options: Options, model: object, out: object) -> str:
     """
     words = [str(x) if isinstance(x, (str, Path)) else "<model>" for x in (model, out)]
     words = ["onnxlr", "optimize", *words]
-    usual = Options()
+    defaults = Options()
     for item in fields(options):
         value = getattr(options, item.name)
-        if value == getattr(usual, item.name) or item.name in ("fraction", "command", "limits"):
+        if value == getattr(defaults, item.name) or item.name in ("fraction", "command", "limits"):
             continue
         words += _flag(options, item.name, value)
     return shlex.join(words)
 
 
 def _flag(options: Options, name: str, value: object) -> list[str]:
+    """The words that set a field to a value."""
     flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
     if name == "machine":
         machine = options.machine

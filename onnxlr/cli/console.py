@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 
 
 class _PipeConsole(Console):
-    """A console whose reader may go away: that is an end like others, and Rich's own is none."""
+    """A console whose reader may go away, which ends the command as other errors do."""
 
     def on_broken_pipe(self) -> None:
         """Send what is left to be printed nowhere, and raise an error that the command ends with.

@@ -19,12 +19,12 @@ from onnxlr.system.signals import (
 
 _EXPECTED_ERRORS = (OnnxlrError, OSError, MemoryError)
 
-if hasattr(os, "register_at_fork"):  # a metric's own processes end as any others do
+if hasattr(os, "register_at_fork"):  # processes of a metric end as any others do
     os.register_at_fork(after_in_child=restore_default_handlers)
 
 
 class Command(click.Command):
-    """A command whose work is imported once its words are read, and which hears signals then."""
+    """A command that imports its work once its words are read, and handles signals from then on."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Import what the work needs, then do it.
@@ -34,8 +34,8 @@ class Command(click.Command):
         OnnxlrError
             If a package can't be imported.
         """
-        # Until all is imported, a signal ends the process at once (onnxlr.__main__): an exception
-        # amid an import may be lost in the library, or told in many lines.
+        # Until all is imported, a signal ends the process at once (see onnxlr.__main__): a library
+        # may lose an exception that interrupts its import, or print many lines about it.
         try:
             from onnxlr.cli import actions  # noqa: F401
         except Exception as error:  # whatever a package raises that doesn't fit the others
@@ -43,19 +43,19 @@ class Command(click.Command):
                 raise
             raise OnnxlrError(f"can't be started: {failure_line(error)}") from None
         if threading.current_thread() is threading.main_thread():
-            # A stop asked for by a scheduler, or a terminal that goes, cleans up as Ctrl-C does.
+            # When a scheduler stops the command, or its terminal closes, it cleans up as at Ctrl-C.
             handle_end_signals(ctx.obj)
         return super().invoke(ctx)
 
 
 class CommandGroup(click.Group):
-    """The commands; a failure of any is told in one line, with the exit code of its kind."""
+    """The commands; each failure ends in one line and with the exit code of its kind."""
 
     command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Read the words of a command and run it."""
-        ctx.obj = interrupt = Interrupt()  # what a command hears signals with
+        ctx.obj = interrupt = Interrupt()  # the handler of signals while a command works
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException):
@@ -69,18 +69,18 @@ class CommandGroup(click.Group):
             shows = shows_tracebacks() and not isinstance(error, _EXPECTED_ERRORS)
             if shows and isinstance(error, Exception):
                 raise
-            # Methods, and what they call, may have ends of their own: they aren't the command's.
+            # A method, or what it calls, may raise SystemExit: that isn't the command's end.
             if text := message_of(error):
                 click.echo(f"onnxlr: {text}", err=True)
             ctx.exit(error.exit_code if isinstance(error, OnnxlrError) else 1)
 
 
 def message_of(error: BaseException) -> str:
-    """What the user is told of a failure; nothing where the reader of a pipe has gone."""
+    """The line that the user reads of a failure; empty if the reader of a pipe has gone."""
     match error:
         case OnnxlrError():
             return str(error)
-        case OSError():  # a closed pipe, a full device: what is printed can't be
+        case OSError():  # such as a closed pipe or a full device, which can't be printed to
             if error.errno == errno.EPIPE:
                 return ""
             where = f"{str(error.filename)[:200]}: " if error.filename else ""
@@ -91,7 +91,7 @@ def message_of(error: BaseException) -> str:
                 "smaller --batch, or use a machine with more"
             )
         case _:
-            # A defect of ours, not of the input. A pipeline still gets one line and no half file.
+            # A defect of onnxlr or of a method, not of the input.
             from onnxlr.methods.registry import culprit
 
             method = culprit(error)

@@ -1,4 +1,4 @@
-"""What the commands print, and the JSON of those that are not ``optimize``."""
+"""The tables that the commands print, and the JSON of all but ``optimize``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from onnxlr.verify.latency import Comparison
 
 
 def show_report(console: Console, report: Report) -> None:
-    """The decision table, then the headline."""
+    """Print a run: a row for every layer, the model before and after, the verdict, the notes."""
     table = Table(title=None, box=None, header_style="bold", pad_edge=False)
     for column in ("layer", "op", "shape", "decision"):
         table.add_column(column, overflow="fold")
@@ -61,7 +61,7 @@ def show_report(console: Console, report: Report) -> None:
 
 
 def show_comparison(console: Console, result: ModelComparison) -> None:
-    """Two models side by side."""
+    """Print two models side by side."""
     _show_headline(
         console,
         result.a,
@@ -76,7 +76,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
 
 
 def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
-    """A row for every method that fits a layer, or one with the reasons."""
+    """Print a row for every method that fits a layer; one with the reasons if none does."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("layer", "op", "shape", "method"):
         table.add_column(column, overflow="fold")
@@ -112,7 +112,7 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
 
 
 def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -> None:
-    """Minimum, median and spread; for two models their ratio with its interval."""
+    """Print the times of a model; of two, also their ratio with its interval."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
     for column in ("min ms", "median ms", "90% ms"):
@@ -136,7 +136,7 @@ PASS_COLUMNS = ("method", "replaces", "by", "paper", "from")
 
 
 def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
-    """What there is to say of every pass: a row of ``PASS_COLUMNS`` each."""
+    """A row of ``PASS_COLUMNS`` for every method."""
     return [
         (
             name,
@@ -150,7 +150,7 @@ def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
 
 
 def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
-    """A row a pass."""
+    """Print a row for every method."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in PASS_COLUMNS:
         table.add_column(column, overflow="fold")
@@ -160,7 +160,13 @@ def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
 
 
 def sparkline(values: Any, width: int = 24) -> str:
-    """A spectrum as a line of blocks, from the largest to the smallest, relative to the largest."""
+    """A falling spectrum as a line of blocks, whose heights are relative to the largest value.
+
+    Examples
+    --------
+    >>> sparkline([8.0, 4.0, 2.0, 1.0])
+    '█▄▂▁'
+    """
     blocks = " ▁▂▃▄▅▆▇█"
     top = float(values[0]) if len(values) else 0.0
     if top == 0.0:
@@ -174,7 +180,7 @@ def sparkline(values: Any, width: int = 24) -> str:
 
 
 def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
-    """What ``inspect --json`` writes."""
+    """The content that ``inspect --json`` writes."""
     return {
         "layers": [
             {
@@ -203,7 +209,7 @@ def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
 
 
 def comparison_dict(result: ModelComparison) -> dict[str, Any]:
-    """What ``compare --json`` writes, in the words of the contract."""
+    """The content that ``compare --json`` writes."""
     return {
         "a": vars(result.a),
         "b": vars(result.b),
@@ -226,7 +232,7 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
 
 
 def benchmark_dict(result: Benchmark) -> dict[str, Any]:
-    """What ``bench --json`` writes."""
+    """The content that ``bench --json`` writes."""
     content = {**_where(result.machine, result.batch), "a": vars(result.a)}
     if result.comparison is not None:
         content |= {

@@ -1,4 +1,4 @@
-"""What is told of a run: reasons, the JSON and the page.
+"""The report of a run: the reason for every layer, the JSON and the HTML page.
 
 It imports plan and what lies below.
 """
