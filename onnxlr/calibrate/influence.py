@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.layers.macs import shape_of
+from onnxlr.layers.shapes import shape_of
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard

@@ -9,67 +9,67 @@ import onnx_ir as ir
 
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.layers.macs import is_fixed, shape_of
 from onnxlr.layers.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
-from onnxlr.layers.tracing import Trace, foreign_user, trace
+from onnxlr.layers.shapes import shape_of
+from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, trace
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
-_LARGEST = 1e100  # of a weight's values: squares, and sums of them, stay in range
+_LARGEST = 1e100  # value of a weight up to which squares, and sums of them, stay in range
 
 
 @dataclass(frozen=True, eq=False)
-class _Sighting:
-    """A weight as one node's input: where it is stored, and what lies between."""
+class _WeightInput:
+    """An input of a node that leads back to a stored constant, its weight."""
 
     use: Use
     kind: Kind
-    seen: Trace
+    trace: Trace
 
 
 def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
-    """Every layer of a model, in graph order, those that can't be factorized with their reason.
+    """Every layer of a model, in graph order; those that can't be factorized have their reason.
 
-    Subgraph bodies and local functions are searched too.
+    The nodes of subgraph bodies and of local functions count too.
 
     Parameters
     ----------
     model : onnx_ir.Model
     shapes : mapping of str to tuple of int
-        Static shapes of the main graph's tensors, as far as known.
+        Static shapes of the main graph's tensors; those without one are absent.
     """
     axes = axis_counts(model.graph)
-    found: dict[ir.Value, list[_Sighting]] = {}
+    inputs: dict[ir.Value, list[_WeightInput]] = {}
     places: dict[ir.Value, str] = {}
     for place, node in _nodes(model):
-        for sighting in _sightings(node, model.graph, shapes, axes):
-            found.setdefault(sighting.seen.root, []).append(sighting)
+        for item in _weight_inputs(node, model.graph, shapes, axes):
+            inputs.setdefault(item.trace.root, []).append(item)
             if place:
-                places.setdefault(sighting.seen.root, place)
-    layers = [_layer(root, s, places.get(root)) for root, s in found.items()]
+                places.setdefault(item.trace.root, place)
+    layers = [_layer(root, items, places.get(root)) for root, items in inputs.items()]
     return tuple(
         replace(layer, name=name) for layer, name in zip(layers, _unique_names(layers), strict=True)
     )
 
 
 def _unique_names(layers: Sequence[Layer]) -> list[str]:
-    """The first user's name; the weight's where that has none or shares it; then numbered."""
+    """A name for each layer: the first user's, else the weight's, with a number if it is taken."""
     users = Counter(layer.name for layer in layers)
     names: dict[str, None] = {}
     for layer in layers:
-        own = bool(layer.name) and users[layer.name] == 1
-        stem = layer.name if own else layer.weight.name or "weight"
+        unique = bool(layer.name) and users[layer.name] == 1
+        stem = layer.name if unique else layer.weight.name or "weight"
         name, i = stem, 1
-        while name in names or (not own and users[name] == 1):
+        while name in names or (not unique and users[name] == 1):
             name, i = f"{stem}_{i}", i + 1
         names[name] = None
     return list(names)
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
-    """Every node, those of local functions with the words for where they are."""
+    """Every node after the words for where it is, which are empty outside of local functions."""
     for node in model.graph.all_nodes():
         yield "", node
     for function in model.functions.values():
@@ -77,25 +77,26 @@ def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
             yield f"in the local function {function.name!r}", inner
 
 
-def _sightings(
+def _weight_inputs(
     node: ir.Node, graph: ir.Graph, shapes: Shapes, axes: Mapping[ir.Value, int]
-) -> Iterator[_Sighting]:
+) -> Iterator[_WeightInput]:
+    """The inputs of a node that are weights, whether they can be replaced or not."""
     if is_standard(node, *STANDARD):
         slots, kind = STANDARD[node.op_type]
     elif node.domain == "com.microsoft" and node.op_type in MICROSOFT:
         slots, kind = MICROSOFT[node.op_type]
     else:
         return
-    traced = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
-    weights = [(s, t) for s, t in traced if t is not None]
+    traces = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
+    weights = [(s, t) for s, t in traces if t is not None]
     if kind == "matrix" and len(weights) > 1:
         weights = [(s, t) for s, t in weights if is_fixed(t)]
         if len(weights) != 1:
             return  # constant times constant: nothing runs through it
-    for slot, seen in weights:
-        if kind == "gather" and not _embeds(seen):
+    for slot, origin in weights:
+        if kind == "gather" and not _is_embedding(origin):
             continue  # shapes and indices, not an embedding
-        use = Use(node, slot, False, seen.dtype or ir.DataType.UNDEFINED, None, None, None, None)
+        use = Use(node, slot, False, origin.dtype or ir.DataType.UNDEFINED, None, None, None, None)
         x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
         y = node.outputs[0]
         use = replace(
@@ -105,35 +106,36 @@ def _sightings(
             x_axes=axes.get(use.x),
             y_axes=axes.get(y),
         )
-        yield _Sighting(use, kind, seen)
+        yield _WeightInput(use, kind, origin)
 
 
-def _embeds(seen: Trace) -> bool:
+def _is_embedding(origin: Trace) -> bool:
     """Whether what a Gather looks up in is a table of features, quantized or not."""
-    tensor = constant(seen.root)
+    tensor = constant(origin.root)
     if tensor is None or len(tensor.shape) < 2:
         return False
-    if seen.quantized:
+    if origin.quantized:
         return True
-    kind = seen.dtype
-    return kind is not None and (kind.is_floating_point() or kind in QUANTIZED)
+    dtype = origin.dtype
+    return dtype is not None and (dtype.is_floating_point() or dtype in QUANTIZED)
 
 
-def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Layer:
-    first = sightings[0]
+def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Layer:
+    """The layer of a stored constant, by all the inputs that lead back to it."""
+    first = inputs[0]
     tensor = constant(root)
     assert tensor is not None
     stored = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-    perm = first.seen.perm
+    perm = first.trace.perm
     uses = []
-    reason = next((s.seen.reason for s in sightings if s.seen.reason), None)
+    reason = next((item.trace.reason for item in inputs if item.trace.reason), None)
     if first.kind == "recurrent":
         reason = reason or f"no method replaces the weights of {first.use.node.op_type}"
-    for s in sightings:
-        swapped = s.seen.perm != perm
-        if swapped and s.seen.perm != _swap_last(perm):
+    for item in inputs:
+        swapped = item.trace.perm != perm
+        if swapped and item.trace.perm != _swap_last(perm):
             reason = reason or "its users see it in layouts that no one factorization serves"
-        uses.append(replace(s.use, swapped=swapped))
+        uses.append(replace(item.use, swapped=swapped))
     shape = tuple(stored[i] for i in perm) if perm else stored
     layer = Layer(
         first.use.node.name or "",
@@ -147,30 +149,28 @@ def _layer(root: ir.Value, sightings: list[_Sighting], place: str | None) -> Lay
         None,
         None if perm in ((), tuple(range(len(perm)))) else perm,
     )
-    weight_refusal = _lock(layer, tensor, sightings, place)
-    return replace(
-        layer,
-        weight_refusal=weight_refusal,
-        refusal=weight_refusal or reason or _refusal(layer, sightings),
-    )
+    weight_refusal = _weight_refusal(layer, tensor, inputs, place)
+    refusal = weight_refusal or reason or _refusal(layer, inputs)
+    return replace(layer, weight_refusal=weight_refusal, refusal=refusal)
 
 
 def _swap_last(perm: Shape) -> Shape:
+    """An order of axes with its last two exchanged."""
     return (*perm[:-2], perm[-1], perm[-2]) if len(perm) > 1 else perm
 
 
-def _lock(
-    layer: Layer, tensor: ir.TensorProtocol, sightings: list[_Sighting], place: str | None
+def _weight_refusal(
+    layer: Layer, tensor: ir.TensorProtocol, inputs: list[_WeightInput], place: str | None
 ) -> str | None:
-    """Why the stored weight must stay as it is, whatever the method."""
+    """Why the stored weight must stay as it is, whatever the method; None if it may go."""
     if layer.kind == "quantized":
         return f"{layer.op} is already quantized: left alone"
-    if any(s.seen.quantized for s in sightings):
-        return next(s.seen.reason for s in sightings if s.seen.quantized)
+    if any(item.trace.quantized for item in inputs):
+        return next(item.trace.reason for item in inputs if item.trace.quantized)
     if layer.dtype in QUANTIZED:
         return f"the weight is quantized (stored as {layer.dtype.name.lower()}): left alone"
     if layer.dtype not in FLOATS:
-        computed = next((s.seen.reason for s in sightings if s.seen.reason), None)
+        computed = next((item.trace.reason for item in inputs if item.trace.reason), None)
         return computed or f"the weight is stored as {layer.dtype.name.lower()}: left alone"
     if 0 in layer.shape:
         return f"the weight is empty (shape {layer.shape})"
@@ -186,29 +186,28 @@ def _lock(
     return None
 
 
-def _refusal(layer: Layer, sightings: list[_Sighting]) -> str | None:
-    """Why no chain can replace the layer, whatever the method."""
-    if any(s.use.dtype not in FLOATS for s in sightings):
+def _refusal(layer: Layer, inputs: list[_WeightInput]) -> str | None:
+    """Why no chain can replace the layer, whatever the method; None if nothing forbids it."""
+    if any(item.use.dtype not in FLOATS for item in inputs):
         return "its users cast it to something other than floating point"
-    kinds = {s.kind for s in sightings}
+    kinds = {item.kind for item in inputs}
     if len(kinds) > 1:
-        ops = ", ".join(dict.fromkeys(s.use.node.op_type for s in sightings))
+        ops = ", ".join(dict.fromkeys(item.use.node.op_type for item in inputs))
         return f"shared by {ops}, which no one factorization serves"
     if layer.convolves:
-        if len({int_attr(s.use.node, "group", 1) for s in sightings}) > 1:
+        if len({int_attr(item.use.node, "group", 1) for item in inputs}) > 1:
             return "its users have different groups"
         if any(use.swapped for use in layer.uses):
             return "its users see it in layouts that no one factorization serves"
         if len(layer.shape) < 3 or layer.group < 1 or layer.shape[0] % layer.group:
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
-        if misfits := [m for s in sightings for m in _odd_attributes(s.use.node, layer.shape[2:])]:
+        if misfits := [m for use in layer.uses for m in _odd_attributes(use.node, layer.shape[2:])]:
             return misfits[0]
-    known = {(s.use.node, s.use.slot) for s in sightings}
-    return foreign_user(layer.weight, known)
+    return foreign_user(layer.weight, {(item.use.node, item.use.slot) for item in inputs})
 
 
 def _odd_attributes(node: ir.Node, kernel: Shape) -> Iterator[str]:
-    """What makes no sense of a convolution's attributes, for a kernel of these sizes."""
+    """A reason for each attribute of a convolution that a kernel of these sizes contradicts."""
     for name, each, least in (
         *(("strides", 1, 1), ("dilations", 1, 1), ("pads", 2, 0), ("kernel_shape", 1, 1)),
         *(("output_padding", 1, 0), ("output_shape", 1, 1)),

@@ -46,7 +46,7 @@ class Kernel:
         return "×".join(map(str, self.spatial))
 
     def load(self, stored: NDArray[T]) -> NDArray[T]:
-        """From the stored shape to (group, outputs, inputs, positions)."""
+        """A kernel in the stored shape as (group, outputs, inputs, positions)."""
         first, second = (
             (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
         )
@@ -54,7 +54,7 @@ class Kernel:
         return array.transpose(0, 2, 1, 3) if self.transposed else array
 
     def store(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From any shape in the order (group, outputs, inputs, positions) to the stored shape."""
+        """A kernel as it is stored, from one in the order (group, outputs, inputs, positions)."""
         array = array.reshape(self.group, self.outputs, self.inputs, self.positions)
         if self.transposed:
             array = array.transpose(0, 2, 1, 3)
@@ -70,7 +70,7 @@ def kernel_of(layer: Layer) -> Kernel:
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
-    """A weight in the layer's shape as outputs × inputs: (g, m, n)."""
+    """A weight in the layer's shape as g matrices of outputs × inputs, (g, m, n), in float64."""
     if layer.convolves:
         kernel = kernel_of(layer)
         loaded = kernel.load(array).reshape(kernel.group, kernel.outputs, -1)

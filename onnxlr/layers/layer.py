@@ -31,9 +31,9 @@ class Use:
     dtype : onnx_ir.DataType
         Type the node computes in, after any Cast.
     x_shape, y_shape : tuple of int or None
-        Static shapes of the other operand and of the output, where known.
+        Static shapes of the other operand and of the output; None where they are unclear.
     x_axes, y_axes : int or None
-        How many axes they have, where it is as many for all that may be fed.
+        Their numbers of axes, where every feed gives them the same number.
     """
 
     node: ir.Node
@@ -78,18 +78,18 @@ class Layer:
     op : str
         Operator of the first user.
     kind : str
-        What passes choose by.
+        The kind of operator, by which methods choose their layers.
     weight : onnx_ir.Value
         The stored constant. A weight shared by several nodes is one layer.
     shape : tuple of int
-        As the first user sees it.
+        Shape of the weight as the first user sees it.
     dtype : onnx_ir.DataType
-        As stored.
+        Type of the weight as it is stored.
     uses : tuple of Use
     refusal : str or None
-        Why no chain can replace it, whatever the method.
+        Why no chain can replace the layer, whatever the method.
     weight_refusal : str or None
-        Why its stored weight can't be replaced either; implies a refusal.
+        Why the stored weight can't be replaced either; it implies a refusal.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Layer:
         return self.from_stored(self.stored_array())
 
     def from_stored(self, stored: NDArray[T]) -> NDArray[T]:
-        """From the stored layout to the one that the first user sees."""
+        """An array in the stored layout turned to the layout that the first user sees."""
         return stored if self._perm is None else stored.transpose(self._perm)
 
     def stored_array(self) -> NDArray[np.generic]:
@@ -162,7 +162,7 @@ class Layer:
         tensor = constant(self.weight)
         assert tensor is not None
         array = values_of(tensor)
-        with np.errstate(invalid="ignore"):  # a NaN that signals is to be counted, no more
+        with np.errstate(invalid="ignore"):  # a signaling NaN counts, and warns of nothing
             bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise ModelError(
@@ -173,7 +173,7 @@ class Layer:
 
 
 def _use_macs(use: Use, shape: Shape) -> int | None:
-    """Multiply-accumulates of one user of a weight of this shape; None if a shape is unknown."""
+    """Multiply-accumulates of one user of a weight of this shape; None if they are unclear."""
     if use.y_shape is None:
         return None
     outputs = math.prod(use.y_shape)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxlr.layers.tracing import Trace, trace
+from onnxlr.layers.shapes import shape_of
+from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.attributes import int_attr
-from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
@@ -22,7 +22,7 @@ def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) -> int:
-    """Multiply-accumulates of a ``HEAVY`` operator from the shapes of its inputs and its output."""
+    """Multiply-accumulates of a ``HEAVY`` operator by the shapes of its inputs and its output."""
     if op_type == "ConvTranspose":
         return math.prod(x) * math.prod(w[1:])
     if op_type == "Conv":
@@ -33,8 +33,8 @@ def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) 
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
     """Multiply-accumulates of every MatMul, Gemm, Conv and ConvTranspose in the main graph.
 
-    Products of two activations count too. Nodes whose shapes are unknown don't, nor what is
-    computed of constants alone, when a session loads.
+    Products of two activations count too. Nodes of unknown shapes don't, nor does what a session
+    computes from constants alone while it loads.
     """
     total = 0
     for node in heavy_nodes(model):
@@ -48,22 +48,3 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
         flipped = bool(int_attr(node, "transA", 0))
         total += operator_macs(node.op_type, x, w, y, trans_a=flipped)
     return total
-
-
-def is_fixed(seen: Trace | None) -> bool:
-    """Whether a value is of a constant alone, in whose place no caller feeds another."""
-    return seen is not None and not seen.root.is_graph_input()
-
-
-def shape_of(value: ir.Value | None, graph: ir.Graph, shapes: Shapes) -> Shape | None:
-    """The static shape of a value, where it is known.
-
-    The names that have shapes are the main graph's: a body may have its own values of these names,
-    if they aren't in its sight.
-    """
-    tensor = constant(value)
-    if tensor is not None:
-        return tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-    if value is None or value.graph is not graph:
-        return None
-    return shapes.get(value.name or "")

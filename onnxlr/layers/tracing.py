@@ -1,4 +1,4 @@
-"""Following a value back to the constant it shows, and a constant forward to all it feeds."""
+"""Following a value back to the constant that it shows, and a constant to all its readers."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,20 +14,20 @@ _VIEWS = ("Identity", "Transpose", "Cast")
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A constant as one node sees it.
+    """The constant that a value shows, and what lies between.
 
     Attributes
     ----------
     root : onnx_ir.Value
         The stored constant.
     perm : tuple of int
-        Axes of the constant in the order the node sees them.
+        Axes of the constant in the order of the value's.
     dtype : onnx_ir.DataType or None
-        The type the node sees, after any Cast; None where a reason is given.
+        The value's type, after any Cast; None where there is a reason.
     reason : str or None
-        Why what lies between is more than a view.
+        Why what lies between is more than a view; None if it is a view.
     quantized : bool
-        Whether that is because the constant is already quantized.
+        Whether the reason is that the constant is already quantized.
     """
 
     root: ir.Value
@@ -37,10 +37,8 @@ class Trace:
     quantized: bool = False
 
 
-def trace(
-    value: ir.Value | None,
-) -> Trace | None:
-    """Follow a value back to the constant it shows; None if it isn't a constant's view."""
+def trace(value: ir.Value | None) -> Trace | None:
+    """Follow a value back to the constant that it shows; None where activations take part."""
     perms: list[tuple[int, ...]] = []
     casts: list[ir.DataType] = []  # from the node back to the constant
     while value is not None:
@@ -82,12 +80,12 @@ def trace(
 def _type(number: int) -> ir.DataType:
     try:
         return ir.DataType(number)
-    except ValueError:  # no type that is known: nothing that a weight could be cast to
+    except ValueError:  # no type of ONNX, so none that a weight could be cast to
         return ir.DataType.UNDEFINED
 
 
 def _lossy(stored: ir.DataType, casts: list[ir.DataType]) -> str | None:
-    """Why a row of casts is more than a change of type: it rounds the weight on the way."""
+    """Why a row of casts rounds the weight on the way; None if it only changes the type."""
     for before, after in pairwise((stored, *casts)):
         narrows = _bits(after) < _bits(before) and after is not casts[-1]
         if not after.is_floating_point() or narrows:
@@ -100,12 +98,12 @@ def _bits(kind: ir.DataType) -> int:
 
 
 def _computed_from(
-    node: ir.Node, depth: int = 16, known: dict[ir.Node, ir.Value | None] | None = None
+    node: ir.Node, depth: int = 16, memo: dict[ir.Node, ir.Value | None] | None = None
 ) -> ir.Value | None:
-    """The largest constant that feeds a node, if only constants do."""
+    """The largest constant behind a node; None if anything but constants is behind it."""
     if node.op_type.startswith("Random") or depth == 0:
         return None
-    known = {} if known is None else known  # paths may be many more than nodes
+    memo = {} if memo is None else memo  # paths may be many more than nodes
     roots: list[ir.Value] = []
     for value in node.inputs:
         if value is None:
@@ -116,9 +114,9 @@ def _computed_from(
         producer = value.producer()
         if producer is None:
             return None
-        if producer not in known:
-            known[producer] = _computed_from(producer, depth - 1, known)
-        root = known[producer]
+        if producer not in memo:
+            memo[producer] = _computed_from(producer, depth - 1, memo)
+        root = memo[producer]
         if root is None:
             return None
         roots.append(root)
@@ -130,15 +128,20 @@ def _elements(value: ir.Value) -> int:
     return int(tensor.size) if tensor is not None else 0
 
 
-def foreign_user(value: ir.Value, known: set[tuple[ir.Node, int]]) -> str | None:
-    """A reason if any input of a node but the known, or of views that lead there, is the value."""
+def foreign_user(value: ir.Value, inputs: set[tuple[ir.Node, int]]) -> str | None:
+    """A reason if the value, or a view of it, has a reader other than these inputs of nodes."""
     values = [value]
     while values:
         for node, slot in values.pop().uses():
-            if (node, slot) in known:
+            if (node, slot) in inputs:
                 continue
             output = node.outputs[0]
             if not is_standard(node, *_VIEWS) or output.is_graph_output():
                 return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
             values.append(output)
     return None
+
+
+def is_fixed(origin: Trace | None) -> bool:
+    """Whether a traced value shows a constant in whose place no caller may feed another."""
+    return origin is not None and not origin.root.is_graph_input()

@@ -98,8 +98,8 @@ def test_what_is_counted(nodes: list[tuple[Any, ...]], dims: list[Any], count: i
         [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in CONSTANTS.items()],
     )
     model = ir.from_proto(onnx.helper.make_model(graph))
-    found = {v.name: axes for v, axes in axis_counts(model.graph).items()}
-    assert found.get(f"v{len(nodes) - 1}") == count
+    counts = {v.name: axes for v, axes in axis_counts(model.graph).items()}
+    assert counts.get(f"v{len(nodes) - 1}") == count
 
 
 def test_what_is_counted_is_so_for_every_operator_there_is() -> None:
@@ -107,11 +107,11 @@ def test_what_is_counted_is_so_for_every_operator_there_is() -> None:
     told = 0
     for case in node_tests():
         graph = ir.from_proto(case.model).graph
-        found = {v.name: n for v, n in axis_counts(graph).items()}
+        counts = {v.name: n for v, n in axis_counts(graph).items()}
         for _, outputs in case.data_sets:
             for info, expected in zip(case.model.graph.output, outputs, strict=True):
-                if info.name in found and isinstance(expected, np.ndarray | np.generic):
-                    assert found[info.name] == expected.ndim, case.name
+                if info.name in counts and isinstance(expected, np.ndarray | np.generic):
+                    assert counts[info.name] == expected.ndim, case.name
                     told += 1
     assert told > 900
 
@@ -128,7 +128,7 @@ def squeezed_lookup(shape: tuple[int, ...], axis: int) -> onnx.ModelProto:
 
 
 def found_lookup() -> onnx.ModelProto:
-    """A table that is looked up where something is found, which may be one place only."""
+    """A table that is looked up where something is marked, which may be one place only."""
     nodes = [
         node("Greater", ["x", "limit"], "b"),
         node("NonZero", ["b"], "k"),

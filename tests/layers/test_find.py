@@ -16,7 +16,7 @@ K = RNG.standard_normal((8, 6, 3, 3)).astype(np.float32)
 X = {"x": (4, 7)}
 
 
-def found(model: onnx.ModelProto) -> tuple[Layer, ...]:
+def layers_in(model: onnx.ModelProto) -> tuple[Layer, ...]:
     return layers_of(model)[2]
 
 
@@ -26,7 +26,7 @@ def constant_node(array: Array, name: str) -> Any:
 
 def test_weights_in_constant_nodes_of_unnamed_nodes() -> None:
     model = make_model([constant_node(W, "w"), node("MatMul", ["x", "w"], "y")], X, ["y"], {})
-    (layer,) = found(model)
+    (layer,) = layers_in(model)
     assert (layer.name, layer.op, layer.shape, layer.refusal) == ("w", "MatMul", (7, 5), None)
     np.testing.assert_array_equal(layer.array(), W)
 
@@ -54,7 +54,7 @@ def test_views(views: list[tuple[str, dict[str, Any]]], shape: tuple[int, ...]) 
         last = f"v{i}"
     nodes.append(node("MatMul", ["x", last], "y"))
     stored = W if shape == (7, 5) else W.T.copy()
-    (layer,) = found(make_model(nodes, X, ["y"], {"w": stored}))
+    (layer,) = layers_in(make_model(nodes, X, ["y"], {"w": stored}))
     assert layer.shape == (7, 5)
     assert layer.refusal is None
     np.testing.assert_array_equal(layer.array(), W)
@@ -67,7 +67,7 @@ def test_a_3d_transpose_chain_composes_in_the_right_order() -> None:
         node("Transpose", ["a"], "b", perm=[1, 0, 2]),
         node("MatMul", ["x", "b"], "y"),
     ]
-    (layer,) = found(make_model(nodes, {"x": (2, 5, 4)}, ["y"], {"w": stored}))
+    (layer,) = layers_in(make_model(nodes, {"x": (2, 5, 4)}, ["y"], {"w": stored}))
     expected = stored.transpose(2, 0, 1).transpose(1, 0, 2)
     np.testing.assert_array_equal(layer.array(), expected)
 
@@ -83,7 +83,7 @@ def test_all_users_of_a_weight_are_one_layer() -> None:
         ["y"],
         {"w": W},
     )
-    (layer,) = found(model)
+    (layer,) = layers_in(model)
     assert [u.node.name for u in layer.uses] == ["first", "second"]
     assert layer.params == 35
     assert layer.macs == 2 * 4 * 35
@@ -176,12 +176,12 @@ def transposed_conv() -> onnx.ModelProto:
     ],
 )
 def test_reasons(model: onnx.ModelProto, reason: str) -> None:
-    assert reason in (found(model)[0].refusal or "")
+    assert reason in (layers_in(model)[0].refusal or "")
 
 
 def test_layers_in_bodies_are_found_and_replaced() -> None:
     model = if_model()
-    layers = found(model)
+    layers = layers_in(model)
     assert [(layer.weight.name, layer.refusal) for layer in layers] == [("w2", None), ("w", None)]
     written = replaced(model, "svd", (5,))
     assert [t.name for t in written.graph.initializer] == [
@@ -201,8 +201,8 @@ def test_a_weight_of_a_body_s_own() -> None:
     square = (RNG.standard_normal((7, 7)) / 3).astype(np.float32)
     loop_body = onnx.helper.make_graph(
         [
-            constant_node(square, "own"),
-            node("MatMul", ["state", "own"], "next", "inner"),
+            constant_node(square, "square"),
+            node("MatMul", ["state", "square"], "next", "inner"),
             node("Identity", ["going"], "go_on"),
         ],
         "body",
@@ -218,7 +218,7 @@ def test_a_weight_of_a_body_s_own() -> None:
     )
     loop = onnx.helper.make_node("Loop", ["count", "", "x"], ["y"], body=loop_body)
     model = make_model([loop], X, ["y"], {"count": np.array(3)})
-    (layer,) = found(model)
+    (layer,) = layers_in(model)
     assert (layer.name, layer.refusal, layer.macs) == ("inner", None, None)
     written = replaced(model, "svd", (7,), check=False)  # the output has no shape, as before
     assert [n.op_type for n in written.graph.node[0].attribute[0].g.node][:2] == ["MatMul"] * 2
@@ -227,7 +227,7 @@ def test_a_weight_of_a_body_s_own() -> None:
 
 
 def test_conv_transpose_macs_count_its_inputs() -> None:
-    (layer,) = found(transposed_conv())
+    (layer,) = layers_in(transposed_conv())
     assert layer.kind == "conv-transpose"
     assert layer.macs == 8 * 25 * 6 * 9
 
@@ -235,7 +235,7 @@ def test_conv_transpose_macs_count_its_inputs() -> None:
 def test_a_weight_that_is_an_output_is_kept() -> None:
     model = make_model([node("MatMul", ["x", "w"], "y")], X, ["y"], {"w": W})
     model.graph.output.append(onnx.helper.make_tensor_value_info("w", 1, [7, 5]))
-    assert found(model)[0].refusal == "the weight is also an output of the graph"
+    assert layers_in(model)[0].refusal == "the weight is also an output of the graph"
 
 
 def test_indices_and_products_of_activations_are_no_layers() -> None:
@@ -250,7 +250,7 @@ def test_indices_and_products_of_activations_are_no_layers() -> None:
         ["y"],
         {"i": np.array([0])},
     )
-    assert found(model) == ()
+    assert layers_in(model) == ()
 
 
 def test_equal_node_names_fall_back_to_the_weight_s() -> None:
@@ -260,12 +260,12 @@ def test_equal_node_names_fall_back_to_the_weight_s() -> None:
         ["y"],
         {"w": W, "v": W.T.copy()},
     )
-    assert [layer.name for layer in found(model)] == ["w", "v"]
+    assert [layer.name for layer in layers_in(model)] == ["w", "v"]
 
 
 def test_a_name_that_is_taken_is_numbered() -> None:
     nodes = [node("MatMul", ["x", "v"], "a", "w"), node("MatMul", ["a", "w"], "y")]
-    layers = found(make_model(nodes, X, ["y"], {"w": W.T.copy(), "v": W}))
+    layers = layers_in(make_model(nodes, X, ["y"], {"w": W.T.copy(), "v": W}))
     assert [layer.name for layer in layers] == ["w", "w_1"]
 
 
@@ -283,7 +283,7 @@ def test_casts_that_round_are_no_views(to: list[int], reason: str | None) -> Non
         node("Cast", ["a"], "b", to=to[1]),
         node("MatMul", ["x", "b"], "y"),
     ]
-    (layer,) = found(make_model(nodes, X, ["y"], {"w": W}))
+    (layer,) = layers_in(make_model(nodes, X, ["y"], {"w": W}))
     assert (layer.refusal or "").startswith(reason or "")
     assert (layer.refusal is None) == (reason is None)
 
@@ -293,5 +293,5 @@ def test_long_chains_of_views_need_no_recursion() -> None:
     nodes = [node("Identity", [a], b) for a, b in pairwise(names)]
     nodes.append(node("MatMul", ["x", names[-1]], "y"))
     model = make_model(nodes, X, ["y"], {"w": W})
-    assert found(model)[0].refusal is None
+    assert layers_in(model)[0].refusal is None
     assert len(replaced(model, "svd", (2,)).graph.node) == 2
