@@ -62,7 +62,8 @@ def test_what_a_command_needs_is_imported_by_it() -> None:
 def stand_in_for_numpy(folder: Path, body: str) -> dict[str, str]:
     """An environment in which numpy is a file of these statements."""
     (folder / "numpy.py").write_text(f"import os, pathlib, time\n{body}\n")
-    return os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.mark.parametrize("statement", ["raise ImportError('no such symbol')", "1 / 0", "import no"])
