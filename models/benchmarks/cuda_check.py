@@ -21,7 +21,7 @@ _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 def conv_stack(channels: int = 256, depth: int = 8, size: int = 28) -> onnx.ModelProto:
-    """3×3 convolutions of equal width with ReLU, random weights."""
+    """Return a model of 3×3 convolutions of equal width with ReLU and random weights."""
     rng = np.random.default_rng(0)
     nodes, weights, last = [], [], "x"
     for i in range(depth):
@@ -36,7 +36,7 @@ def conv_stack(channels: int = 256, depth: int = 8, size: int = 28) -> onnx.Mode
 
 
 def dense_stack(width: int = 4096, depth: int = 6) -> onnx.ModelProto:
-    """Matrix products of equal width with ReLU, random weights."""
+    """Return a model of matrix products of equal width with ReLU and random weights."""
     rng = np.random.default_rng(0)
     nodes, weights, last = [], [], "x"
     for i in range(depth):
@@ -66,7 +66,7 @@ def _model(
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in float16, inputs and outputs too. For graphs without Cast nodes."""
+    """Return a graph without Cast nodes in float16, with its inputs and outputs."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     del half.graph.value_info[:]

@@ -47,7 +47,7 @@ LIBRARIES = {
 
 
 def make_kernel(shape: tuple[int, ...]) -> Array:
-    """Seeded noise whose two leading axes decay like 1/√i, in a random basis."""
+    """Return seeded noise whose two leading axes decay like 1/√i, in a random basis."""
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal(shape)
     for axis in (0, 1):
@@ -60,7 +60,7 @@ def make_kernel(shape: tuple[int, ...]) -> Array:
 
 
 def decompose(kind: str, library: str, kernel: Array, rank: tuple[int, ...]) -> Callable[[], Any]:
-    """A function that decomposes the kernel, and gives what ``rebuild`` takes."""
+    """Return a function that decomposes the kernel and returns what ``rebuild`` takes."""
     if library.startswith("tensorly"):
         import tensorly.decomposition
         from tensorly.tenalg import svd_interface
@@ -93,7 +93,7 @@ def decompose(kind: str, library: str, kernel: Array, rank: tuple[int, ...]) -> 
 
 
 def rebuild(kind: str, library: str, result: Any, rank: tuple[int, ...]) -> tuple[Array, float]:
-    """What a decomposition stands for, and the growth of a CP's components (else 0)."""
+    """Return the array that a decomposition makes, and the growth of a CP's components (else 0)."""
     r = rank[0]
     if kind == "cp":
         if library == "onnxlr":
@@ -120,13 +120,13 @@ def rebuild(kind: str, library: str, result: Any, rank: tuple[int, ...]) -> tupl
 
 
 def memory_mb(what: str) -> float:
-    """Resident memory of this process in MB: now (VmRSS), or at its highest (VmHWM). Linux only."""
+    """Return this process's memory in MB: now (VmRSS), or the highest (VmHWM). Linux only."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.findall(rf"{what}:\s+(\d+)", status)[0]) / 1024
 
 
 def measure(case: str, library: str) -> dict[str, float]:
-    """One decomposition in this process: seconds, peak memory above the kernel's, error."""
+    """Decompose once in this process: return seconds, memory above the kernel's, and error."""
     kind, shape, rank = CASES[case]
     kernel = make_kernel(shape)
     run = decompose(kind, library, kernel, rank)

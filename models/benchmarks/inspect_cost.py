@@ -67,7 +67,7 @@ def make_model(path: Path) -> int:
 
 
 def scipy_seconds(path: Path) -> float:
-    """Seconds that SciPy's economy SVD takes on every unfolding that inspect looks at."""
+    """Return the seconds that SciPy's economy SVD takes on all unfoldings that inspect looks at."""
     passes = choose_passes(("auto",))  # those that inspect looks at unasked
     total, keys = 0.0, set()
     for layer in prepare(load(path), feed=None).layers:

@@ -37,7 +37,7 @@ class Size:
 
     @classmethod
     def of(cls, gigabytes: float, width: int) -> "Size":
-        """As many blocks as make up a number of gigabytes in float16."""
+        """Return the size with as many blocks as make up a number of gigabytes in float16."""
         words = 50257 if gigabytes > 1 else 2048
         block = 12 * width * width
         blocks = (gigabytes * 1e9 / 2 - words * width) / block
@@ -53,7 +53,7 @@ class _Writer:
         self.tensors: list[TensorProto] = []
 
     def weight(self, name: str, rows: int, columns: int) -> str:
-        """A matrix of low rank and some noise, scaled so that activations keep their size."""
+        """Add a matrix of low rank and some noise, scaled so that activations keep their size."""
         rng = self._rng
         left = rng.standard_normal((rows, _RANK), dtype=np.float32)
         right = rng.standard_normal((_RANK, columns), dtype=np.float32)
@@ -64,7 +64,7 @@ class _Writer:
         return self.add(name, whole.astype(np.float16))
 
     def add(self, name: str, array: np.ndarray) -> str:
-        """Any array."""
+        """Add any array."""
         tensor = TensorProto(
             name=name,
             dims=array.shape,
@@ -175,7 +175,7 @@ def watched(command: list[str], limit: int | None = None) -> Run:
 
 
 def _held(pid: int) -> int:
-    """Bytes that a process and its children hold, files that are mapped included."""
+    """Return the resident bytes of a process and its children, with the files that are mapped."""
     total = 0
     try:
         root = psutil.Process(pid)

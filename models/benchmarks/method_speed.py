@@ -36,7 +36,7 @@ METHODS = (
 
 
 def make_model(channels: int, side: int) -> onnx.ModelProto:
-    """One Conv with bias."""
+    """Return a model of one Conv with bias."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((channels, channels, 3, 3)).astype(np.float32)
     bias = rng.standard_normal(channels).astype(np.float32)
@@ -54,7 +54,7 @@ def make_model(channels: int, side: int) -> onnx.ModelProto:
 
 
 def rank_of(method: str, rank: int) -> Rank:
-    """The rank of a method at a step of the table."""
+    """Return the rank of a method at a step of the table."""
     if method == "tucker2":
         return rank, rank
     if method == "tiled-svd":

@@ -30,7 +30,7 @@ _LONGER = 12.0  # seconds of the second benchmark
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one graph: layers, and the written file beside the original."""
+    """The result of one graph: its layers, and the written file beside the original."""
 
     seed: int
     replaced: int
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def faults(self) -> list[str]:
-        """Broken promises."""
+        """The promises that this graph broke."""
         broken = {
             # An untouched graph is the same file: what tells the two apart is noise.
             "slower": bool(self.replaced) and self.speed.verdict == "slower",
@@ -52,7 +52,7 @@ class Row:
 
 
 def write_samples(model: onnx.ModelProto, folder: Path, seed: int) -> list[Path]:
-    """Normal samples for the one input of a graph: to fit to, and to judge on."""
+    """Write normal samples for the one input of a graph: to fit to, and to judge on."""
     one, *rest = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
     rng = np.random.default_rng(seed)
     paths = [folder / f"{seed:03}-{name}.npz" for name in ("calibration", "validation")]
@@ -94,7 +94,7 @@ def check(seed: int, folder: Path) -> Row:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Counts, then a line for each graph that was changed or broke a promise."""
+    """Return the counts, then a line for each graph that was changed or broke a promise."""
     changed = [row for row in rows if row.replaced]
     verdicts = Counter(row.speed.verdict for row in changed)
     faults = Counter(fault for row in rows for fault in row.faults)

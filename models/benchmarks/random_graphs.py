@@ -40,7 +40,7 @@ class Sketch:
     sizes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def add(self, op: str, inputs: Sequence[str], **attributes: Any) -> None:
-        """A node whose output is the new end."""
+        """Append a node whose output is the new end."""
         name = f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
         self.value = name
@@ -50,11 +50,11 @@ class Sketch:
         return bool(self.rng.random() < probability)
 
     def pick(self, *options: int) -> int:
-        """One of some numbers."""
+        """Return one of the numbers at random."""
         return int(self.rng.choice(options))
 
     def weight(self, *shape: int) -> str:
-        """A weight of this shape: now and then one that is there already, else a new one."""
+        """Return the name of a weight of this shape: a new one, or now and then an earlier one."""
         alike = [name for name, w in self.weights.items() if w.shape == shape]
         if alike and self.chance(0.25):
             return alike[0]
@@ -63,13 +63,13 @@ class Sketch:
         return name
 
     def width(self, macs_each: float, multiple: int = 1) -> int:
-        """A number of channels or features, of so many multiply-accumulates each."""
+        """Return a number of channels or features, each of which costs this many MACs."""
         most = max(2, math.log2(max(4.0, min(320.0, _MOST_MACS / macs_each))))
         whole = 2.0 ** self.rng.uniform(min(5.0, most), most)
         return max(1, int(whole) // multiple) * multiple
 
     def layer(self, *, same: bool = False) -> None:
-        """A conv or a matrix product; ``same`` keeps the shape."""
+        """Append a conv or a matrix product; ``same`` keeps the shape."""
         if not self.spatial:
             self.product(same=same)
         elif not same and math.prod(self.shape) * 8 < _MOST_VALUES and self.chance(0.12):
@@ -78,7 +78,7 @@ class Sketch:
             self.conv(same=same)
 
     def conv(self, *, same: bool) -> None:
-        """1-D or 2-D; with strides, dilations and groups now and then."""
+        """Append a conv in 1 or 2 dimensions, now and then with strides, dilations or groups."""
         channels, sides = self.shape[1], self.shape[2:]
         dims, kernel = len(sides), self.pick(1, 3, 3, 3, 5)
         group = self.pick(2, 4) if channels % 4 == 0 and self.chance(0.2) else 1
@@ -102,7 +102,7 @@ class Sketch:
         self.shape = (self.shape[0], outputs, *sides)
 
     def transposed(self) -> None:
-        """A ConvTranspose that doubles the sides."""
+        """Append a ConvTranspose that doubles the sides."""
         channels, sides = self.shape[1], self.shape[2:]
         dims = len(sides)
         outputs = self.width(math.prod(sides) * channels * 4**dims)
@@ -112,7 +112,7 @@ class Sketch:
         self.shape = (self.shape[0], outputs, *(2 * side for side in sides))
 
     def product(self, *, same: bool) -> None:
-        """A Gemm where the value is a matrix, or a MatMul."""
+        """Append a Gemm if the value is a matrix, else a MatMul."""
         *lead, features = self.shape
         outputs = features if same else self.width(math.prod(lead) * features)
         if len(lead) == 1 and self.chance(0.6):
@@ -125,7 +125,7 @@ class Sketch:
         self.shape = (*lead, outputs)
 
     def residual(self) -> None:
-        """One or two layers beside a way around them."""
+        """Append one or two layers with a shortcut around them."""
         start = self.value
         for _ in range(self.pick(1, 2)):
             self.layer(same=True)
@@ -133,14 +133,14 @@ class Sketch:
         self.add("Add", [start, self.value])
 
     def gate(self) -> None:
-        """A product of the value with what a layer makes of it."""
+        """Append the product of the value with the output of a layer on it."""
         start = self.value
         self.layer(same=True)
         self.add("Sigmoid", [self.value])
         self.add("Mul", [start, self.value])
 
     def pool(self) -> None:
-        """Halves the sides of what is spatial and large."""
+        """Halve the sides of a large spatial value."""
         sides = self.shape[2:]
         if self.spatial and min(sides) >= 4:
             op, two = ("MaxPool", "AveragePool")[self.pick(0, 1)], [2] * len(sides)
@@ -148,7 +148,7 @@ class Sketch:
             self.shape = (*self.shape[:2], *(side // 2 for side in sides))
 
     def reshape(self) -> None:
-        """A small image becomes one row, a large one channels as tokens, tokens become rows."""
+        """Make one row of a small image, tokens of the channels of a large one, rows of tokens."""
         n, *rest = self.shape
         if len(rest) == 1:
             return
@@ -164,7 +164,7 @@ class Sketch:
 
 
 def _spectral(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A weight whose unfolding along the first axis is low-rank, decaying or noise."""
+    """Return a weight whose unfolding along the first axis is low-rank, decaying or noise."""
     if len(shape) == 1:
         return rng.normal(0, 0.1, shape).astype(np.float32)
     m, n = shape[0], math.prod(shape[1:])
@@ -182,7 +182,7 @@ def _spectral(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.fl
 
 
 def random_graph(seed: int) -> onnx.ModelProto:
-    """The graph of a seed: one input ``x``, one output ``y``, fixed sizes.
+    """Return the graph of a seed: one input ``x``, one output ``y``, fixed sizes.
 
     >>> random_graph(0).graph.output[0].name
     'y'
@@ -213,7 +213,7 @@ def random_graph(seed: int) -> onnx.ModelProto:
 
 
 def _start(rng: np.random.Generator) -> Sketch:
-    """The input: an image, a signal, tokens or rows."""
+    """Return a sketch with its input only: an image, a signal, tokens or rows."""
     kind, width = rng.choice(4, p=[0.4, 0.2, 0.2, 0.2]), int(2 ** rng.uniform(3, 8))
     if kind == 0:
         side = int(2 ** rng.uniform(2.5, 5.5))

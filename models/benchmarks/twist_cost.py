@@ -36,7 +36,7 @@ METHODS: dict[str, float | tuple[int, ...]] = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the seconds that one call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

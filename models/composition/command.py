@@ -69,7 +69,7 @@ class Step:
 
 @dataclass
 class Course:
-    """The steps of one model, done or read from what an earlier call left."""
+    """Does the steps of one model, or reads them from what an earlier call left."""
 
     subject: Subject
     work: Path
@@ -111,7 +111,7 @@ class Course:
         self._keep(row)
 
     def _measured(self, row: Row, out: Path, columns: dict[str, Any]) -> Row:
-        """Open the file, judge it on the samples that judge, and count what it stores."""
+        """Add the file's quality on the samples that judge and its weights to the row."""
         row.complaint = _complaint(out)
         if self._judge is None:
             self._judge = _judge(self.subject)
@@ -201,7 +201,7 @@ def _by_tool(
 
 
 def steps(expand: bool) -> Iterator[Step]:
-    """All rows of a model: the original, onnxlr, and each tool alone, behind it and before it."""
+    """Yield a model's steps: the original, onnxlr, each tool alone, behind and before it."""
     yield Step("original", "original", None, _copy)
     yield Step("onnxlr", "onnxlr", None, _by_onnxlr)
     for tool in TOOLS:
@@ -236,7 +236,7 @@ def _zoo_subject(name: str, cache: Path) -> Subject:
 
 
 def _shipped_subject(name: str, work: Path) -> Subject:
-    """A shipped network; every other sample judges."""
+    """Return a shipped network; every other sample judges it."""
     with np.load(_MODELS / "fashion-samples.npz") as samples:
         arrays = dict(samples)
     folder = work / "samples"
@@ -252,7 +252,7 @@ def _shipped_subject(name: str, work: Path) -> Subject:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the quantizer writes into the root log about models it was prepared for."""
+    """Silence what the quantizer writes into the root log about models it was prepared for."""
     logging.disable(logging.WARNING)
     try:
         yield

@@ -54,7 +54,7 @@ class Row:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of Markdown: a table a model."""
+    """Yield the lines of Markdown of one table for each model."""
     for model, group in groupby(rows, key=lambda row: row.model):
         some = list(group)
         metric = next((row.metric.rpartition(":")[2] for row in some if row.metric), "")

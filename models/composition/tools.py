@@ -48,7 +48,7 @@ class Tool:
 
 
 def _preprocess(source: Path, out: Path) -> onnx.ModelProto:
-    """What ONNX Runtime advises before it quantizes, and what it stumbles over otherwise.
+    """Prepare a model as ONNX Runtime advises, and remove what its quantizers fail on.
 
     Symbolic shape inference is left out: it gives up on three of four models ("Incomplete symbolic
     shape inference"). Per-channel scales need opset 13. Shapes that a file states of its weights
@@ -146,6 +146,6 @@ TOOLS = (
 
 
 def read_samples(path: Path, names: list[str]) -> Arrays:
-    """The inputs of a model among the arrays of an ``.npz`` file."""
+    """Return the inputs of a model among the arrays of an ``.npz`` file."""
     with np.load(path) as arrays:
         return {name: arrays[name] for name in names}

@@ -71,7 +71,7 @@ class Case:
 
 @cache
 def node_tests() -> tuple[Any, ...]:
-    """The standard's tests of single operators: each has ``name``, ``model`` and ``data_sets``."""
+    """Return the standard's tests of single operators, with ``name``, ``model``, ``data_sets``."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():  # the test overflows on purpose
@@ -80,7 +80,7 @@ def node_tests() -> tuple[Any, ...]:
 
 
 def node_cases() -> Iterator[Case]:
-    """Every single-operator model, its inputs made constant; twice where a weight may be first."""
+    """Yield each single-operator model with constant inputs; twice if a weight may be first."""
     for i, test in enumerate(node_tests()):
         inputs = test.model.graph.input
         slots = [s for s in HEAVY.get(test.model.graph.node[0].op_type, ()) if s < len(inputs)]
@@ -120,7 +120,7 @@ def _node_material(number: int, *, head: bool) -> Material:
 
 
 def _as_tensor(value: Any, info: onnx.ValueInfoProto) -> onnx.TensorProto | None:
-    """An array as an initializer of this name; None for what is no tensor of the declared type."""
+    """Return an array as an initializer, or None if its type isn't the declared one."""
     if not isinstance(value, (np.ndarray, np.generic)):
         return None
     try:
@@ -131,7 +131,7 @@ def _as_tensor(value: Any, info: onnx.ValueInfoProto) -> onnx.TensorProto | None
 
 
 def data_cases() -> Iterator[Case]:
-    """The small models that come as files."""
+    """Yield the small models that come as files."""
     for folder in FOLDERS:
         for path in sorted((DATA / folder).glob("*/model.onnx")):
             yield Case(path.parent.name, folder, partial(_read_material, path))
@@ -168,7 +168,7 @@ _MANY, _FEW = 4096, 64
 
 
 def light_cases(opsets: Sequence[int]) -> Iterator[Case]:
-    """The light CNNs as they are, with weights of low rank, and those converted."""
+    """Yield the light CNNs as they are, with weights of low rank, and those in other opsets."""
     for path in sorted((DATA / "light").glob("*.onnx")):
         name = path.stem.removeprefix("light_")
         shipped, planted = partial(light_material, path), partial(planted_light, path)
@@ -180,7 +180,7 @@ def light_cases(opsets: Sequence[int]) -> Iterator[Case]:
 
 
 def light_material(path: Path) -> Material:
-    """A light CNN, the ramp that the backend tests feed it, and the output that they expect."""
+    """Return a light CNN, the ramp that the backend tests feed it, and the output they expect."""
     model = onnx.load(path)
     constants = {t.name for t in model.graph.initializer}
     feed = {v.name: _ramp(v) for v in model.graph.input if v.name not in constants}
@@ -196,7 +196,7 @@ def _ramp(info: onnx.ValueInfoProto) -> NDArray[np.float32]:
 
 
 def planted_light(path: Path) -> Material:
-    """A light CNN whose weights are stored, of an eighth of their rank, seeded."""
+    """Return a light CNN with stored, seeded weights of an eighth of their rank."""
     material = light_material(path)
     model = material.model
     shapes = {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
@@ -230,7 +230,7 @@ def planted_light(path: Path) -> Material:
 
 
 def low_rank(rng: np.random.Generator, shape: Sequence[int], rank: int) -> NDArray[np.float32]:
-    """A weight that is a sum of this many outer products: of this rank in every unfolding."""
+    """Return a sum of ``rank`` outer products: a weight of this rank in every unfolding."""
     first, *rest = (rng.standard_normal((side, rank)) for side in shape)
     product = np.ones((1, rank))
     for factor in rest:
@@ -240,7 +240,7 @@ def low_rank(rng: np.random.Generator, shape: Sequence[int], rank: int) -> NDArr
 
 
 def _planted(make: Callable[[], Material]) -> Material:
-    """The same model with weights of rank one, where they are stored as floats."""
+    """Return the same model with weights of rank one, where they are stored as floats."""
     material = make()
     rng = np.random.default_rng(0)
     names = {name for name, _ in constant_weights(material.model)}

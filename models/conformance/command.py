@@ -38,7 +38,7 @@ _SECONDS = 900  # that a model may take
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a model in one way; of all ways together where ``way`` is empty.
+    """The result of a model in one way, or in all ways if ``way`` is empty.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def check(case: Case) -> list[Outcome]:
-    """A case in each of its ways, in this process."""
+    """Return the outcomes of a case in each of its ways, in this process."""
     material = case.make()
     said = Outcome(case.name, case.group, case.opset or _opset(material.model), "", "")
     if case.opset is not None:
@@ -129,7 +129,7 @@ def _send(case: Case, connection: Connection) -> None:
 
 
 def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of a model in all ways: the worst news first, then that something was factorized."""
+    """Return the outcome of all ways together: the worst news first, then a factorization."""
     for verdict in ("failed", "factorized", "refused", "unconvertible", "kept", "plain"):
         some = [o for o in outcomes if o.verdict == verdict]
         if some:
@@ -140,7 +140,7 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def runtime_opset() -> int:
-    """The newest opset that this ONNX Runtime reads."""
+    """Return the newest opset that this ONNX Runtime reads."""
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
@@ -162,7 +162,7 @@ def runtime_opset() -> int:
 
 
 def all_opsets() -> tuple[int, ...]:
-    """What is converted to: the newest that the runtime reads and the newest of ONNX among them."""
+    """Return the opsets to convert to, with the newest of the runtime and the newest of ONNX."""
     newest = onnx.defs.onnx_opset_version()
     return tuple(
         sorted({o for o in (7, 9, 11, 13, 17, 21) if o <= newest} | {runtime_opset(), newest})
@@ -170,7 +170,7 @@ def all_opsets() -> tuple[int, ...]:
 
 
 def all_cases(models: str, opsets: Sequence[int]) -> Iterator[Case]:
-    """The cases of ``--models``."""
+    """Yield the cases of ``--models``."""
     if models in ("data", "all"):
         yield from node_cases()
         for case in data_cases():
@@ -183,7 +183,7 @@ def all_cases(models: str, opsets: Sequence[int]) -> Iterator[Case]:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Models by group and by opset, then the kinds of refusals and every failure."""
+    """Return the counts by group and opset, the kinds of refusals, and every failure."""
     lines = []
     converted = [o for o in outcomes if o.group != "node"]
     for title, rows, field in (
@@ -211,7 +211,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _kind(note: str) -> str:
-    """A refusal without names and numbers, to count its kind by."""
+    """Return a refusal without its names and numbers, so that its kind can be counted."""
     first = re.sub(r"^\w+: ", "", note.split("; ")[0])
     first = re.sub(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\[[^\]]*\]", "…", first)
     return re.sub(r"\b[\w./-]*\d[\w./-]*\b", "#", first)[:160]

@@ -159,7 +159,7 @@ _NETS: tuple[Callable[[], Material], ...] = (
 
 
 def net_cases(opsets: Sequence[int]) -> Iterator[Case]:
-    """Every small network as it is written, and converted to each opset."""
+    """Yield every small network as it is written, and converted to each opset."""
     for make in _NETS:
         name = make.__name__.strip("_")
         yield Case(name, "networks", partial(make))

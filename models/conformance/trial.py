@@ -88,14 +88,14 @@ class Trial:
         self.expected = self._agreeing(material.expected)
 
     def _agreeing(self, expected: Sequence[Sequence[Any]]) -> Outputs | None:
-        """The outputs that the test promises, where the original keeps to them."""
+        """Return the outputs that the test promises, or None if the original has others."""
         promised = [list(outputs) for outputs in expected]
         if not promised or self.before is None or not gap(promised, self.before) <= self.tolerance:
             return None
         return promised
 
     def judge(self, limit: float | None, label: str = "") -> None:
-        """The written model passes the checker, and gives what the original gives.
+        """Check that the written model passes the checker, and has the outputs of the original.
 
         Without a limit only types and shapes have to agree.
         """
@@ -122,7 +122,7 @@ class Trial:
                 raise BrokenError(f"{label}outputs are off by {distance:.2e}, {limit} is allowed")
 
     def judge_drop(self) -> None:
-        """On the inputs that judged it, the written model loses no more than was promised."""
+        """Check that the written model loses no more than promised on the inputs that judged it."""
         if self.before is None or not self.repeats or self.data is None:
             return
         error = relative_error(self.before, self._run(self.out.read_bytes(), self.feeds))
@@ -130,7 +130,7 @@ class Trial:
             raise BrokenError(f"a relative error of {error:.4f}, {MAX_DROP} was promised")
 
     def mentioned(self, rows: Sequence[Decision]) -> None:
-        """Every weight that a heavy operator reads is in the report, with a reason if it stays."""
+        """Check that the report has every weight of a heavy operator, with a reason if it stays."""
         # A folded BatchNormalization makes a new weight, named after the old.
         named = {row.weight.removesuffix("/batch_norm_folded") for row in rows}
         absent = [f"{name!r} of {op}" for name, op in self.weights if name not in named]
@@ -140,7 +140,7 @@ class Trial:
             raise BrokenError(f"there is no reason for {', '.join(silent)}")
 
     def optimize(self, **options: Any) -> onnxlr.Result:
-        """The model through ``optimize``; the same plan then has to give the same bytes."""
+        """Optimize the model, and check that the same plan gives the same bytes."""
         self.out.unlink(missing_ok=True)
         result = onnxlr.optimize(self.path, self.out, measure=False, jobs=1, **options)
         self.mentioned(result.report.decisions)
@@ -155,12 +155,12 @@ class Trial:
 
 
 def at_full_rank(trial: Trial) -> tuple[int, int]:
-    """Every method on every layer that it takes, at full rank, whether that saves or not."""
+    """Replace every layer by every method that takes it at full rank, whether that saves or not."""
     return _by_plan(trial, lambda fit, _: None if fit.graph_pass.fallback else fit.full)
 
 
 def at_least_rank(trial: Trial) -> tuple[int, int]:
-    """The same at the lowest rank, of weights that have no higher one."""
+    """Replace them at the lowest rank, for weights that have no higher one."""
     return _by_plan(trial, lambda fit, layer: fit.graph_pass.ladder(layer)[0])
 
 
@@ -184,7 +184,7 @@ def _by_plan(trial: Trial, rank_of: Callable[[Fit, Layer], Rank | None]) -> tupl
 
 
 def at_exact_rank(trial: Trial, *, expand: bool = False) -> tuple[int, int]:
-    """``--rank exact``: what can be written without loss, where it saves something."""
+    """Use ``--rank exact``, which writes what has no loss where it saves something."""
     # Unlike the runtime, the reference can't verify within optimize.
     verify = "full" if trial.native else "none"
     result = trial.optimize(rank="exact", expand_at_load=expand, verify=verify)
@@ -193,12 +193,12 @@ def at_exact_rank(trial: Trial, *, expand: bool = False) -> tuple[int, int]:
 
 
 def expanding(trial: Trial) -> tuple[int, int]:
-    """The same, weights of any operator among them."""
+    """Use ``--rank exact`` with ``--expand-at-load``, for weights of any operator."""
     return at_exact_rank(trial, expand=True)
 
 
 def by_drop(trial: Trial) -> tuple[int, int]:
-    """The ranks that the drop allows on the inputs of the test, for the fewest parameters."""
+    """Find the fewest parameters that the drop allows on the inputs of the test."""
     data = trial.data
     result = trial.optimize(
         metric="rel-error", max_drop=MAX_DROP, target="params", data=data, validation=data
@@ -209,14 +209,14 @@ def by_drop(trial: Trial) -> tuple[int, int]:
 
 
 def at_planted_rank(trial: Trial) -> tuple[int, int]:
-    """An eighth of the rank, for weights that have no more, by the methods that find it fastest."""
+    """Use an eighth of the rank, for weights that have no more, by the fastest methods."""
     result = trial.optimize(rank="0.125", method=("svd", "channel-svd"))
     trial.judge(trial.tolerance)
     return len(result.plan.replaced), len(result.plan.decisions)
 
 
 def at_half_rank(trial: Trial) -> tuple[int, int]:
-    """Half of the rank with nothing verified: the graph is right, and runs."""
+    """Use half of the rank and verify nothing: the graph has to be right, and to run."""
     result = trial.optimize(rank="0.5", max_drop=1, verify="none")
     trial.judge(None)
     return len(result.plan.replaced), len(result.plan.decisions)
@@ -251,7 +251,7 @@ def _run_reference(content: bytes, feeds: Sequence[Feed]) -> Outputs:
 
 
 def _write_data(feeds: Sequence[Feed], path: Path) -> Path | None:
-    """The test's inputs as samples, each whole; None where they aren't arrays of one shape."""
+    """Write the inputs of the test as samples; None if they aren't arrays of one shape."""
     stacks = {name: [feed[name] for feed in feeds] for name in (feeds or ({},))[0]}
     arrays = [array for stack in stacks.values() for array in stack]
     if not arrays or not all(isinstance(a, np.ndarray) and a.dtype.kind in "biuf" for a in arrays):
@@ -263,7 +263,7 @@ def _write_data(feeds: Sequence[Feed], path: Path) -> Path | None:
 
 
 def gap(before: Outputs, after: Outputs) -> float:
-    """‖a − b‖ / ‖a‖ of the output where it is largest; infinite where types or shapes differ."""
+    """Return the largest ‖a − b‖ / ‖a‖ of an output; infinite if types or shapes differ."""
     return max(
         (_apart(a, b) for one, two in zip(before, after, strict=True) for a, b in _pairs(one, two)),
         default=0.0,
@@ -276,7 +276,7 @@ def _length(array: NDArray[np.float64]) -> float:
 
 
 def _pairs(before: Any, after: Any) -> Iterable[tuple[Any, Any]]:
-    """What sequences of outputs hold, side by side."""
+    """Yield the pairs of arrays within two outputs, which may be sequences."""
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for a, b in zip(before, after, strict=True):
             yield from _pairs(a, b)
@@ -302,7 +302,7 @@ def _apart(before: Any, after: Any) -> float:
 
 
 def relative_error(before: Outputs, after: Outputs) -> float:
-    """‖y − ŷ‖ / ‖y − ȳ‖ of the output of floats where it is largest, ȳ the mean over the feeds."""
+    """Return the largest ‖y − ŷ‖ / ‖y − ȳ‖ of an output of floats; ȳ is the mean over feeds."""
     worst = 0.0
     for i, first in enumerate(before[0]):
         if not isinstance(first, np.ndarray) or first.dtype.kind != "f":
@@ -315,7 +315,7 @@ def relative_error(before: Outputs, after: Outputs) -> float:
 
 
 def _spread(y: NDArray[np.float64]) -> float:
-    """Around the mean over feeds, around the overall mean of one, or of what is constant."""
+    """Return the norm around the mean over feeds, else around the overall mean, else the norm."""
     plain = _length(y)
     for centre in (y.mean(axis=0), y.mean()):
         around = _length(y - centre)

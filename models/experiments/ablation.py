@@ -55,7 +55,7 @@ class Images:
 
 
 def load_images(data_dir: Path, jpegs: int) -> Images:
-    """Of CIFAR-10, as float32 in 0..1."""
+    """Return the test images of CIFAR-10 as float32 in 0..1."""
     _, exact = load_exact(data_dir)
     path = data_dir / "cifar10-jpeg-test.npz"
     jpeg, _ = read_jpegs(path, DATASETS["cifar10"].remedy, jpegs)
@@ -65,7 +65,7 @@ def load_images(data_dir: Path, jpegs: int) -> Images:
 
 
 def classes(model: bytes | Path, images: NDArray[np.float32]) -> NDArray[np.intp]:
-    """The class that a model gives to each image."""
+    """Return the class that a model gives to each image."""
     session = Session(model, ONE_CPU_THREAD)
     name = session.raw.get_inputs()[0].name
     parts = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
@@ -73,7 +73,7 @@ def classes(model: bytes | Path, images: NDArray[np.float32]) -> NDArray[np.intp
 
 
 def paired_interval(lost: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean of a paired difference and its 95% interval, in percentage points.
+    """Return the mean of a paired difference and its 95% interval, in percentage points.
 
     >>> [round(x, 2) for x in paired_interval(np.array([1.0, 0, 0, -1] * 100))]
     [0.0, -6.94, 6.94]
@@ -94,7 +94,7 @@ class Bench:
         self.jpeg = classes(self.source, self.images.jpeg)
 
     def row(self, name: str, result: onnxlr.Result) -> str:
-        """A row of the table."""
+        """Return one row of the table."""
         content = result.model.SerializeToString()
         exact = classes(content, self.images.exact)
         before, after = (c == self.images.labels for c in (self.exact, exact))
@@ -110,7 +110,7 @@ class Bench:
 
 
 def by_rule(source: Path, pattern: str, share: float) -> onnxlr.Result:
-    """Plain SVD at the parameter of a rank rule that comes nearest to a share from below."""
+    """Return plain SVD by a rank rule, at the parameter that is nearest to a share from below."""
     low, high = 0.0, 1.0
     best: onnxlr.Result | None = None
     for _ in range(_HALVINGS):
@@ -128,7 +128,7 @@ def by_rule(source: Path, pattern: str, share: float) -> onnxlr.Result:
 
 
 def rows(source: Path, data: Path, validation: Path, bench: Bench) -> Iterator[str]:
-    """All rows, share by share."""
+    """Yield all rows of the table, share by share."""
     options: dict[str, Any] = {"data": data, "validation": validation, "metric": "rel-error"}
     for share in SHARES:
         for name, variant in VARIANTS.items():

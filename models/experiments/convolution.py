@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def decisions(base: Path, variant: str, ranks: dict[str, int | str]) -> tuple[Decision, ...]:
-    """What a variant replaces."""
+    """Return the decisions on the layers that a variant replaces."""
     _, network = load_network(base)
     layers: tuple[str, ...] = VARIANTS[variant]
     return tuple(
@@ -54,7 +54,7 @@ def measure(
     epochs: int,
     place: Place,
 ) -> Row:
-    """Accuracy of a variant, in all and by class, before and after training on."""
+    """Measure the accuracy of a variant, in all and by class, before and after training on."""
     train, test = data
     _, network = load_network(base)
     chosen = decisions(base, name, ranks)

@@ -41,7 +41,7 @@ _STEM = "^conv1$"
 
 
 def measure(bench: Bench, share: float, seed: int) -> Row:
-    """Both ways at a share of the channels."""
+    """Measure both ways at a share of the channels."""
     every = bench.schedule.every
 
     def with_twist(network: nn.Module) -> Made:

@@ -32,7 +32,7 @@ _STEM = "^conv1$"
 
 
 def measure(bench: Bench, share: float, every: int, seed: int) -> Row:
-    """One S_D."""
+    """Measure the accuracy at one S_D."""
 
     def with_twist(network: nn.Module) -> Made:
         return network, twisted(network, "tucker2", share, every, exclude=_STEM)

@@ -25,14 +25,14 @@ _BINS = np.linspace(-2, 2, 161)
 
 
 def compressed(weight: NDArray[np.float64], tiles: int, rank: int) -> NDArray[np.float64]:
-    """The matrix that `tiles` × `tiles` tiles of a rank make, of the same shape."""
+    """Return the matrix that `tiles` × `tiles` tiles of a rank make, of the same shape."""
     left, right = tiled_svd(weight[None], rank, tiles, tiles)
     whole: NDArray[np.float64] = join_tiles(left @ right)[0]
     return whole
 
 
 def measure(side: int, tiles: int, seed: int) -> Row:
-    """Error, shares and shape of the elements' distribution."""
+    """Measure the error, and the shares and the kurtosis of the elements."""
     weight = np.random.default_rng(seed).standard_normal((side, side))
     # Two factors of a tile hold 2·rank of its side's elements.
     rank = side // tiles // (2 * _RATIO)

@@ -33,7 +33,7 @@ _FITTED, _JUDGED = 8192, 2048  # training images, without labels
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, and the least accuracy that is asked for at a rank's size."""
+    """A data set, and the accuracy that the project set out for at the size of a rank."""
 
     name: str
     train: Data
@@ -42,14 +42,14 @@ class Case:
 
 
 def load_cases(data_dir: Path, fashion_dir: Path) -> Iterator[Case]:
-    """MNIST, then Fashion-MNIST."""
+    """Yield MNIST, then Fashion-MNIST."""
     yield Case("mnist", *load("mnist", data_dir), {10: 0.97, 20: 0.982})
     goals = {10: 0.801, 20: 0.85, 30: 0.862, 50: 0.881}
     yield Case("fashion", *load("fashion", fashion_dir), goals)
 
 
 def write_samples(train: Data, folder: Path) -> tuple[Path, Path]:
-    """Training images to fit to, and others to judge on; neither file has labels."""
+    """Write training images to fit to, and others to judge on; neither file has labels."""
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(train.label)))
     fitted, judged, _ = order.tensor_split([_FITTED, _FITTED + _JUDGED])
     paths = folder / "calibration.npz", folder / "validation.npz"
@@ -59,7 +59,7 @@ def write_samples(train: Data, folder: Path) -> tuple[Path, Path]:
 
 
 def measure(case: Case, path: Path, rank: int) -> str:
-    """A row of the table."""
+    """Return one row of the table."""
     plain = onnxlr.optimize(path, method="svd", rank=rank, verify="none")
     size = plain.report.output.params
     data, validation = write_samples(case.train, path.parent)

@@ -73,7 +73,7 @@ def points(model: Path, data: Path, validation: Path, count: int) -> list[tuple[
 
 
 def plot(points_of: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """One point a plan, one colour a model, on logarithmic axes."""
+    """Plot one point for each plan and one colour for each model, on logarithmic axes."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot(
         xscale="log",
@@ -91,7 +91,7 @@ def plot(points_of: dict[str, list[tuple[float, float]]], path: Path) -> None:
 
 
 def tabulate(points_of: dict[str, list[tuple[float, float]]]) -> Sequence[str]:
-    """Rank correlation and the usual ratio, for each model."""
+    """Return the rank correlation and the usual ratio for each model."""
     lines = [
         "| model | plans | rank correlation | measured / predicted: median (10% to 90%) |",
         "|---|---|---|---|",

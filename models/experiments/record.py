@@ -156,7 +156,7 @@ def label_accuracy(axes: Axes, x: str, original: float) -> None:
 
 
 def note_on_seeds(original: float, images: int, seeds: Sequence[int]) -> str:
-    """What a table of means over seeds has to say: the original (a fraction), and the spread."""
+    """Return the note below means over seeds: the original (a fraction), and the spread."""
     return (
         f"Original {original:.2%} on {images:,} test images; spread: standard deviation over seeds "
         f"{', '.join(map(str, seeds))}, in points."
@@ -164,12 +164,12 @@ def note_on_seeds(original: float, images: int, seeds: Sequence[int]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a sample; no spread of a single value."""
+    """Return the mean and the standard deviation of a sample, 0 for a single value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def out_option(function: Callable[..., None]) -> Callable[..., None]:
-    """``--out``, the folder of an experiment's files."""
+    """Add ``--out``, the folder of an experiment's files."""
     return click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
@@ -179,7 +179,7 @@ def out_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def quick_option(function: Callable[..., None]) -> Callable[..., None]:
-    """``--quick``, a form that only shows that everything runs."""
+    """Add ``--quick``, which only shows that everything runs."""
     return click.option(
         "--quick",
         is_flag=True,

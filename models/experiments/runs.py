@@ -24,7 +24,7 @@ Made = tuple[nn.Module, DeepTwist | None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all runs of an experiment have in common."""
+    """The settings that all runs of an experiment have in common."""
 
     network: str
     width: int
@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a row depends on, all runs alike."""
+        """The settings that a row depends on, the same for all runs."""
         return {**asdict(self.schedule), "init": self.init, "test_images": len(self.test.label)}
 
     @property
@@ -75,7 +75,7 @@ class Bench:
         return self.folder / "base.pt"
 
     def pretrained(self) -> nn.Module:
-        """That network, a new one each time."""
+        """Return a fresh copy of the network that all runs start from."""
         return load_network(self.base)[1]
 
     def pretrain(self, init: Path | None) -> None:
@@ -121,7 +121,7 @@ class Bench:
 
 
 def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of a Schedule and of a Bench; ``make_bench`` takes what they give."""
+    """Return a decorator that adds the options that ``make_bench`` takes."""
     options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
         click.option(
             "--data-dir",
@@ -174,7 +174,7 @@ def make_bench(
     every: int,
     place: Place,
 ) -> Bench:
-    """The bench that options ask for; a quick one is small whatever else they say."""
+    """Return the bench for these options; a quick one is small whatever else they say."""
     schedule = Schedule(network, 16, base_epochs, base_lr, epochs, lr, batch_size, every, None)
     if quick:
         schedule, init, place = _QUICK, None, Place(threads=1)
@@ -188,7 +188,7 @@ def make_bench(
 
 
 def twisted(network: nn.Module, method: str, rank: Any, every: int, **where: Any) -> DeepTwist:
-    """A DeepTwist, whose refusal is an error of the command."""
+    """Return a DeepTwist; a refusal by it becomes an error of the command."""
     try:
         return DeepTwist(network, method, rank, every, **where)
     except OnnxlrError as error:

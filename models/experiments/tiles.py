@@ -43,7 +43,7 @@ _METHOD = "expand-at-load"
 
 
 def measure(bench: Bench, compression: int, side: int, seed: int) -> Row:
-    """One tile size at one compression."""
+    """Measure one tile size at one compression."""
     wide = 4 * bench.schedule.width
     rank = side // (2 * compression)
     grid = (rank, wide // side, wide * 9 // side)

@@ -27,14 +27,14 @@ RANKS = (10, 20, 30, 40, 50)
 
 
 def cut(network: nn.Module, rank: int) -> Plan:
-    """Every hidden layer at a rank."""
+    """Return a plan that has every hidden layer at a rank."""
     return twisted(network, "svd", rank, 1, exclude="^head$").plan
 
 
 def measure(
     base: Path, rank: int, recipe: Recipe, data: tuple[Data, Data], epochs: int, place: Place
 ) -> Row:
-    """Accuracy at a rank, before and after training the factors."""
+    """Measure the accuracy at a rank, before and after training the factors."""
     train, test = data
     _, network = load_network(base)
     plan = cut(network, rank)

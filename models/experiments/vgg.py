@@ -31,7 +31,7 @@ _SECONDS = 20.0
 
 
 def write_samples(train: Data, test: Data, folder: Path) -> Data:
-    """The three files of samples; gives the test images that nothing is chosen by."""
+    """Write the three files of samples, and return the test images that nothing is chosen by."""
     rng = np.random.default_rng(0)
     fitted = torch.from_numpy(rng.permutation(len(train.label))[:_CALIBRATION])
     order = torch.from_numpy(rng.permutation(len(test.label)))
@@ -46,7 +46,7 @@ def write_samples(train: Data, test: Data, folder: Path) -> Data:
 
 
 def measure(folder: Path, batch: int, test: Data, rest: Data) -> str:
-    """A row of the table."""
+    """Return one row of the table."""
     before, after = folder / "vgg.onnx", folder / f"vgg-batch-{batch}.onnx"
     result = onnxlr.optimize(
         before,

@@ -84,7 +84,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sound:
-    """What is broken where it isn't the model: files of runs that went well."""
+    """Files of runs that went well, which are broken in the cases that keep the model sound."""
 
     plan: bytes
     table: bytes
@@ -92,7 +92,7 @@ class Sound:
 
 
 def make_case(seed: int, number: int, sound: Sound) -> Case:
-    """The case of this number; the same number makes the same case."""
+    """Return the case of this number; it is always the same."""
     rng = np.random.default_rng([seed, number])
     makers: tuple[tuple[Callable[[Rng, Sound], Case], float], ...] = (
         *((_of_bytes, 0.16), (_of_fields, 0.28), (_of_graph, 0.32), (_of_external, 0.07)),
@@ -144,7 +144,7 @@ def _serialized(model: onnx.ModelProto) -> bytes:
 
 
 def _of_external(rng: Rng, _: Sound) -> Case:
-    """Weights in another file that is short, elsewhere, overlapping, a link, or not so."""
+    """Return a case with weights in another file: short, elsewhere, overlapping, or a link."""
     model = _seed_model(rng)
     content = externalize(model)
     if rng.random() < 0.3:
@@ -195,7 +195,7 @@ def _of_cache(rng: Rng, sound: Sound) -> Case:
 
 
 class _Canary:
-    """Says so where it is unpickled."""
+    """Leaves the file ``unpickled`` if it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path("unpickled").touch, ()

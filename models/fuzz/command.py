@@ -84,7 +84,7 @@ class Supervisor:
             return self._watch(pid, reports, first)
 
     def _work(self, first: int, end: int, until: float, reports: TextIO) -> None:
-        """In the child: case after case, each step announced before it is taken."""
+        """Run case after case in the child, and announce each step before it begins."""
         fork_trials()
         os.setsid()  # with all that the case starts, so that all of it can be stopped
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["onnxlr", "onnxlr_passes"]):
 
 
 def once(data: bytes) -> None:
-    """Inspect what may be a model."""
+    """Inspect bytes that may be a model."""
     with warnings.catch_warnings(), contextlib.suppress(OnnxlrError):
         warnings.simplefilter("error")
         onnxlr.inspect(data)

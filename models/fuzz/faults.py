@@ -56,7 +56,7 @@ class Bench:
     environment: dict[str, str] = field(default_factory=dict)
 
     def command(self, out: str = "out.onnx") -> list[str]:
-        """A run that decomposes, calibrates, measures sensitivities and times nothing."""
+        """Return the command of a run that calibrates, measures sensitivities and times nothing."""
         return [
             *(*TOOL, "optimize", str(self.folder / "net.onnx"), str(self.folder / out)),
             *("--data", str(self.folder / "d.npz"), "--metric", "rel-error", "--max-drop", "1"),
@@ -91,7 +91,7 @@ class Bench:
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and standard error of a run that ends in time, in a line at most."""
+    """Wait for a run and return its exit code and its error, which is one line at most."""
     try:
         _, errors = process.communicate(timeout=LONGEST)
     except subprocess.TimeoutExpired:
@@ -139,7 +139,7 @@ def fresh(bench: Bench) -> None:
 
 
 def killed(bench: Bench, rng: random.Random, whole: float) -> str:
-    """Kill -9 at a random moment."""
+    """Kill a run at a random moment."""
     process = bench.start()
     time.sleep(rng.uniform(0.05, 1.05) * whole)
     process.kill()
@@ -170,7 +170,7 @@ def small_disk(at: Path, size: str) -> Iterator[bool]:
 
 
 def limited(kind: int, limit: int) -> Callable[[], None]:
-    """A limit that a process sets itself before it begins."""
+    """Return a function that sets a limit in a process before it begins."""
 
     def limit_it() -> None:
         resource.setrlimit(kind, (limit, resource.RLIM_INFINITY))
@@ -179,7 +179,7 @@ def limited(kind: int, limit: int) -> Callable[[], None]:
 
 
 def full_disk(bench: Bench, rng: random.Random, _: float) -> str:
-    """No room for OUT, from the first byte or somewhere on the way."""
+    """Leave no room for OUT, from the first byte or from somewhere on the way."""
     limit = rng.choice([0, 1_000, len(bench.truth) // 4, len(bench.truth) // 2])
     code, errors = finish(bench.start(preexec_fn=limited(resource.RLIMIT_FSIZE, limit)))
     if code == 0 and bench.out_bytes() != bench.truth:
@@ -188,7 +188,7 @@ def full_disk(bench: Bench, rng: random.Random, _: float) -> str:
 
 
 def full_temporary(bench: Bench, rng: random.Random, _: float) -> str:
-    """A full folder for temporary files."""
+    """Fill the folder for temporary files."""
     place = bench.folder.parent / "tmp"
     with small_disk(place, "64k"):
         with contextlib.suppress(OSError):
@@ -200,7 +200,7 @@ def full_temporary(bench: Bench, rng: random.Random, _: float) -> str:
 
 
 def no_cache(bench: Bench, rng: random.Random, _: float) -> str:
-    """A cache folder that can't be written: a file in its place, or a device."""
+    """Put a file or a device in the place of the cache folder."""
     place = rng.choice(["/dev/null/cache", "/proc/cache", str(bench.folder / "d.npz")])
     bench.environment = {"ONNXLR_CACHE": place}
     code, errors = finish(bench.start())
@@ -211,7 +211,7 @@ def no_cache(bench: Bench, rng: random.Random, _: float) -> str:
 
 
 def spoilt_cache(bench: Bench, rng: random.Random, _: float) -> str:
-    """Entries that were cut short, or in which bits have flipped."""
+    """Cut cache entries short, or flip bits in them."""
     finish(bench.start())
     (bench.folder / "out.onnx").write_bytes(b"of before")
     for path in bench.cache.iterdir():
@@ -236,7 +236,7 @@ def spoilt_cache(bench: Bench, rng: random.Random, _: float) -> str:
 
 
 def two_at_once(bench: Bench, rng: random.Random, whole: float) -> str:
-    """Two runs on one cache that write one OUT."""
+    """Let two runs with one cache write one OUT."""
     first = bench.start()
     time.sleep(rng.uniform(0, 0.3) * whole)
     second = bench.start()
@@ -247,7 +247,7 @@ def two_at_once(bench: Bench, rng: random.Random, whole: float) -> str:
 
 
 def little_memory(bench: Bench, rng: random.Random, _: float) -> str:
-    """A limit on memory."""
+    """Limit the memory of a run."""
     limit = rng.choice([400, 700, 1000, 1300, 1600, 2000]) << 20
     _, errors = finish(bench.start(preexec_fn=limited(resource.RLIMIT_AS, limit)))
     return errors[:60] or f"written within {limit >> 20} MB"
@@ -265,7 +265,7 @@ FAULTS: Sequence[tuple[str, Callable[[Bench, random.Random, float], str]]] = (
 
 
 def prepare_bench(folder: Path, seed: int) -> Bench:
-    """A network with its weights in a file beside it, samples, and what a calm run makes of it."""
+    """Return a network with external data, samples, and what an undisturbed run makes of it."""
     place = folder / "bench"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

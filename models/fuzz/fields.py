@@ -18,7 +18,7 @@ _WORDS = (
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """A message and all in it."""
+    """Yield a message and all messages in it."""
     yield message
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:

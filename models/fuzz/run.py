@@ -241,7 +241,7 @@ def _outputs(path: str, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | N
 
 
 def one_run(path: Path) -> None:
-    """Open and run a model once, on whatever it takes."""
+    """Open a model and run it once, on any inputs that it takes."""
     os.chdir(path.parent)
     if (feed := _feed()) is not None:
         _outputs(IN, feed)
@@ -324,7 +324,7 @@ def _peak() -> int:
 
 
 def sound_files() -> Sound:
-    """A plan, a latency table and cache entries for the first seed model, made by real runs."""
+    """Return a plan, a latency table and cache entries of real runs on the first seed model."""
     _hurry()
     rng = np.random.default_rng(3)
     with tempfile.TemporaryDirectory() as name, _standing(Path(name), cache=True):

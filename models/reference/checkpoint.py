@@ -40,7 +40,7 @@ class Twist:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run can't change half-way. The number of epochs isn't here: it may be raised."""
+    """The settings that a run can't change half-way. The number of epochs may be raised."""
 
     network: str
     data: str
@@ -68,7 +68,7 @@ class Run:
 
 
 def make_network(recipe: Recipe) -> nn.Module:
-    """The recipe's network, with weights drawn from its seed."""
+    """Return the recipe's network, with weights drawn from its seed."""
     torch.manual_seed(recipe.seed)
     return NETWORKS[recipe.network].build(DATASETS[recipe.data], recipe.width)
 
@@ -79,7 +79,7 @@ def new_run(
     twist: DeepTwist | None = None,
     device: str = "cpu",
 ) -> Run:
-    """A run at epoch 0, with weights, image order and augmentation drawn from the recipe's seed.
+    """Return a run at epoch 0; weights, order and augmentation are drawn from the recipe's seed.
 
     A `network` is trained as it is, in place of the recipe's; so is a `twist` of it. What is
     random is drawn on the CPU whatever the `device`, so that both see the same images.
@@ -178,7 +178,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content, as a recipe names the weights that a run began with."""
+    """Return the digest of a file, by which a recipe names the weights that a run began with."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -190,7 +190,7 @@ _UNREADABLE = (
 
 
 def _read_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a checkpoint and all that the file holds."""
+    """Return the recipe of a checkpoint and the whole state in its file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         settings = dict(state["recipe"])
@@ -235,7 +235,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
 
 
 def _flat(recipe: Recipe) -> dict[str, object]:
-    """The settings of a recipe by the words of the command line."""
+    """Return the settings of a recipe in the words of the command line."""
     settings: dict[str, Any] = asdict(recipe)
     twist = settings["twist"] and " ".join(map(str, settings["twist"].values()))
     return settings | {"init": recipe.init or "none", "twist": twist or "none"}

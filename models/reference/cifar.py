@@ -22,7 +22,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How a pickle of Python 3 spells bytes in Python 2's protocol."""
+    """Return bytes as a pickle of Python 3 spells them in Python 2's protocol."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding}")
     return text.encode("latin1")
@@ -48,14 +48,14 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles containers, numbers, bytes and numpy arrays; any other global is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle asks for by name, if it's on the list."""
+        """Return the global that a pickle asks for by name, if it's on the list."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ALLOWED[module, name]
 
 
 def read_batch(path: Path, remedy: str) -> Images:
-    """One file of the Python version: b"data", (n, 3072) bytes, and b"labels", n of 0..9.
+    """Read one file of the Python version: b"data", (n, 3072) bytes, and b"labels", n of 0..9.
 
     Raises FileError when the file is missing, isn't such a pickle, or asks for anything else.
     """
@@ -85,7 +85,7 @@ def read_batch(path: Path, remedy: str) -> Images:
 
 
 def read_jpegs(path: Path, remedy: str, chosen: int | None = None) -> Images:
-    """Images kept as JPEGs: all, or `chosen` of them at equal distances.
+    """Read images that are stored as JPEGs: all, or `chosen` of them at equal distances.
 
     The .npz holds `jpeg`, the files one after the other, `offsets`, n + 1 places where they begin
     and end, and `labels`. Raises FileError when it's anything else.
@@ -116,7 +116,7 @@ def read_jpegs(path: Path, remedy: str, chosen: int | None = None) -> Images:
 
 
 def _labels(numbers: object) -> NDArray[np.int64]:
-    """Labels as int64; an empty array if they aren't whole numbers, which no count then fits."""
+    """Return labels as int64, or an empty array if they aren't whole numbers."""
     if isinstance(numbers, list) and all(isinstance(x, int) for x in numbers):
         numbers = np.array(numbers)
     if isinstance(numbers, np.ndarray) and numbers.dtype.kind in "iu":

@@ -27,7 +27,7 @@ class Data:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a network and its training need to know of a data set."""
+    """The facts about a data set that a network and its training use."""
 
     channels: int
     side: int
@@ -48,7 +48,7 @@ class DataSet:
 
 
 def load(name: str, data_dir: Path | None = None) -> tuple[Data, Data]:
-    """The training and the test images of a data set, from a folder or its default one.
+    """Return the training and the test images of a data set, from a folder or its default one.
 
     Raises FileError when the folder doesn't hold the data set or holds it damaged.
     """
@@ -68,12 +68,12 @@ def load(name: str, data_dir: Path | None = None) -> tuple[Data, Data]:
 
 
 def pixels(image: Tensor) -> Tensor:
-    """Bytes as float32 in 0..1, shape unchanged."""
+    """Return bytes as float32 in 0..1, with their shape unchanged."""
     return image.float() / 255
 
 
 def to_data(image: NDArray[np.uint8], label: NDArray[Any]) -> Data:
-    """Arrays of shape (n, channels, side, side) and (n,) as tensors."""
+    """Return arrays of shape (n, channels, side, side) and (n,) as tensors."""
     return Data(torch.tensor(np.ascontiguousarray(image)), torch.tensor(label).long())
 
 

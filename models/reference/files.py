@@ -24,7 +24,7 @@ class FileError(click.ClickException):
 
 
 def read_arrays(path: Path, remedy: str, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file: those of `names`, or all.
+    """Return the arrays of an .npz file: those of `names`, or all.
 
     Raises FileError when the file can't be read or lacks one of `names`.
     """

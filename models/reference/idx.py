@@ -17,7 +17,7 @@ _IMAGES, _LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
 
 
 def find_idx(folders: Iterable[Path]) -> Path | None:
-    """The first of the folders that holds any of the four files."""
+    """Return the first of the folders that holds any of the four files."""
     names = [pattern.format(stem) for pattern in (_IMAGES, _LABELS) for stem in ("train", "t10k")]
     for folder in folders:
         if any(path.is_file() for name in names for path in _places(folder, name)):
@@ -28,7 +28,7 @@ def find_idx(folders: Iterable[Path]) -> Path | None:
 def read_idx(
     folder: Path, stem: str, side: int, remedy: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The images, (n, side, side), and labels, (n,), of the split "train" or "t10k".
+    """Return the images, (n, side, side), and labels, (n,), of the split "train" or "t10k".
 
     Raises FileError when a file is missing, can't be unpacked, or has the wrong magic number,
     dimensions or size, and when the two files disagree on n.
@@ -46,7 +46,7 @@ def read_idx(
 
 
 def _read_array(folder: Path, name: str, rank: int, remedy: str) -> tuple[Path, NDArray[np.uint8]]:
-    """The path and the unsigned bytes of one file, as an array of `rank` dimensions.
+    """Return the path and the unsigned bytes of one file, as an array of `rank` dimensions.
 
     IDX: two zero bytes, a type code (8: unsigned byte), the number of dimensions, each
     dimension as a big-endian 32-bit integer, then the data.
@@ -69,7 +69,7 @@ def _read_array(folder: Path, name: str, rank: int, remedy: str) -> tuple[Path, 
 
 
 def _places(folder: Path, name: str) -> tuple[Path, Path]:
-    """Where a file may lie: plain, gzipped."""
+    """Return the two places of a file: plain and gzipped."""
     return folder / name, folder / f"{name}.gz"
 
 

@@ -24,7 +24,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).reshape(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, C, S, S) to (N, C, S, S)."""
+        """Return pixels of shape (N, C, S, S), shifted and scaled."""
         return (image - self.mean) / self.std
 
 
@@ -44,7 +44,7 @@ class Mlp(nn.Module):
         self.head = nn.Linear(sizes[-1], len(spec.classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, C, S, S)."""
+        """Return logits, (N, 10), of pixels in 0..1, (N, C, S, S)."""
         x = self.normalize(image).flatten(1)  # (N, C, S, S) -> (N, C S S)
         for layer in self.hidden:
             x = torch.relu(layer(x))  # (N, C S S) or (N, width) -> (N, width)
@@ -85,7 +85,7 @@ class Cnn(nn.Module):
         self.head = nn.Linear(4 * width, len(spec.classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, C, S, S)."""
+        """Return logits, (N, 10), of pixels in 0..1, (N, C, S, S)."""
         x = self.conv1(self.normalize(image))  # (N, C, S, S) -> (N, w, S, S)
         x = self.conv2(x)  # (N, w, S, S) -> (N, 2w, S/2, S/2)
         x = self.conv3(x)  # (N, 2w, S/2, S/2) -> (N, 2w, S/2, S/2)
@@ -113,7 +113,7 @@ class Vgg(nn.Module):
         self.head = nn.Linear(4 * width, len(spec.classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, C, S, S)."""
+        """Return logits, (N, 10), of pixels in 0..1, (N, C, S, S)."""
         x = self.block1(self.normalize(image))  # (N, C, S, S) -> (N, w, S, S)
         x = self.block2(max_pool2d(x, 2))  # (N, w, S, S) -> (N, 2w, S/2, S/2)
         x = self.block3(max_pool2d(x, 2))  # (N, 2w, S/2, S/2) -> (N, 4w, S/4, S/4)
@@ -123,7 +123,7 @@ class Vgg(nn.Module):
 
 
 def _blocks(inputs: int, outputs: int, count: int) -> nn.Sequential:
-    """`count` blocks of `outputs` channels, one after the other."""
+    """Return `count` blocks of `outputs` channels, one after the other."""
     return nn.Sequential(
         *(_ConvBlock(inputs if i == 0 else outputs, outputs) for i in range(count))
     )
@@ -151,7 +151,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(14 * width, len(spec.classes))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, C, S, S)."""
+        """Return logits, (N, 10), of pixels in 0..1, (N, C, S, S)."""
         x = torch.relu(self.conv1(self.normalize(image)))  # (N, 3, 32, 32) -> (N, 6, 28, 28)
         x = torch.relu(self.conv2(max_pool2d(x, 2)))  # (N, 6, 28, 28) -> (N, 16, 10, 10)
         x = max_pool2d(x, 2).flatten(1)  # (N, 16, 10, 10) -> (N, 400)
@@ -205,7 +205,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)  # as the paper draws them
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of shape (N, 10) of pixels in 0..1 of shape (N, C, S, S)."""
+        """Return logits, (N, 10), of pixels in 0..1, (N, C, S, S)."""
         x = self.conv1(self.normalize(image))  # (N, C, S, S) -> (N, w, S, S)
         x = self.layer1(torch.relu(self.bn1(x)))  # (N, w, S, S) -> (N, w, S, S)
         x = self.layer2(x)  # (N, w, S, S) -> (N, 2w, S/2, S/2)
@@ -215,7 +215,7 @@ class ResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, n: int, stride: int) -> nn.Sequential:
-    """`n` residual blocks, of which the first may halve the image."""
+    """Return `n` residual blocks, of which the first may halve the image."""
     blocks = [_ResidualBlock(inputs, outputs, stride)]
     blocks += [_ResidualBlock(outputs, outputs, 1) for _ in range(n - 1)]
     return nn.Sequential(*blocks)

@@ -16,7 +16,7 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network is trained."""
+    """The threads and the device that a network is trained on."""
 
     threads: int = THREADS
     device: str = "cpu"

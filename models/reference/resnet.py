@@ -28,7 +28,7 @@ CALIBRATION_IMAGES = 1024
 
 
 def load_trained(data_dir: Path) -> ResNet:
-    """The ResNet-32 whose weights lie in a folder, in eval mode."""
+    """Return the ResNet-32 whose weights lie in a folder, in eval mode."""
     network = ResNet(_TRAINED_ON, depth=32)
     load_weights(network, data_dir / "resnet32-cifar10-weights.npz")
     network.eval()
@@ -36,7 +36,7 @@ def load_trained(data_dir: Path) -> ResNet:
 
 
 def load_exact(data_dir: Path) -> tuple[Data, Data]:
-    """Training and test images of CIFAR-10, a part of the original ones."""
+    """Return training and test images of CIFAR-10, a part of the original ones."""
     path = data_dir / "cifar10-exact-subset.npz"
     arrays = read_arrays(path, _REMEDY, ("train_x", "train_y", "test_x", "test_y"))
     train, test = (

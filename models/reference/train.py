@@ -18,7 +18,7 @@ _MOST_LR = 1e6
 
 
 def _shown(name: str) -> str:
-    """The defaults of one option, for its help text."""
+    """Return the defaults of one option, for its help text."""
     return ", ".join(f"{network} {getattr(of, name)}" for network, of in NETWORKS.items())
 
 

@@ -38,7 +38,7 @@ class DivergedError(click.ClickException):
 
 
 def augment(image: Tensor, spec: DataSet, generator: torch.Generator) -> Tensor:
-    """Bytes of shape (n, C, S, S), about half of them mirrored, moved by up to `spec.shift`."""
+    """Return bytes, (n, C, S, S), about half of them mirrored, moved by up to `spec.shift`."""
     n, side, shift = len(image), spec.side, spec.shift
     if spec.flipped:
         chosen = torch.rand(n, 1, 1, 1, generator=generator) < 0.5  # (n, 1, 1, 1)

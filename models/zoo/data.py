@@ -148,7 +148,7 @@ def _magika(_: Path, __: Path, count: int = 200) -> Arrays:
 
 
 def _ends(file: Path, half: int = 1024, block: int = 4096, padding: int = 256) -> NDArray[np.int32]:
-    """Magika's features: both ends of a file, less white space, padded in the middle: (2048,)."""
+    """Return Magika's features, (2048,): both ends of a file, stripped, padded in the middle."""
     content = file.read_bytes()
     row = np.full(2 * half, padding, np.int32)
     first = np.frombuffer(content[:block].lstrip()[:half], np.uint8)

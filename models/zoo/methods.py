@@ -89,7 +89,7 @@ GROUPS = (
 
 
 def measured(layer: Layer, decision: Decision, version: int) -> float:
-    """Relative error of a replaced layer's output on white noise, alone in ONNX Runtime."""
+    """Return the relative error of a replaced layer on white noise, alone in ONNX Runtime."""
     use = layer.uses[0]
     if layer.kind == "gather":  # every row once
         use = replace(use, x_shape=layer.shape[:1], y_shape=layer.shape)
@@ -122,7 +122,7 @@ def measured(layer: Layer, decision: Decision, version: int) -> float:
 
 
 def _guessed(layer: Layer, use: Use) -> Use:
-    """Shapes of a conv in a body, which only the body knows: any length will do for noise."""
+    """Return a use with shapes for a conv in a body; any length will do for noise."""
     channels = layer.shape[1] * layer.group
     return replace(
         use, x_shape=(1, channels, *(1000,) * (len(layer.shape) - 2)), y_shape=(1, layer.shape[0])

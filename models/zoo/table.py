@@ -52,7 +52,7 @@ KEPT_COLUMNS = ("model", "layers kept, by kind of reason")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one model: its report, if there is one, and what is wrong with it."""
+    """The result of one model: its report, if there is one, and what is wrong with it."""
 
     model: ZooModel
     max_drop: float
