@@ -14,8 +14,8 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.model.graph import Names, opset
 from onnxlr.model.protobuf import serialize, to_proto
-from onnxlr.prepare.expose import model_with_outputs
 from onnxlr.prepare.prepared import Prepared
+from onnxlr.prepare.sessions import model_with_outputs
 from onnxlr.progress import Progress
 from onnxlr.rewrite.graph import replace_layer
 from onnxlr.rewrite.variant import Variant

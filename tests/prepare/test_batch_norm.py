@@ -37,6 +37,7 @@ def conv_and_norm(opset: int = 17) -> onnx.ModelProto:
 
 
 def norm_of(model: onnx.ModelProto) -> onnx.NodeProto:
+    norm: onnx.NodeProto
     (norm,) = (n for n in model.graph.node if n.op_type == "BatchNormalization")
     return norm
 
