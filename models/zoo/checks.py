@@ -12,7 +12,8 @@ import onnxruntime as ort
 
 from models.zoo.table import kind_of, speed_words
 from onnxlr.model.load import load
-from onnxlr.prepare.feeding import choose_feeding, open_session
+from onnxlr.prepare.feeding import choose_feeding
+from onnxlr.prepare.sessions import open_session
 from onnxlr.system.session import Machine
 
 
