@@ -18,13 +18,9 @@ from onnxlr.model.constants import constant
 from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.prepare.functions import inline_functions
+from onnxlr.prepare.inputs import InputSpec, input_specs, parse_shapes
 from onnxlr.prepare.shapes import infer_shapes, observe_shapes
-from onnxlr.prepare.synthetic import (
-    InputSpec,
-    candidate_shapes,
-    input_specs,
-    parse_shapes,
-)
+from onnxlr.prepare.synthetic import candidate_shapes
 from onnxlr.system.session import ONE_CPU_THREAD, Feed, Machine
 from onnxlr.types import Shape
 
@@ -37,13 +33,15 @@ class Prepared:
     ----------
     source : Source
     model : onnx_ir.Model
-        The source's model with its BatchNormalizations folded.
+        The source's model with its functions inlined and its BatchNormalizations folded.
     specs : tuple of InputSpec
-    input_shapes : dict
+        Its inputs.
+    input_shapes : dict of str to tuple of int
         The static input shapes that MACs and times are for.
-    shapes : dict
-        Static shapes of the main graph's tensors, as far as known.
+    shapes : dict of str to tuple of int
+        Static shapes of the main graph's tensors; those without one are absent.
     layers : tuple of Layer
+        Every constant weight of a heavy operator.
     """
 
     source: Source
@@ -58,28 +56,36 @@ class Prepared:
         return next(layer for layer in self.layers if layer.name == name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process as the original and what was found out about it."""
+        """The model goes to another process as its file or bytes, with the inferred shapes."""
         path, data = self.source.path, self.source.data
         content = path.absolute() if path is not None else np.frombuffer(data or b"", np.uint8)
-        known = self.source.digest, self.source.data_stamps
-        return _again, (content, known, self.specs, self.input_shapes, self.shapes)
+        digest = self.source.digest, self.source.data_stamps
+        return _restore, (content, digest, self.specs, self.input_shapes, self.shapes)
 
 
 _LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
 
 
-def _again(
+def _restore(
     content: Path | NDArray[np.uint8],
-    known: tuple[str, DataStamps],
+    cached_digest: tuple[str, DataStamps],
     specs: tuple[InputSpec, ...],
     input_shapes: dict[str, Shape],
     shapes: dict[str, Shape],
 ) -> Prepared:
-    digest, _ = known
-    found = _LATEST.get(digest)
-    if found is None or found.shapes != shapes:
+    """A prepared model that came from another process, prepared again if it isn't the last one.
+
+    Raises
+    ------
+    ModelError
+        If the file isn't the one that the other process read.
+    """
+    digest, _ = cached_digest
+    prepared = _LATEST.get(digest)
+    if prepared is None or prepared.shapes != shapes:
         source = load(
-            content if isinstance(content, Path) else content.tobytes(), cached_digest=known
+            content if isinstance(content, Path) else content.tobytes(),
+            cached_digest=cached_digest,
         )
         if source.digest != digest:
             raise ModelError(
@@ -88,15 +94,15 @@ def _again(
             )
         model = simplified_model(source)
         layers = find_layers(model, shapes)
-        found = Prepared(source, model, specs, input_shapes, shapes, layers)
+        prepared = Prepared(source, model, specs, input_shapes, shapes, layers)
         _LATEST.clear()
-        _LATEST[digest] = found
-    return found
+        _LATEST[digest] = prepared
+    return prepared
 
 
 def simplified_model(source: Source) -> ir.Model:
     """The source's model with its functions inlined and its BatchNormalizations folded."""
-    model = inline_functions(source.model.clone())
+    model = inline_functions(source.model.clone()).model
     fold_batch_norms(model)
     return model
 
@@ -109,24 +115,30 @@ def prepare(
     shapes: Sequence[str] = (),
     batch: int = 1,
 ) -> Prepared:
-    """Fold, infer shapes and find the layers.
+    """Fold BatchNormalizations, infer shapes and find the layers.
 
     Parameters
     ----------
     source : Source
     feed : feed or None
-        A feed that the model is known to run on. Without one, nothing is run: the first sizes
-        worth trying are taken, and shapes that inference doesn't find stay unknown.
+        A feed that the model runs on. Without one nothing is run: the inputs have the first sizes
+        worth trying, and shapes that inference doesn't tell stay unknown.
+    machine : Machine
+        Where the model runs, for shapes that inference doesn't tell.
+    shapes : sequence of str
+        Input shapes as ``--shape`` takes them, which count without a feed.
+    batch : int
+        Size of dynamic sample axes, which counts without a feed.
     """
     model = simplified_model(source)
     specs = input_specs(model)
     if feed is not None:
         input_shapes = {name: tuple(a.shape) for name, a in feed.items()}
     else:
-        given = parse_shapes(shapes, specs)
-        input_shapes = next(iter(candidate_shapes(specs, given, batch)))
-    known = infer_shapes(model, input_shapes)
-    layers = find_layers(model, known)
+        fixed_shapes = parse_shapes(shapes, specs)
+        input_shapes = next(iter(candidate_shapes(specs, fixed_shapes, batch)))
+    static_shapes = infer_shapes(model, input_shapes)
+    layers = find_layers(model, static_shapes)
     values = [v for node in heavy_nodes(model) for v in (*node.inputs[:2], node.outputs[0])]
     values += [
         v
@@ -138,9 +150,9 @@ def prepare(
     unknown = [
         v.name or ""
         for v in values
-        if v is not None and v.name not in known and constant(v) is None
+        if v is not None and v.name not in static_shapes and constant(v) is None
     ]
     if unknown and feed is not None:
-        known |= observe_shapes(model, unknown, feed, machine, source.folder)
-        layers = find_layers(model, known)
-    return Prepared(source, model, specs, input_shapes, known, layers)
+        static_shapes |= observe_shapes(model, unknown, feed, machine, source.folder)
+        layers = find_layers(model, static_shapes)
+    return Prepared(source, model, specs, input_shapes, static_shapes, layers)

@@ -1,4 +1,4 @@
-"""The user's samples: .npz, .npy or a folder of such files, in the batches the model takes."""
+"""The user's samples: .npz, .npy or a folder of such files, in the batches that a model takes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,28 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.errors import DataError, one_line
-from onnxlr.prepare.synthetic import InputSpec
+from onnxlr.prepare.inputs import InputSpec
 from onnxlr.system.npz import read_npz
 from onnxlr.system.session import Feed
 
-_READ_WHOLE = 256 << 20  # bytes after which arrays stay mapped
+_READ_WHOLE = 256 << 20  # bytes after which arrays stay mapped, of those that can be
 _DYNAMIC_BATCH = 16  # samples a run for models that leave the batch open
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Checked samples for a model.
+    """Samples that fit a model's inputs.
 
     Attributes
     ----------
     label : str
-        What messages call it.
+        Where they come from, in messages.
     parts : tuple of dict
-        One dict of arrays a file, first axis = samples; files are concatenated.
+        For each file its arrays by input name, with the samples along the first axis.
     labels : ndarray of shape (n,) or None
-    index : ndarray of shape (n,)
-        Which samples are in use, as indices over all parts.
+        The class of each of the n samples of all files.
+    index : ndarray of shape (k,)
+        The k samples in use, counted through all files.
     specs : tuple of InputSpec
+        The model's inputs.
     """
 
     label: str
@@ -46,14 +48,14 @@ class Samples:
         return len(self.index)
 
     def split(self, seed: int) -> tuple["Samples", "Samples"]:
-        """Two seeded halves: to calibrate on and to validate on. One sample serves as both."""
+        """Two seeded halves, to calibrate and to validate on; a single sample serves as both."""
         order = np.random.default_rng(seed).permutation(self.index)
         half = len(order) // 2
         first, second = (order[:half], order[half:]) if half else (order, order)
         return self._with(np.sort(first)), self._with(np.sort(second))
 
     def take(self, count: int) -> "Samples":
-        """At most this many of the samples, spread evenly."""
+        """At most this many of the samples, evenly spread."""
         if len(self) <= count:
             return self
         return self._with(self.index[np.linspace(0, len(self) - 1, count).astype(np.intp)])
@@ -72,17 +74,17 @@ class Samples:
 
     @property
     def batch(self) -> int:
-        """Samples a run: what the model fixes; one if an input has no sample axis of its own."""
-        if any(self._whole(p) for p in range(len(self.parts))):
+        """Samples in a run: what the model fixes; one if an input has no axis of samples."""
+        if any(self._has_whole_inputs(p) for p in range(len(self.parts))):
             return 1
         fixed = [s.fixed_batch for s in self.specs if s.fixed_batch is not None]
         return fixed[0] if fixed else _DYNAMIC_BATCH
 
     def batches(self, batch: int | None = None) -> Iterator[tuple[Feed, NDArray[np.intp], int]]:
-        """Feeds with the indices of their samples, and how many samples they were padded to.
+        """Each feed with the indices of its samples and the number of rows, with those of padding.
 
-        Samples of different shapes, from different files, are never in one. A model with a fixed
-        batch gets one that isn't full padded with repeats of the last sample.
+        Samples of different shapes, from different files, never share a feed. A model with a fixed
+        batch gets an incomplete feed filled up with repeats of the last sample.
         """
         size = batch or self.batch
         padded = any(s.fixed_batch is not None for s in self.specs)
@@ -92,24 +94,24 @@ class Samples:
 
     @property
     def runs(self) -> int:
-        """How many batches there are."""
+        """The number of feeds in ``batches()``."""
         return sum(1 for _ in self._groups(self.batch))
 
     def _groups(self, size: int) -> Iterator[NDArray[np.intp]]:
-        """The samples of each batch: of one shape, and whole inputs alone."""
+        """The samples of each batch: all of one shape, whole inputs each in a batch alone."""
         part = self._part_of(self.index)
         shapes = [[p[s.name].shape[1:] for s in self.specs] for p in self.parts]
         start = 0
         while start < len(self.index):
-            alone = self._whole(part[start])
+            alone = self._has_whole_inputs(part[start])
             stop = min(start + (1 if alone else size), len(self.index))
             same = (shapes[p] == shapes[part[start]] for p in part[start:stop])
             count = sum(takewhile(bool, same))
             yield self.index[start : start + count]
             start += count
 
-    def _whole(self, part: int) -> bool:
-        """Whether a file has whole inputs for its samples: one that has no sample axis."""
+    def _has_whole_inputs(self, part: int) -> bool:
+        """Whether a sample of a file is the whole array of an input, not a row of it."""
         arrays = self.parts[part]
         return any(arrays[s.name].ndim == len(s.dims) + 1 for s in self.specs)
 
@@ -123,15 +125,16 @@ class Samples:
         return np.cumsum([0, *(_count(part) for part in self.parts[:-1])])
 
     def _feed(self, rows: NDArray[np.intp]) -> Feed:
-        which = self._part_of(rows)
+        """The feed of these samples."""
+        part = self._part_of(rows)
         feed = {}
         for spec in self.specs:
-            taken = [
+            arrays = [
                 self.parts[p][spec.name][r - self._starts[p]]
-                for p, r in zip(which, rows, strict=True)
+                for p, r in zip(part, rows, strict=True)
             ]
-            whole = self.parts[which[0]][spec.name].ndim == len(spec.dims) + 1
-            feed[spec.name] = np.asarray(taken[0] if whole else np.stack(taken), order="C")
+            whole = self.parts[part[0]][spec.name].ndim == len(spec.dims) + 1
+            feed[spec.name] = np.asarray(arrays[0] if whole else np.stack(arrays), order="C")
         return feed
 
 
@@ -150,24 +153,25 @@ def load_samples(
         ``.npz`` with one array per input, ``.npy`` for a model with one input, or a folder of
         such files.
     specs : sequence of InputSpec
+        The model's inputs.
     labels : str or None
         Name of the array of integer labels.
     labels_optional : bool
-        Whether the samples may do without them.
+        Whether files may lack the labels.
 
     Raises
     ------
     DataError
-        If it can't be read, or a name, shape or type doesn't fit the model.
+        If a file can't be read, or a name, shape or type doesn't fit the model.
     """
     path = Path(path)
     if not specs:
         raise DataError(f"the model has no inputs that {path} could feed: leave out --data")
     files = _files(path)
-    parts, targets, read = [], [], 0
+    parts, targets, nbytes = [], [], 0
     for file in files:
-        arrays = _read(file, specs, mapped=read > _READ_WHOLE)
-        read += sum(array.nbytes for array in arrays.values())
+        arrays = _read(file, specs, mapped=nbytes > _READ_WHOLE)
+        nbytes += sum(array.nbytes for array in arrays.values())
         parts.append(_checked(arrays, specs, file))
         if labels is not None and not (labels_optional and labels not in arrays):
             targets.append(_labels(arrays, labels, file, _count(parts[-1])))
@@ -184,13 +188,14 @@ def load_samples(
 
 
 def _files(path: Path) -> list[Path]:
+    """The files of samples at a path; ``DataError`` if there are none."""
     try:
-        return _found(path)
+        return _list_files(path)
     except OSError as error:  # a name too long, a folder that can't be listed
         raise DataError(f"can't read {str(path)[:80]}: {error.strerror or error}") from None
 
 
-def _found(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
         if not files:
@@ -204,7 +209,8 @@ def _found(path: Path) -> list[Path]:
 
 
 def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, NDArray[Any]]:
-    if not file.is_file():  # a pipe would be waited for
+    """The arrays of a file by their names; those of a .npy file may stay mapped."""
+    if not file.is_file():  # reading a pipe would wait for its writer
         raise DataError(f"{file} is not a regular file: save the samples with numpy.savez")
     if file.suffix == ".npy" and len(specs) != 1:
         raise DataError(
@@ -213,12 +219,12 @@ def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, 
         )
     try:
         if file.suffix == ".npy":
-            # What is mapped goes with its file, and this process with it, where that is cut short.
+            # A mapped array ends with its file: if that is cut short, this process crashes.
             array = np.lib.format.open_memmap(file, mode="r")
             mapped = mapped or array.nbytes > _READ_WHOLE
             return {specs[0].name: array if mapped else np.array(array)}
         return read_npz(file)
-    except Exception as error:  # whatever zip, zlib and NumPy trip over is the file's doing
+    except Exception as error:  # whatever zip, zlib and NumPy raise, the file is at fault
         reason = one_line(error)
     raise DataError(f"can't read {file}: {reason}; save it again with numpy.savez")
 
@@ -226,6 +232,7 @@ def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, 
 def _checked(
     arrays: dict[str, NDArray[Any]], specs: Sequence[InputSpec], file: Path
 ) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that are inputs; ``DataError`` if one lacks or doesn't fit."""
     part, counts = {}, {}
     for spec in specs:
         if spec.name not in arrays:
@@ -264,6 +271,7 @@ def _checked(
 def _labels(
     arrays: dict[str, NDArray[Any]], name: str, file: Path, count: int
 ) -> NDArray[np.int64]:
+    """The labels of a file's samples; ``DataError`` if they aren't that many integers."""
     if name not in arrays:
         raise DataError(
             f"{file} has no array {name!r} for the labels; it has {', '.join(sorted(arrays))}"
@@ -282,4 +290,5 @@ def _labels(
 
 
 def _count(part: dict[str, NDArray[Any]]) -> int:
+    """The number of samples in a file."""
     return len(next(iter(part.values())))

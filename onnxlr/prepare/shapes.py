@@ -12,7 +12,7 @@ from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, open_exposed
 from onnxlr.types import Shape
 
-_SMALL = 1024  # elements; a larger initializer doesn't decide shapes, and its data stays behind
+_SMALL = 1024  # elements up to which an initializer may decide shapes; data of others isn't sent
 
 
 def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -27,7 +27,7 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     Returns
     -------
     dict of str to tuple of int
-        Every tensor whose shape came out static; the others are absent.
+        The shape of every tensor for which it is static; the others are absent.
     """
     sketch = model.clone()
     for name, value in list(sketch.graph.initializers.items()):
@@ -46,7 +46,7 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     proto = to_proto(sketch)
     del proto.graph.value_info[:]
     try:
-        graph = _inferred(serialize(proto, "the model"))
+        graph = _run_inference(serialize(proto, "the model"))
     except Exception:  # inference stops at what it can't merge; running the model decides then
         return dict(inputs)
     shapes = dict(inputs)
@@ -59,14 +59,15 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     return shapes
 
 
-def _inferred(model: bytes) -> onnx.GraphProto:
-    """What inference says of values and outputs; in the child process, since some of it crashes."""
+def _run_inference(model: bytes) -> onnx.GraphProto:
+    """The types of values and outputs; from a child process, since inference crashes on some."""
     if not trials_enabled():
         return _infer(model)
     return run_in_sandbox(_infer, model, task="inferring shapes")
 
 
 def _infer(model: bytes) -> onnx.GraphProto:
+    """The types of values and outputs by ONNX shape inference, in this process."""
     proto = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return onnx.GraphProto(value_info=proto.graph.value_info, output=proto.graph.output)
 
@@ -74,28 +75,42 @@ def _infer(model: bytes) -> onnx.GraphProto:
 def observe_shapes(
     model: ir.Model, names: Iterable[str], feed: Feed, machine: Machine, folder: str | None = None
 ) -> dict[str, Shape]:
-    """Shapes of intermediate tensors, seen by running the model once with them as outputs.
+    """Shapes of intermediate tensors in one run of the model, which gives them as outputs.
 
-    ``folder`` is where its external data lie.
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    names : iterable of str
+        Names of values of the main graph.
+    feed : feed
+    machine : Machine
+    folder : str or None
+        Where the model's external data lie.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Empty where the model doesn't run with these outputs.
     """
     proto = to_proto(model)
     present = {o.name for o in proto.graph.output}
-    wanted = [n for n in dict.fromkeys(names) if n]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in present)
+    outputs = [n for n in dict.fromkeys(names) if n]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in present)
     try:
-        given = serialize(proto, "the model"), machine, folder, dict(feed), wanted
+        arguments = serialize(proto, "the model"), machine, folder, dict(feed), outputs
         # With other outputs it is another model to the runtime, which may crash on it.
         return (
-            run_in_sandbox(_observe, *given, task="observing shapes")
+            run_in_sandbox(_observe, *arguments, task="observing shapes")
             if trials_enabled()
-            else _observe(*given)
+            else _observe(*arguments)
         )
     except (ModelError, ValueError):
         return {}
 
 
 def _observe(
-    blob: bytes, machine: Machine, folder: str | None, feed: Feed, wanted: Sequence[str]
+    blob: bytes, machine: Machine, folder: str | None, feed: Feed, names: Sequence[str]
 ) -> dict[str, Shape]:
+    """The shapes of these outputs in one run of a serialized model."""
     outputs = open_exposed(blob, machine, "the model", folder).run(feed)
-    return {n: tuple(outputs[n].shape) for n in wanted if n in outputs}
+    return {n: tuple(outputs[n].shape) for n in names if n in outputs}

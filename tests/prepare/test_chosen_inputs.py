@@ -72,7 +72,7 @@ def no_images() -> tuple[onnx.ModelProto, Array]:
 
 
 def always_infinite() -> tuple[onnx.ModelProto, Array]:
-    """Nothing that the second layer is given are numbers; what it gives is cleaned."""
+    """The second layer's inputs are no numbers; its outputs are cleaned."""
     model = make_model(
         [
             node("MatMul", ["x", "a"], "h", "first"),
@@ -93,7 +93,7 @@ def always_infinite() -> tuple[onnx.ModelProto, Array]:
 
 
 def no_columns() -> tuple[onnx.ModelProto, Array]:
-    """A constant on the left that is given nothing at all."""
+    """A constant on the left whose inputs are empty."""
     nodes, constants = chosen("x", 2500.0, "c")
     model = make_model(
         [
@@ -227,7 +227,7 @@ def test_it_is_optimized_all_the_same(build: Any, options: Any, tmp_path: Path) 
 def test_rows_of_another_choice_are_no_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The factors stay those of the weight, or of its own inputs."""
+    """The factors stay those of the weight, or of its inputs."""
     model, x = rows_behind_a_layer()
     onnx.save(model, tmp_path / "in.onnx")
     np.savez(tmp_path / "d.npz", x=x)

@@ -10,14 +10,9 @@ import pytest
 from onnxlr.errors import DataError
 from onnxlr.model.load import load
 from onnxlr.prepare.feeding import open_with_feeding
+from onnxlr.prepare.inputs import input_specs, parse_shapes
 from onnxlr.prepare.samples import load_samples
-from onnxlr.prepare.synthetic import (
-    candidate_shapes,
-    find_runnable_shapes,
-    input_specs,
-    parse_shapes,
-    synthetic_feed,
-)
+from onnxlr.prepare.synthetic import candidate_shapes, find_runnable_shapes, synthetic_feed
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from tests.support.builders import make_model, node
 
@@ -152,8 +147,8 @@ def test_images_lie_in_the_unit_interval() -> None:
 def test_the_same_symbol_has_the_same_size() -> None:
     model = load(embedding_model()).model
     specs = input_specs(model)
-    given = parse_shapes(["ids:3,17"], specs)
-    assert next(iter(candidate_shapes(specs, given, 1)))["attention_mask"] == (3, 17)
+    fixed = parse_shapes(["ids:3,17"], specs)
+    assert next(iter(candidate_shapes(specs, fixed, 1)))["attention_mask"] == (3, 17)
 
 
 def test_a_recurrent_state_has_its_batch_second() -> None:
@@ -230,12 +225,12 @@ def test_files_of_different_lengths_are_never_in_one_batch(tmp_path: Path) -> No
     for name, array in files.items():
         np.save(tmp_path / f"{name}.npy", array)
     samples = load_samples(tmp_path, input_specs(load(model).model), None)
-    found = [(feed["x"], index) for feed, index, _ in samples.batches(16)]
-    assert [len(index) for _, index in found] == [16, 4, 16, 16, 8, 1, 1]
-    np.testing.assert_array_equal(np.concatenate([i for _, i in found]), np.arange(62))
-    np.testing.assert_array_equal(found[3][0][:4], files["b"][16:])
-    np.testing.assert_array_equal(found[3][0][4:], files["c"][:12])
-    assert found[5][0].shape == (1, 4, 3)
+    batches = [(feed["x"], index) for feed, index, _ in samples.batches(16)]
+    assert [len(index) for _, index in batches] == [16, 4, 16, 16, 8, 1, 1]
+    np.testing.assert_array_equal(np.concatenate([i for _, i in batches]), np.arange(62))
+    np.testing.assert_array_equal(batches[3][0][:4], files["b"][16:])
+    np.testing.assert_array_equal(batches[3][0][4:], files["c"][:12])
+    assert batches[5][0].shape == (1, 4, 3)
     first, second = samples.split(0)
     assert sum(len(i) for _, i, _ in first.batches()) == len(first)
     assert sum(len(i) for _, i, _ in second.batches()) == len(second)

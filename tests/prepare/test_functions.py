@@ -1,5 +1,6 @@
 """Local functions: weights in them, and weights that are handed to them."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,4 +115,43 @@ def test_a_deep_nest_is_inlined() -> None:
     model.functions.extend(functions)
     model.opset_import.append(onnx.helper.make_opsetid("local", 1))
     model.graph.node.insert(0, call("F2999", ["x"], "h"))
-    assert inline_functions(load(model).model) is not None
+    inlining = inline_functions(load(model).model)
+    assert inlining.model is not None
+    assert inlining.refusal is None
+
+
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        ((function("F0", [node("Relu", ["a"], "b")], opset=11),), "inlining its functions fails: "),
+        (
+            (
+                function("F0", [node("Relu", ["a"], "b")]),
+                *(
+                    function(name, [call(last, ["a"], "h"), call(last, ["h"], "b")])
+                    for last, name in itertools.pairwise(f"F{i}" for i in range(19))
+                ),
+            ),
+            "inlining its functions would make ",
+        ),
+    ],
+    ids=["another opset", "too many nodes"],
+)
+def test_functions_that_stay_have_their_reason(
+    functions: tuple[onnx.FunctionProto, ...], reason: str
+) -> None:
+    model = make_model([node("Relu", ["x"], "y")], {"x": (4, 32)}, ["y"], {})
+    model.functions.extend(functions)
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    model.graph.node.insert(0, call(functions[-1].name, ["x"], "h"))
+    graph = load(model).model
+    inlining = inline_functions(graph)
+    assert inlining.model is graph
+    assert (inlining.refusal or "").startswith(reason)
+
+
+def test_a_model_without_functions_needs_no_reason() -> None:
+    graph = load(make_model([node("Relu", ["x"], "y")], {"x": (4, 32)}, ["y"], {})).model
+    inlining = inline_functions(graph)
+    assert inlining.model is graph
+    assert inlining.refusal is None
