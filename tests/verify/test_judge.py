@@ -13,8 +13,8 @@ from scipy.special import rel_entr, softmax
 import onnxlr
 from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.model.load import load
+from onnxlr.prepare.inputs import input_specs
 from onnxlr.prepare.samples import Samples, load_samples
-from onnxlr.prepare.synthetic import input_specs
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.judge import Judge
 from tests.support.builders import linear, low_rank, make_model, node
