@@ -12,20 +12,19 @@ from onnxlr.errors import ModelError, UsageError
 from onnxlr.layers.layer import Use
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.writer import AttributeValue, Write
+from onnxlr.training.factors import Dims, convolution, embedding, linear
 from onnxlr.training.modules import OPSET, ModuleLayer, padding
 from onnxlr.types import Array
 
 _PADS = {"reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
-
-Dims = tuple[int, ...]
 
 
 def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) -> nn.Module:
     """The chain of a pass around factors, ready to train in the module's place.
 
     It is made of the nodes that the pass writes into a graph: a ``Sequential`` of convolutions,
-    linear or embedding modules, or ``Steps`` where there is more to it than a straight line. Its
-    bias is the module's own parameter.
+    linear or embedding modules, or ``Steps`` where it is no straight line. Its bias is the very
+    parameter of the module.
 
     Parameters
     ----------
@@ -59,14 +58,14 @@ def chain_module(item: ModuleLayer, choice: Choice, factors: Sequence[Array]) ->
 
 
 class Steps(nn.Module):
-    """Operators that take results of earlier ones: the input is result 0, the last one is given.
+    """Operators that take results of earlier ones: the input is result 0, the last is returned.
 
     Parameters
     ----------
     steps : sequence of (torch.nn.Module, tuple of int)
-        Each with the results that it takes.
+        Operators, each with the numbers of the results that it takes.
     axes : int, optional
-        Of a batch of images, where one image may come without its batch.
+        How many a batch of images has, where one image may come without its batch.
     """
 
     def __init__(self, steps: Sequence[tuple[nn.Module, Dims]], axes: int | None = None) -> None:
@@ -113,7 +112,7 @@ class ShapeOf(nn.Module):
     """The sizes of a tensor, or a slice of them."""
 
     def forward(self, x: Tensor) -> Dims:
-        """All of them."""
+        """The sizes, from the first axis on."""
         return tuple(x.shape)
 
 
@@ -125,21 +124,21 @@ class Part(nn.Module):
         self.start, self.end = start, end
 
     def forward(self, dims: Dims) -> Dims:
-        """Those from start to end."""
+        """The sizes from ``start`` to ``end``."""
         return dims[self.start : self.end]
 
 
 class Joined(nn.Module):
-    """Sizes that are known and sizes that are read off a tensor, in a row."""
+    """Fixed sizes and sizes that are read off tensors, in a row."""
 
     def __init__(self, parts: Sequence[Dims | None]) -> None:
         super().__init__()
         self.parts = tuple(parts)
 
     def forward(self, *dims: Dims) -> Dims:
-        """The known ones with those given in between."""
-        given = iter(dims)
-        return tuple(d for part in self.parts for d in (next(given) if part is None else part))
+        """The fixed ones with those of the tensors in between."""
+        read = iter(dims)
+        return tuple(d for part in self.parts for d in (next(read) if part is None else part))
 
 
 class Reshaped(nn.Module):
@@ -151,14 +150,14 @@ class Reshaped(nn.Module):
 
     def forward(self, x: Tensor, dims: Dims = ()) -> Tensor:
         """The same elements in another shape."""
-        wanted = dims if self.dims is None else self.dims
+        sizes = dims if self.dims is None else self.dims
         if self.meant:
-            return x.reshape(wanted)
-        return x.reshape([d if d != 0 else x.shape[i] for i, d in enumerate(wanted)])
+            return x.reshape(sizes)
+        return x.reshape([d if d != 0 else x.shape[i] for i, d in enumerate(sizes)])
 
 
 class Picked(nn.Module):
-    """Entries along an axis, by name."""
+    """Entries along an axis, by index."""
 
     indices: Tensor
 
@@ -168,7 +167,7 @@ class Picked(nn.Module):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """They, in their order."""
+        """The entries in the order of the indices."""
         return x.index_select(self.axis, self.indices)
 
 
@@ -185,7 +184,7 @@ class Permuted(nn.Module):
 
 
 class _ModuleSite:
-    """A module's place, which the steps of a chain take (the ``Site`` that a pass is given)."""
+    """A module's place, which the steps of a chain take (the ``Site`` of a pass)."""
 
     def __init__(self, method: str, module: nn.Module, factors: Sequence[Array]) -> None:
         self.steps: list[tuple[nn.Module, Dims]] = []
@@ -211,7 +210,7 @@ class _ModuleSite:
 
 
 class _ModuleWriter:
-    """Makes a module of every node (the ``Writer`` that a pass is given)."""
+    """Makes a module of every node (the ``Writer`` of a pass)."""
 
     opset = OPSET
 
@@ -235,9 +234,10 @@ class _ModuleWriter:
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
     ) -> ir.Value:
         """Add a module and return its output."""
-        given = [v for v in inputs if v is not None]
-        module = self._module(op_type, given, attributes)
-        self.steps.append((module, tuple(self._results[v] for v in given if v in self._results)))
+        operands = [v for v in inputs if v is not None]
+        module = self._module(op_type, operands, attributes)
+        sources = tuple(self._results[v] for v in operands if v in self._results)
+        self.steps.append((module, sources))
         output = ir.Value()
         self._results[output] = len(self.steps)
         return output
@@ -249,22 +249,22 @@ class _ModuleWriter:
         return value
 
     def _module(
-        self, op_type: str, given: list[ir.Value], attributes: Mapping[str, AttributeValue]
+        self, op_type: str, operands: list[ir.Value], attributes: Mapping[str, AttributeValue]
     ) -> nn.Module:
-        weights = [self.parameters[v] for v in given if v in self.parameters]
-        numbers = [self._numbers[v] for v in given if v in self._numbers]
+        weights = [self.parameters[v] for v in operands if v in self.parameters]
+        numbers = [self._numbers[v] for v in operands if v in self._numbers]
         match op_type:
             case "Conv" | "ConvTranspose":
-                return _convolution(op_type, attributes, *weights)
+                return convolution(op_type, attributes, *weights)
             case "Gemm" if attributes.get("transB") == 1:
-                return _linear(*weights)
-            case "MatMul" if given[1] in self.parameters:
+                return linear(*weights)
+            case "MatMul" if operands[1] in self.parameters:
                 (weight,) = weights
                 if weight.ndim > 2:
                     return Product(weight)
-                return _linear(nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad))
-            case "Gather" if given[0] in self.parameters:
-                return _embedding(weights[0], self._origin)
+                return linear(nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad))
+            case "Gather" if operands[0] in self.parameters:
+                return embedding(weights[0], self._origin)
             case "Add" if len(weights) == 1:
                 return Shift(weights[0])
             case "Shape":
@@ -272,7 +272,7 @@ class _ModuleWriter:
             case "Slice":
                 return Part(numbers[0][0], numbers[1][0])
             case "Concat":
-                return Joined([self._numbers.get(v) for v in given])
+                return Joined([self._numbers.get(v) for v in operands])
             case "Reshape":
                 return Reshaped(
                     numbers[0] if numbers else None, meant=attributes.get("allowzero") == 1
@@ -289,66 +289,6 @@ class _ModuleWriter:
         )
 
 
-def _convolution(
-    op_type: str,
-    attributes: Mapping[str, AttributeValue],
-    weight: nn.Parameter,
-    bias: nn.Parameter | None = None,
-) -> nn.Module:
-    """A convolution module around a kernel."""
-
-    def numbers(name: str, default: int) -> Dims:
-        found = attributes.get(name, (default,) * count)
-        assert isinstance(found, tuple)
-        return found
-
-    kernel = attributes["kernel_shape"]
-    assert isinstance(kernel, tuple)
-    count, group = len(kernel), attributes.get("group", 1)
-    assert isinstance(group, int)
-    pads = numbers("pads", 0) if "pads" in attributes else (0,) * (2 * count)
-    before, after = pads[:count], pads[count:]
-    options = {
-        "stride": numbers("strides", 1),
-        # Uneven pads come of padding="same" alone.
-        "padding": before if before == after else "same",
-        "dilation": numbers("dilations", 1),
-        "groups": group,
-        "bias": bias is not None,
-        "device": "meta",
-    }
-    outputs, inputs = weight.shape[0], weight.shape[1] * group
-    if op_type == "ConvTranspose":
-        outputs, inputs = weight.shape[1] * group, weight.shape[0]
-        options["output_padding"] = numbers("output_padding", 0)
-    made: nn.Module = getattr(nn, f"{op_type}{count}d")(inputs, outputs, kernel, **options)
-    made.weight, made.bias = weight, bias
-    return made
-
-
-def _embedding(weight: nn.Parameter, origin: nn.Module) -> nn.Module:
-    """A table that is looked up as the original was; its row of padding stays zero if it was."""
-    padding = origin.padding_idx
-    made = nn.Embedding(
-        *weight.shape,
-        padding_idx=padding,
-        scale_grad_by_freq=origin.scale_grad_by_freq,
-        sparse=origin.sparse,
-        device="meta",
-    )
-    made.weight = weight
-    if padding is not None and not bool(origin.weight[padding].any()):
-        weight.data[padding] = 0
-    return made
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
-    outputs, inputs = weight.shape
-    made = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    made.weight, made.bias = weight, bias
-    return made
-
-
 def _later(inputs: Dims) -> Dims:
-    """The same results after a step was put before the first."""
+    """The numbers of the same results after a step was put before the first."""
     return tuple(i + 1 for i in inputs)

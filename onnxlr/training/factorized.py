@@ -37,8 +37,8 @@ def factorize_(
     model : torch.nn.Module
         Wrappers that compile or distribute it come after this.
     plan : Plan or path
-        Of ``onnxlr optimize --plan-out`` for the exported model, or ``DeepTwist.plan``. Layers are
-        found by the module's path, or by the weight's name in the exported model.
+        Of ``onnxlr optimize --plan-out`` for the exported model, or ``DeepTwist.plan``. A layer is
+        the module of its path, or of its weight's name in the exported model.
     exported : path, optional
         The model that the plan was made for. Exporters give new names to weights that they
         transpose (a Linear on more than two axes): there the values tell which module is meant.
@@ -99,12 +99,12 @@ class _Finder:
     """Finds the module that a plan's layer stands for."""
 
     def __init__(self, model: nn.Module, exported: str | os.PathLike[str] | None) -> None:
-        found = list(module_layers(model))
-        self._items = {m.name: m for m in found if isinstance(m, ModuleLayer)}
-        self._reasons = {m.name: m.reason for m in found if isinstance(m, Refused)}
+        modules = list(module_layers(model))
+        self._items = {m.name: m for m in modules if isinstance(m, ModuleLayer)}
+        self._reasons = {m.name: m.reason for m in modules if isinstance(m, Refused)}
         layers = () if exported is None else prepare(load(exported), feed=None).layers
         self._exported = {layer.name: layer for layer in layers}
-        self._taken: set[str] = set()
+        self._matched: set[str] = set()
 
     def find(self, decision: Decision) -> list[tuple[ModuleLayer, bool]]:
         """The modules, and whether the exported weight is the transpose of theirs.
@@ -133,18 +133,18 @@ class _Finder:
 
     def _by_value(self, exported: Layer) -> list[tuple[ModuleLayer, bool]]:
         array = exported.array()
-        found: list[tuple[ModuleLayer, bool]] = []
+        matches: list[tuple[ModuleLayer, bool]] = []
         for item in self._items.values():
-            if item.name in self._taken or len(found) == len(exported.uses):
+            if item.name in self._matched or len(matches) == len(exported.uses):
                 continue  # blocks that were copied have equal weights: each stands for itself
-            own = item.read().array()
-            if own.shape == array.shape and np.array_equal(own, array):
-                found.append((item, False))
-            elif own.ndim == 2 and own.T.shape == array.shape and np.array_equal(own.T, array):
-                found.append((item, True))
-        self._taken.update(item.name for item, _ in found)
-        if found:
-            return found
+            weight = item.read().array()
+            if np.array_equal(weight, array):
+                matches.append((item, False))
+            elif weight.ndim == 2 and np.array_equal(weight.T, array):
+                matches.append((item, True))
+        self._matched.update(item.name for item, _ in matches)
+        if matches:
+            return matches
         raise UsageError(
             f"no module of the model has the weight of {exported.name!r} in the exported model: "
             "export the model anew and make the plan for that"

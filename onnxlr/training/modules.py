@@ -1,4 +1,4 @@
-"""Modules of PyTorch as the layers that graph passes know: one node around a weight."""
+"""Modules of PyTorch as the layers that graph passes take: one node around a weight."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from onnxlr.layers.layer import Layer
 OPSET = 18
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-KNOWN = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
+SUPPORTED = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
 Predicate = Callable[[str, nn.Module], bool]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,7 +36,7 @@ class ModuleLayer:
         Its path in the model.
     module : torch.nn.Module
     layer : Layer
-        One node as the exporter writes it, around the weight; sizes of images aren't known.
+        One node as the exporter writes it, around the weight; without sizes of images.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ModuleLayer:
         ModelError
             If it holds any.
         UsageError
-            If it is no longer the module's own.
+            If the module no longer owns it.
         """
         if reason := _refusal(self.module, "weight", self.module._parameters.get("weight")):
             raise UsageError(f"{self.name!r} has changed: {reason}")
@@ -77,11 +77,11 @@ class ModuleLayer:
         return self.layer
 
     def forget(self) -> None:
-        """Let go of the copy."""
+        """Drop the copy of the weight."""
         self.layer.weight.const_value = None
 
     def write(self, weight: NDArray[np.float64]) -> None:
-        """Replace the weight in place, in its own type and on its own device."""
+        """Replace the weight in place; its type and its device stay."""
         with torch.no_grad():
             self.module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
 
@@ -97,7 +97,7 @@ class Refused:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module: without what compiles it or spreads it over devices."""
+    """The user's module, without the wrappers that compile it or spread it over devices."""
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(
@@ -135,8 +135,8 @@ def module_layers(model: nn.Module) -> Iterator[ModuleLayer | Refused]:
                 yield ModuleLayer(name, module, _layer(name, module))
             else:
                 path = name if key == "weight" else f"{name}.{key}".lstrip(".")
-                known = weight is not None and not isinstance(weight, UninitializedParameter)
-                shape = tuple(weight.shape) if known else ()
+                shaped = weight is not None and not isinstance(weight, UninitializedParameter)
+                shape = tuple(weight.shape) if shaped else ()
                 yield Refused(path, type(module).__name__, shape, reason)
 
 
@@ -169,17 +169,17 @@ def padding(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(module.padding), tuple(module.padding)
 
 
-def computes_as_known(module: nn.Module) -> bool:
+def computes_as_its_class(module: nn.Module) -> bool:
     """Whether a module computes what its class in ``torch.nn`` does, with the weight as it is."""
     methods = ("forward", "_conv_forward")
-    own = any(name in vars(module) for name in methods)
-    known = {getattr(kind, name, None) for kind in KNOWN for name in methods}
-    return not own and all(getattr(type(module), name, None) in known for name in methods)
+    replaced = any(name in vars(module) for name in methods)
+    originals = {getattr(kind, name, None) for kind in SUPPORTED for name in methods}
+    return not replaced and all(getattr(type(module), name, None) in originals for name in methods)
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Parameters of a module's own with two axes or more; None where one is computed."""
-    if isinstance(module, KNOWN):
+    """Parameters of a module itself with two axes or more; None where one is computed."""
+    if isinstance(module, SUPPORTED):
         # Not the attribute: to read one that is computed may change what it is computed from.
         yield "weight", module._parameters.get("weight")
         return
@@ -189,13 +189,13 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _refusal(module: nn.Module, key: str, weight: Any) -> str | None:
-    if isinstance(module, parametrize.ParametrizationList) or not isinstance(module, KNOWN):
+    if isinstance(module, parametrize.ParametrizationList) or not isinstance(module, SUPPORTED):
         return f"{type(module).__name__} is no Linear, Conv, ConvTranspose or Embedding"
     if weight is None or parametrize.is_parametrized(module, key):
         return "its weight is computed from other parameters: remove the parametrization first"
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet: run a batch first"
-    if not computes_as_known(module):
+    if not computes_as_its_class(module):
         return f"{type(module).__name__} computes in a way of its own"
     if hasattr(weight, "device_mesh"):
         return "its weight is sharded over processes: only whole weights can be factorized"

@@ -1,6 +1,5 @@
 """DeepTwist: a model trained as it is, its weights replaced by low-rank ones now and then."""
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onnxlr.candidates.fits import Candidate, candidate, fit_methods, named_candidates
-from onnxlr.decompose import RankRule, parse_rank
+from onnxlr.candidates.candidate import candidate
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.layers.layer import Layer
-from onnxlr.layers.select import name_filter
-from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import weight_error
 from onnxlr.methods.registry import choose_passes, find_pass
-from onnxlr.plan.plan import KEEP, Decision, Plan, keep, use
+from onnxlr.plan.plan import Decision, Plan, keep, use
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.training.modules import ModuleLayer, Predicate, Refused, module_layers, unwrapped
+from onnxlr.training.selection import best_candidate, excluded, rank_rule, refused_decision
 from onnxlr.types import Array
 
 
 @dataclass
 class _Twisted:
-    """A weight that is distorted: how, and the factors that it was made of the last time."""
+    """A weight that is distorted: its method and rank, and the factors of the last distortion."""
 
     item: ModuleLayer
     choice: Choice
@@ -44,7 +41,7 @@ class DeepTwist:
     ``finish`` distorts once more, so that the exported weights factorize without loss by
     ``onnxlr optimize --rank exact`` (of a CP, where its components are about as few as channels:
     beyond that no method is sure to find them again). The factors are those of the graph passes,
-    in double precision, found from those of the last distortion where a method iterates.
+    in double precision, from those of the last distortion where a method iterates.
 
     Where ``torch.distributed`` runs, every process calls ``step``, and the first one's weights go
     to all: make the DeepTwist after DistributedDataParallel, and save the first one's state.
@@ -54,7 +51,7 @@ class DeepTwist:
     model : torch.nn.Module
         May be compiled or wrapped. Weights are changed in place, so optimizers stay as they are.
     method : str or sequence of str
-        Of several, the one that saves most is taken layer by layer.
+        Of several, each layer gets the one that saves most.
     rank : int, tuple of int, float or str
         As ``--rank``: a number, a pair, a fraction of the full rank, ``"evbmf"``,
         ``"energy:0.95"``. What depends on singular values is decided once, on the weights as they
@@ -94,7 +91,7 @@ class DeepTwist:
         self.every = every
         self._steps = 0
         self._twisted: dict[str, _Twisted] = {}
-        self._kept: dict[str, Decision] = {}
+        self._skipped: dict[str, Decision] = {}
         self._model = model
         names = [method] if isinstance(method, str) else method
         if (
@@ -104,34 +101,34 @@ class DeepTwist:
         ):
             raise UsageError(f"method={method!r}: give the name of a method, or several")
         passes = choose_passes(tuple(names))
-        rule = _rule(rank)
+        rule = rank_rule(rank)
         self._order: list[str] = []
-        meant: list[Decision] = []  # but not fitting
+        unfit: list[Decision] = []  # of layers that the user means, but no method fits
         for item in module_layers(model):
             self._order.append(item.name)
             if isinstance(item, Refused):
-                self._kept[item.name] = _refused(item)
+                self._skipped[item.name] = refused_decision(item)
                 continue
-            if (reason := _left_out(item, include, exclude)) is not None:
-                self._kept[item.name] = keep(item.layer, reason)
+            if (reason := excluded(item, include, exclude)) is not None:
+                self._skipped[item.name] = keep(item.layer, reason)
                 continue
-            found = _fitting(item.read(), passes, rule)
+            best = best_candidate(item.read(), passes, rule)
             item.forget()
-            if isinstance(found, str):
-                self._kept[item.name] = keep(item.layer, found)
-                meant.append(self._kept[item.name])
+            if isinstance(best, str):
+                self._skipped[item.name] = keep(item.layer, best)
+                unfit.append(self._skipped[item.name])
             else:
-                self._twisted[item.name] = _Twisted(item, found.choice)
+                self._twisted[item.name] = _Twisted(item, best.choice)
         if not self._twisted:
-            first = next(iter(meant or self._kept.values()), None)
-            told = "it has none" if first is None else f"{first.name}: {first.reason}"
-            raise UsageError(f"no layer of the model can be distorted: {told}")
+            first = next(iter(unfit or self._skipped.values()), None)
+            why = "it has none" if first is None else f"{first.name}: {first.reason}"
+            raise UsageError(f"no layer of the model can be distorted: {why}")
 
     def __repr__(self) -> str:
         methods = sorted({t.choice.graph_pass.name for t in self._twisted.values()})
         return (
             f"DeepTwist({len(self._twisted)} layers by {', '.join(methods)} every {self.every} "
-            f"steps, {len(self._kept)} left alone, {self._steps} steps done)"
+            f"steps, {len(self._skipped)} left alone, {self._steps} steps done)"
         )
 
     @property
@@ -140,16 +137,16 @@ class DeepTwist:
 
         The errors are those of the last distortion, relative to the weights before it.
         """
-        decided = dict(self._kept)
+        decisions = dict(self._skipped)
         for name, twisted in self._twisted.items():
             layer, choice = twisted.item.layer, twisted.choice
             item = candidate(layer, choice.graph_pass, choice.rank, "params")
             reason = f"{100 * item.params / layer.params:.0f}% of the parameters"
-            decided[name] = use(layer, item, reason, twisted.error)
-        return Plan("", tuple(decided[name] for name in self._order))
+            decisions[name] = use(layer, item, reason, twisted.error)
+        return Plan("", tuple(decisions[name] for name in self._order))
 
     def step(self) -> bool:
-        """Count an optimizer step; distort where one is due, and tell whether it was.
+        """Count an optimizer step, distort after every so many, and return whether it did.
 
         Raises
         ------
@@ -181,22 +178,22 @@ class DeepTwist:
         spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if spread:
             self._agree()
-        failed: Exception | None = None
+        failure: Exception | None = None
         if not spread or dist.get_rank() == 0:
             try:
                 self._distort()
-            except Exception as error:  # the others wait: they are told, whatever it is
-                failed = error
+            except Exception as error:  # the others wait: they have to learn of it, whatever it is
+                failure = error
         if spread:
-            failed = self._shared(failed)
-        if failed is not None:
-            raise failed
+            failure = self._shared(failure)
+        if failure is not None:
+            raise failure
         if spread:
             for twisted in self._twisted.values():
                 dist.broadcast(twisted.item.module.weight.data, 0)
 
     def _agree(self) -> None:
-        """Hold the layers of all processes against each other: each would wait for its own."""
+        """Compare the layers of all processes: where they differ, each would wait for ever."""
         names: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(names, list(self._twisted))
         if any(other != names[0] for other in names):
@@ -205,18 +202,19 @@ class DeepTwist:
                 "same weights, after DistributedDataParallel"
             )
 
-    def _shared(self, failed: Exception | None) -> Exception | None:
-        """What the first process did, told to all; so is what went wrong there."""
+    def _shared(self, failure: Exception | None) -> Exception | None:
+        """Give all processes the choices and errors of the first, and its failure if it failed."""
         rows = [(t.choice.graph_pass.name, t.choice.rank, t.error) for t in self._twisted.values()]
-        told: list[Any] = [None if failed is None else str(failed) or type(failed).__name__, rows]
-        dist.broadcast_object_list(told, 0)
-        words, rows = told
+        message = None if failure is None else str(failure) or type(failure).__name__
+        shared: list[Any] = [message, rows]
+        dist.broadcast_object_list(shared, 0)
+        message, rows = shared
         for twisted, (method, rank, error) in zip(self._twisted.values(), rows, strict=True):
             twisted.choice, twisted.error = Choice(find_pass(method), rank), error
-        return None if words is None else failed or ModelError(words)
+        return None if message is None else failure or ModelError(message)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, methods, ranks and factors: what a resumed run needs to go on as if never cut."""
+        """Steps, methods, ranks and factors, from which a run goes on as if it was never cut."""
         return {
             "steps": self._steps,
             "layers": {
@@ -232,7 +230,7 @@ class DeepTwist:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; its methods and ranks win over those given here.
+        """Go on from a state; its methods and ranks replace those of the arguments.
 
         Raises
         ------
@@ -277,9 +275,9 @@ class DeepTwist:
             for alike in self._alike():
                 graph_pass, rank = alike[0].choice.graph_pass, alike[0].choice.rank
                 layers = [twisted.item.read() for twisted in alike]
-                known = [t.factors or graph_pass.sketch(t.item.layer, rank) for t in alike]
-                made = graph_pass.follow(layers, rank, known)
-                for twisted, layer, factors in zip(alike, layers, made, strict=True):
+                starts = [t.factors or graph_pass.sketch(t.item.layer, rank) for t in alike]
+                followed = graph_pass.follow(layers, rank, starts)
+                for twisted, layer, factors in zip(alike, layers, followed, strict=True):
                     twisted.error = weight_error(layer, graph_pass, rank, factors)
                     twisted.factors = factors
                     twisted.item.write(graph_pass.compose(layer, rank, factors))
@@ -295,51 +293,6 @@ class DeepTwist:
         return groups.values()
 
 
-def _rule(rank: int | tuple[int, ...] | float | str) -> RankRule:
-    text = ",".join(map(str, rank)) if isinstance(rank, tuple | list) else str(rank)
-    rule = parse_rank(text)
-    if rule.kind == "auto":
-        raise UsageError("rank='auto' needs a model that is judged as it is shrunk: name a rank")
-    return rule
-
-
-def _left_out(
-    item: ModuleLayer, include: str | Predicate | None, exclude: str | Predicate | None
-) -> str | None:
-    """Why a module isn't asked for; None if it is."""
-    for words in (include, exclude):
-        if words is not None and not callable(words) and not isinstance(words, str):
-            raise UsageError(f"include/exclude={words!r}: give an expression or a function")
-    if not item.module.weight.requires_grad:
-        return "it is frozen: training would not make up for what it loses"
-    if callable(include):
-        if not include(item.name, item.module):
-            return "not taken by include"
-        include = None
-    if callable(exclude):
-        if exclude(item.name, item.module):
-            return "taken out by exclude"
-        exclude = None
-    return name_filter(include, exclude)(item.layer)
-
-
-def _fitting(layer: Layer, passes: Sequence[GraphPass], rule: RankRule) -> Candidate | str:
-    """The most saving method at the rank that a rule gives it, or why there is none."""
-    fits, reasons = fit_methods(layer, passes)
-    if not fits:
-        return "; ".join(reasons)
-    # Weights that are trained on are followed, which keeps factors usable.
-    found = named_candidates(layer, fits, rule, "params", factorizing=False)
-    return found if isinstance(found, str) else found[0]
-
-
-def _refused(item: Refused) -> Decision:
-    count = math.prod(item.shape)
-    return Decision(
-        item.name, item.kind, item.shape, KEEP, None, item.reason, count, count, None, None, None
-    )
-
-
 def _to_array(factor: torch.Tensor) -> Array:
     array: Array = factor.detach().to("cpu", torch.float64).numpy()
     return array
@@ -351,7 +304,7 @@ def _unlike(layer: Layer, choice: Choice, factors: tuple[Array, ...] | None) -> 
     reason = graph_pass.refuse(layer) or graph_pass.misfit(layer, rank)
     if reason is not None or factors is None:
         return reason
-    found, wanted = tuple(f.shape for f in factors), tuple(graph_pass.factor_shapes(layer, rank))
-    if found != wanted:
-        return f"its factors have shapes {found}, not {wanted}"
+    shapes, right = tuple(f.shape for f in factors), tuple(graph_pass.factor_shapes(layer, rank))
+    if shapes != right:
+        return f"its factors have shapes {shapes}, not {right}"
     return None if all(np.isfinite(f).all() for f in factors) else "its factors aren't finite"

@@ -12,17 +12,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import onnxlr
-from onnxlr.candidates.fits import (
-    Candidate,
-    auto_candidates,
-    break_even,
-    fit_methods,
-    named_candidates,
-)
+from onnxlr.candidates.candidate import Candidate
+from onnxlr.candidates.fits import auto_candidates, break_even, fit_methods, named_candidates
 from onnxlr.decompose import parse_rank, tucker2
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
-from onnxlr.methods.base import GraphPass, WeightPass
+from onnxlr.methods.base import GraphPass
 from onnxlr.methods.cost import chain_macs, chain_params, weight_error
 from onnxlr.methods.registry import installed_passes
 from onnxlr.model.load import load
@@ -326,11 +321,11 @@ def test_planted_ranks_are_found_and_exact(method: str) -> None:
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "w"))
     layer, graph_pass = the_layer(model, method)
     fits, _ = fit_methods(layer, (graph_pass,))
-    found = named_candidates(layer, fits, parse_rank("exact"), "macs")
-    assert isinstance(found, list), found
-    rank = found[0].choice.rank
-    known = {"tucker2": (4, 5), "slice-svd": (1,), "tiled-svd": (4, 2, 2)}
-    assert rank == known.get(method, (4,))
+    candidates = named_candidates(layer, fits, parse_rank("exact"), "macs")
+    assert isinstance(candidates, list), candidates
+    rank = candidates[0].choice.rank
+    planted_ranks = {"tucker2": (4, 5), "slice-svd": (1,), "tiled-svd": (4, 2, 2)}
+    assert rank == planted_ranks.get(method, (4,))
     assert_same_outputs(model, replaced(model, method, rank), TOLERANCE)
     if min(rank) > 1:
         less = (rank[0] - 1, *(r - (method == "tucker2") for r in rank[1:]))
@@ -595,7 +590,7 @@ def test_every_pair_is_supported_or_refused_with_a_reason(case: str) -> None:
     (layer,) = layers_of(model)[2]
     for name, installed in installed_passes().items():
         reason = installed.graph_pass.refuse(layer)
-        if isinstance(installed.graph_pass, WeightPass):
+        if installed.graph_pass.at_load:
             assert reason is None
         else:
             assert (reason is None) == (name in methods), f"{name}: {reason}"

@@ -1,4 +1,4 @@
-"""Packages of others that bring passes: found, told by version, refused where they are none."""
+"""Packages of others that bring passes: looked up, told apart by version, refused if broken."""
 
 import sys
 import textwrap
@@ -11,9 +11,9 @@ import pytest
 import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.methods.registry import installed_passes
-from onnxlr.system import cache
 from onnxlr.system.cache import key_of
 from tests.support.builders import linear
+from tests.support.installed import forget_installed, write_metadata
 
 PASS = """
     from onnxlr_passes.svd import Svd
@@ -24,7 +24,7 @@ PASS = """
 """
 # The same factors the other way round: what an older version stored is none of this one's.
 NEWER = """
-    from onnxlr.decompose import truncated_svd
+    from onnxlr.methods import truncated_svd
     from onnxlr_passes.svd import Svd
 
     class Others(Svd):
@@ -40,7 +40,7 @@ NEWER = """
         def compose(self, layer, rank, factors):
             return super().compose(layer, rank, tuple(f.T for f in factors))
 
-        def form(self, layer, rank):
+        def form(self, layer):
             return None
 
         def write(self, layer, use, rank, factors, writer):
@@ -56,32 +56,21 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     """Puts a package that brings the pass ``others`` in the place of the one before."""
     count = iter(range(9))
 
-    def forget() -> None:
-        installed_passes.cache_clear()
-        cache._pass_packages.cache_clear()
-
     def put(source: str, version: str) -> None:
         number = next(count)
         for older in tmp_path.glob("*/*.dist-info/entry_points.txt"):
             older.unlink()
         folder = tmp_path / f"site{number}"
         module = f"others_{number}"
-        information = folder / f"{module}-{version}.dist-info"
-        information.mkdir(parents=True)
+        write_metadata(folder, module, version, {"others": f"{module}:Others"})
         (folder / f"{module}.py").write_text(textwrap.dedent(source))
-        (information / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {module}\nVersion: {version}\n"
-        )
-        (information / "entry_points.txt").write_text(
-            f"[onnxlr.passes]\nothers = {module}:Others\n"
-        )
         monkeypatch.syspath_prepend(folder)
         monkeypatch.delitem(sys.modules, module, raising=False)  # of another test
-        forget()
+        forget_installed()
 
     yield put
     monkeypatch.undo()
-    forget()
+    forget_installed()
 
 
 def test_another_version_has_keys_of_its_own(install: Install) -> None:
@@ -100,14 +89,16 @@ def test_factors_of_another_version_are_not_used(
     errors = []
     for number, source in enumerate((PASS, NEWER), 1):
         install(source, f"{number}.0")
-        found = onnxlr.optimize(linear(weight), method="others", rank=16, max_drop=1, measure=False)
-        errors.append(found.plan.replaced[0].error)
+        result = onnxlr.optimize(
+            linear(weight), method="others", rank=16, max_drop=1, measure=False
+        )
+        errors.append(result.plan.replaced[0].error)
     assert len(list((tmp_path / "cache").glob("factors-*.npz"))) == 2
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
 NAMELESS = """
-    from onnxlr.methods.base import GraphPass
+    from onnxlr.methods import GraphPass
 
     Others = type("Others", (GraphPass,), dict.fromkeys(GraphPass.__abstractmethods__, print))
 """

@@ -98,7 +98,7 @@ def test_all_methods_take_a_module() -> None:
     assert {method for _, method in FITTING} == set(CHAINS)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")  # torch's, of its own speed
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")  # torch's, of speed
 @pytest.mark.parametrize(("name", "method"), FITTING)
 def test_a_chain_computes_what_its_composed_weight_does(name: str, method: str) -> None:
     torch.manual_seed(0)
@@ -116,16 +116,16 @@ def test_a_chain_computes_what_its_composed_weight_does(name: str, method: str) 
     factors = graph_pass.factorize(layer, decision.rank)
     item.write(graph_pass.compose(layer, decision.rank, factors))
     expected = model(x)
-    found = chain(x)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    outputs = chain(x)
+    assert outputs.shape == expected.shape
+    torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-9)
     assert all(m.training for m in chain.modules())
     assert not any(m.training for m in factorize_(copy.deepcopy(model).eval(), plan).modules())
     # Its parameters are the factors and the bias, and all of them train.
     bias = getattr(model[0], "bias", None)
     stored = sum(p.numel() for p in chain.parameters())
     assert stored == decision.params_after + (0 if bias is None else bias.numel())
-    torch.autograd.backward(found.square().sum())
+    torch.autograd.backward(outputs.square().sum())
     assert all(p.grad is not None and bool(p.grad.any()) for p in chain.parameters())
 
 
@@ -225,9 +225,9 @@ def test_what_was_twisted_is_factorized_without_loss(method: str, tmp_path: Path
     result = onnxlr.optimize(
         path, method=method, rank="exact", max_drop=1, exclude="stem", expand_at_load=expands
     )
-    found = {d.weight: (d.decision, d.rank) for d in result.plan.replaced}
+    replaced = {d.weight: (d.decision, d.rank) for d in result.plan.replaced}
     if not expands:  # other methods of the same rank may take over
-        assert found == trained
+        assert replaced == trained
     before, after = run(proto, images), run(result.model, images)
     assert np.linalg.norm(before - after) <= 1e-5 * np.linalg.norm(before)
     assert (before.argmax(1) == after.argmax(1)).all()
@@ -267,7 +267,7 @@ def test_a_factorized_module_exports_as_the_plan_makes_of_the_export(
 ) -> None:
     torch.manual_seed(0)
     model, (images, labels) = Net(norm), task(16)
-    train(model, None, 3, images, labels)  # normalization of its own
+    train(model, None, 3, images, labels)  # with a normalization
     path, plan = tmp_path / "model.onnx", tmp_path / "plan.json"
     onnx.save(export(model, images[:4]), path)
     result = onnxlr.optimize(path, method=method, rank=4, max_drop=1)
@@ -276,7 +276,7 @@ def test_a_factorized_module_exports_as_the_plan_makes_of_the_export(
     replayed = onnxlr.apply(plan, path)
     chained = factorize_(model, plan)
     assert chained is model
-    found = export(model, images[:4])
+    exported = export(model, images[:4])
 
     def said(proto: onnx.ModelProto) -> list[tuple[Any, ...]]:
         # Two spellings of attributes that are as by default: an empty list of pads is all zeros.
@@ -285,9 +285,9 @@ def test_a_factorized_module_exports_as_the_plan_makes_of_the_export(
             for op, reads, attributes in shape_of(proto)
         ]
 
-    assert said(found) == said(replayed)
+    assert said(exported) == said(replayed)
     if not norm:
-        expected, got = run(replayed, images), run(found, images)
+        expected, got = run(replayed, images), run(exported, images)
         assert np.abs(expected - got).max() <= 1e-5 * np.abs(expected).max()
     # It trains.
     before = [p.detach().clone() for p in model.parameters()]
@@ -363,7 +363,7 @@ def test_a_plan_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     refused(odd, "'tied.weight' is the same weight", DeepTwist(odd, "svd", 4, include="good").plan)
 
     class Frame(nn.TransformerEncoderLayer):
-        """One of the user's own."""
+        """One that the user wrote."""
 
     frame = Frame(16, 2, 64)
     refused(frame, "reads its weight itself", DeepTwist(frame, "svd", 2, include="linear1").plan)
@@ -405,7 +405,7 @@ def test_what_is_left_alone_is_listed_with_its_reason() -> None:
 
 
 class Standardized(nn.Conv2d):
-    """Convolves with another weight than its own."""
+    """Convolves with another weight than its parameter."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = super()._conv_forward(x, weight - weight.mean(), bias)
@@ -414,9 +414,9 @@ class Standardized(nn.Conv2d):
 
 def test_weights_that_cannot_be_taken_have_their_reason() -> None:
     def reason(module: nn.Module) -> str:
-        found = [m for m in module_layers(nn.Sequential(module)) if m.name == "0"]
-        assert len(found) == 1
-        return getattr(found[0], "reason", "")
+        layers = [m for m in module_layers(nn.Sequential(module)) if m.name == "0"]
+        assert len(layers) == 1
+        return getattr(layers[0], "reason", "")
 
     assert reason(nn.Linear(8, 8)) == ""
     assert "computes in a way of its own" in reason(Standardized(8, 8, 3))
@@ -433,8 +433,8 @@ def test_weights_that_cannot_be_taken_have_their_reason() -> None:
     narrow.weight = nn.Parameter(narrow.weight.to(torch.float8_e4m3fn), requires_grad=False)
     assert "stored as torch.float8_e4m3fn" in reason(narrow)
     frozen = nn.Sequential(nn.Linear(32, 32).requires_grad_(False), nn.Linear(32, 32))
-    (kept, _) = DeepTwist(frozen, "svd", 4).plan.decisions
-    assert (kept.decision, kept.reason[:12]) == (KEEP, "it is frozen")
+    (decision, _) = DeepTwist(frozen, "svd", 4).plan.decisions
+    assert (decision.decision, decision.reason[:12]) == (KEEP, "it is frozen")
 
 
 def test_what_is_left_alone_is_not_touched() -> None:
@@ -466,8 +466,8 @@ def test_one_image_may_come_without_its_batch() -> None:
         twist.finish()
         x = rand(16, 8, 8)
         expected = model(x)
-        found = factorize_(model, twist.plan)(x)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        outputs = factorize_(model, twist.plan)(x)
+        torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_factorized_table_looks_up_as_it_did() -> None:
@@ -747,15 +747,15 @@ def _worker(rank: int, folder: str, broken: bool) -> None:
     model = nn.parallel.DistributedDataParallel(Net())
     twist = DeepTwist(model, ("tucker2", "svd"), 0.25, every=2, exclude="stem")
     images, labels = task(64)
-    images, labels = images[rank::2], labels[rank::2]  # each its own share
+    images, labels = images[rank::2], labels[rank::2]  # a share each
     train(model, twist, 5, images, labels)
     if broken and rank == 0:  # in the process that decomposes alone
         model.module.head.weight.data[0, 0] = torch.inf
-    told = ""
+    message = ""
     try:
         twist.finish()
     except ModelError as error:
-        told = str(error)
+        message = str(error)
     weights = {k: v for k, v in model.module.state_dict().items() if "running" not in k}
     plan = twist.plan.to_json()
     two = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
@@ -764,7 +764,7 @@ def _worker(rank: int, folder: str, broken: bool) -> None:
         DeepTwist(two, "svd", 4, include=str(rank)).distort()
     except UsageError as error:
         other = str(error)
-    result = {"weights": weights, "told": told, "plan": plan, "other": other}
+    result = {"weights": weights, "message": message, "plan": plan, "other": other}
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -776,10 +776,10 @@ def test_every_process_ends_with_the_same_weights(broken: bool, tmp_path: Path) 
     assert "different layers" in first["other"]
     assert "different layers" in second["other"]
     if broken:
-        assert "'head' holds" in first["told"]
-        assert second["told"] == first["told"]
+        assert "'head' holds" in first["message"]
+        assert second["message"] == first["message"]
         return
-    assert not first["told"]
+    assert not first["message"]
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
     assert first["plan"] == second["plan"]
@@ -813,5 +813,5 @@ def test_on_a_gpu_as_on_the_cpu() -> None:
     rank = torch.linalg.matrix_rank(model.hidden.weight.detach().cpu().double(), rtol=1e-6)
     assert int(rank) == 12
     expected = model.eval()(images.cuda())
-    found = factorize_(model, twist.plan)(images.cuda())
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    outputs = factorize_(model, twist.plan)(images.cuda())
+    torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-3)
