@@ -20,7 +20,7 @@ class Limits:
     trials : int
         Sets of replacements that a search builds, saves and judges.
     bolder_levels : int
-        Further levels of damage that are tried with sequential correction.
+        Further levels of loss that are tried with sequential correction.
     fit_samples, fit_samples_always : int
         Samples that factors are fitted to: at most, and however long each takes.
     fit_seconds : float

@@ -27,6 +27,7 @@ ROOMS = (
     *("cli", "__main__"),
 )
 FLOOR = {name: i for i, name in enumerate(ROOMS)}
+MOST_LINES, MOST_STATEMENT_LINES = 350, 60  # of a file; of a function without its docstring
 MOST_FLOORS = 6  # of files inside a package, each above all that it imports
 
 
@@ -106,6 +107,20 @@ def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert doc
     assert doc.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize(
+    "path", [p for d in ("onnxlr", "passes") for p in sorted((ROOT / d).rglob("*.py"))], ids=str
+)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES
+    for item in ast.walk(ast.parse(text)):
+        if isinstance(item, ast.FunctionDef):
+            statements = item.body[1:] if ast.get_docstring(item) else item.body
+            if statements:
+                lines = (item.body[-1].end_lineno or 0) - statements[0].lineno + 1
+                assert lines <= MOST_STATEMENT_LINES, item.name
 
 
 def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:

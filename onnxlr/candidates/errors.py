@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxlr.calibrate.statistics import Statistics
-from onnxlr.candidates.fits import (
-    AUTO_ERRORS,
-    Candidate,
-    Fit,
-    Saving,
-    auto_candidates,
-    candidate,
-    fit_methods,
-    saves,
-)
+from onnxlr.candidates.candidate import Candidate, Saving, candidate, saves
+from onnxlr.candidates.fits import AUTO_ERRORS, Fit, auto_candidates, fit_methods
 from onnxlr.candidates.fitting import (
     GLANCE,
     closed_errors,

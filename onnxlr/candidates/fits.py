@@ -1,21 +1,20 @@
 """Methods as they fit a layer: break-even, the ranks that rules give, and candidates."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import onnx
 
+from onnxlr.candidates.candidate import Candidate, Saving, candidate, saves
 from onnxlr.decompose import RankRule, Spectrum, spectrum_of
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.errors import one_line
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.base import GraphPass
-from onnxlr.methods.choice import Choice
-from onnxlr.methods.cost import chain_macs, chain_params
+from onnxlr.methods.cost import chain_params
 from onnxlr.methods.registry import find_pass
 from onnxlr.system.memo import Memo
 from onnxlr.types import Rank, rank_text
@@ -103,43 +102,6 @@ class LazySpectra(Sequence[Spectrum]):
         return len(self._all)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A method at a rank, with what it costs, what it saves, and what it is predicted to lose.
-
-    Attributes
-    ----------
-    choice : Choice
-    params : int
-        Elements that its factors store.
-    macs : int or None
-        Multiply-accumulates of its chains; None where shapes are unknown.
-    saved : int
-        Parameters where the target is stored size, else MACs where shapes are inferred.
-    note : str
-        Why it isn't the method that was asked for.
-    error : float
-        Predicted relative error of the layer's output, or of its weight where its inputs weren't
-        looked at; infinite where nothing was predicted.
-    cost : float
-        In the unit of a budget: milliseconds, multiply-accumulates, parameters or bytes.
-    loss : float
-        Predicted for the whole model, with only this layer replaced; losses of layers add up.
-    """
-
-    choice: Choice
-    params: int
-    macs: int | None
-    saved: int
-    note: str = ""
-    error: float = math.inf
-    cost: float = math.inf
-    loss: float = math.inf
-
-
-Saving = Literal["params", "macs"]  # what candidates are ordered by
-
-
 def fit_all(
     layers: Sequence[Layer],
     passes: Sequence[GraphPass],
@@ -217,29 +179,6 @@ def break_even(layer: Layer, graph_pass: GraphPass) -> Rank:
         else:
             high = middle - 1
     return ladder[low - 1] if low else tuple(0 for _ in ladder[0])
-
-
-def saves(layer: Layer, graph_pass: GraphPass, rank: Rank) -> bool:
-    """Whether the chain has fewer parameters and, where shapes are inferred, fewer MACs."""
-    if chain_params(layer, graph_pass, rank) >= layer.params:
-        return False
-    if graph_pass.at_load:
-        return True
-    before, after = layer.macs, chain_macs(layer, graph_pass, rank)
-    # A lookup has no MACs that its product could save: there only what is stored counts.
-    return not before or after is None or after < before
-
-
-def candidate(
-    layer: Layer, graph_pass: GraphPass, rank: Rank, saving: Saving, note: str = ""
-) -> Candidate:
-    """Cost of a method at a rank."""
-    params = chain_params(layer, graph_pass, rank)
-    macs = chain_macs(layer, graph_pass, rank)
-    saved = layer.params - params
-    if saving == "macs" and macs is not None and layer.macs:
-        saved = layer.macs - macs
-    return Candidate(Choice(graph_pass, rank), params, macs, saved, note)
 
 
 def named_candidates(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from onnxlr.calibrate.budget import sample_seconds
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.errors import BudgetError
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from onnxlr.calibrate.budget import calibration_samples, sample_seconds
-from onnxlr.candidates.fits import Candidate, Fits
+from onnxlr.candidates.candidate import Candidate
+from onnxlr.candidates.fits import Fits
 from onnxlr.errors import ModelError
 from onnxlr.plan.budget import within_budget
 from onnxlr.plan.evaluate import Evaluation, Evaluator

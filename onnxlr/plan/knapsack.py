@@ -6,7 +6,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 
 
 def allocate(

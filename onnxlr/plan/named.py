@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxlr.candidates.fits import (
-    UNVERIFIED_AUTO_ERROR,
-    Candidate,
-    Fits,
-    Saving,
-    auto_candidates,
-    named_candidates,
-)
+from onnxlr.candidates.candidate import Candidate, Saving
+from onnxlr.candidates.fits import UNVERIFIED_AUTO_ERROR, Fits, auto_candidates, named_candidates
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
 from onnxlr.options import Options

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxlr.calibrate.calibration import Calibration
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, plan_digest

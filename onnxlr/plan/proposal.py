@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
 from onnxlr.plan.evaluate import Evaluation

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.methods.choice import Choice
 
 Chosen = dict[str, Candidate]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
 from onnxlr.plan.knapsack import allocate

@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from onnxlr.candidates.candidate import Candidate, Saving
 from onnxlr.candidates.errors import (
     candidate_from_row,
     candidate_row,
     front,
     layer_candidates,
 )
-from onnxlr.candidates.fits import Candidate, Saving
 from onnxlr.candidates.spectra import DECOMPOSING
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import layer_work
 from onnxlr.plan.knapsack import pareto
-from onnxlr.plan.sensitivity import LEAST, Sensitivity, is_probe, probe
+from onnxlr.plan.probing import measure_sensitivities, statistics_key
+from onnxlr.plan.sensitivity import Sensitivity
 from onnxlr.plan.tradeoff import LayerTradeoff, Tradeoff
 from onnxlr.progress import Progress
 from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.system.cache import key_of
-from onnxlr.system.files import scratch_folder
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.verify.layer_latency import CRASHED, LayerTime
@@ -35,7 +35,6 @@ from onnxlr.verify.layer_latency import CRASHED, LayerTime
 PROBES: tuple[float, ...] = (0.1, 0.25, 0.6)
 FEW_PROBES: tuple[float, ...] = (0.25,)
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
-_MODELS = 6  # of the model's size, that a process takes which runs it beside another
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
 _TOLD = 2  # candidates that aren't faster, of which the reason speaks
 
@@ -129,7 +128,10 @@ def weigh(
     else:
         priced = {layer.name: _counted(layer, *considered[layer.name], aim) for layer in layers}
     priced = {name: _unbeaten(item, aim) for name, item in priced.items()}
-    sensitivities = _sensitivities(priced, aim, factorizer, judge, origin, progress)
+    sensitivities = measure_sensitivities(
+        {name: item.candidates for name, item in priced.items() if item.candidates},
+        *(aim.probes, aim.by_classes, factorizer, judge, origin, progress),
+    )
     return Tradeoff(
         {
             layer.name: _with_losses(
@@ -149,7 +151,7 @@ def _consider(
     """Each layer's candidates with their errors, or why there are none; cached."""
     statistics, cache = factorizer.statistics, factorizer.cache
     key = key_of(
-        origin, aim.methods, aim.saving, aim.gridded, aim.ranks, _statistics_key(factorizer)
+        origin, aim.methods, aim.saving, aim.gridded, aim.ranks, statistics_key(factorizer)
     )
     rows = cache.read("candidates", key)
     considered: dict[str, tuple[list[Candidate], str]] = {}
@@ -173,11 +175,6 @@ def _consider(
         cache.write("candidates", key, rows)
         step(layer.name)
     return considered
-
-
-def _statistics_key(factorizer: Factorizer) -> list[tuple[str, bool]]:
-    """Which layers have statistics, and which of those a metric: errors depend on it."""
-    return [(n, s.metric is not None) for n, s in sorted(factorizer.statistics.items())]
 
 
 def _from_rows(layer: Layer, saving: Saving, row: Any) -> tuple[list[Candidate], str] | None:
@@ -264,81 +261,6 @@ def _unbeaten(priced: _Priced, aim: Aim) -> _Priced:
     if priced.candidates and not candidates:
         reason = reason or f"no rank of any method saves {aim.target} here"
     return replace(priced, candidates=candidates, reason=reason)
-
-
-def _sensitivities(
-    priced: Mapping[str, _Priced],
-    aim: Aim,
-    factorizer: Factorizer,
-    judge: Judge,
-    origin: str,
-    progress: Progress,
-) -> dict[str, Sensitivity | str]:
-    """What errors of each layer do to the model, or why none can be made."""
-    probed = {
-        name: _probes_of(item.candidates, aim.probes)
-        for name, item in priced.items()
-        if item.candidates
-    }
-    if not aim.probes:
-        return dict.fromkeys(probed, Sensitivity())
-    with progress.stage("measure sensitivities", len(probed)) as step:
-        rows = _probe_all(probed, factorizer, judge, origin, step)
-    sensitivities: dict[str, Sensitivity | str] = {}
-    for name, choices in probed.items():
-        layer_rows = [rows[_label(name, choice)] for choice in choices]
-        measured = [row for row in layer_rows if "refusal" not in row]
-        sensitivities[name] = (
-            Sensitivity.from_probes(measured, by_classes=aim.by_classes)
-            if measured
-            else layer_rows[0]["refusal"]
-        )
-    return sensitivities
-
-
-def _probe_all(
-    probed: Mapping[str, Sequence[Choice]],
-    factorizer: Factorizer,
-    judge: Judge,
-    origin: str,
-    step: Any,
-) -> dict[str, Any]:
-    """A row for each choice of each layer, by label: those that the cache has, and the others."""
-    cache, prepared = factorizer.cache, factorizer.prepared
-    key = key_of(origin, _statistics_key(factorizer))
-    rows = cache.read("sensitivities", key)
-    missing = [
-        (name, choice)
-        for name, choices in probed.items()
-        for choice in choices
-        if not is_probe(rows.get(_label(name, choice)))
-    ]
-    left = {name: sum(n == name for n, _ in missing) for name in probed}
-    with scratch_folder(factorizer.scratch, "probes-") as folder:
-        items = [(name, choice, factorizer.statistics.get(name)) for name, choice in missing]
-        needs = _MODELS * prepared.source.nbytes
-        results = factorizer.pool.map(probe, items, prepared, judge, folder, needs=needs)
-        for (name, choice), row in zip(missing, results, strict=True):
-            rows[_label(name, choice)] = row
-            cache.write("sensitivities", key, rows)
-            left[name] -= 1
-            if not left[name]:
-                step(name)
-    return rows
-
-
-def _label(name: str, choice: Choice) -> str:
-    ranks = "-".join(map(str, choice.rank))
-    return f"{name} {choice.graph_pass.name} {ranks}"
-
-
-def _probes_of(candidates: Sequence[Candidate], errors: Sequence[float]) -> list[Choice]:
-    """The candidates that sensitivity is measured with: those nearest to some errors."""
-    nearest = [
-        min(candidates, key=lambda c: abs(math.log(max(c.error**2, LEAST**2) / error**2)))
-        for error in errors
-    ]
-    return list(dict.fromkeys(item.choice for item in nearest))
 
 
 def _with_losses(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxlr.calibrate.stage import Calibrated
-from onnxlr.candidates.fits import Candidate, Fits
+from onnxlr.candidates.candidate import Candidate
+from onnxlr.candidates.fits import Fits
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.layers.layer import Layer

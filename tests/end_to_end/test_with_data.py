@@ -16,7 +16,7 @@ import onnxlr
 from onnxlr.cli.commands import main
 from onnxlr.methods.choice import Choice
 from onnxlr.model.load import load
-from onnxlr.plan import sensitivity, weigh
+from onnxlr.plan import probing, sensitivity
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
@@ -336,7 +336,7 @@ def test_a_second_run_reuses_what_the_first_found_out(
         raise AssertionError("computed again")
 
     monkeypatch.setattr("onnxlr.plan.weigh.layer_candidates", again)
-    monkeypatch.setattr("onnxlr.plan.weigh.probe", again)
+    monkeypatch.setattr("onnxlr.plan.probing.probe", again)
     monkeypatch.setattr("onnxlr.calibrate.stage.calibrate", lambda *_: {})
     second = onnxlr.optimize(network(), target="macs=0.5", **options)
     assert second.plan == first.plan
@@ -400,10 +400,10 @@ def test_measuring_sensitivities_goes_on_where_it_stopped(
             network(), data=data, metric="rel-error", max_drop=1, target="macs=0.5", jobs=1
         )
 
-    monkeypatch.setattr(weigh, "probe", stopping)
+    monkeypatch.setattr(probing, "probe", stopping)
     with pytest.raises(KeyboardInterrupt):
         optimize()
-    monkeypatch.setattr(weigh, "probe", counting)
+    monkeypatch.setattr(probing, "probe", counting)
     optimize()
     assert {name for name, _ in probed} == {"conv1", "conv2", "conv3", "fc"}
     assert len(set(probed)) == len(probed) > 4

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxlr.candidates.fits import Candidate
+from onnxlr.candidates.candidate import Candidate
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.registry import choose_passes
 from onnxlr.plan.search import WEIGHT_STEPS, Trials, boldest, least_damaging
