@@ -1,4 +1,4 @@
-"""What each layer is given on the calibration data: the mean and the covariance of its inputs.
+"""The mean and the covariance of each layer's inputs on the calibration samples.
 
 The error of an approximation W̃ of a layer y = W·x with a free bias is exactly
 tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors are fitted to.
@@ -12,7 +12,7 @@ from onnxlr.calibrate.statistics import (
     RunningMoments,
     Statistics,
     input_size,
-    together,
+    merge_statistics,
     weight_only_reason,
 )
 from onnxlr.layers.layer import Layer
@@ -23,10 +23,10 @@ from onnxlr.progress import Progress
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Machine
 
-_MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # of the data; a model is opened anew for each
-_LEAST_EXPOSED = 1 << 20  # below this, fewer at once won't help
-_EXPOSED = 256 << 20  # bytes of activations that one run may give out
-_Item = tuple[list[str], int, int, int, int, Machine]  # what ``moments`` takes beside the model
+_MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # shards of the samples; each opens the model anew
+_OUTPUT_BYTES = 256 << 20  # bytes of activations that one run may return
+_LEAST_OUTPUT_BYTES = 1 << 20  # below this, fewer layers at once won't help
+_Shard = tuple[list[str], int, int, int, int, Machine]  # what ``shard_statistics`` takes last
 
 
 def calibrate(
@@ -38,68 +38,73 @@ def calibrate(
     progress: Progress,
     pool: Pool,
 ) -> dict[str, Statistics]:
-    """Stream the data through the model once for each batch of layers; nothing is held a sample.
+    """Statistics of the inputs of layers: the samples run through the model once a batch of layers.
 
-    Shards of the data are looked at side by side. Which samples a shard holds depends on their
-    number alone, and their moments are put together in its order: however many processes there are,
-    the result is the same to the bit.
+    Shards of the samples run side by side. Which samples are in a shard depends on their number
+    alone, and statistics are merged in the order of the shards: however many processes there are,
+    the result is the same to the bit. Only sums stay in memory, nothing for each sample.
 
     Parameters
     ----------
     prepared : Prepared
     layers : sequence of Layer
-        Those whose inputs are to be looked at; the ones that ``weight_only_reason`` speaks of are left out.
+        Those that have a ``weight_only_reason`` are left out.
     samples : Samples
     machine : Machine
     seed : int
-        Of the positions that are sampled.
+        Seed of the positions that are sampled.
+    progress : Progress
+    pool : Pool
+        The processes that share the shards.
 
     Returns
     -------
     dict of str to Statistics
-        By layer name.
+        By layer name. A layer with fewer than two rows of inputs is absent.
     """
-    wanted = [layer for layer in layers if weight_only_reason(layer) is None]
+    layers = [layer for layer in layers if weight_only_reason(layer) is None]
     runs = samples.runs
-    shards = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
-    bounds = [runs * i // shards for i in range(shards + 1)]
-    exposed_bytes = _EXPOSED
+    count = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
+    bounds = [runs * i // count for i in range(count + 1)]
+    output_bytes = _OUTPUT_BYTES
     while True:
-        items: list[_Item] = [
+        shards: list[_Shard] = [
             ([layer.name for layer in batch], first, last, runs, seed, machine)
-            for batch in _batches(wanted, exposed_bytes)
+            for batch in _batches(layers, output_bytes)
             for first, last in itertools.pairwise(bounds)
         ]
         try:
-            return _calibrated(prepared, samples, items, progress, pool)
+            return _merged_statistics(prepared, samples, shards, progress, pool)
         except MemoryError:
-            if exposed_bytes < _LEAST_EXPOSED:
+            if output_bytes < _LEAST_OUTPUT_BYTES:
                 raise
-            exposed_bytes //= 8  # fewer layers at once, in more passes over the data
+            output_bytes //= 8  # fewer layers at once, in more passes over the samples
 
 
-def _calibrated(
+def _merged_statistics(
     prepared: Prepared,
     samples: Samples,
-    items: Sequence[_Item],
+    shards: Sequence[_Shard],
     progress: Progress,
     pool: Pool,
 ) -> dict[str, Statistics]:
-    """The moments of each layer's inputs, put together from those of the shards."""
-    found: dict[str, Statistics] = {}
+    """The statistics of each layer's inputs, merged from those of the shards."""
+    statistics: dict[str, Statistics] = {}
     needs = 6 * prepared.source.nbytes + max(
-        (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in items), default=0
+        (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in shards),
+        default=0,
     )
-    with progress.stage("calibrate", len(items)) as step:
-        results = pool.map(moments, items, prepared, samples, needs=needs)
-        for (names, *_), part in zip(items, results, strict=True):
+    with progress.stage("calibrate", len(shards)) as step:
+        results = pool.map(shard_statistics, shards, prepared, samples, needs=needs)
+        for (names, *_), part in zip(shards, results, strict=True):
             for name, item in part.items():
-                found[name] = together(found[name], item) if name in found else item
+                earlier = statistics.get(name)
+                statistics[name] = item if earlier is None else merge_statistics(earlier, item)
             step(f"{len(names)} layers")
-    return {name: item for name, item in found.items() if item.rows > 1}
+    return {name: item for name, item in statistics.items() if item.rows > 1}
 
 
-def moments(
+def shard_statistics(
     prepared: Prepared,
     samples: Samples,
     names: Sequence[str],
@@ -109,32 +114,37 @@ def moments(
     seed: int,
     machine: Machine,
 ) -> dict[str, Statistics]:
-    """Moments of some layers' inputs over a shard of the samples: runs ``first`` to ``last``."""
+    """Statistics of some layers' inputs over a shard of the samples: runs ``first`` to ``last``.
+
+    ``runs`` is the number of runs in all shards. Layers whose inputs are empty are absent.
+    """
     layers = [prepared.layer(name) for name in names]
-    sums = {layer.name: RunningMoments(layer, runs, seed + first) for layer in layers}
+    moments = {layer.name: RunningMoments(layer, runs, seed + first) for layer in layers}
     inputs = {use.x.name or "" for layer in layers for use in layer.uses}
     session = session_with_outputs(prepared.model, inputs, machine, prepared.source)
     for feed, _, _ in itertools.islice(samples.batches(), first, last):
         values = dict(feed) | session.run(feed)
         for layer in layers:
             for use in layer.uses:
-                sums[layer.name].add(use, values[use.x.name or ""])
-    return {name: s.statistics() for name, s in sums.items() if s.rows}
+                moments[layer.name].add(use, values[use.x.name or ""])
+    return {name: item.statistics() for name, item in moments.items() if item.rows}
 
 
 def _covariance_bytes(layer: Layer) -> int:
+    """Bytes of a layer's covariances, in the sums and in the statistics."""
     return 16 * layer.group * input_size(layer) ** 2
 
 
 def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:
+    """Layers in batches whose inputs take at most so many bytes; one layer may take more."""
     batch: list[Layer] = []
     size = 0
     for layer in layers:
-        own = sum(4 * math.prod(use.x_shape or ()) for use in layer.uses)
-        if batch and size + own > most:
+        nbytes = sum(4 * math.prod(use.x_shape or ()) for use in layer.uses)
+        if batch and size + nbytes > most:
             yield batch
             batch, size = [], 0
         batch.append(layer)
-        size += own
+        size += nbytes
     if batch:
         yield batch

@@ -1,4 +1,4 @@
-"""Moments of what a layer is given, and how many rows of its inputs they take."""
+"""Statistics of a layer's inputs: mean and covariance, by running sums over sampled rows."""
 
 import math
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.model.attributes import auto_pad, int_attr, ints_attr
 from onnxlr.types import Array
 
-_WIDEST = 4608  # elements of an input; a covariance beyond that costs more than it gives
-_ROWS = 48  # inputs that are looked at for each element of one
+_WIDEST = 4608  # elements of an input, beyond which a covariance costs more than it gains
+_ROWS = 48  # rows of inputs that are sampled for each element of a row
 _MOST_ROWS = 65536
-_LARGEST = 1e100  # value of an input that is taken in
+_LARGEST = 1e100  # value of an input up to which its row counts
 _BLOCK = 512  # rows that are multiplied at once
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of a layer's input, for each group.
+    """Moments of a layer's inputs for each of its g groups.
 
     Attributes
     ----------
     mean : ndarray of shape (g, n)
-        For a convolution an input is a patch of S/g · kh · kw elements.
+        For a convolution a row of inputs is a patch of n = S/g · kh · kw elements.
     covariance : ndarray of shape (g, n, n)
     rows : int
-        How many inputs they come from.
+        How many rows of inputs they come from.
     metric : ndarray of shape (g, m, m) or None
         What errors of the outputs are multiplied by before they are measured: the symmetric root of
-        their influence on what the layers behind make of them. None: as they are.
+        their influence on the outputs of the layers behind. None measures them as they are.
     """
 
     mean: Array
@@ -41,7 +41,7 @@ class Statistics:
 
 
 def weight_only_reason(layer: Layer) -> str | None:
-    """Why a layer's factors are fitted to its weight alone; None if its inputs can be looked at."""
+    """Why a layer's factors are fitted to its weight alone; None if its inputs have statistics."""
     if layer.kind not in ("matrix", "conv"):
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
     if layer.kind == "matrix" and len(layer.shape) != 2:
@@ -56,45 +56,59 @@ def weight_only_reason(layer: Layer) -> str | None:
 
 
 def input_size(layer: Layer) -> int:
-    """Elements of an input of one group: S/g · kh · kw, or the contracted side of a matrix."""
+    """Elements of a row of a group's inputs: S/g · kh · kw, or the contracted side of a matrix."""
     if layer.convolves:
         return math.prod(layer.shape[1:])
     return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
 
 
-def together(a: Statistics, b: Statistics) -> Statistics:
-    """The moments of two sets of inputs as one (Chan, Golub & LeVeque 1983)."""
+def merge_statistics(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of two sets of rows as one set (Chan, Golub & LeVeque 1983)."""
     rows = a.rows + b.rows
     share = b.rows / rows
-    apart = b.mean - a.mean
+    distance = b.mean - a.mean
     covariance = (1 - share) * a.covariance + share * b.covariance
-    covariance += share * (1 - share) * apart[:, :, None] * apart[:, None, :]
-    return Statistics(a.mean + share * apart, covariance, rows)
+    covariance += share * (1 - share) * distance[:, :, None] * distance[:, None, :]
+    return Statistics(a.mean + share * distance, covariance, rows)
 
 
-def _within(rows: Array) -> bool:
+def _is_finite(rows: Array) -> bool:
     """Whether all values are numbers whose squares can be summed."""
     return bool((np.abs(rows) < _LARGEST).all())
 
 
 class RunningMoments:
-    """Running sums of a layer's inputs in double precision, about the first rows' mean.
+    """Running sums of a layer's inputs in double precision, about the mean of the first rows.
 
-    ``paired`` ones also keep how another model's inputs at the same places go with them.
+    Parameters
+    ----------
+    layer : Layer
+    feeds : int
+        How many runs of the model there will be, among which the rows are shared out.
+    seed : int
+        Seed of the positions that are sampled.
+    paired : bool
+        Whether another model's inputs at the same places come with them (``add_pair``).
+
+    Attributes
+    ----------
+    rows : int
+        How many rows are in the sums.
+    row_target : int
+        How many rows all runs together are to sample; it may be somewhat more.
+    shapes_differ : bool
+        Whether two models once gave the layer inputs of different shapes.
     """
 
     def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
         self.rows = 0
-        self.shapes_differ = (
-            False  # whether two models once gave the layer inputs of different shapes
-        )
-        self._held: list[tuple[Array, Array | None]] = []
+        self.shapes_differ = False
+        self._pending: list[tuple[Array, Array | None]] = []
         self._layer = layer
         n, g = input_size(layer), layer.group
-        self.row_target = min(_MOST_ROWS, _ROWS * n)  # inputs that are looked at, or somewhat more
-        self._share = max(
-            16, -(-self.row_target // max(1, feeds * len(layer.uses)))
-        )  # rows of one batch
+        self.row_target = min(_MOST_ROWS, _ROWS * n)
+        # Rows of one batch, of one user.
+        self._share = max(16, -(-self.row_target // max(1, feeds * len(layer.uses))))
         self._rng = np.random.default_rng(seed)
         self._shift: Array | None = None
         self._first = np.zeros((g, n))
@@ -104,42 +118,49 @@ class RunningMoments:
         self._cross = np.zeros((g, n, n) if paired else 0)
 
     def add(self, use: Use, x: NDArray[np.generic]) -> None:
-        """Take in some of the inputs of one run, sampled evenly."""
-        if not x.size:  # nothing was found, say, and this layer had nothing to look at
+        """Add rows of the inputs of one run, evenly sampled."""
+        if not x.size:  # a detector, say, that detects nothing: the layer has no inputs
             return
         rows = self._sample(use, x, self._rng)
-        if _within(rows):
-            self._hold(rows, None)
+        if _is_finite(rows):
+            self._collect(rows, None)
 
     def add_pair(
         self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
     ) -> tuple[Array, Array] | None:
-        """Take in inputs beside those of another model, at the same places; gives what it took."""
-        if x.shape != other.shape:  # chosen by values, which differ: they don't belong together
+        """Add rows of inputs beside those of another model at the same places.
+
+        Returns
+        -------
+        rows, others : ndarray of shape (g, rows, n)
+            The rows that were added; None where the two don't belong together or aren't finite.
+        """
+        if x.shape != other.shape:  # the models chose by values, which differ
             self.shapes_differ = True
         if self.shapes_differ or not x.size:
             return None
         seed = int(self._rng.integers(2**63))
         rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
         # Both or neither: one count of rows serves the moments of both.
-        if not (_within(rows) and _within(others)):
+        if not (_is_finite(rows) and _is_finite(others)):
             return None
-        self._hold(rows, others)
+        self._collect(rows, others)
         return rows, others
 
-    def _hold(self, rows: Array, others: Array | None) -> None:
-        """Products of a few rows cost as much as of many: rows wait for company."""
+    def _collect(self, rows: Array, others: Array | None) -> None:
+        """Keep rows until there are enough: products of a few cost as much as of many."""
         self.rows += rows.shape[1]
-        self._held.append((rows, others))
-        if sum(held.shape[1] for held, _ in self._held) >= _BLOCK:
-            self._add_held()
+        self._pending.append((rows, others))
+        if sum(rows.shape[1] for rows, _ in self._pending) >= _BLOCK:
+            self._add_pending()
 
-    def _add_held(self) -> None:
-        if not self._held:
+    def _add_pending(self) -> None:
+        """Add the rows that wait to the sums."""
+        if not self._pending:
             return
-        rows = np.concatenate([held for held, _ in self._held], axis=1)
-        paired = [others for _, others in self._held if others is not None]
-        self._held.clear()
+        rows = np.concatenate([rows for rows, _ in self._pending], axis=1)
+        paired = [others for _, others in self._pending if others is not None]
+        self._pending.clear()
         if self._shift is None:
             self._shift = rows.mean(axis=1, keepdims=True)
         rows -= self._shift
@@ -154,7 +175,7 @@ class RunningMoments:
             self._cross += others.transpose(0, 2, 1) @ rows
 
     def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
-        """Some inputs as (g, rows, n)."""
+        """Some rows of a user's inputs as an array of shape (g, rows, n)."""
         if self._layer.convolves:
             rows = sample_patches(self._layer, use, x, self._share, rng)
         else:
@@ -165,6 +186,7 @@ class RunningMoments:
     def _sample_rows(
         self, use: Use, x: NDArray[np.generic], rng: np.random.Generator
     ) -> NDArray[np.generic]:
+        """Some rows of a matrix's inputs as an array of shape (1, rows, n)."""
         left = use.slot == 0  # the data stands on the right: its columns are the inputs
         if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
             x = x.swapaxes(-1, -2)
@@ -176,8 +198,8 @@ class RunningMoments:
         return rows[None]
 
     def statistics(self) -> Statistics:
-        """The moments of all that was taken in."""
-        self._add_held()
+        """The moments of all rows so far."""
+        self._add_pending()
         assert self._shift is not None
         offset = self._first / self.rows
         covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
@@ -185,7 +207,7 @@ class RunningMoments:
 
     def cross_moments(self) -> tuple[Array, Array]:
         """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
-        self._add_held()
+        self._add_pending()
         assert self._other_shift is not None
         first, second = self._other / self.rows, self._first / self.rows
         cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]
@@ -195,12 +217,12 @@ class RunningMoments:
 def sample_patches(
     layer: Layer, use: Use, x: NDArray[np.generic], rows: int, rng: np.random.Generator
 ) -> NDArray[np.generic]:
-    """Patches that a Conv sees, at positions drawn without repetition, the same for all samples.
+    """Patches of a Conv's input, at positions drawn without repetition, the same for all samples.
 
     Returns
     -------
     ndarray of shape (g, patches, S/g · kh · kw)
-        About ``rows`` patches, at least one a sample.
+        About ``rows`` patches, at least one of each sample.
     """
     group, kernel = layer.group, layer.shape[2:]
     dims = len(kernel)
@@ -214,19 +236,19 @@ def sample_patches(
     samples, channels = x.shape[:2]
     total = math.prod(counts)
     number = min(total, max(1, -(-rows // samples)))
-    picked = np.sort(rng.choice(total, number, replace=False))
-    corners = np.stack(np.unravel_index(picked, counts)) * np.array(strides)[:, None]
+    positions = np.sort(rng.choice(total, number, replace=False))
+    corners = np.stack(np.unravel_index(positions, counts)) * np.array(strides)[:, None]
     offsets = np.stack([o.ravel() for o in np.indices(kernel)]) * np.array(dilations)[:, None]
     places = np.ravel_multi_index(tuple(corners[:, :, None] + offsets[:, None, :]), sizes)
-    found = x.reshape(samples, channels, -1)[:, :, places]  # (samples, channels, number, positions)
-    found = found.reshape(samples, group, channels // group, number, -1)
-    return found.transpose(1, 0, 3, 2, 4).reshape(group, samples * number, -1)
+    patches = x.reshape(samples, channels, -1)[:, :, places]  # (samples, channels, number, kh·kw)
+    patches = patches.reshape(samples, group, channels // group, number, -1)
+    return patches.transpose(1, 0, 3, 2, 4).reshape(group, samples * number, -1)
 
 
 def _pads(
     use: Use, sizes: Sequence[int], reach: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Padding before and after each spatial axis, auto_pad worked out as the runtime does."""
+    """Padding before and after each spatial axis, with auto_pad as the runtime reads it."""
     dims = len(sizes)
     mode = auto_pad(use.node)
     if mode == "NOTSET":

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxlr.calibrate import collect as module
-from onnxlr.calibrate import statistics
+from onnxlr.calibrate import collect as collect_module
+from onnxlr.calibrate import statistics as statistics_module
 from onnxlr.calibrate.collect import calibrate
 from onnxlr.calibrate.statistics import Statistics, weight_only_reason
 from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_to_inputs, output_error, rest_of
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         for w in (0, 1)
         for x in (0, 1)
         for bias in (True, False)
-        if not (left and bias)  # a bias on rows has a shape of its own
+        if not (left and bias)  # a bias on rows has another shape
     },
 }
 
@@ -131,8 +131,8 @@ def test_the_predicted_error_is_the_measured_one(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every patch looked at, and the bias corrected, to the precision of float32."""
-    monkeypatch.setattr(module, "_ROWS", 10**6)
-    monkeypatch.setattr(module, "_MOST_ROWS", 10**9)
+    monkeypatch.setattr(statistics_module, "_ROWS", 10**6)
+    monkeypatch.setattr(statistics_module, "_MOST_ROWS", 10**9)
     model, method = CASES[case][0](), CASES[case][1]
     prepared, feeds = prepared_of(model)
     layer, graph_pass, rank, statistics = the_fit(prepared, feeds, method)
@@ -190,7 +190,7 @@ def test_samples_of_patches_come_close() -> None:
     again = calibrated(prepared, [layer], feeds)[layer.name]
     np.testing.assert_array_equal(few.covariance, again.covariance)
     assert few.rows < 8 * 8 * 28 * 28 / 2
-    sums = statistics.RunningMoments(layer, 1, 0)
+    sums = statistics_module.RunningMoments(layer, 1, 0)
     sums._share = 10**9
     for feed in feeds:
         sums.add(layer.uses[0], feed["x"])
@@ -209,10 +209,12 @@ def test_shared_weights_see_all_their_users() -> None:
     )
     prepared, feeds = prepared_of(model)
     (layer,) = prepared.layers
-    found = calibrated(prepared, [layer], feeds)[layer.name]
+    moments = calibrated(prepared, [layer], feeds)[layer.name]
     rows = np.concatenate([np.concatenate([f["x"], f["x"] @ w]) for f in feeds]).astype(np.float64)
-    np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(moments.mean[0], rows.mean(axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        moments.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,14 +250,14 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
         seen.append(len(names))
         return whole(model, names, *rest)
 
-    monkeypatch.setattr(module, "session_with_outputs", session_with_outputs)
-    found: list[Mapping[str, Statistics]] = []
+    monkeypatch.setattr(collect_module, "session_with_outputs", session_with_outputs)
+    moments: list[Mapping[str, Statistics]] = []
     for limit in (10**9, 1):
-        monkeypatch.setattr(module, "_EXPOSED", limit)
-        found.append(calibrated(prepared, prepared.layers, feeds))
+        monkeypatch.setattr(collect_module, "_OUTPUT_BYTES", limit)
+        moments.append(calibrated(prepared, prepared.layers, feeds))
     assert seen == [2, 1, 1]
-    for name in found[0]:
-        np.testing.assert_array_equal(found[0][name].covariance, found[1][name].covariance)
+    for name in moments[0]:
+        np.testing.assert_array_equal(moments[0][name].covariance, moments[1][name].covariance)
 
 
 def test_the_graph_is_left_as_it_was() -> None:
@@ -277,5 +279,5 @@ def test_all_samples_are_looked_at_where_none_go_together(tmp_path: Path) -> Non
     prepared = prepare(load(model), feed=None)
     samples = load_samples(tmp_path, prepared.specs, None)
     assert samples.runs == 20
-    found = calibrate(prepared, prepared.layers, samples, ONE_CPU_THREAD, 0, Silent(), Pool(1))
-    assert next(iter(found.values())).rows > 0.9 * sum(row.shape[1] for row in rows)
+    moments = calibrate(prepared, prepared.layers, samples, ONE_CPU_THREAD, 0, Silent(), Pool(1))
+    assert next(iter(moments.values())).rows > 0.9 * sum(row.shape[1] for row in rows)

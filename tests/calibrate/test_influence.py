@@ -85,7 +85,7 @@ TAILS: dict[str, tuple[list[Any], dict[str, Array]]] = {
 }
 
 
-def found_in(
+def influence_in(
     tail: Sequence[Any], weights: dict[str, Array], monkeypatch: pytest.MonkeyPatch, **head: Any
 ) -> Array:
     """G of a Conv whose output is "h"."""
@@ -100,7 +100,7 @@ def found_in(
 @pytest.mark.parametrize("name", [n for n in TAILS if n != "joined"])
 def test_is_what_impulses_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tail, weights = TAILS[name]
-    found = found_in(tail, weights, monkeypatch)
+    influence = influence_in(tail, weights, monkeypatch)
     model = make_model(tail, {"h": (1, 6, 5, 4)}, ["y"], weights)
     silent = run(model, {"h": np.zeros((1, 6, 5, 4), np.float32)})[0].astype(np.float64)
     wanted = np.zeros((6, 6))
@@ -113,16 +113,16 @@ def test_is_what_impulses_say(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         jacobian = np.stack(columns, axis=1)
         wanted += jacobian.T @ jacobian
     wanted *= 6 / np.trace(wanted)
-    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(influence[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_each_way_through_a_join_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The squares of two ways add up: what they do to each other isn't known."""
+    """The squares of two ways add up: what they do to each other is left out."""
     tail, weights = TAILS["joined"]
     a = weights["a"][:, :, 0, 0].astype(np.float64)
     wanted = a[:, 3:9].T @ a[:, 3:9] + a[:, 9:].T @ a[:, 9:]
-    found = found_in(tail, weights, monkeypatch)
-    np.testing.assert_allclose(found[0], wanted * 6 / np.trace(wanted), rtol=1e-5, atol=1e-6)
+    influence = influence_in(tail, weights, monkeypatch)
+    np.testing.assert_allclose(influence[0], wanted * 6 / np.trace(wanted), rtol=1e-5, atol=1e-6)
 
 
 def test_channels_that_are_averaged_away_are_lost() -> None:
@@ -142,13 +142,13 @@ def test_channels_that_are_averaged_away_are_lost() -> None:
 
 def test_groups_are_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     tail, weights = TAILS["conv"]
-    found = found_in(tail, weights, monkeypatch, group=3)
+    influence = influence_in(tail, weights, monkeypatch, group=3)
     a = weights["a"].astype(np.float64)
     whole = np.einsum("mcij,mdij->cd", a, a)
     whole *= 6 / np.trace(whole)
     for g in range(3):
         block = slice(2 * g, 2 * g + 2)
-        np.testing.assert_allclose(found[g], whole[block, block], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(influence[g], whole[block, block], rtol=1e-5, atol=1e-6)
 
 
 def test_goes_on_from_layer_to_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_what_is_not_understood_takes_all_directions_alike() -> None:
         [
             node("Conv", ["x", "w"], "h", "head"),
             node("Softmax", ["h"], "y", axis=1),
-            node("Conv", ["h", "a"], "z", "known"),
+            node("Conv", ["h", "a"], "z", "reader"),
         ],
         {"x": (1, 3, 5, 4)},
         ["y", "z"],
@@ -188,7 +188,7 @@ def test_what_is_not_understood_takes_all_directions_alike() -> None:
     )
     (root,) = influences(prepare(load(model), feed=None)).values()
     values = np.diag(root[0] @ root[0])
-    # One direction of six counts 6 where it is known, the unknown user and the damping 1 each.
+    # One direction of six counts 6 by the reader; the other reader and the damping count 1 each.
     np.testing.assert_allclose(values, np.array([8, 2, 2, 2, 2, 2]) / 3, rtol=1e-6)
 
 
@@ -233,15 +233,15 @@ def test_factors_lose_least_where_it_counts(method: str, rank: tuple[int, ...]) 
         factors = fit_to_inputs(graph_pass, layer, rank, fitted_for, THOROUGH)
         return output_error(layer, rest_of(graph_pass, layer, rank, factors), by)
 
-    own, other = error(statistics, statistics), error(plain, statistics)
+    fitted, other = error(statistics, statistics), error(plain, statistics)
     if method in ("tiled-svd", "slice-svd"):  # their factors can't take account of it
-        assert own == pytest.approx(other)
+        assert fitted == pytest.approx(other)
         return
-    assert own < 0.97 * other
+    assert fitted < 0.97 * other
     assert error(plain, plain) < 0.99 * error(statistics, plain)
     told = closed_errors(graph_pass, layer, statistics)
     if told is not None:
-        assert own == pytest.approx(told[rank[0]], rel=1e-6)
+        assert fitted == pytest.approx(told[rank[0]], rel=1e-6)
     full = graph_pass.full_rank(layer)
     if method != "cp3":
         factors = fit_to_inputs(graph_pass, layer, full, statistics, THOROUGH)
@@ -321,8 +321,8 @@ def test_channels_of_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(roots) == {"first", "second"}
     second = roots["second"][0] @ roots["second"][0]
     raw = v.T.astype(np.float64) @ second @ v
-    found = roots["first"][0] @ roots["first"][0]
-    np.testing.assert_allclose(found, raw * 6 / np.trace(raw), rtol=1e-5, atol=1e-9)
+    influence = roots["first"][0] @ roots["first"][0]
+    np.testing.assert_allclose(influence, raw * 6 / np.trace(raw), rtol=1e-5, atol=1e-9)
 
 
 def test_a_model_without_such_layers_has_none() -> None:
