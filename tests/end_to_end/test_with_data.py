@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,64 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
 from onnxlr.system.cache import open_cache
-from tests.conftest import SHORT
 from tests.support.builders import linear, low_rank, make_model, node, relative, run
-from tests.support.networks import images, network
+from tests.support.limits import SHORT, short_runs
+from tests.support.networks import images, network, products
+
+WITHIN: dict[str, Any] = {"metric": "rel-error", "max_drop": 1}
+HALF = WITHIN | {"target": "macs=0.5"}
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The network at half of its multiply-accumulates, and all that the run read and left.
+
+    Attributes
+    ----------
+    source, out, data, cache : Path
+    result : Result
+    damages : list of (float, dict of str to Choice)
+        What each set of choices that was judged as a whole does to the outputs.
+    """
+
+    source: Path
+    out: Path
+    data: Path
+    cache: Path
+    result: onnxlr.Result
+    damages: list[tuple[float, dict[str, Choice]]]
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> Halved:
+    folder = tmp_path_factory.mktemp("halved")
+    source, out, data, cache = (folder / n for n in ("net.onnx", "o.onnx", "d.npz", "cache"))
+    onnx.save(network(), source)
+    np.savez(data, x=images(128, 0))
+    unpatched, damages = Evaluator.damage, list[tuple[float, dict[str, Choice]]]()
+
+    def spying(self: Evaluator, choices: Mapping[str, Choice], samples: int) -> float:
+        damages.append((unpatched(self, choices, samples), dict(choices)))
+        return damages[-1][0]
+
+    with short_runs(cache) as patch:
+        patch.setattr(Evaluator, "damage", spying)
+        result = onnxlr.optimize(source, out, data=data, **HALF)
+    return Halved(source, out, data, cache, result, damages)
+
+
+@pytest.fixture(scope="module")
+def without_sequence(halved: Halved) -> onnxlr.Result:
+    """The same without sequential correction."""
+    with short_runs(halved.cache):
+        return onnxlr.optimize(halved.source, data=halved.data, without="sequential", **HALF)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "d.npz"
-    np.savez(path, x=images(128, 0))
-    return path
+def data(halved: Halved, tmp_path: Path) -> Path:
+    """The samples, and a cache that knows the candidates of the network on them."""
+    shutil.copytree(halved.cache, os.environ["ONNXLR_CACHE"])
+    return Path(shutil.copy(halved.data, tmp_path))
 
 
 def test_a_share_of_the_multiply_accumulates_is_met(data: Path) -> None:
@@ -277,15 +326,11 @@ def test_sequential_correction_helps_and_says_so(data: Path) -> None:
     assert corrected < 0.97 * own
 
 
-def test_a_plan_fitted_to_data_replays_to_the_byte(data: Path, tmp_path: Path) -> None:
-    source, out, again = (tmp_path / name for name in ("net.onnx", "o.onnx", "p.onnx"))
-    onnx.save(network(), source)
-    result = onnxlr.optimize(
-        source, out, data=data, target="macs=0.5", metric="rel-error", max_drop=1
-    )
-    text = result.plan.to_json()
+def test_a_plan_fitted_to_data_replays_to_the_byte(halved: Halved, tmp_path: Path) -> None:
+    source, out, data, again = halved.source, halved.out, halved.data, tmp_path / "p.onnx"
+    text = halved.result.plan.to_json()
     plan = Plan.from_json(text)
-    assert plan == result.plan
+    assert plan == halved.result.plan
     assert plan.calibration is not None
     assert plan.calibration.half
     onnxlr.apply(plan, source, again)
@@ -293,14 +338,17 @@ def test_a_plan_fitted_to_data_replays_to_the_byte(data: Path, tmp_path: Path) -
     assert load(out).model.metadata_props["onnxlr_plan"] == plan.digest
 
     moved = tmp_path / "moved.npz"
-    data.rename(moved)
-    with pytest.raises(onnxlr.UsageError, match=r"no such file.*--data"):
-        onnxlr.apply(plan, source, again)
-    onnxlr.apply(plan, source, again, data=moved)
-    assert out.read_bytes() == again.read_bytes()
-    np.savez(data, x=images(128, 1))
-    with pytest.raises(onnxlr.UsageError, match="doesn't hold the samples"):
-        onnxlr.apply(plan, source, again)
+    shutil.move(data, moved)
+    try:
+        with pytest.raises(onnxlr.UsageError, match=r"no such file.*--data"):
+            onnxlr.apply(plan, source, again)
+        onnxlr.apply(plan, source, again, data=moved)
+        assert out.read_bytes() == again.read_bytes()
+        np.savez(data, x=images(128, 1))
+        with pytest.raises(onnxlr.UsageError, match="doesn't hold the samples"):
+            onnxlr.apply(plan, source, again)
+    finally:
+        shutil.move(moved, data)
     broken = json.loads(text) | {"calibration": {"data": 3}}
     with pytest.raises(onnxlr.UsageError, match="is no onnxlr plan"):
         Plan.from_json(json.dumps(broken))
@@ -326,24 +374,35 @@ def test_calibration_may_lack_the_labels_that_validation_has(tmp_path: Path) -> 
     assert not result.plan.calibration.half
 
 
-def test_a_second_run_reuses_what_the_first_found_out(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("data")
+def test_a_second_run_reuses_what_the_first_computed(
+    halved: Halved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
-    first = onnxlr.optimize(network(), target="macs=0.5", **options)
-
     def again(*_: Any) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr("onnxlr.plan.weigh.layer_candidates", again)
     monkeypatch.setattr("onnxlr.plan.probing.probe", again)
     monkeypatch.setattr("onnxlr.calibrate.stage.calibrate", lambda *_: {})
-    second = onnxlr.optimize(network(), target="macs=0.5", **options)
-    assert second.plan == first.plan
-    assert second.model == first.model
-    assert onnxlr.optimize(network(), target="macs=0.7", **options).plan.replaced
+    second = onnxlr.optimize(network(), data=halved.data, **HALF)
+    assert second.plan == halved.result.plan
+    assert second.model == halved.result.model
+    other = HALF | {"target": "macs=0.7"}
+    assert onnxlr.optimize(network(), data=halved.data, **other).plan.replaced
     with pytest.raises(AssertionError, match="computed again"):
-        onnxlr.optimize(network(seed=1), target="macs=0.5", **options)
+        onnxlr.optimize(network(seed=1), data=halved.data, **HALF)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Plan]:
+    """Samples of the small network, the cache of its first run, and the plan."""
+    folder = tmp_path_factory.mktemp("small")
+    x = np.random.default_rng(3).standard_normal((128, 48)).astype(np.float32)
+    np.savez(folder / "d.npz", x=x)
+    with short_runs(folder / "cache"):
+        plan = onnxlr.optimize(products(), data=folder / "d.npz", **HALF).plan
+    assert plan.replaced
+    return folder / "d.npz", folder / "cache", plan
 
 
 @pytest.mark.parametrize(
@@ -363,10 +422,10 @@ def test_a_second_run_reuses_what_the_first_found_out(
     ],
     ids=str,
 )
-def test_entries_of_the_cache_that_are_none(broken: Any, data: Path) -> None:
-    """As whoever may write to a shared cache could make them: what they say is found out anew."""
-    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
-    first = onnxlr.optimize(network(), target="macs=0.5", **options)
+def test_entries_of_the_cache_that_are_none(broken: Any, small: tuple[Path, Path, Plan]) -> None:
+    """As whoever may write to a shared cache could make them: what they say is computed anew."""
+    data, first_cache, plan = small
+    shutil.copytree(first_cache, os.environ["ONNXLR_CACHE"])
     cache = open_cache()
     entries = [
         p for p in Path(os.environ["ONNXLR_CACHE"]).glob("*.json") if "latency" not in p.name
@@ -377,49 +436,46 @@ def test_entries_of_the_cache_that_are_none(broken: Any, data: Path) -> None:
         rows = cache.read(kind, key)
         assert rows
         cache.write(kind, key, dict.fromkeys(rows, broken))
-    assert onnxlr.optimize(network(), target="macs=0.5", **options).plan == first.plan
+    assert onnxlr.optimize(products(), data=data, **HALF).plan == plan
 
 
 def test_measuring_sensitivities_goes_on_where_it_stopped(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Path, Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, probed = sensitivity.probe, list[tuple[str, Choice]]()
+    unpatched, probed = sensitivity.probe, list[tuple[str, Choice]]()
 
-    def stopping(*given: Any) -> dict[str, Any]:
+    def stopping(*arguments: Any) -> dict[str, Any]:
         if len(probed) == 2:
             raise KeyboardInterrupt
-        return counting(*given)
+        return counting(*arguments)
 
-    def counting(*given: Any) -> dict[str, Any]:
-        _, _, _, name, choice, _ = given
+    def counting(*arguments: Any) -> dict[str, Any]:
+        _, _, _, name, choice, _ = arguments
         probed.append((name, choice))
-        return own(*given)
+        return unpatched(*arguments)
 
     def optimize() -> None:
-        onnxlr.optimize(
-            network(), data=data, metric="rel-error", max_drop=1, target="macs=0.5", jobs=1
-        )
+        onnxlr.optimize(products(), data=small[0], jobs=1, **HALF)
 
     monkeypatch.setattr(probing, "probe", stopping)
     with pytest.raises(KeyboardInterrupt):
         optimize()
     monkeypatch.setattr(probing, "probe", counting)
     optimize()
-    assert {name for name, _ in probed} == {"conv1", "conv2", "conv3", "fc"}
+    assert {name for name, _ in probed} == {"first", "second", "third"}
     assert len(set(probed)) == len(probed) > 4
 
 
-def test_what_is_left_out_is_not_used(data: Path) -> None:
-    options: dict[str, Any] = {"data": data, "metric": "rel-error", "max_drop": 1}
-    whole = onnxlr.optimize(network(), target="macs=0.5", **options)
-    plain = onnxlr.optimize(network(), target="macs=0.5", without="data", **options)
+@pytest.mark.usefixtures("data")
+def test_what_is_left_out_is_not_used(halved: Halved, without_sequence: onnxlr.Result) -> None:
+    data, whole, apart = halved.data, halved.result, without_sequence
+    plain = onnxlr.optimize(network(), data=data, without="data", **HALF)
     assert plain.plan.calibration is None
     assert all(d.output_error is None for d in plain.plan.replaced)
     assert any("left out on request: data" in note for note in plain.report.notes)
-    blunt = onnxlr.optimize(network(), target="macs=0.5", without=["sensitivity"], **options)
-    own = {a.harm == a.error for d in blunt.plan.decisions for a in d.alternatives}
-    assert own == {True}
-    apart = onnxlr.optimize(network(), target="macs=0.5", without=["sequential"], **options)
+    blunt = onnxlr.optimize(network(), data=data, without=["sensitivity"], **HALF)
+    unchanged = {a.harm == a.error for d in blunt.plan.decisions for a in d.alternatives}
+    assert unchanged == {True}
     assert apart.plan.calibration is not None
     assert apart.plan.calibration.sequential == 0
     for result in (whole, plain, blunt, apart):
@@ -428,41 +484,29 @@ def test_what_is_left_out_is_not_used(data: Path) -> None:
     assert plain.report.quality is not None
     assert whole.report.quality.optimized < 0.9 * plain.report.quality.optimized
     with pytest.raises(onnxlr.UsageError, match="data, sensitivity, sequential"):
-        onnxlr.optimize(network(), without="luck", **options)
+        onnxlr.optimize(network(), without="luck", **HALF)
 
 
 def test_sets_of_equal_cost_are_judged_as_a_whole(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+    halved: Halved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unpatched, measured = Evaluator.damage, list[tuple[float, dict[str, Choice]]]()
-
-    def spying(self: Evaluator, choices: Mapping[str, Choice], samples: int) -> float:
-        measured.append((unpatched(self, choices, samples), dict(choices)))
-        return measured[-1][0]
-
-    monkeypatch.setattr(Evaluator, "damage", spying)
-    options: dict[str, Any] = {"metric": "rel-error", "max_drop": 1, "target": "macs=0.5"}
-    result = onnxlr.optimize(network(), data=data, **options)
+    measured, result = halved.damages, halved.result
     assert len(measured) > 2
     best = min(measured, key=lambda pair: pair[0])[1]
     assert {n: (c.graph_pass.name, c.rank) for n, c in best.items()} == {
         d.name: (d.decision, d.rank) for d in result.plan.replaced
     }
     assert any("files were built, saved and judged" in note for note in result.report.notes)
-    measured.clear()
-    onnxlr.optimize(network(), **options)  # random inputs are nothing to choose by
-    assert not measured
+
+    def judged(*_: Any) -> float:
+        raise AssertionError("random inputs are nothing to choose by")
+
+    monkeypatch.setattr(Evaluator, "damage", judged)
+    onnxlr.optimize(network(), **HALF)
 
 
-def test_all_that_was_weighed_is_kept(data: Path) -> None:
-    result = onnxlr.optimize(
-        network(),
-        data=data,
-        target="macs=0.5",
-        metric="rel-error",
-        max_drop=1,
-        without="sequential",  # with it a layer's error on the original's inputs may rise
-    )
+def test_all_that_was_weighed_is_in_the_plan(without_sequence: onnxlr.Result) -> None:
+    result = without_sequence  # with it a layer's error on the original's inputs may rise
     text = result.plan.to_json()
     read = Plan.from_json(text)
     assert read == result.plan

@@ -32,6 +32,24 @@ def network(seed: int = 0) -> onnx.ModelProto:
     return make_model(nodes, {"x": ("n", 3, 8, 8)}, ["y"], stored)
 
 
+def products() -> onnx.ModelProto:
+    """Three products of 48, 64, 48 and 24 features with a Relu between: optimized in a blink."""
+    rng = np.random.default_rng(3)
+    sizes = {"u": (48, 64), "v": (64, 48), "w": (48, 24)}
+    return make_model(
+        [
+            node("MatMul", ["x", "u"], "a", "first"),
+            node("Relu", ["a"], "b"),
+            node("MatMul", ["b", "v"], "c", "second"),
+            node("Relu", ["c"], "d"),
+            node("MatMul", ["d", "w"], "y", "third"),
+        ],
+        {"x": ("n", 48)},
+        ["y"],
+        {n: (rng.standard_normal(s) / np.sqrt(s[0])).astype(np.float32) for n, s in sizes.items()},
+    )
+
+
 def images(count: int, seed: int) -> Array:
     """Smooth pictures: mixtures of five patterns."""
     patterns = np.random.default_rng(7).standard_normal((5, 3, 8, 8))

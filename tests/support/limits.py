@@ -1,0 +1,39 @@
+"""Runs that take a blink, since no test asserts a time, with a cache folder that nobody shares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from onnxlr.limits import Limits
+from onnxlr.system.deadline import TRIAL_VARIABLE
+
+# Fewer candidates and sets too: what is tested is how they are chosen.
+SHORT = Limits(
+    timing_seconds=0.05,
+    timing_rounds=9,
+    layer_seconds=0.02,
+    ranks=4,
+    bolder_levels=1,
+    refined_sets=8,
+)
+
+
+def code_of(limits: Limits) -> str:
+    """Statements that have these limits in a Python process of its own, before its first run."""
+    return f"import onnxlr.api; from onnxlr.limits import Limits; onnxlr.api.LIMITS = {limits}; "
+
+
+@contextmanager
+def short_runs(cache: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Within this context runs are short, cache in this folder, and trust the tests' models.
+
+    Fixtures that several tests share enter it themselves: those of a single test come later.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxlr.api.LIMITS", SHORT)
+        patch.setenv("ONNXLR_CACHE", str(cache))
+        patch.setenv(TRIAL_VARIABLE, "off")  # no process tries the models of the tests first
+        patch.setattr("onnxlr.system.pool.usable_cores", lambda: 1)  # and none is started to help
+        yield patch
