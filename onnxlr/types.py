@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rank = tuple[int, ...]
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]  # by the name of a value
+Shapes = Mapping[str, Shape]  # static shapes by the names of values
 
 
 def rank_text(rank: Rank) -> str:
-    """A rank as it is read and written: a number, or numbers with commas."""
+    """A rank as users read and write it: a number, or several with commas."""
     return ",".join(map(str, rank))

@@ -1,4 +1,4 @@
-"""What each layer is given on the samples, and what errors of its output are worth.
+"""Statistics of each layer's inputs on the samples, and the influence of its outputs' errors.
 
-It imports prepare, methods and what lies below.
+It imports methods, prepare, layers, model, system and what lies below.
 """

@@ -1,4 +1,7 @@
-"""The mathematics: pure functions on arrays, no ONNX here."""
+"""The mathematics: pure functions from arrays to factors, ranks and errors, without ONNX.
+
+It imports errors, types and, for one thread of linear algebra, system.
+"""
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
 from onnxlr.decompose.form import Form, has_closed_form

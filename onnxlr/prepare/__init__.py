@@ -1,4 +1,4 @@
-"""From a file to a prepared model: shapes, samples, and sessions that run it.
+"""From a file to a prepared model: functions inlined, shapes inferred, samples read, sessions.
 
-It imports layers and what lies below.
+It imports layers, model, system and what lies below.
 """
