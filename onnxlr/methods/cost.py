@@ -62,6 +62,8 @@ def layer_work(layer: Layer) -> Work | None:
 
 def chain_work(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Work | None:
     """Work of the chains that replace all users; None if a shape is unknown, or there are none."""
+    if not layer.uses:  # of those that count: the others are in bodies
+        return Work(0, 0, 0)
     paper = _Paper(graph_pass.factor_shapes(layer, rank))
     graph_pass.install(layer, rank, paper)
     return paper.work
