@@ -28,7 +28,7 @@ class Kernel:
     transposed: bool = False
 
     @property
-    def stored(self) -> Shape:
+    def stored_shape(self) -> Shape:
         """The shape that the operator stores."""
         first, second = (
             (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
@@ -58,7 +58,7 @@ class Kernel:
         array = array.reshape(self.group, self.outputs, self.inputs, self.positions)
         if self.transposed:
             array = array.transpose(0, 2, 1, 3)
-        return array.reshape(self.stored)
+        return array.reshape(self.stored_shape)
 
 
 def kernel_of(layer: Layer) -> Kernel:

@@ -71,7 +71,7 @@ class ConvPass(ChainPass):
 
     def factor_shapes(self, layer: Layer, rank: Rank) -> tuple[Shape, ...]:
         """Those of the kernels as they are stored."""
-        return tuple(kernel.stored for kernel in self.kernels(layer, rank))
+        return tuple(kernel.stored_shape for kernel in self.kernels(layer, rank))
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:
         """Truncated SVD U·V of the unfolding, for two factors: the smaller one is U."""

@@ -97,7 +97,7 @@ class TiledSvd(TiledPass, ChainPass):
         r, p, q = rank
         _, m, n = self._blocks(layer)
         if layer.convolves:
-            return tuple(kernel.stored for kernel in _kernels(layer, rank))
+            return tuple(kernel.stored_shape for kernel in _kernels(layer, rank))
         if layer.kind == "gather":
             return (q, r, n // q), (m, q * r)
         inner, outer = (p * r, n // q), (m // p, q * r)
