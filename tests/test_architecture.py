@@ -70,14 +70,14 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_no_file_imports_itself_in_a_circle_and_packages_are_low() -> None:
-    known: dict[str, int] = {}
+    floors: dict[str, int] = {}
 
     def floor(name: str, above: tuple[str, ...] = ()) -> int:
         assert name not in above, f"a circle: {' → '.join((*above, name))}"
-        if name not in known:
+        if name not in floors:
             inside = [o for o in imported(MODULES[name]) if room_of(o) == room_of(name)]
-            known[name] = 1 + max((floor(o, (*above, name)) for o in inside), default=0)
-        return known[name]
+            floors[name] = 1 + max((floor(o, (*above, name)) for o in inside), default=0)
+        return floors[name]
 
     assert max(floor(name) for name in MODULES) <= MOST_FLOORS
 

@@ -8,10 +8,9 @@ variant has seeded weights of low rank in their place, so that there is somethin
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+
+from tests.support.node_tests import node_tests
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FOLDERS = ("pytorch-converted", "pytorch-operator", "simple")
@@ -67,16 +68,6 @@ class Case:
     make: Callable[[], Material] = field(repr=False)
     opset: int | None = None
     ways: tuple[str, ...] | None = None
-
-
-@cache
-def node_tests() -> tuple[Any, ...]:
-    """Return the standard's tests of single operators, with ``name``, ``model``, ``data_sets``."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():  # the test overflows on purpose
-        warnings.simplefilter("ignore")
-        return tuple(collect_testcases(None))
 
 
 def node_cases() -> Iterator[Case]:

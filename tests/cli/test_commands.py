@@ -2,10 +2,7 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnxlr.cli.commands import main
+from tests.support import commands
 from tests.support.builders import linear, low_rank, make_model, node
 
 RNG = np.random.default_rng(0)
@@ -118,7 +116,9 @@ def test_passes_are_listed_with_where_they_come_from() -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
-def test_a_stop_from_outside_leaves_nothing_behind(stop: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_from_outside_leaves_nothing_behind(
+    stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx.save(linear(low_rank(RNG, 64, 48, 3), rows="n", name="fc"), tmp_path / "in.onnx")
     (tmp_path / "slow_metric.py").write_text(
         "import pathlib, time\n"
@@ -126,16 +126,14 @@ def test_a_stop_from_outside_leaves_nothing_behind(stop: signal.Signals, tmp_pat
         "    pathlib.Path('asked').touch()\n"
         "    time.sleep(60)\n"
     )
-    code = "from onnxlr.cli.commands import main; main()"
     options = ["optimize", "in.onnx", "out.onnx", "--rank", "3", "--metric", "slow_metric:f"]
-    heard = partial(signal.signal, stop, signal.SIG_DFL)  # under nohup a hang-up isn't
-    command = [sys.executable, "-B", "-c", code, *options]
-    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard) as child:
+    monkeypatch.chdir(tmp_path)
+    with commands.start(*options, entry=commands.UNWATCHED) as child:
         limit = time.monotonic() + 40
-        while not (tmp_path / "asked").exists() and child.poll() is None:
+        while not (tmp_path / "asked").exists():
             assert time.monotonic() < limit, "the metric was never asked"
             time.sleep(0.02)
         child.send_signal(stop)
-        assert child.wait(timeout=20) == 130
+        assert child.wait(20) == 130
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["asked", "in.onnx", "slow_metric.py"]

@@ -84,7 +84,7 @@ def outputs(path: Path) -> Array:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def found(path: Path) -> tuple[Layer, ...]:
+def layers_in(path: Path) -> tuple[Layer, ...]:
     return layers_of(onnx.load(path))[2]
 
 
@@ -102,7 +102,7 @@ def test_a_tool_behind_onnxlr_treats_every_factor(
     result = onnxlr.optimize(source, small, rank="exact", verify="none")
     assert [d.rank for d in result.plan.decisions] == [(4,)] * 3
     apply(small, out)
-    layers = found(out)
+    layers = layers_in(out)
     assert len(layers) == 6
     if apply is half:
         assert {layer.dtype.name for layer in layers} == {"FLOAT16"}

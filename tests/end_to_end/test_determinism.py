@@ -31,7 +31,7 @@ def optimized(
     source: Path | None = None,
     before: str = "",
 ) -> tuple[bytes, Plan]:
-    """The file and the plan of a command in a process of its own."""
+    """The file and the plan of a command in a new process."""
     out, plan = folder / f"{name}.onnx", folder / f"{name}.json"
     tool = [
         sys.executable,

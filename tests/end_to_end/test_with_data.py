@@ -140,15 +140,15 @@ def test_shapes_of_a_replay_are_those_of_the_run(batch: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["svd", "tiled-svd"])
-@pytest.mark.parametrize("known", [0, 5, 64])
+@pytest.mark.parametrize("directions", [0, 5, 64])
 def test_a_rank_that_holds_the_weight_holds_it_for_all_inputs(
-    method: str, known: int, tmp_path: Path
+    method: str, directions: int, tmp_path: Path
 ) -> None:
     """Whatever few directions the samples have, factors keep to the weight in the others."""
     rng = np.random.default_rng(0)
     weight = low_rank(rng, 64, 48, 8)
     x = np.zeros((400, 64), np.float32)
-    x[:, :known] = rng.standard_normal((400, known))
+    x[:, :directions] = rng.standard_normal((400, directions))
     np.savez(tmp_path / "d.npz", x=x)
     rank = "8" if method == "svd" else "8,2,2"
     result = onnxlr.optimize(
@@ -214,12 +214,12 @@ def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
     )
     assert len(result.plan.replaced) == 1
     assert [v.name for v in result.model.graph.input] == ["x", "b3"]
-    own = onnx.numpy_helper.to_array(model.graph.initializer[4])
+    bias = onnx.numpy_helper.to_array(model.graph.initializer[4])
     assert model.graph.initializer[4].name == "b3"
     feed = {"x": images(64, 3)}
-    for fed in (feed, feed | {"b3": own + 1}):
-        found = relative(run(model, fed)[0], run(result.model, fed)[0])
-        assert found < 1.5 * result.report.quality.fidelity.rel_error  # type: ignore[union-attr]
+    for fed in (feed, feed | {"b3": bias + 1}):
+        error = relative(run(model, fed)[0], run(result.model, fed)[0])
+        assert error < 1.5 * result.report.quality.fidelity.rel_error  # type: ignore[union-attr]
 
 
 def test_a_share_is_met_though_biases_come_on_top(tmp_path: Path) -> None:
@@ -320,10 +320,10 @@ def test_sequential_correction_helps_and_says_so(data: Path) -> None:
     assert result.plan.calibration is not None
     assert result.plan.calibration.sequential == 64
     assert any("corrected in sequence" in note for note in result.report.notes)
-    own, plain = damage("sequential")
+    uncorrected, plain = damage("sequential")
     assert plain.plan.calibration is not None
     assert plain.plan.calibration.sequential == 0
-    assert corrected < 0.97 * own
+    assert corrected < 0.97 * uncorrected
 
 
 def test_a_plan_fitted_to_data_replays_to_the_byte(halved: Halved, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import onnxlr
-from models.conformance.cases import node_tests
 from onnxlr.layers.axes import axis_counts
 from tests.support.builders import low_rank, make_model, node, run
+from tests.support.node_tests import node_tests
 
 RNG = np.random.default_rng(11)
 CONSTANTS = {
@@ -103,7 +103,7 @@ def test_what_is_counted(nodes: list[tuple[Any, ...]], dims: list[Any], count: i
 
 
 def test_what_is_counted_is_so_for_every_operator_there_is() -> None:
-    """Against the outputs that the standard's own tests expect."""
+    """Against the outputs that the tests of the standard expect."""
     told = 0
     for case in node_tests():
         graph = ir.from_proto(case.model).graph

@@ -55,8 +55,8 @@ def test_files_of_the_oldest_opsets(opset: int | None) -> None:
 @pytest.mark.parametrize("opset", [7, 13, runtime_opset()])
 @pytest.mark.parametrize("name", ["convs", "lookup", "products"])
 def test_networks_at_opsets(name: str, opset: int) -> None:
-    found = check(Case(name, "networks", NETS[name].make, opset))
-    assert {o.way: o.verdict for o in found} == dict.fromkeys(
+    outcomes = check(Case(name, "networks", NETS[name].make, opset))
+    assert {o.way: o.verdict for o in outcomes} == dict.fromkeys(
         ("full", "exact", "expand", "drop", "half"), "factorized"
     )
 
@@ -68,8 +68,8 @@ def test_a_light_cnn() -> None:
     result = onnxlr.optimize(case.make().model, rank="exact", measure=False)
     assert all("computed by ConstantOfShape" in d.reason for d in result.plan.decisions)
     planted = LIGHT["squeezenet (low rank)"]
-    (found,) = check(Case(planted.name, planted.group, planted.make, None, ("exact",)))
-    assert (found.verdict, found.replaced) == ("factorized", 26)
+    (outcome,) = check(Case(planted.name, planted.group, planted.make, None, ("exact",)))
+    assert (outcome.verdict, outcome.replaced) == ("factorized", 26)
 
 
 def test_a_vector_before_the_data_is_kept() -> None:
@@ -77,9 +77,9 @@ def test_a_vector_before_the_data_is_kept() -> None:
     nodes = [node("MatMul", ["x", "v"], "h", "fc"), node("MatMul", ["w", "h"], "y", "sum")]
     x = np.random.default_rng(1).standard_normal((3, 4, 6)).astype(np.float32)
     material = Material(make_model(nodes, {"x": (3, 4, 6)}, ["y"], weights), ({"x": x},))
-    found = check(Case("vector", "own", lambda: material, None, ("full", "exact", "drop")))
-    assert {o.verdict for o in found} <= {"factorized", "kept"}
-    assert {o.layers for o in found} == {2}
+    outcomes = check(Case("vector", "ours", lambda: material, None, ("full", "exact", "drop")))
+    assert {o.verdict for o in outcomes} <= {"factorized", "kept"}
+    assert {o.layers for o in outcomes} == {2}
 
 
 def test_the_runtime_s_reason_is_told_without_its_source_code() -> None:
@@ -102,12 +102,12 @@ def test_a_wrong_factor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.01 * p, q
 
     monkeypatch.setattr("onnxlr_passes.svd.truncated_svd", wrong)
-    found = together(check(NODES["test_matmul_2d (low rank)"]))
-    assert found.verdict == "failed"
-    assert "svd at rank (1,): outputs are off by 1.00e-02" in found.note
+    outcome = together(check(NODES["test_matmul_2d (low rank)"]))
+    assert outcome.verdict == "failed"
+    assert "svd at rank (1,): outputs are off by 1.00e-02" in outcome.note
 
 
 def told(outcomes: list[Outcome]) -> str:
     """The verdict, with the note where it is a failure."""
-    found = together(outcomes)
-    return found.note if found.verdict == "failed" else found.verdict
+    outcome = together(outcomes)
+    return outcome.note if outcome.verdict == "failed" else outcome.verdict

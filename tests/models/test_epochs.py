@@ -119,10 +119,10 @@ def test_accuracy_by_class_is_that_of_a_slow_count() -> None:
     with torch.no_grad():
         classes = [int(network(pixels(one[None])).argmax()) for one in data.image]
     hits = np.array(classes) == label
-    found = training.class_accuracy(network, data)
-    assert np.isnan(found[3])
+    shares = training.class_accuracy(network, data)
+    assert np.isnan(shares[3])
     wanted = [hits[label == c].mean() for c in range(10) if c != 3]
-    assert [x for c, x in enumerate(found) if c != 3] == pytest.approx(wanted, rel=1e-6)
+    assert [x for c, x in enumerate(shares) if c != 3] == pytest.approx(wanted, rel=1e-6)
     assert training.accuracy(network, data) == pytest.approx(hits.mean(), rel=1e-12)
 
 
@@ -162,7 +162,7 @@ def test_weights_that_the_last_step_lost_are_not_saved(
 
 
 def test_an_experiment_trains_its_own_network(tmp_path: Path) -> None:
-    """One that no recipe knows, which draws numbers of its own as it trains."""
+    """One that no recipe knows, which draws random numbers as it trains."""
     recipe = Recipe("lenet", "fashion", width=3, batch_size=16, lr=1e-3, seed=0)
     image, label = images("fashion", TRAIN, 0)
     data = Data(torch.tensor(image[:, None]), torch.tensor(label).long())

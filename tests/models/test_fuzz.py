@@ -9,10 +9,7 @@ import pytest
 from models.fuzz.cases import Sound, make_case
 from models.fuzz.run import lay_out, run_case, sound_files
 
-
-@pytest.fixture(autouse=True)
-def _trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONNXLR_TRIAL", raising=False)
+pytestmark = pytest.mark.usefixtures("trials")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +23,10 @@ def test_a_few_cases_of_the_fuzzer(number: int, sound: Sound, tmp_path: Path) ->
     lay_out(case, tmp_path)
     verdict = run_case(case, tmp_path, lambda _: None)
     assert verdict.word in ("passed", "refused"), verdict
+
+
+def test_what_runs_left_in_the_cache_is_there_to_be_broken(sound: Sound) -> None:
+    assert {Path(name).suffix for name in sound.cache} == {".json", ".npz"}
 
 
 def test_the_same_number_makes_the_same_case(sound: Sound) -> None:

@@ -70,10 +70,10 @@ def test_every_network_trains_and_exports(tmp_path: Path, name: str, data: str) 
     _, network = load_network(checkpoint)
     network.eval()
     for batch in (image[:1], image[:7]):
-        (found,) = session.run(["logits"], {"image": batch.numpy()})
+        (logits,) = session.run(["logits"], {"image": batch.numpy()})
         with torch.no_grad():
             expected = network(batch).numpy()
-        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_all_networks_are_tried_above() -> None:
@@ -91,16 +91,16 @@ def test_the_shipped_mlp_is_what_its_network_computes() -> None:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (expected,) = session.run(["logits"], {"image": image})
     with torch.no_grad():
-        found = network(torch.tensor(image)).numpy()
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        logits = network(torch.tensor(image)).numpy()
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_channels_are_normalized_one_by_one() -> None:
     image = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     spec = DATASETS["cifar10"]
     mean, std = (np.array(x)[:, None, None] for x in (spec.mean, spec.std))
-    found = Normalize(spec)(image).numpy()
-    assert np.allclose(found, (image.numpy() - mean) / std, rtol=0, atol=1e-6)
+    pixels_out = Normalize(spec)(image).numpy()
+    assert np.allclose(pixels_out, (image.numpy() - mean) / std, rtol=0, atol=1e-6)
 
 
 def test_a_resnet_32_has_the_names_and_counts_of_the_published_weights() -> None:

@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path: Path) -> None:
     assert "epoch 2/3" in done.output
     assert "epoch 1/3" not in done.output
     assert equal(state(cut), state(whole))
-    # What the user sees of the exporter is the command's own line.
+    # What the user sees of the exporter is the line of the command.
     made = [tmp_path / "cut.onnx", tmp_path / "whole.onnx"]
     assert run(export.main, whole, made[1]).exit_code == 0
     done_export = subprocess.run(

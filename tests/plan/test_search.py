@@ -30,8 +30,8 @@ def damage(chosen: Mapping[str, Candidate]) -> int:
 def test_stays_within_the_limit_and_near_it(limit: int) -> None:
     trials = Trials(lambda chosen: None if damage(chosen) <= limit else "too much")
     levels = [lambda r=r: level(r) for r in (100, 50, 25, 10, 5)]
-    found = boldest(levels, trials)
-    chosen, refused = found.chosen, found.refused
+    result = boldest(levels, trials)
+    chosen, refused = result.chosen, result.refused
     assert damage(chosen) <= limit
     assert set(refused) == {n for n in refused if n not in chosen}
     # Nothing it refused could still have been added at the next level.
@@ -48,8 +48,8 @@ def test_stays_within_the_limit_and_near_it(limit: int) -> None:
 
 def test_one_bad_layer_alone_is_put_back() -> None:
     trials = Trials(lambda chosen: "l3 is bad" if "l3" in chosen else None)
-    found = boldest([lambda: level(10)], trials)
-    chosen, refused = found.chosen, found.refused
+    result = boldest([lambda: level(10)], trials)
+    chosen, refused = result.chosen, result.refused
     assert set(chosen) == {f"l{i}" for i in range(8)} - {"l3"}
     assert refused == {"l3": "put back: l3 is bad"}
     assert trials.made <= 8
@@ -57,8 +57,8 @@ def test_one_bad_layer_alone_is_put_back() -> None:
 
 def test_no_more_trials_than_allowed() -> None:
     trials = Trials(lambda chosen: "bad" if len(chosen) > 1 else None, most=5)
-    found = boldest([lambda: level(10)], trials)
-    chosen, refused = found.chosen, found.refused
+    result = boldest([lambda: level(10)], trials)
+    chosen, refused = result.chosen, result.refused
     assert trials.made == 5
     assert set(chosen) | set(refused) == set(level(10))
     assert any("not verified within 5 trials" in why for why in refused.values())
@@ -77,18 +77,18 @@ def test_one_sensitive_layer_holds_nobody_back() -> None:
         return "l3 is touchy" if "l3" in chosen and chosen["l3"].choice.rank[0] < 50 else None
 
     levels = [lambda r=r: level(r) for r in (100, 50, 25, 10, 5)]
-    found = boldest(levels, Trials(verdict))
-    assert found.chosen.pop("l3") == item(50)
-    assert set(found.chosen.values()) == {item(5)}
-    assert found.refused == {}
-    assert found.highest == 4
+    result = boldest(levels, Trials(verdict))
+    assert result.chosen.pop("l3") == item(50)
+    assert set(result.chosen.values()) == {item(5)}
+    assert result.refused == {}
+    assert result.highest == 4
 
 
 def test_a_layer_that_fits_no_low_level_is_still_found() -> None:
     levels = [dict, lambda: {"a": item(9)}, lambda: {"a": item(7), "b": item(7)}]
-    found = boldest(levels, Trials(lambda chosen: "a is bad" if "a" in chosen else None))
-    assert found.chosen == {"b": item(7)}
-    assert found.refused == {"a": "put back: a is bad"}
+    result = boldest(levels, Trials(lambda chosen: "a is bad" if "a" in chosen else None))
+    assert result.chosen == {"b": item(7)}
+    assert result.refused == {"a": "put back: a is bad"}
 
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -123,13 +123,13 @@ def test_wrong_predictions_are_put_right() -> None:
         asked.append(weights)
         return shared_out(weights)
 
-    found = least_damaging(start, names, propose, damage, 40)
+    best = least_damaging(start, names, propose, damage, 40)
     least = min(
         truth({n: item(r) for n, r in zip(names, w, strict=True)})
         for w in product(RANKS, repeat=3)
         if sum(w) <= 24
     )
-    assert truth(found) == min(measured) <= 1.05 * least < truth(start)
+    assert truth(best) == min(measured) <= 1.05 * least < truth(start)
     assert len(measured) <= 40
     assert max(w for weights in asked for w in weights.values()) > max(WEIGHT_STEPS)
     measured.clear()
@@ -144,11 +144,11 @@ def test_the_best_that_was_measured_is_taken(seed: int) -> None:
     rng, measured = np.random.default_rng(seed), dict[float, Mapping[str, Candidate]]()
 
     def damage(chosen: Mapping[str, Candidate]) -> float:
-        found = float(rng.uniform(0.9, 1.0))
-        measured[found] = chosen
-        return found
+        loss = float(rng.uniform(0.9, 1.0))
+        measured[loss] = chosen
+        return loss
 
     names = ["a", "b", "c"]
-    found = least_damaging(shared_out(dict.fromkeys(names, 1.0)), names, shared_out, damage, 40)
-    assert found == measured[min(measured)]
+    best = least_damaging(shared_out(dict.fromkeys(names, 1.0)), names, shared_out, damage, 40)
+    assert best == measured[min(measured)]
     assert len(measured) > 3

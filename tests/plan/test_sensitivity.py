@@ -15,21 +15,21 @@ def row(error: float, harm: float | None, divergence: float | None = None) -> di
 def test_goes_through_what_was_measured() -> None:
     rows = [row(0.4, 0.1, 0.02), row(0.1, 0.03, 0.001)]
     for by_classes, losses in ((False, (0.0009, 0.01)), (True, (0.001, 0.02))):
-        found = Sensitivity.from_probes(rows, by_classes=by_classes)
+        sensitivity = Sensitivity.from_probes(rows, by_classes=by_classes)
         for error, harm, loss in zip((0.1, 0.4), (0.03, 0.1), losses, strict=True):
-            assert found.harm(error) == pytest.approx(harm)
-            assert found.loss(error) == pytest.approx(loss)
+            assert sensitivity.harm(error) == pytest.approx(harm)
+            assert sensitivity.loss(error) == pytest.approx(loss)
         # Half way on a logarithmic scale the ratios are half way too.
-        assert found.harm(0.2) == pytest.approx(0.2 * math.sqrt(0.3 * 0.25))
+        assert sensitivity.harm(0.2) == pytest.approx(0.2 * math.sqrt(0.3 * 0.25))
         # Beyond, harm goes with the error, and loss with its square.
-        assert found.harm(0.8) == pytest.approx(0.2)
-        assert found.loss(0.05) == pytest.approx(losses[0] / 4)
+        assert sensitivity.harm(0.8) == pytest.approx(0.2)
+        assert sensitivity.loss(0.05) == pytest.approx(losses[0] / 4)
 
 
 def test_is_infinite_where_outputs_were() -> None:
-    found = Sensitivity.from_probes([row(0.1, 0.2), row(0.6, None)], by_classes=False)
-    assert found.loss(0.3) == pytest.approx(0.36)
-    assert found.loss(0.6) == math.inf
+    sensitivity = Sensitivity.from_probes([row(0.1, 0.2), row(0.6, None)], by_classes=False)
+    assert sensitivity.loss(0.3) == pytest.approx(0.36)
+    assert sensitivity.loss(0.6) == math.inf
     assert Sensitivity.from_probes([row(0.1, None)], by_classes=True).loss(0.01) == math.inf
 
 
@@ -39,5 +39,5 @@ def test_of_nothing_measured_is_the_error_itself() -> None:
 
 
 def test_a_layer_that_does_no_harm_costs_nothing() -> None:
-    found = Sensitivity.from_probes([row(0.25, 0.0, 0.0)], by_classes=True)
-    assert found.loss(0.5) < 1e-200
+    sensitivity = Sensitivity.from_probes([row(0.25, 0.0, 0.0)], by_classes=True)
+    assert sensitivity.loss(0.5) < 1e-200

@@ -19,9 +19,9 @@ from tests.support.reports import Page, decision, figures, plain, report, spectr
 
 def test_figures_are_well_formed_and_share_no_identifier() -> None:
     html = plain()
-    found = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
-    assert len(found) == 2 + 2 + 4  # panels, methods, marks
-    for text in found:
+    drawings = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
+    assert len(drawings) == 2 + 2 + 4  # panels, methods, marks
+    for text in drawings:
         root = ElementTree.fromstring(text)
         inner = {e.get("id") for e in root.iter()} - {None}
         for e in root.iter():

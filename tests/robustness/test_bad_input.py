@@ -1,11 +1,13 @@
 """What the command refuses: one line, the right exit code, and every file as it was before."""
 
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +20,9 @@ from onnxlr import api
 from onnxlr.cli.commands import main
 from onnxlr.errors import RuntimeMissingError
 from onnxlr.system.session import Machine, Session
-from tests.support.bad_input_cases import (
-    CASES,
-    OPTIMIZE,
-    WITH_EARLIER_OUTPUT,
-    Array,
-    Case,
-    external,
-    network,
-    sample,
-    save,
-    weight,
-)
+from tests.support import commands
+from tests.support.bad_input_cases import CASES, OPTIMIZE, WITH_EARLIER_OUTPUT, Case
+from tests.support.bad_input_files import Array, external, network, sample, save, weight
 from tests.support.builders import low_rank
 
 Tree = dict[str, bytes | str]
@@ -60,9 +53,9 @@ def place(tmp_path: Path, plan_text: str, monkeypatch: pytest.MonkeyPatch) -> It
     np.savez("data.npz", x=sample(6, 32), label=np.arange(6) % 3)
     Path("plan.json").write_text(plan_text, encoding="utf-8")
     Path("folder").mkdir()
-    known = set(sys.modules)
+    modules = set(sys.modules)
     yield here
-    for name in set(sys.modules) - known:
+    for name in set(sys.modules) - modules:
         if name.startswith("bad_"):
             del sys.modules[name]
 
@@ -91,7 +84,7 @@ def _run(command: list[str]) -> tuple[int, str, str]:
 
 
 def _the_line(stderr: str) -> str:
-    """The one line of a message; click's own errors come below the usage."""
+    """The one line of a message; click's errors come below the usage."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     if lines and lines[0].startswith("Usage: "):
         lines = [line for line in lines if line.startswith("Error: ")]
@@ -193,7 +186,7 @@ def test_without_onnxruntime(command: str, place: Path, monkeypatch: pytest.Monk
 
 
 def test_without_onnxruntime_the_command_starts_and_inspects(place: Path) -> None:
-    """In a process of its own: nothing may import the runtime on the way in."""
+    """In a new process: nothing may import the runtime on the way in."""
     block = "import sys; sys.modules['onnxruntime'] = None; "
     result = _child(block + _MAIN, "inspect in.onnx --quiet")
     assert (result.returncode, result.stderr) == (0, "")
@@ -223,8 +216,9 @@ def test_the_disk_is_full_half_way(options: str, earlier: bytes | None, place: P
     if earlier is not None:
         Path("out.onnx").write_bytes(earlier)
     before = _tree(place)
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (50_000, 50_000)); "
-    result = _child(limit + _MAIN, f"{OPTIMIZE} {options}")
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, 50_000))
+    command = f"{OPTIMIZE} {options}"
+    result = commands.run(*command.split(), before=limit, entry=commands.UNWATCHED)
     assert _tree(place) == before
     _check_refusal(
         result.returncode, result.stdout, result.stderr, 1, ("out.onnx", "full", "free some space")
@@ -243,24 +237,18 @@ def test_interrupted_half_way(place: Path) -> None:
     Path("folder/asked").touch()
     before = _tree(place)
     Path("folder/asked").unlink()
-    # A shell that starts the tests in the background has SIGINT ignored, which is inherited.
-    heed = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); "
     command = f"{OPTIMIZE} --rank 4 --metric bad_slow:f"
-    with subprocess.Popen(
-        [sys.executable, "-B", "-c", heed + _MAIN, *command.split(" ")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+    with commands.start(*command.split(), entry=commands.UNWATCHED) as child:
         limit = time.monotonic() + 40
-        while not Path("folder/asked").exists() and child.poll() is None:
+        while not Path("folder/asked").exists():
             assert time.monotonic() < limit, "the metric was never asked"
             time.sleep(0.02)
         assert list(place.glob(".onnxlr-*"))
         child.send_signal(signal.SIGINT)
-        stdout, stderr = child.communicate(timeout=20)
+        stdout, stderr = child.communicate(20)
+        code = child.wait(20)
     assert _tree(place) == before
-    _check_refusal(child.returncode, stdout, stderr, 130, ("interrupted", "half-written"))
+    _check_refusal(code, stdout, stderr, 130, ("interrupted", "half-written"))
 
 
 @pytest.mark.usefixtures("place")
@@ -282,7 +270,7 @@ def test_a_foreign_weight_file_beside_the_output_survives() -> None:
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("include", ["fc1", "fc2", "nothing"])
 def test_external_weights_go_with_the_output(include: str) -> None:
-    """Whichever weights are replaced, OUT is complete in a folder of its own."""
+    """Whichever weights are replaced, OUT is complete in another folder."""
     model = weight("w2", low_rank(np.random.default_rng(3), 32, 8, 1))
     onnx.save(model, "in.onnx", save_as_external_data=True, location="in.data", size_threshold=16)
     expected = _outputs("in.onnx")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +22,16 @@ from onnxlr.errors import one_line
 from onnxlr.system.deadline import TRIAL_VARIABLE
 from onnxlr.system.process import can_start_threads, check_resource_limits
 from onnxlr.system.signals import END_SIGNALS, Interrupt
+from tests.support import commands
 from tests.support.builders import linear, low_rank
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a safe fork")
 
-COMMAND = [
-    *(sys.executable, "-m", "onnxlr", "optimize", "in.onnx", "out.onnx"),
-    *("--rank", "3", "--metric", "odd:f", "--quiet"),
-]
+OPTIMIZE = ("optimize", "in.onnx", "out.onnx", "--rank", "3", "--metric", "odd:f", "--quiet")
+COMMAND = [sys.executable, "-m", "onnxlr", *OPTIMIZE]
+SHORT_GRACE = {"onnxlr.__main__._GRACE_SECONDS": 2}
+start = partial(commands.start, *OPTIMIZE)
+run = partial(commands.run, *OPTIMIZE)
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def metric(body: str) -> None:
     )
 
 
-def begun(count: int = 1) -> "subprocess.Popen[str]":
-    """The command, after it has asked the metric; or, where that is 0, has just forked."""
+def just_started() -> "subprocess.Popen[str]":
+    """The command from its very start, when it has forked."""
     child = subprocess.Popen(
         COMMAND,
         stdout=subprocess.PIPE,
@@ -60,7 +62,14 @@ def begun(count: int = 1) -> "subprocess.Popen[str]":
         start_new_session=True,
         preexec_fn=hearing,
     )
-    wait_for(Path("asked").exists if count else lambda: bool(psutil.Process(child.pid).children()))
+    wait_for(lambda: bool(psutil.Process(child.pid).children()))
+    return child
+
+
+def asking(patches: Mapping[str, object] | None = None) -> commands.Child:
+    """The command, leader of a process group, when it has asked the metric."""
+    child = start(session=True, patches=patches)
+    wait_for(Path("asked").exists)
     return child
 
 
@@ -70,9 +79,9 @@ def hearing() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(found: Callable[[], bool]) -> None:
+def wait_for(holds: Callable[[], bool]) -> None:
     limit = time.monotonic() + 60
-    while not found():
+    while not holds():
         assert time.monotonic() < limit
         time.sleep(0.01)
 
@@ -86,7 +95,7 @@ def names() -> list[str]:
 @pytest.mark.usefixtures("here")
 def test_ctrl_c_while_it_starts(to: Callable[[int, int], None], seconds: float) -> None:
     metric("time.sleep(60)")
-    with begun(0) as child:
+    with just_started() as child:
         time.sleep(seconds)
         to(child.pid, signal.SIGINT)
         _, told = child.communicate(timeout=30)
@@ -111,7 +120,7 @@ def test_ctrl_c_while_a_process_of_ours_starts(
                     return True
         return False
 
-    with begun(0) as child:
+    with just_started() as child:
         wait_for(starting)
         time.sleep(seconds)
         os.killpg(child.pid, signal.SIGINT)
@@ -125,7 +134,7 @@ def test_ctrl_c_while_a_process_of_ours_starts(
 @pytest.mark.usefixtures("here")
 def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
     metric("time.sleep(60)")
-    with begun() as child:
+    with asking() as child:
         for to in (os.killpg, os.kill, os.killpg):
             to(child.pid, stop)
         _, told = child.communicate(timeout=30)
@@ -147,13 +156,13 @@ def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
 @pytest.mark.usefixtures("here")
 def test_what_brings_it_down_is_told(number: signal.Signals, words: str) -> None:
     metric(f"os.kill(os.getpid(), {int(number)})")
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    done = run()
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not Path("out.onnx").exists()
     metric("return 1.0")  # and the next run clears away what it left
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    done = run()
     assert done.returncode == 0, done.stderr
     assert names() == ["asked", "in.onnx", "odd.py", "out.onnx"]
 
@@ -161,11 +170,11 @@ def test_what_brings_it_down_is_told(number: signal.Signals, words: str) -> None
 @pytest.mark.usefixtures("here")
 def test_the_work_ends_with_whoever_asked_for_it() -> None:
     metric("time.sleep(60)")
-    with begun() as child:
+    with asking() as child:
         working = int(Path("asked").read_text())
         assert working != child.pid
-        child.kill()
-        child.wait()
+        child.send_signal(signal.SIGKILL)
+        child.wait(20)
         wait_for(lambda: not psutil.pid_exists(working))
     assert not Path("out.onnx").exists()
 
@@ -174,10 +183,10 @@ def test_the_work_ends_with_whoever_asked_for_it() -> None:
 def test_what_it_was_told_to_ignore_is_ignored() -> None:
     metric("time.sleep(1); return 1.0")
     deaf = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with subprocess.Popen(COMMAND, stderr=subprocess.DEVNULL, preexec_fn=deaf) as child:
+    with start(before=deaf) as child:
         wait_for(Path("asked").exists)
         child.send_signal(signal.SIGHUP)
-        assert child.wait(timeout=60) == 0
+        assert child.wait(60) == 0
     assert Path("out.onnx").exists()
 
 
@@ -185,9 +194,7 @@ def test_what_it_was_told_to_ignore_is_ignored() -> None:
 def test_a_parent_that_leaves_its_children_alone() -> None:
     metric("return 1.0")
     careless = partial(signal.signal, signal.SIGCHLD, signal.SIG_IGN)  # it is inherited
-    done = subprocess.run(
-        COMMAND, preexec_fn=careless, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run(before=careless)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -203,10 +210,10 @@ def test_a_parent_that_leaves_its_children_alone() -> None:
 def test_what_a_parent_leaves_behind(before: Callable[[], object]) -> None:
     """Its blocked signals and its alarm are those of what it begins, or becomes; ours is deaf."""
     metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)")
-    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, preexec_fn=before) as child:
+    with start(before=before, patches=SHORT_GRACE) as child:
         wait_for(Path("asked").exists)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=20) == 130
+        assert child.wait(20) == 130
     assert not Path("out.onnx").exists()
 
 
@@ -214,7 +221,7 @@ def test_what_a_parent_leaves_behind(before: Callable[[], object]) -> None:
 def test_nothing_but_the_report_is_printed() -> None:
     """HiGHS says which solutions it polishes, although it is told to be silent."""
     metric("os.write(1, b'noise'); print('noise'); os.system('echo noise'); return 1.0")
-    done = subprocess.run([*COMMAND, "--json", "-"], capture_output=True, check=False, timeout=60)
+    done = run("--json", "-")
     assert done.returncode == 0
     assert json.loads(done.stdout)["metric"]["name"] == "odd:f"
 
@@ -222,7 +229,7 @@ def test_nothing_but_the_report_is_printed() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_metric_that_ends_the_process() -> None:
     metric("os._exit(0)")
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    done = run()
     assert done.returncode == 1
     assert "ended from within" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -232,7 +239,7 @@ def test_a_metric_that_ends_the_process() -> None:
 def test_what_a_metric_leaves_running_keeps_nobody() -> None:
     metric("import threading; threading.Thread(target=time.sleep, args=(90,)).start(); return 1.0")
     started = time.monotonic()
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=80)
+    done = run(timeout=80)
     assert done.returncode == 0
     assert done.stderr == ""
     assert time.monotonic() - started < 60
@@ -258,7 +265,7 @@ def test_processes_of_a_metric_end_as_any_others_do() -> None:
         "import multiprocessing; pool = multiprocessing.get_context('fork').Pool(2); "
         "pool.map(abs, [1, 2]); pool.terminate(); pool.join(); return 1.0"
     )
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    done = run()
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
 
@@ -278,7 +285,7 @@ def test_an_error_without_words() -> None:
 def test_what_does_not_hear_is_ended() -> None:
     """Python hears between two calls, and one for linear algebra may take minutes."""
     metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); time.sleep(90)")
-    with begun() as child:
+    with asking(SHORT_GRACE) as child:
         working = int(Path("asked").read_text())
         child.send_signal(signal.SIGINT)
         _, told = child.communicate(timeout=40)
@@ -349,7 +356,7 @@ def test_too_few_threads(
 def test_what_comes_after_the_end_is_none() -> None:
     """A library that crashes when it is put away: OUT is there, and that is what counts."""
     metric("import atexit; atexit.register(os.kill, os.getpid(), signal.SIGSEGV); return 1.0")
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
+    done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert Path("out.onnx").exists()
 
@@ -412,7 +419,8 @@ def test_warnings_are_for_developers(shown: bool) -> None:
     metric("import warnings; warnings.warn('from a library'); return 0.0")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
     environment |= {"PYTHONWARNINGS": "default"} if shown else {}
-    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+    command = [*COMMAND, "--no-measure"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert ("from a library" in done.stderr) == shown
 

@@ -28,10 +28,9 @@ from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.system.trial import Trial
 from onnxlr.verify import layer_latency, layers_alone
+from tests.support import commands
 from tests.support.builders import linear, make_model, node
 from tests.support.networks import images, network, noisy
-
-TOOL = [sys.executable, "-m", "onnxlr"]
 
 
 def crash(*_: object) -> None:
@@ -140,12 +139,12 @@ def test_a_layer_that_crashes_the_runtime_alone_is_put_back(
 def test_a_whole_model_that_crashes_the_runtime_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own = Trial.run
+    unpatched = Trial.run
 
     def run(trial: Trial, feed: Any) -> None:
         if trial._label == "the optimized model":
             raise CrashError("running the optimized model crashes ONNX Runtime")
-        own(trial, feed)
+        unpatched(trial, feed)
 
     monkeypatch.setattr(Trial, "run", run)
     result = onnxlr.optimize(two_layers(), rank=4, max_drop=1)
@@ -172,15 +171,15 @@ def die(i: int) -> int:
 def hunger(limit: int, i: int) -> int:
     """More memory than there is, unless one works alone."""
     running = Path(os.environ["ONNXLR_CACHE"]) / "running"
-    running.mkdir(exist_ok=True)
-    own = running / str(os.getpid())
-    own.touch()
+    running.mkdir(parents=True, exist_ok=True)
+    mark = running / str(os.getpid())
+    mark.touch()
     time.sleep(0.2)
     try:
         if sum(psutil.pid_exists(int(p.name)) for p in running.iterdir()) > limit:
             raise MemoryError("too many")
     finally:
-        own.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
     return i
 
 
@@ -192,16 +191,16 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("apart")
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     items = [(i,) for i in range(6)]
-    found = list(Pool(2).map(die_once, items, str(tmp_path / "died")))
-    assert found == [0, 1, 4, 9, 16, 25]
+    squares = list(Pool(2).map(die_once, items, str(tmp_path / "died")))
+    assert squares == [0, 1, 4, 9, 16, 25]
 
 
 @pytest.mark.usefixtures("apart")
 def test_one_that_dies_again_and_again_ends_the_run() -> None:
-    found: list[int] = []
+    squares: list[int] = []
     with pytest.raises(MemoryError, match=r"ended before its time"):
-        found.extend(Pool(2).map(die, [(i,) for i in range(6)]))
-    assert found == [0, 1]
+        squares.extend(Pool(2).map(die, [(i,) for i in range(6)]))
+    assert squares == [0, 1]
 
 
 @pytest.mark.usefixtures("apart")
@@ -213,11 +212,11 @@ def test_where_memory_runs_out_fewer_work() -> None:
 def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "available_memory", lambda: 3 << 30)
     widths = []
-    own = pool._open_executor
+    unpatched = pool._open_executor
 
     def counted(width: int) -> Any:
         widths.append(width)
-        return own(width)
+        return unpatched(width)
 
     monkeypatch.setattr(pool, "_open_executor", counted)
     items = [(i,) for i in range(8)]
@@ -274,34 +273,37 @@ def test_memory_is_that_of_the_process_too() -> None:
 # Runs that are killed.
 
 
-def test_a_killed_run_leaves_out_as_it_was_and_the_next_one_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_out_as_it_was_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, data, out = (tmp_path / n for n in ("net.onnx", "d.npz", "out.onnx"))
     onnx.save(network(), source)
     np.savez(data, x=images(96, 0))
     out.write_bytes(b"of before")
     before = source.read_bytes()
     command = [
-        *(*TOOL, "optimize", str(source), str(out), "--data", str(data), "--quiet"),
+        *("optimize", str(source), str(out), "--data", str(data), "--quiet"),
         *("--metric", "rel-error", "--max-drop", "1", "--target", "macs=0.6"),
     ]
     cache = Path(os.environ["ONNXLR_CACHE"])
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
-    while not list(cache.glob("sensitivities-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    monkeypatch.chdir(tmp_path.parent)
+    with commands.start(*command) as process:
+        deadline = time.monotonic() + 60
+        while not list(cache.glob("sensitivities-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
     assert source.read_bytes() == before
     assert out.read_bytes() == b"of before"
     assert list(tmp_path.glob(".onnxlr-run-*"))
     kept = {p.name: p.read_bytes() for p in cache.glob("sensitivities-*")}
-    assert subprocess.run(command, check=False).returncode == 0
+    assert commands.run(*command, timeout=300).returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "net.onnx", "out.onnx"]
     onnx.checker.check_model(out)
     assert all((cache / name).exists() for name in kept)
     whole = out.read_bytes()
     shutil.rmtree(cache)
-    assert subprocess.run(command, check=False).returncode == 0
+    assert commands.run(*command, timeout=300).returncode == 0
     assert out.read_bytes() == whole
 
 
@@ -323,8 +325,8 @@ def test_a_living_run_s_folder_is_left_alone(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     theirs = Path(process.stdout.readline().strip())
-    with workspace(out) as own:
-        assert own.exists()
+    with workspace(out) as folder:
+        assert folder.exists()
         assert theirs.exists()
     process.kill()
     process.wait()
@@ -407,8 +409,8 @@ from onnxlr.system.sandbox import run_in_sandbox
 pool._START_SECONDS = 0.0
 wanted = [abs(i) for i in range(-4, 0)]
 def work():
-    found = list(pool.Pool(2).map(abs, [(i,) for i in range(-4, 0)]))
-    return found == wanted and run_in_sandbox(pow, 2, 3, task="counting") == 8
+    results = list(pool.Pool(2).map(abs, [(i,) for i in range(-4, 0)]))
+    return results == wanted and run_in_sandbox(pow, 2, 3, task="counting") == 8
 assert work()
 pid = os.fork()
 good = work()
@@ -427,8 +429,8 @@ def test_both_sides_of_a_fork_go_on() -> None:
 
 def test_inference_that_crashes_leaves_shapes_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXLR_TRIAL")
-    known = shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)})
-    assert known["h"] == (256, 40)
+    inferred = shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)})
+    assert inferred["h"] == (256, 40)
     monkeypatch.setattr(shapes, "_infer", crash)
     assert shapes.infer_shapes(load(two_layers()).model, {"x": (256, 48)}) == {"x": (256, 48)}
 

@@ -18,6 +18,8 @@ import onnxlr
 from onnxlr.cli.commands import main
 from onnxlr.system.cache import Cache, key_of, open_cache
 from onnxlr.system.files import scratch_folder, staged_texts, workspace
+from tests.support import commands
+from tests.support.limits import SHORT, code_of
 from tests.support.networks import images, network
 
 
@@ -91,11 +93,11 @@ FITTED = (
 def test_an_output_is_none_of_the_inputs(before: str, command: str, words: str) -> None:
     if before:
         assert CliRunner().invoke(main, before.split()).exit_code == 0
-    found = held()
+    files = held()
     result = CliRunner().invoke(main, command.split())
     assert result.exit_code == 2, result.output
     assert words in result.stderr
-    assert held() == found
+    assert held() == files
 
 
 @pytest.mark.parametrize("name", ["in.data", f"weights-{'0' * 16}.data"])
@@ -137,7 +139,7 @@ def test_a_link_to_the_weights_makes_room_for_them(link: Callable[[Path, Path], 
     """Snapshots and those who spare a copy make links, which runtimes refuse as external data."""
     Path("other").mkdir()
     link(Path("other/in.data"), Path("in.data").absolute())
-    if link is Path.hardlink_to:  # IN's own must have one name
+    if link is Path.hardlink_to:  # the one of IN must have a single name
         save("again.onnx", "again.data")
         Path("in.data").unlink()
         Path("in.data").write_bytes(Path("again.data").read_bytes())
@@ -156,10 +158,10 @@ def test_a_folder_of_weights_that_leads_elsewhere() -> None:
     Path("other").mkdir()
     save("deep/in.onnx", "sub/w.data")
     Path("other/sub").symlink_to("../deep/sub")
-    found = held()
+    before = held()
     with pytest.raises(onnxlr.OutputError, match="leads out of OUT's folder"):
         onnxlr.optimize("deep/in.onnx", "other/out.onnx", max_drop=0, measure=False)
-    assert held() == found
+    assert held() == before
 
 
 def test_a_folder_that_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +186,10 @@ def test_another_file_of_the_weights_name_stays(dangling: bool) -> None:
         Path("other/in.data").symlink_to("nowhere")
     else:
         Path("other/in.data").write_text("a file of somebody's")
-    found = held()
+    before = held()
     with pytest.raises(onnxlr.OutputError, match="another file of that name is there"):
         onnxlr.optimize("in.onnx", "other/out.onnx", max_drop=0, measure=False)
-    assert held() == found
+    assert held() == before
     assert Path("other/in.data").is_symlink() == dangling
 
 
@@ -199,13 +201,13 @@ def test_a_pipe_beside_out_is_never_opened() -> None:
     onnx.checker.check_model("out.onnx")
 
 
-def test_the_cache_makes_room_among_its_own_only(tmp_path: Path) -> None:
-    own = tmp_path / "data.npz"
-    np.savez(own, x=np.ones(10_000))
-    os.utime(own, (1, 1))
+def test_the_cache_makes_room_among_its_entries_only(tmp_path: Path) -> None:
+    foreign = tmp_path / "data.npz"
+    np.savez(foreign, x=np.ones(10_000))
+    os.utime(foreign, (1, 1))
     for i in range(3):
         Cache(tmp_path, 20_000).write_arrays("s", key_of(i), {"x": np.ones(1000)})
-    assert own.exists()
+    assert foreign.exists()
     assert len(list(tmp_path.glob("s-*.npz"))) == 2
 
 
@@ -257,10 +259,13 @@ def test_modules_in_the_working_folder_are_none_of_ours() -> None:
     """Names of the standard library and of what is installed; whatever came with a model."""
     for name in ("random", "queue", "select", "platform", "types", "string", "joblib", "numpy"):
         Path(f"{name}.py").write_text(f"open({str(Path('ran').absolute())!r}, 'a')\nraise OSError")
+    options = (
+        "optimize in.onnx out.onnx --data d.npz --max-drop 1 --metric rel-error "
+        "--target macs=0.5 --no-measure --jobs 2 --quiet"
+    )
+    code = f"from onnxlr.__main__ import main; {code_of(SHORT)}; main()"
     done = subprocess.run(
-        f"{sys.executable} -P -m onnxlr optimize in.onnx out.onnx --data d.npz --max-drop 1 "
-        "--metric rel-error --target macs=0.5 --no-measure --jobs 2 --quiet",
-        shell=True,
+        [sys.executable, "-P", "-c", code, *options.split()],
         check=False,
         capture_output=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("ONNXLR_")},
@@ -360,12 +365,7 @@ def test_a_model_that_is_saved_again_meanwhile(metric: str, rank: str) -> None:
     save("other.onnx", "other.data", seed=1)
     Path("saved_again.py").write_text(SAVED_AGAIN)
     command = f"optimize in.onnx out.onnx --rank {rank} --max-drop 1 --no-measure --data d.npz"
-    done = subprocess.run(
-        [sys.executable, "-m", "onnxlr", *command.split(), "--metric", f"saved_again:{metric}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run(*command.split(), "--metric", f"saved_again:{metric}")
     if metric == "touched":
         assert done.returncode == 0, done.stderr
         onnx.checker.check_model("out.onnx")
@@ -393,13 +393,13 @@ def test_what_tells_of_the_model_can_not_be_written(
     """Then the model isn't either: a command that fails leaves all as it was."""
     Path("out.onnx").write_bytes(b"of an earlier run")
     Path("told").write_text("of an earlier run")
-    before, own = held(), Path.write_text
+    before, unpatched = held(), Path.write_text
 
     def write(path: Path, text: str, **options: str) -> int:
         if ".onnxlr-run-" in str(path):
-            own(path, text[:100], **options)
+            unpatched(path, text[:100], **options)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return own(path, text, **options)
+        return unpatched(path, text, **options)
 
     monkeypatch.setattr(Path, "write_text", write)
     done = CliRunner().invoke(main, [*QUICK.split(), "--quiet", flag, "told"])
@@ -435,8 +435,8 @@ def test_drafts_of_a_killed_run_go_with_the_next(tmp_path: Path) -> None:
         (tmp_path / ".onnxlr-run-killed" / name).touch()
     with staged_texts({tmp_path / "plan.json": "{}"}):
         assert not (tmp_path / "plan.json").exists()
-        (own,) = tmp_path.glob(".onnxlr-run-*")
-        assert own.name != ".onnxlr-run-killed"
+        (folder,) = tmp_path.glob(".onnxlr-run-*")
+        assert folder.name != ".onnxlr-run-killed"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 

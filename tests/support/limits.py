@@ -21,8 +21,8 @@ SHORT = Limits(
 
 
 def code_of(limits: Limits) -> str:
-    """Statements that have these limits in a Python process of its own, before its first run."""
-    return f"import onnxlr.api; from onnxlr.limits import Limits; onnxlr.api.LIMITS = {limits}; "
+    """Statements that have these limits in another Python process, before its first run."""
+    return f"import onnxlr.api; from onnxlr.limits import Limits; onnxlr.api.LIMITS = {limits}"
 
 
 @contextmanager

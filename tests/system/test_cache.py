@@ -18,9 +18,11 @@ def test_entries_come_back(tmp_path: Path) -> None:
     assert cache.read("times", "other") == {}
     arrays = {"mean of a/b": np.arange(6.0).reshape(2, 3), "rows": np.array(7)}
     cache.write_arrays("statistics", "k", arrays)
-    found = cache.read_arrays("statistics", "k")
-    assert found.keys() == arrays.keys()
-    assert all(np.array_equal(found[n], a) and found[n].dtype == a.dtype for n, a in arrays.items())
+    stored = cache.read_arrays("statistics", "k")
+    assert stored.keys() == arrays.keys()
+    assert all(
+        np.array_equal(stored[n], a) and stored[n].dtype == a.dtype for n, a in arrays.items()
+    )
     assert not list((tmp_path / "new" / "folder").glob(".*"))
 
 
@@ -100,10 +102,10 @@ def test_names_that_no_file_could_have(tmp_path: Path) -> None:
         "names": np.ones(1),
     }
     cache.write_arrays("a", "k", arrays)
-    found = cache.read_arrays("a", "k")
-    assert set(found) == set(arrays)
+    stored = cache.read_arrays("a", "k")
+    assert set(stored) == set(arrays)
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(stored[name], array)
 
 
 def test_two_runs_add_to_one_entry(tmp_path: Path) -> None:

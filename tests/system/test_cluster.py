@@ -22,6 +22,7 @@ from onnxlr.errors import ClusterError
 from onnxlr.system import cluster as module
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.pool import Pool
+from tests.support.limits import short_runs
 from tests.support.networks import images, network
 
 pytest.importorskip("distributed")
@@ -120,11 +121,17 @@ class Watched:
             yield lambda _: None
 
 
-@pytest.fixture
-def given(tmp_path: Path) -> Path:
-    onnx.save(network(), tmp_path / "net.onnx")
-    np.savez(tmp_path / "d.npz", x=images(96, 0))
-    return tmp_path
+def lay_out(folder: Path, seed: int = 0) -> Path:
+    """Write the network and its samples."""
+    onnx.save(network(seed), folder / "net.onnx")
+    np.savez(folder / "d.npz", x=images(96, 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the network and its samples, which no test changes."""
+    return lay_out(tmp_path_factory.mktemp("network"))
 
 
 @pytest.fixture(autouse=True)
@@ -132,13 +139,12 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXLR_CACHE", "off")
 
 
-def optimized(given: Path, name: str, **more: Any) -> tuple[bytes, onnxlr.Result]:
+def optimized(folder: Path, out: Path, **more: Any) -> tuple[bytes, onnxlr.Result]:
     """A run that computes all of it itself."""
-    out = given / name
     result = onnxlr.optimize(
-        given / "net.onnx",
+        folder / "net.onnx",
         out,
-        data=given / "d.npz",
+        data=folder / "d.npz",
         metric="rel-error",
         target="macs=0.6",
         max_drop=1,
@@ -147,9 +153,19 @@ def optimized(given: Path, name: str, **more: Any) -> tuple[bytes, onnxlr.Result
     return out.read_bytes(), result
 
 
-def test_the_same_bytes_by_workers_as_here(farm: Farm, given: Path) -> None:
-    here, first = optimized(given, "here.onnx", jobs=1)
-    there, second = optimized(given, "there.onnx", dask=farm.address)
+@pytest.fixture(scope="module")
+def local(folder: Path) -> tuple[bytes, onnxlr.Result]:
+    """What the run makes without any workers: the file and the result."""
+    with short_runs(folder / "cache") as patch:
+        patch.setenv("ONNXLR_CACHE", "off")
+        return optimized(folder, folder / "here.onnx", jobs=1)
+
+
+def test_the_same_bytes_by_workers_as_here(
+    farm: Farm, folder: Path, local: tuple[bytes, onnxlr.Result], tmp_path: Path
+) -> None:
+    here, first = local
+    there, second = optimized(folder, tmp_path / "there.onnx", dask=farm.address)
     assert first.plan == second.plan
     assert here == there
     (note,) = [n for n in second.report.notes if "workers" in n]
@@ -160,15 +176,15 @@ def test_the_same_bytes_by_workers_as_here(farm: Farm, given: Path) -> None:
 
 
 def test_a_metric_is_needed_here_alone(
-    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+    farm: Farm, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers find out what layers do to the outputs, and know nothing of the user's modules."""
-    (given / "metric_of_mine.py").write_text(
+    """Workers measure what layers do to the outputs, and have none of the user's modules."""
+    (tmp_path / "metric_of_mine.py").write_text(
         "def f(session):\n    return float(len(session.get_inputs()))\n"
     )
-    monkeypatch.syspath_prepend(given)
+    monkeypatch.syspath_prepend(tmp_path)
     result = onnxlr.optimize(
-        given / "net.onnx",
+        folder / "net.onnx",
         metric="metric_of_mine:f",
         target="macs=0.6",
         max_drop=1,
@@ -177,34 +193,45 @@ def test_a_metric_is_needed_here_alone(
     assert result.plan.replaced
 
 
-def test_a_worker_that_is_killed_loses_nothing(farm: Farm, given: Path) -> None:
-    here, _ = optimized(given, "here.onnx", jobs=1)
+def test_a_worker_that_is_killed_loses_nothing(
+    farm: Farm, folder: Path, local: tuple[bytes, onnxlr.Result], tmp_path: Path
+) -> None:
+    here, _ = local
     dead = farm.workers[0]
     progress = Watched("weigh candidates", dead.kill, after=1)
-    there, _ = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    there, _ = optimized(folder, tmp_path / "there.onnx", dask=farm.address, progress=progress)
     assert progress.called
     assert dead.wait(10) == -signal.SIGKILL
     assert here == there
 
 
 def test_without_any_worker_left_the_rest_is_done_here(
-    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+    farm: Farm,
+    folder: Path,
+    local: tuple[bytes, onnxlr.Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def kill() -> None:
         monkeypatch.setattr(module, "_WORKER_SECONDS", 0.5)  # the workers have answered by now
         for worker in farm.workers:
             worker.kill()
 
-    here, _ = optimized(given, "here.onnx", jobs=1)
+    here, _ = local
     progress = Watched("weigh candidates", kill, after=1)
-    there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    there, result = optimized(folder, tmp_path / "there.onnx", dask=farm.address, progress=progress)
     assert here == there
     assert any("the workers of the cluster were lost" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize("who", ["the workers", "the scheduler"])
 def test_machines_that_sleep_keep_nobody(
-    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    farm: Farm,
+    folder: Path,
+    local: tuple[bytes, onnxlr.Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
 ) -> None:
     """A process that is frozen still has its connections, and its work."""
     for name, seconds in (("_WORKER", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
@@ -215,11 +242,13 @@ def test_machines_that_sleep_keep_nobody(
         for process in frozen:
             process.send_signal(signal.SIGSTOP)
 
-    here, _ = optimized(given, "here.onnx", jobs=1)
+    here, _ = local
     progress = Watched("weigh candidates", freeze, after=1)
     started = time.monotonic()
     try:
-        there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+        there, result = optimized(
+            folder, tmp_path / "there.onnx", dask=farm.address, progress=progress
+        )
     finally:
         for process in frozen:
             process.send_signal(signal.SIGCONT)
@@ -229,13 +258,15 @@ def test_machines_that_sleep_keep_nobody(
     assert any(note in n for n in result.report.notes), result.report.notes
 
 
-def test_a_worker_that_has_no_turn_is_left_alone(farm: Farm, given: Path) -> None:
+def test_a_worker_that_has_no_turn_is_left_alone(
+    farm: Farm, folder: Path, local: tuple[bytes, onnxlr.Result], tmp_path: Path
+) -> None:
     """Some linear algebra lets nothing else have a turn: not even what says that it is alive."""
-    here, _ = optimized(given, "here.onnx", jobs=1)
+    here, _ = local
     sleeper = farm.workers[0]
     progress = Watched("weigh candidates", partial(sleeper.send_signal, signal.SIGSTOP), after=1)
     threading.Timer(8.0, sleeper.send_signal, [signal.SIGCONT]).start()
-    there, result = optimized(given, "there.onnx", dask=farm.address, progress=progress)
+    there, result = optimized(folder, tmp_path / "there.onnx", dask=farm.address, progress=progress)
     assert here == there
     assert not any("were lost" in note for note in result.report.notes)
 
@@ -286,21 +317,22 @@ def test_what_is_raised_there_arrives(farm: Farm) -> None:
 
 
 def test_what_would_have_to_be_sent_is_bounded(
-    farm: Farm, given: Path, monkeypatch: pytest.MonkeyPatch
+    farm: Farm, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_SENT", 10_000)
     with pytest.raises(ClusterError, match=r"would have to be sent.*fewer samples"):
-        optimized(given, "out.onnx", dask=farm.address)
-    assert not (given / "out.onnx").exists()
+        optimized(folder, tmp_path / "out.onnx", dask=farm.address)
+    assert not (tmp_path / "out.onnx").exists()
 
 
-def test_a_model_that_workers_do_not_have(farm: Farm, given: Path) -> None:
+def test_a_model_that_workers_do_not_have(farm: Farm, tmp_path: Path) -> None:
     """What a worker reads isn't what was read here: nothing is made of it."""
-    onnx.save(network(seed=2), given / "net.onnx")  # one that no worker has seen
-    progress = Watched("decompose", lambda: onnx.save(network(seed=1), given / "net.onnx"), after=0)
+    lay_out(tmp_path, seed=2)  # one that no worker has read
+    other = network(seed=1)
+    progress = Watched("decompose", lambda: onnx.save(other, tmp_path / "net.onnx"), after=0)
     with pytest.raises(onnxlr.ModelError, match=r"is not the model that this run began with"):
-        optimized(given, "out.onnx", dask=farm.address, progress=progress)
-    assert not (given / "out.onnx").exists()
+        optimized(tmp_path, tmp_path / "out.onnx", dask=farm.address, progress=progress)
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,9 @@ def test_probabilities_are_taken_as_they_are(samples: Samples) -> None:
         model = make_model(nodes, {"x": [rows, 6]}, ["y"], {"w": weight})
         return Session(model.SerializeToString(), ONE_CPU_THREAD)
 
-    found = Judge(probable(W), samples, None).judge(probable(V)).fidelity
+    fidelity = Judge(probable(W), samples, None).judge(probable(V)).fidelity
     scores = Judge(session(W, rows_of(samples)), samples, None).judge(session(V, rows_of(samples)))
-    assert found.divergence == pytest.approx(scores.fidelity.divergence, rel=1e-3)
+    assert fidelity.divergence == pytest.approx(scores.fidelity.divergence, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def found_where(axis: int) -> Session:
 @pytest.mark.parametrize("samples", [5], indirect=True)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_outputs_whose_shape_depends_on_the_input(samples: Samples, axis: int) -> None:
-    """Boxes that are found, say: as many as there are, and perhaps none."""
+    """Detected boxes, say: as many as there are, and perhaps none."""
     flat = replace(samples, parts=({"x": np.where(np.arange(37)[:, None] < 9, X, -X)},))
     original = found_where(axis)
     with pytest.raises(DataError, match=r"top1 needs an output of shape \(batch, classes\)"):

@@ -9,7 +9,7 @@ from tests.support.builders import linear
 
 
 class Clock:
-    """A clock that two functions of known, noisy cost advance; load comes in slow waves."""
+    """A clock that two functions of set, noisy cost advance; load comes in slow waves."""
 
     def __init__(self, noise: float) -> None:
         self.now = 0.0
@@ -73,16 +73,16 @@ def test_what_is_timed_is_the_bare_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """With options a bound run takes 20 µs more: they go with the first one alone, to stop it."""
     model = linear(np.ones((8, 4), np.float32))
     session = Session(model.SerializeToString(), ONE_CPU_THREAD)
-    given: list[object] = []
-    own = session.raw.run_with_iobinding
+    options_of_runs: list[object] = []
+    unpatched = session.raw.run_with_iobinding
 
     def run(binding: object, options: object = None) -> None:
-        given.append(options)
-        own(binding, options)
+        options_of_runs.append(options)
+        unpatched(binding, options)
 
     monkeypatch.setattr(session.raw, "run_with_iobinding", run)
     timed = session.bind({"x": np.ones((4, 8), np.float32)})
-    assert [options is None for options in given] == [False]
+    assert [options is None for options in options_of_runs] == [False]
     timed()
     timed()
-    assert given[1:] == [None, None]
+    assert options_of_runs[1:] == [None, None]

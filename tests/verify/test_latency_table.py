@@ -93,10 +93,10 @@ def test_every_second_rank_is_interpolated(
 ) -> None:
     clock, table = Clock(monkeypatch), LatencyTable(HERE)
     asked = choices(4, 8, 12, 16, 20)
-    found = table.times(prepared.model, prepared.layers[0], asked)
+    times = table.times(prepared.model, prepared.layers[0], asked)
     assert [rank for _, rank in clock.asked] == [(4,), (12,), (20,)]
     for choice in asked:  # times that rise with the rank are met exactly in between
-        timed = found[choice]
+        timed = times[choice]
         assert timed is not None
         assert timed.after_ms == pytest.approx(choice.rank[0] / 32, rel=1e-9)
         assert timed.at_most_ms == pytest.approx(1.1 * choice.rank[0] / 32, rel=1e-9)
@@ -155,11 +155,11 @@ def test_ranks_that_the_method_has_not_say_nothing(
     times = {key: {"tucker2": {rank: [1.0, 0.5, 0.6], "8,8": [1.0, 0.25, 0.3]}}}
     path.write_text(json.dumps({"machine": {"processor": "another"}, "times": times}))
     choice = Choice(find_pass("tucker2"), (16, 16))
-    found = named_table(HERE, path).time(prepared.model, layer, choice)
+    timing = named_table(HERE, path).time(prepared.model, layer, choice)
     del times[key]["tucker2"][rank]
     path.write_text(json.dumps({"machine": {"processor": "another"}, "times": times}))
-    assert found is not None
-    assert found == named_table(HERE, path).time(prepared.model, layer, choice)
+    assert timing is not None
+    assert timing == named_table(HERE, path).time(prepared.model, layer, choice)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
 def test_estimates_follow_the_work(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, table = Clock(monkeypatch), LatencyTable(HERE, measures=False)
     times = [table.time(prepared.model, prepared.layers[0], c) for c in choices(2, 8, 31)]
-    known = [t for t in times if t is not None]
-    assert [t.after_ms for t in known] == sorted(t.after_ms for t in known)
-    assert known[0].faster
-    assert not known[2].faster  # 93% of the work in two nodes instead of one
+    timings = [t for t in times if t is not None]
+    assert [t.after_ms for t in timings] == sorted(t.after_ms for t in timings)
+    assert timings[0].faster
+    assert not timings[2].faster  # 93% of the work in two nodes instead of one
     assert clock.asked == []
 
 
@@ -236,9 +236,9 @@ def test_nothing_is_timed_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch) 
 def test_a_table_that_nothing_was_needed_for(tmp_path: Path) -> None:
     """The ranks are named, and no latency is asked for."""
     path = tmp_path / "t.json"
-    found = onnxlr.optimize(two_convs(), rank=4, max_drop=1, latency_table=path, measure=False)
+    result = onnxlr.optimize(two_convs(), rank=4, max_drop=1, latency_table=path, measure=False)
     assert not path.exists()
-    assert any("t.json was not written" in note for note in found.report.notes)
+    assert any("t.json was not written" in note for note in result.report.notes)
 
 
 def test_a_named_table_is_written_and_serves_the_next_run(tmp_path: Path) -> None:

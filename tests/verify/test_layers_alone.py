@@ -116,7 +116,7 @@ def test_products_of_every_opset_are_run(opset: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["n", 8])
 def test_layers_of_unknown_shape_are_compared_too(shape: str | int, tmp_path: Path) -> None:
-    """Reshape to a shape that is only known when it runs: nothing can be inferred behind it."""
+    """Reshape to a shape that only a run shows: nothing can be inferred behind it."""
     weight = noisy(5, 0.0)
     model = make_model(
         [

@@ -1,0 +1,15 @@
+"""The tests of single operators that the ``onnx`` package brings."""
+
+import warnings
+from functools import cache
+from typing import Any
+
+
+@cache
+def node_tests() -> tuple[Any, ...]:
+    """The standard's tests of single operators: each has ``name``, ``model`` and ``data_sets``."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():  # what they compute overflows on purpose
+        warnings.simplefilter("ignore")
+        return tuple(collect_testcases(None))
