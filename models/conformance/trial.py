@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 import onnxlr
 from models.conformance.cases import Case, Feed, Material, constant_weights
-from onnxlr.candidates.fits import Fit, candidate, fit_method
+from onnxlr.candidates.candidate import candidate
+from onnxlr.candidates.fits import Fit, fit_method
 from onnxlr.errors import one_line
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.registry import find_pass, installed_passes
