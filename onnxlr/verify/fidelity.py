@@ -133,7 +133,7 @@ class Classes:
         return max(0.0, float(np.sum(np.exp(p) * (p - q))))
 
     def _log_probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Logarithms of probabilities: of the outputs where they are some, else of their softmax."""
+        """Logarithms of the outputs where they are probabilities, else of their softmax."""
         if self._probable:
             scores = np.log(np.maximum(scores, _LEAST_PROBABILITY))
         logarithms: NDArray[np.float64] = scipy.special.log_softmax(scores, axis=-1)
@@ -141,7 +141,7 @@ class Classes:
 
 
 def guess_as(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.intp]:
-    """The arg-max class of each vector; -1 where the output has another shape than the original's."""
+    """The arg-max class of each vector; -1 where the output's shape isn't the original's."""
     if after is None or after.shape != before.shape:
         return np.full(before.shape[:-1], -1, np.intp)
     classes: NDArray[np.intp] = after.argmax(-1)
