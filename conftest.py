@@ -1,5 +1,30 @@
-"""What pytest leaves out where the extra ``train`` isn't installed: the doctests of training."""
+"""What pytest leaves out where torch isn't installed, and what it begins with on several cores."""
 
 from importlib.util import find_spec
+from typing import Any
+
+import pytest
 
 collect_ignore_glob = [] if find_spec("torch") else ["onnxlr/training/*"]
+
+# Files that take longest, so that no core is still busy with one when the others are done.
+_LONG = (
+    *("system/test_cluster", "end_to_end/test_with_data", "end_to_end/test_determinism"),
+    *("robustness/test_command_ends", "robustness/test_faults", "models/test_guide"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Have pytest-xdist hand out files in the order in which they were collected."""
+    node.config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+
+    def rank(item: pytest.Item) -> int:
+        place = item.nodeid.partition(".py")[0].removeprefix("tests/")
+        return _LONG.index(place) if place in _LONG else len(_LONG)
+
+    items.sort(key=rank)

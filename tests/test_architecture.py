@@ -123,6 +123,26 @@ def test_files_and_functions_are_short(path: Path) -> None:
                 assert lines <= MOST_STATEMENT_LINES, item.name
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+NO_PACKAGES = {"models", "end_to_end", "robustness", "support"}  # the other folders of tests
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_stand_where_they_belong_and_share_what_is_support(path: Path) -> None:
+    folder = path.relative_to(ROOT / "tests").parts[0].removesuffix(path.name)
+    assert folder in ("", *NO_PACKAGES) or (PACKAGE / folder / "__init__.py").is_file()
+    text = path.read_text(encoding="utf-8")
+    names = set()
+    for item in ast.walk(ast.parse(text)):
+        if isinstance(item, ast.ImportFrom):
+            names |= {f"{item.module}.{alias.name}" for alias in item.names}
+        elif isinstance(item, ast.Import):
+            names |= {alias.name for alias in item.names}
+    imported_tests = {n for n in names if n.startswith("tests.") and ".test_" in n}
+    assert not imported_tests, "what several files need belongs in tests/support"
+    assert folder == "models" or not {n for n in names if n.split(".")[0] == "models"}
+
+
 def test_the_core_needs_neither_torch_nor_matplotlib_nor_a_runtime() -> None:
     code = (
         "import sys\n"
