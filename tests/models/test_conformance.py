@@ -1,5 +1,7 @@
 """Backend tests of the ``onnx`` package through optimize: a few of what models.conformance does."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -16,10 +18,15 @@ from models.conformance.nets import net_cases
 from onnxlr.system.session import runtime_reason
 from tests.support.builders import low_rank, make_model, node
 
-NODES = {case.name: case for case in node_cases()}
 FILES = {case.name: case for case in data_cases()}
 LIGHT = {case.name: case for case in light_cases(())}
 NETS = {case.name: case for case in net_cases(())}
+
+
+@cache
+def single_operators() -> dict[str, Case]:
+    """The cases of single operators by name: it takes long, so that collecting tests makes none."""
+    return {case.name: case for case in node_cases()}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ NETS = {case.name: case for case in net_cases(())}
     ],
 )
 def test_single_operators(name: str, verdict: str) -> None:
-    assert told(check(NODES[name])) == verdict
+    assert told(check(single_operators()[name])) == verdict
 
 
 @pytest.mark.parametrize("opset", [None, 7, runtime_opset()])
@@ -102,7 +109,7 @@ def test_a_wrong_factor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.01 * p, q
 
     monkeypatch.setattr("onnxlr_passes.svd.truncated_svd", wrong)
-    outcome = together(check(NODES["test_matmul_2d (low rank)"]))
+    outcome = together(check(single_operators()["test_matmul_2d (low rank)"]))
     assert outcome.verdict == "failed"
     assert "svd at rank (1,): outputs are off by 1.00e-02" in outcome.note
 
