@@ -21,7 +21,7 @@ def _short_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the working folder meanwhile."""
+    """The working folder of the test, which is empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -130,7 +130,7 @@ def outputs(model: onnx.ModelProto, feeds: list[Feed]) -> list[Array]:
 def test_the_predicted_error_is_the_measured_one(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every patch looked at, and the bias corrected, to the precision of float32."""
+    """Where every patch counts and the bias is corrected, they agree to float32's precision."""
     monkeypatch.setattr(statistics_module, "_ROWS", 10**6)
     monkeypatch.setattr(statistics_module, "_MOST_ROWS", 10**9)
     model, method = CASES[case][0](), CASES[case][1]
@@ -182,7 +182,7 @@ def without_bias(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_samples_of_patches_come_close() -> None:
-    """A few positions of each sample tell the covariance of all."""
+    """A few positions of each sample are enough to estimate the covariance of all."""
     model = conv((8, 6, 30, 30), (8, 6, 3, 3))
     prepared, feeds = prepared_of(model, rows=8)
     (layer,) = prepared.layers
@@ -269,7 +269,7 @@ def test_the_graph_is_left_as_it_was() -> None:
 
 
 def test_all_samples_are_looked_at_where_none_go_together(tmp_path: Path) -> None:
-    """A file a sample, each of another length."""
+    """Each sample is in a file and as long as no other."""
     weight = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     nodes = [node("MatMul", ["x", "w"], "y", "fc")]
     model = make_model(nodes, {"x": ("n", "t", 8)}, ["y"], {"w": weight})

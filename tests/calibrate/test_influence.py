@@ -126,7 +126,7 @@ def test_each_way_through_a_join_counts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_channels_that_are_averaged_away_are_lost() -> None:
-    """Their axis goes, and another takes its place that is as long."""
+    """The mean removes their axis, and another of the same length takes its place."""
     model = make_model(
         [
             node("Conv", ["x", "w"], "h", "head"),
@@ -285,7 +285,7 @@ def test_the_error_is_that_of_what_comes_out() -> None:
 
 
 def test_a_weight_that_is_seen_both_ways_round() -> None:
-    """Tied weights: what counts of one side's outputs says nothing of the other's."""
+    """A weight serves both ways: the influence of one side's outputs isn't the other's."""
     model = make_model(
         [
             node("MatMul", ["x", "u"], "a", "before"),
@@ -302,7 +302,7 @@ def test_a_weight_that_is_seen_both_ways_round() -> None:
 
 
 def test_channels_of_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are its one axis, also where the constant stands on the left."""
+    """They are the only axis, also where the constant is the left factor."""
     monkeypatch.setattr("onnxlr.calibrate.influence._DAMPING", 0.0)
     v = rand(4, 6)
     model = make_model(

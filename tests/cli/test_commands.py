@@ -54,7 +54,7 @@ def test_every_command_shows_names_as_they_are(model: Path) -> None:
 def test_a_method_does_not_end_the_command(
     end: BaseException, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tool that it calls may, as scripts do; nothing was written, and that is no success."""
+    """A tool that a method calls may exit as scripts do; nothing was written: that is a failure."""
 
     def leave(self: object, *_: object) -> None:  # noqa: ARG001 - it says whose method this is
         raise end
@@ -95,7 +95,7 @@ def test_quiet_says_nothing(model: Path) -> None:
 
 
 def test_a_name_that_is_empty(model: Path) -> None:
-    """As that of a variable that nobody has set."""
+    """A shell passes an empty name where a variable isn't set."""
     for names in (["", model.name], [""], [model.name, ""]):
         done = CliRunner().invoke(main, ["bench", *names, "--seconds", "0.05"])
         assert done.exit_code == 1

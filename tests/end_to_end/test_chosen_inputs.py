@@ -113,7 +113,7 @@ def no_columns() -> tuple[onnx.ModelProto, Array]:
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("count", [4, 6])
 def test_fewer_samples_than_a_fit_could_ask_for(count: int, seed: int, tmp_path: Path) -> None:
-    """What they don't tell of stays as it was; rounding leaves eigenvalues below zero there."""
+    """In directions that no sample has, factors keep to the weight, whatever rounding does."""
     rng = np.random.default_rng(seed)
     kernel = (rng.standard_normal((12, 12, 3, 3)) / 10).astype(np.float32)
     model = make_model(
@@ -139,7 +139,7 @@ def test_fewer_samples_than_a_fit_could_ask_for(count: int, seed: int, tmp_path:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25, 1e40])
 def test_numbers_that_single_precision_lacks(scale: float, tmp_path: Path) -> None:
-    """What a Relu lets through is told in single precision; the rest of the fit goes on."""
+    """What passes a Relu is computed in single precision; the rest of the fit goes on."""
     weights = {f"w{i}": rand(64, 64).astype(np.float64) for i in range(3)}
     biases = {f"b{i}": RNG.standard_normal(64) * scale for i in range(2)}
     model = make_model(
@@ -170,7 +170,7 @@ def test_numbers_that_single_precision_lacks(scale: float, tmp_path: Path) -> No
 def test_the_mean_behind_a_constant_on_the_left(
     squeezed: bool, verify: str, tmp_path: Path
 ) -> None:
-    """It is a column behind W·X, a vector behind W·x, and left out where it may be either."""
+    """The mean is a column behind W·X, a vector behind W·x, and left out where both may come."""
     before = node("Squeeze" if squeezed else "Relu", ["x"], "r")
     nodes = [before, node("MatMul", ["a", "r"], "y", "left")]
     dims: list[int | str] = [64, "n"] if squeezed else [64]
@@ -188,7 +188,7 @@ def test_the_mean_behind_a_constant_on_the_left(
 
 
 def test_stored_indices_that_are_listed_as_inputs(tmp_path: Path) -> None:
-    """As exports of IR 3 do with all initializers: nobody feeds them."""
+    """Exports of IR 3 list all initializers as inputs, though nobody feeds them."""
     constants = {"p": rand(64, 64), "at": np.arange(20)[None], "b": rand(64, 64)}
     model = make_model(
         [
@@ -227,7 +227,7 @@ def test_it_is_optimized_all_the_same(build: Any, options: Any, tmp_path: Path) 
 def test_rows_of_another_choice_are_no_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The factors stay those of the weight, or of its inputs."""
+    """Rows that the models choose differently can't be compared: nothing is corrected by them."""
     model, x = rows_behind_a_layer()
     onnx.save(model, tmp_path / "in.onnx")
     np.savez(tmp_path / "d.npz", x=x)

@@ -78,7 +78,7 @@ def network() -> onnx.ModelProto:
 
 
 def outputs(path: Path) -> Array:
-    """What ONNX Runtime, as users run it, makes of a feed that nothing was calibrated on."""
+    """The outputs in ONNX Runtime, as users run it, on inputs that no calibration used."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(2).standard_normal(X).astype(np.float32)
     return np.asarray(session.run(None, {"x": x})[0])
@@ -207,7 +207,7 @@ def test_a_quantized_table_behind_dequantization_is_listed() -> None:
 
 
 def test_a_variance_that_no_half_holds_is_folded_first(tmp_path: Path) -> None:
-    """As the PP-OCRv4 detector has one: float16 alone ruins it, behind onnxlr it doesn't."""
+    """The PP-OCRv4 detector has one: float16 alone ruins it, float16 after onnxlr doesn't."""
     kernel = 1e4 * low_rank(RNG, 24, 16 * 9, 4).reshape(24, 16, 3, 3)
     norm = {"s": np.ones(24), "t": np.zeros(24), "mean": np.zeros(24), "var": np.full(24, 1e9)}
     model = make_model(

@@ -110,7 +110,7 @@ def alexnet_like() -> onnx.ModelProto:
 
 
 def test_the_convolution_post_in_two_commands(tmp_path: Path) -> None:
-    """Slice by slice at rank 1, then a CP at the EVBMF rank, rounded up to a multiple of 8."""
+    """The first command factorizes slices at rank 1, the second fits a CP at a multiple of 8."""
     onnx.save(alexnet_like(), tmp_path / "net.onnx")
 
     def optimize(source: str, out: str, *options: str) -> dict[str, Any]:

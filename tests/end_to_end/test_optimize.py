@@ -206,7 +206,7 @@ def test_latency_vetoes_only_when_it_is_the_target(
 
 
 def hidden_ranks_bytes(out: Path) -> bytes:
-    """No gain on a model in memory: the same graph, serialized."""
+    """The bytes of an output without gain: the graph of the model in memory, serialized."""
     assert not {p.key for p in onnx.load(out).metadata_props}
     return out.read_bytes()
 
@@ -388,7 +388,7 @@ def test_no_limit_still_refuses_what_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_params_are_those_of_the_written_file(tmp_path: Path) -> None:
-    """Folding a BatchNormalization and the zero bias of an old Gemm count too."""
+    """A folded BatchNormalization and the zero bias of an old Gemm are counted too."""
     rng = np.random.default_rng(4)
     weights = {
         "k": low_rank(rng, 24, 8 * 9, 2).reshape(24, 8, 3, 3),
@@ -460,7 +460,7 @@ def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_plan_replays_where_only_a_run_shows_shapes() -> None:
-    """A stack of matrices behind a Reshape to computed sizes."""
+    """The weight meets a stack of matrices, behind a Reshape to computed sizes."""
     stack = np.stack([low_rank(RNG, 32, 24, 2) for _ in range(4)])
     nodes = [
         node("ReduceMax", ["x"], "top", keepdims=0),
@@ -527,7 +527,7 @@ def test_a_body_has_its_own_values_of_a_name() -> None:
 
 @pytest.mark.parametrize(("version", "told"), [(3, False), (8, True)])
 def test_weights_that_could_be_given_as_inputs(version: int, told: bool) -> None:
-    """Exporters that keep initializers as inputs: nobody feeds them, but somebody might."""
+    """Exporters may keep initializers as inputs: nobody feeds them, but somebody might."""
     model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), name="fc")
     model.ir_version = version
     model.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, (64, 48)))

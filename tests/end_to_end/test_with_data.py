@@ -70,7 +70,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Halved:
 
 @pytest.fixture(scope="module")
 def without_sequence(halved: Halved) -> onnxlr.Result:
-    """The same without sequential correction."""
+    """The result of the same run without sequential correction."""
     with short_runs(halved.cache):
         return onnxlr.optimize(halved.source, data=halved.data, without="sequential", **HALF)
 
@@ -166,7 +166,7 @@ def test_a_rank_that_holds_the_weight_holds_it_for_all_inputs(
 
 
 def test_a_product_with_what_a_caller_may_feed(tmp_path: Path) -> None:
-    """A state with a default, as exporters write it: data, though it is stored."""
+    """A state with a default is an input, though exporters store it like a weight."""
     rng = np.random.default_rng(0)
     model = make_model(
         [
@@ -191,7 +191,7 @@ def test_a_product_with_what_a_caller_may_feed(tmp_path: Path) -> None:
 def test_more_layers_than_sequence_has_time_for(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It builds as many models as there are layers, each with all of them."""
+    """Sequential correction would build one model for every layer."""
     monkeypatch.setattr("onnxlr.api.LIMITS", replace(SHORT, building_seconds=0.0))
 
     def correct(*_: Any, **__: Any) -> None:
@@ -206,7 +206,7 @@ def test_more_layers_than_sequence_has_time_for(
 
 
 def test_a_bias_that_a_caller_may_feed_stays_an_input(data: Path) -> None:
-    """It is corrected all the same, whatever is fed in its place."""
+    """Its correction is added whatever a caller feeds in its place."""
     model = network()
     model.graph.input.append(onnx.helper.make_tensor_value_info("b3", 1, [16]))
     result = onnxlr.optimize(
@@ -287,7 +287,7 @@ def test_targets_that_make_no_sense(options: dict[str, Any], words: str) -> None
 
 
 def test_data_make_better_factors_than_the_weight_alone(data: Path) -> None:
-    """The same methods and ranks; what differs is what the factors are fitted to."""
+    """Methods and ranks are the same; factors are fitted to the samples or to the weight."""
     model = network()
     held_out = {"x": images(64, 99)}
     apart = {}
@@ -423,7 +423,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Plan]:
     ids=str,
 )
 def test_entries_of_the_cache_that_are_none(broken: Any, small: tuple[Path, Path, Plan]) -> None:
-    """As whoever may write to a shared cache could make them: what they say is computed anew."""
+    """Whoever may write to a shared cache could make them: what they hold is computed anew."""
     data, first_cache, plan = small
     shutil.copytree(first_cache, os.environ["ONNXLR_CACHE"])
     cache = open_cache()
@@ -544,7 +544,7 @@ def test_the_report_is_written_as_a_page(data: Path, tmp_path: Path) -> None:
 
 
 def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the Relu takes away anyway need not be met: what comes out gets nearer for it."""
+    """What the Relu cuts off need not be matched, so that the outputs come closer."""
 
     def apart() -> float:
         result = onnxlr.optimize(
@@ -559,7 +559,7 @@ def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_best_z_behind_a_relu() -> None:
-    """Beside a dense grid: (wanted − max(z, 0))² + penalty · (z − reached)² is least there."""
+    """No z of a dense grid has a lower (wanted − max(z, 0))² + penalty · (z − reached)²."""
     rng = np.random.default_rng(0)
     wanted = np.maximum(rng.standard_normal(50), 0).astype(np.float32)
     reached = rng.standard_normal(50).astype(np.float32)

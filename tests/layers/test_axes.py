@@ -103,7 +103,7 @@ def test_what_is_counted(nodes: list[tuple[Any, ...]], dims: list[Any], count: i
 
 
 def test_what_is_counted_is_so_for_every_operator_there_is() -> None:
-    """Against the outputs that the tests of the standard expect."""
+    """The count is that of the outputs which the tests of the standard expect."""
     told = 0
     for case in node_tests():
         graph = ir.from_proto(case.model).graph
@@ -128,7 +128,7 @@ def squeezed_lookup(shape: tuple[int, ...], axis: int) -> onnx.ModelProto:
 
 
 def found_lookup() -> onnx.ModelProto:
-    """A table that is looked up where something is marked, which may be one place only."""
+    """A table that is looked up at the places of a mask, which may be one place only."""
     nodes = [
         node("Greater", ["x", "limit"], "b"),
         node("NonZero", ["b"], "k"),
@@ -149,7 +149,7 @@ def squeezed_product(left: bool) -> onnx.ModelProto:
 
 
 def compressed_product() -> onnx.ModelProto:
-    """As ``squeezed_product``, the squeeze written out."""
+    """The product of ``squeezed_product``, with Compress in place of Squeeze."""
     weight = low_rank(RNG, 64, 64, 3)
     nodes = [
         node("Shape", ["x"], "s"),
@@ -200,7 +200,7 @@ def recurrent_scan(lookup: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("method", ["auto", "tiled-svd"])
 @pytest.mark.parametrize("lookup", [False, True])
 def test_a_body_says_how_many_axes_it_gives(lookup: bool, method: str) -> None:
-    """Which runtimes ask for where nothing is optimized."""
+    """Runtimes need to know it where nothing is optimized."""
     model = recurrent_scan(lookup)
     rank = "4,2,2" if method == "tiled-svd" else 4
     result = onnxlr.optimize(
@@ -235,7 +235,7 @@ def test_sizes_that_change_the_axes(
     first: int,
     tmp_path: Path,
 ) -> None:
-    """Whatever sizes were looked at, all that the original takes give what it gives."""
+    """The output accepts all sizes that the original does, whatever sizes were looked at."""
     onnx.save(model, tmp_path / "in.onnx")
     rank = "3,2,2" if method == "tiled-svd" else 3
     shape = ["x:" + ",".join(map(str, sizes[first]))]

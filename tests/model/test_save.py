@@ -83,7 +83,7 @@ def everywhere(folder: Path, seed: int) -> onnx.ModelProto:
 def test_external_data_of_all_kinds_lie_beside_the_model(
     rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of another model, of the same name, are in the folder we are in."""
+    """The working folder holds the data of another model under the same name."""
     monkeypatch.chdir(tmp_path)
     for folder in ("in", "out"):
         Path(folder).mkdir()

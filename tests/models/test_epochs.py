@@ -128,7 +128,7 @@ def test_accuracy_by_class_is_that_of_a_slow_count() -> None:
 
 @pytest.mark.parametrize("name", ["cnn", "vgg", "resnet20"])
 def test_convolutions_resume_to_the_bit_and_export_as_trained(tmp_path: Path, name: str) -> None:
-    """Layouts, momentum, running statistics, flips and shifts too."""
+    """Layouts, momentum, running statistics, flips and shifts resume too."""
     image, label = images("cifar10", TRAIN, 0)
     data = Data(torch.tensor(image), torch.tensor(label).long())
     recipe = Recipe(name, "cifar10", width=4, batch_size=16, lr=1e-2, seed=0)
@@ -162,7 +162,7 @@ def test_weights_that_the_last_step_lost_are_not_saved(
 
 
 def test_an_experiment_trains_its_own_network(tmp_path: Path) -> None:
-    """One that no recipe knows, which draws random numbers as it trains."""
+    """The network is in no recipe, and draws random numbers as it trains."""
     recipe = Recipe("lenet", "fashion", width=3, batch_size=16, lr=1e-3, seed=0)
     image, label = images("fashion", TRAIN, 0)
     data = Data(torch.tensor(image[:, None]), torch.tensor(label).long())

@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def heeded() -> Iterator[None]:
-    """SIGINT as a terminal's: tests that a shell started in the background have it ignored."""
+    """Handles SIGINT as in a terminal: a shell has it ignored in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

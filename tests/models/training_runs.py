@@ -16,7 +16,7 @@ WIDTHS = {"mlp": 16, "cnn": 4, "vgg": 4, "lenet": 3}
 
 
 def run(command: Any, *arguments: object) -> Result:
-    """A command's outcome; what it raises itself is told, never a traceback."""
+    """The outcome of a command; an exception other than its exit is raised again."""
     result = CliRunner().invoke(command, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

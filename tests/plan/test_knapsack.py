@@ -70,7 +70,7 @@ def test_it_is_within_one_per_cent_of_brute_force(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_weight_counts_the_loss_of_a_layer_more_often(seed: int) -> None:
-    """As the same losses multiplied by hand would; what is chosen bears its loss as it was."""
+    """The choice is that of losses multiplied by hand; the losses themselves don't change."""
     candidates, as_is = instance(seed)
     weights = {name: 3.0**i for i, name in enumerate(as_is)}
     heavier = {

@@ -96,7 +96,7 @@ def test_parameters_that_a_caller_may_feed_are_not_folded() -> None:
 
 @pytest.mark.parametrize("opset", [7, 9, 13])
 def test_batch_norm_in_training_is_not_folded(opset: int) -> None:
-    """Before opset 14 its further outputs say that it goes by the batch, read or not."""
+    """Before opset 14 further outputs, read or not, mean that it normalizes by the batch."""
     model = bn_model(outputs=4, inputs=4, group=1, bias=True, opset=opset, epsilon=1e-5, seed=0)
     (norm,) = (n for n in model.graph.node if n.op_type == "BatchNormalization")
     norm.output.extend(["dead_1", "dead_2", "dead_3", "dead_4"])

@@ -68,7 +68,7 @@ def test_a_wrong_shape_names_the_axis(tmp_path: Path) -> None:
 
 
 def test_files_of_different_lengths_are_never_in_one_batch(tmp_path: Path) -> None:
-    """Sentences, images of several sizes: what an axis may be differs from file to file."""
+    """Sentences and images differ in size from file to file."""
     model = make_model([node("Relu", ["x"], "y")], {"x": ("n", "t", 3)}, ["y"], {})
     files = {
         name: np.random.default_rng(t).standard_normal((20, t, 3)).astype(np.float32)

@@ -86,7 +86,7 @@ def test_sizes_are_searched_wherever_they_are_tried(
     ],
 )
 def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: int) -> None:
-    """Every row of it may be asked for, and is: else one row would judge a factorization of all."""
+    """Every row is drawn: else a single one would judge the factorization of all."""
     table = np.ones((150, 7), np.float32)
     model = make_model(
         [*views, node("Gather", ["t", "ids"], "y", axis=axis)],
@@ -102,7 +102,7 @@ def test_indices_stay_in_a_table_that_is_seen_through_views(views: Any, axis: in
 
 
 def test_indices_of_several_tables_in_one_input() -> None:
-    """As models of categories have them: a column for each table."""
+    """Models of categories have a column for each table."""
     sizes = (60, 7, 150)
     nodes = []
     for i, _ in enumerate(sizes):

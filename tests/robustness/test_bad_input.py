@@ -129,7 +129,7 @@ def test_a_refusal_leaves_an_earlier_output_alone(case: Case, place: Path) -> No
 
 @contextmanager
 def _deadline(seconds: int) -> Iterator[None]:
-    """Fail what hangs."""
+    """Fail the test if the block takes longer than this."""
 
     def late(*_: object) -> None:
         pytest.fail(f"hangs for more than {seconds} s")
@@ -283,7 +283,7 @@ def test_external_weights_go_with_the_output(include: str) -> None:
 
 @pytest.mark.usefixtures("place")
 def test_a_model_behind_symbolic_links() -> None:
-    """As a hub's cache stores it: names in one folder, contents in another."""
+    """A hub's cache stores names in one folder and contents in another."""
     onnx.save(network(), "folder/a", save_as_external_data=True, location="b", size_threshold=16)
     model = onnx.load("folder/a", load_external_data=False)
     for tensor in model.graph.initializer:

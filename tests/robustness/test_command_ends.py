@@ -53,7 +53,7 @@ def metric(body: str) -> None:
 
 
 def just_started() -> "subprocess.Popen[str]":
-    """The command from its very start, when it has forked."""
+    """The command in a new interpreter, just after it has forked."""
     child = subprocess.Popen(
         COMMAND,
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def just_started() -> "subprocess.Popen[str]":
 
 
 def asking(patches: Mapping[str, object] | None = None) -> commands.Child:
-    """The command, leader of a process group, when it has asked the metric."""
+    """The command as leader of a process group, while it waits for the metric."""
     child = start(session=True, patches=patches)
     wait_for(Path("asked").exists)
     return child
@@ -283,7 +283,7 @@ def test_an_error_without_words() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_what_does_not_hear_is_ended() -> None:
-    """Python hears between two calls, and one for linear algebra may take minutes."""
+    """Python handles signals between two calls, and a call for linear algebra may take minutes."""
     metric("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); time.sleep(90)")
     with asking(SHORT_GRACE) as child:
         working = int(Path("asked").read_text())
@@ -354,7 +354,7 @@ def test_too_few_threads(
 
 @pytest.mark.usefixtures("here")
 def test_what_comes_after_the_end_is_none() -> None:
-    """A library that crashes when it is put away: OUT is there, and that is what counts."""
+    """A library crashes as the process ends: OUT is there, and that is what counts."""
     metric("import atexit; atexit.register(os.kill, os.getpid(), signal.SIGSEGV); return 1.0")
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
@@ -427,7 +427,7 @@ def test_warnings_are_for_developers(shown: bool) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_settings_of_figures_in_the_surroundings() -> None:
-    """A notebook names a backend to what it starts; and matplotlib reads the working folder."""
+    """A notebook names a backend in the environment; matplotlib reads settings in the folder."""
     Path("matplotlibrc").write_text("nonsense: 3\nfont.size: large\n")
     done = subprocess.run(
         [*COMMAND[:5], "out.onnx", "--verify", "none", "--quiet", "--report", "r.html"],

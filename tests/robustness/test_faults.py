@@ -60,7 +60,7 @@ def test_what_does_not_end_is_stopped() -> None:
 
 
 def test_who_was_halted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By Ctrl-Z, by docker pause, by a lid that was shut."""
+    """Ctrl-Z, docker pause and a closed lid halt a process, and take none of its time."""
     now = [0.0]
     monkeypatch.setattr("onnxlr.system.deadline.time.perf_counter", lambda: now[0])
     looks: list[float] = []
@@ -169,7 +169,7 @@ def die(i: int) -> int:
 
 
 def hunger(limit: int, i: int) -> int:
-    """More memory than there is, unless one works alone."""
+    """Raises MemoryError where more than ``limit`` processes work at once."""
     running = Path(os.environ["ONNXLR_CACHE"]) / "running"
     running.mkdir(parents=True, exist_ok=True)
     mark = running / str(os.getpid())
@@ -247,7 +247,7 @@ def test_half_precision_is_widened_on_cpus() -> None:
 def test_where_the_system_tells_nothing_there_is_plenty(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers without /proc, or with that of other processes."""
+    """Some containers have no /proc, or that of other processes."""
 
     def refuse(*_: object) -> None:
         raise error
@@ -359,7 +359,7 @@ def test_external_data_are_named_by_their_content(tmp_path: Path) -> None:
 
 
 def test_a_model_of_other_weights_is_another_model(tmp_path: Path) -> None:
-    """The same graph, names and sizes: only the numbers in the data file differ."""
+    """Graph, names and sizes are the same; only the numbers in the data file differ."""
     folder = tmp_path / "other"
     folder.mkdir()
     source, other = big(tmp_path), big(folder, seed=1)
@@ -381,7 +381,7 @@ def test_external_data_that_go_away_meanwhile(tmp_path: Path) -> None:
 def test_where_no_process_can_be_started_it_is_done_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where there is no shared memory, or no file may grow."""
+    """Processes can't start where there is no shared memory, or where no file may grow."""
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -256,7 +256,7 @@ def test_a_cast_to_nothing_keeps_the_layer() -> None:
 
 @pytest.mark.parametrize("name", ["mlp-half", "mlp-double", "views"])
 def test_tiles_of_weights_in_other_types(name: str) -> None:
-    """Half and double precision with Gemm's alpha, and a weight behind a Cast."""
+    """Weights are in half and double precision, with Gemm's alpha, or behind a Cast."""
     model = SEEDS[name]()
     rows = onnxlr.optimize(model, method="tiled-svd", rank="4,2,1", verify="none").plan.decisions
     assert {row.op for row in rows} > {"MatMul"}
@@ -267,7 +267,7 @@ def test_tiles_of_weights_in_other_types(name: str) -> None:
 
 
 def test_a_row_of_thousands_of_identities() -> None:
-    """Longer than Python's stack is deep."""
+    """The chain is longer than Python's stack is deep."""
     model = SEEDS["embedding"]()
     names = ["x", *(f"i{i}" for i in range(3000))]
     for before, after in pairwise(names):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("trials")
 
 @pytest.mark.usefixtures("here")
 def test_samples_that_are_no_numbers() -> None:
-    """NaN that signals, infinity and the largest double, among sound samples."""
+    """A signalling NaN, infinity and the largest double are among sound samples."""
     onnx.save(SEEDS["mlp-double"](), "in.onnx")
     x = np.random.default_rng(0).standard_normal((40, 24))
     x[3, 4], x[9], x[17] = np.inf, 1e308, -1e200

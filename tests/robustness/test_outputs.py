@@ -136,7 +136,7 @@ def test_the_data_of_a_former_out_stay_for_whoever_has_them_too() -> None:
 @pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
 @pytest.mark.usefixtures("here")
 def test_a_link_to_the_weights_makes_room_for_them(link: Callable[[Path, Path], None]) -> None:
-    """Snapshots and those who spare a copy make links, which runtimes refuse as external data."""
+    """Snapshots make links in place of copies, which runtimes refuse as external data."""
     Path("other").mkdir()
     link(Path("other/in.data"), Path("in.data").absolute())
     if link is Path.hardlink_to:  # the one of IN must have a single name
@@ -165,7 +165,7 @@ def test_a_folder_of_weights_that_leads_elsewhere() -> None:
 
 
 def test_a_folder_that_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Append-only, or read-only by now: what was worked in stays, and nothing is said of it."""
+    """Where a folder became append-only or read-only, scratch files stay without a message."""
 
     def refuse(path: str, **_: object) -> None:
         raise PermissionError(1, "Operation not permitted", path)
@@ -256,7 +256,7 @@ def test_streams_that_are_closed(closed: str) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_modules_in_the_working_folder_are_none_of_ours() -> None:
-    """Names of the standard library and of what is installed; whatever came with a model."""
+    """Files beside a model may be named as modules of the standard library or of packages."""
     for name in ("random", "queue", "select", "platform", "types", "string", "joblib", "numpy"):
         Path(f"{name}.py").write_text(f"open({str(Path('ran').absolute())!r}, 'a')\nraise OSError")
     options = (
@@ -390,7 +390,7 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_tells_of_the_model_can_not_be_written(
     flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then the model isn't either: a command that fails leaves all as it was."""
+    """The model isn't written either: a command that fails leaves every file as it was."""
     Path("out.onnx").write_bytes(b"of an earlier run")
     Path("told").write_text("of an earlier run")
     before, unpatched = held(), Path.write_text
@@ -412,7 +412,7 @@ def test_what_tells_of_the_model_can_not_be_written(
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["o.json", "o.textproto", "o", 250 * "x", "in.data.onnx"])
 def test_the_format_goes_by_no_name(name: str) -> None:
-    """As where OUT is forgotten and what was meant for --json is taken for it."""
+    """A file meant for --json is taken for OUT where that was forgotten."""
     onnxlr.optimize("in.onnx", "plain.onnx", rank=4, verify="none")
     done = CliRunner().invoke(main, [*QUICK.replace("out.onnx", name).split(), "--quiet"])
     assert (done.exit_code, done.stderr) == (0, "")
@@ -420,7 +420,7 @@ def test_the_format_goes_by_no_name(name: str) -> None:
 
 
 def test_a_folder_of_somebody_else_s(tmp_path: Path) -> None:
-    """It is called as ours are, and holds what ours never do."""
+    """Its name is like that of ours; what it holds is not."""
     for name, content in (("killed", b""), ("theirs", b"weights")):
         (tmp_path / f".onnxlr-run-{name}").mkdir()
         (tmp_path / f".onnxlr-run-{name}" / "owner").write_bytes(content)
@@ -450,7 +450,7 @@ def test_a_backslash_in_the_name_of_weights() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_disk_without_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAT, say, and some that lie in other machines."""
+    """FAT has none, nor have some network file systems."""
 
     def chmod(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -463,7 +463,7 @@ def test_a_disk_without_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_weights_are_as_open_as_the_model() -> None:
-    """Those that are there already were made under a stricter mask."""
+    """The weights are there already, made under a stricter mask."""
     masks = [os.umask(0o077)]
     try:
         onnxlr.optimize("in.onnx", "first.onnx", rank=4, verify="none")
@@ -489,7 +489,7 @@ def test_names_that_no_disk_takes() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_numbers_of_numpy_s() -> None:
-    """As the loops of scripts have them; what is written of them is JSON all the same."""
+    """Scripts pass numbers of numpy's; plan and report are JSON all the same."""
     result = onnxlr.optimize(
         "in.onnx",
         rank=4,

@@ -151,5 +151,5 @@ def replaced(
 
 
 def abort(*_: object) -> None:
-    """Takes its process down, as a crash of a library does."""
+    """Abort this process, as a crash of a library does."""
     os.abort()

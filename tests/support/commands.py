@@ -57,7 +57,7 @@ class Child:
         return self.returncode
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """What it has printed when it ends."""
+        """Wait for its end; what it has printed to standard output and error."""
         self.wait(timeout)
         texts = []
         for stream in (self._out, self._err):
@@ -90,7 +90,7 @@ def start(
     patches: Mapping[str, object] | None = None,
     entry: str = COMMAND,
 ) -> Child:
-    """Start the command here.
+    """Start the command in the working folder.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ def code_of(limits: Limits) -> str:
 
 @contextmanager
 def short_runs(cache: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Within this context runs are short, cache in this folder, and trust the tests' models.
+    """Make runs short, cached in this folder, without trials and with one process.
 
     Fixtures that several tests share enter it themselves: those of a single test come later.
     """

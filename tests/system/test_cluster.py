@@ -58,7 +58,7 @@ class Farm:
         )
 
     def wait(self, workers: int) -> None:
-        """Until so many workers are there, and no more."""
+        """Wait until exactly this many workers are connected."""
         from distributed import Client
 
         ends = time.monotonic() + 60
@@ -88,7 +88,7 @@ def shared_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 @pytest.fixture
 def farm(shared_farm: Farm) -> Farm:
-    """Two living workers, whatever a test before did to them."""
+    """A scheduler with two living workers, whatever an earlier test did to them."""
     living = [w for w in shared_farm.workers if w.poll() is None]
     shared_farm.workers = living + [shared_farm.worker() for _ in range(2 - len(living))]
     shared_farm.wait(2)
@@ -140,7 +140,7 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def optimized(folder: Path, out: Path, **more: Any) -> tuple[bytes, onnxlr.Result]:
-    """A run that computes all of it itself."""
+    """The file and the result of a run without a cache."""
     result = onnxlr.optimize(
         folder / "net.onnx",
         out,
@@ -155,7 +155,7 @@ def optimized(folder: Path, out: Path, **more: Any) -> tuple[bytes, onnxlr.Resul
 
 @pytest.fixture(scope="module")
 def local(folder: Path) -> tuple[bytes, onnxlr.Result]:
-    """What the run makes without any workers: the file and the result."""
+    """The file and the result of the same run without any workers."""
     with short_runs(folder / "cache") as patch:
         patch.setenv("ONNXLR_CACHE", "off")
         return optimized(folder, folder / "here.onnx", jobs=1)
@@ -261,7 +261,7 @@ def test_machines_that_sleep_keep_nobody(
 def test_a_worker_that_has_no_turn_is_left_alone(
     farm: Farm, folder: Path, local: tuple[bytes, onnxlr.Result], tmp_path: Path
 ) -> None:
-    """Some linear algebra lets nothing else have a turn: not even what says that it is alive."""
+    """Some linear algebra blocks every thread, even the one that says that the worker is alive."""
     here, _ = local
     sleeper = farm.workers[0]
     progress = Watched("weigh candidates", partial(sleeper.send_signal, signal.SIGSTOP), after=1)
@@ -326,7 +326,7 @@ def test_what_would_have_to_be_sent_is_bounded(
 
 
 def test_a_model_that_workers_do_not_have(farm: Farm, tmp_path: Path) -> None:
-    """What a worker reads isn't what was read here: nothing is made of it."""
+    """A worker reads another model than was read here: no file is made."""
     lay_out(tmp_path, seed=2)  # one that no worker has read
     other = network(seed=1)
     progress = Watched("decompose", lambda: onnx.save(other, tmp_path / "net.onnx"), after=0)

@@ -33,7 +33,7 @@ def threads() -> list[int]:
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first item go to other processes."""
+    """Send all but the first item to other processes."""
     monkeypatch.setattr(pool, "_START_SECONDS", 0.0)
 
 

@@ -139,7 +139,7 @@ def found_where(axis: int) -> Session:
 @pytest.mark.parametrize("samples", [5], indirect=True)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_outputs_whose_shape_depends_on_the_input(samples: Samples, axis: int) -> None:
-    """Detected boxes, say: as many as there are, and perhaps none."""
+    """A detector gives as many boxes as there are, and perhaps none."""
     flat = replace(samples, parts=({"x": np.where(np.arange(37)[:, None] < 9, X, -X)},))
     original = found_where(axis)
     with pytest.raises(DataError, match=r"top1 needs an output of shape \(batch, classes\)"):
@@ -178,7 +178,7 @@ def test_a_model_that_answers_in_words() -> None:
 
 
 def test_nothing_but_infinities_is_no_reference() -> None:
-    """So are the outputs of a ruined model: none is handed over."""
+    """The outputs of a ruined model are infinite as well, and mustn't be agreed with."""
     broken = linear(low_rank(RNG, 64, 48, 3), rows="n")
     result = onnxlr.optimize(broken, rank=3, max_drop=1, measure=False)
     assert result.plan.replaced

@@ -70,7 +70,7 @@ def test_the_interval_covers_the_median_as_often_as_it_says(rounds: int) -> None
 
 
 def test_what_is_timed_is_the_bare_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With options a bound run takes 20 µs more: they go with the first one alone, to stop it."""
+    """Options make a bound run 20 µs slower: only the first run has them, to be stoppable."""
     model = linear(np.ones((8, 4), np.float32))
     session = Session(model.SerializeToString(), ONE_CPU_THREAD)
     options_of_runs: list[object] = []

@@ -134,7 +134,7 @@ def test_another_machines_table_is_never_measured_into(
 def test_ranks_of_equal_work_stand_beside_each_other(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many channels in as out: (8, 16) and (16, 8) cost the same."""
+    """With as many channels in as out, ranks (8, 16) and (16, 8) cost the same."""
     Clock(monkeypatch)
     table, tucker = LatencyTable(HERE), find_pass("tucker2")
     for rank in ((8, 16), (16, 8), (16, 16)):

@@ -23,7 +23,7 @@ def worst_of(model: onnx.ModelProto, **options: Any) -> onnxlr.Result:
 
 
 def test_the_error_is_that_of_the_layer_alone() -> None:
-    """White inputs: the output's error is that of the weight, up to what 64 rows tell."""
+    """For white inputs the output's error is that of the weight, up to what 64 rows tell."""
     weight = noisy(8, 0.3)
     model = linear(weight, rows=4096)
     result = worst_of(model, rank=8, max_drop=1)
@@ -78,7 +78,7 @@ def test_the_rank_follows_the_limit() -> None:
 
 
 def test_a_table_is_looked_up_all_over() -> None:
-    """Along its second axis, where a low rank tells the first entries only."""
+    """The table is indexed along its second axis, and only its first entries have a low rank."""
     table = np.random.default_rng(0).standard_normal((24, 400)).astype(np.float32)
     table[:, :24] = 1000 * noisy(1, 0.0)[:24, :24]
     model = make_model(
