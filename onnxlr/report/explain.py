@@ -267,7 +267,9 @@ class Outcome:
             fits = self.fits.by_layer.get(layer.name, ())
             item = self.selection.chosen.get(layer.name)
             chosen = None if item is None else item.choice
-            fit = next((f for f in fits if chosen and f.graph_pass is chosen.graph_pass), None)
+            # By name: a pass that comes from another process is another object.
+            method = "" if chosen is None else chosen.graph_pass.name
+            fit = next((f for f in fits if f.graph_pass.name == method), None)
             fit = fit or next(iter(fits), None)
             if fit is None:
                 continue
@@ -275,7 +277,7 @@ class Outcome:
             for i, spectrum in enumerate(fit.spectra):
                 values = np.asarray(spectrum.values, dtype=np.float64).max(axis=0)  # of all groups
                 top = float(values.max(initial=0.0)) or 1.0
-                followed = chosen is not None and chosen.graph_pass is fit.graph_pass
+                followed = fit.graph_pass.name == method
                 rows.append(
                     LayerSpectrum(
                         layer.name,

@@ -21,6 +21,7 @@ from onnxlr.plan import probing, sensitivity
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.rewrite import sequential
+from onnxlr.system import pool
 from onnxlr.system.cache import open_cache
 from tests.support.builders import linear, low_rank, make_model, node, relative, run
 from tests.support.limits import SHORT, short_runs
@@ -541,6 +542,19 @@ def test_the_report_is_written_as_a_page(data: Path, tmp_path: Path) -> None:
     missing = CliRunner().invoke(main, [*command[:-1], str(tmp_path / "no" / "r.html")])
     assert missing.exit_code == 1
     assert "doesn't exist" in missing.stderr
+
+
+def test_the_page_shows_chosen_ranks_wherever_they_were_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes that come back from other processes are other objects of the same name."""
+    monkeypatch.setattr(pool, "_START_SECONDS", 0.0)
+    page = tmp_path / "r.html"
+    options: dict[str, Any] = {"target": "params=0.6", "metric": "rel-error", "max_drop": 1}
+    result = onnxlr.optimize(network(), report=page, jobs=2, **options)
+    text = page.read_text(encoding="utf-8")
+    for row in result.plan.replaced:
+        assert f"{row.decision}: rank {','.join(map(str, row.rank or ()))};" in text
 
 
 def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
