@@ -1,11 +1,15 @@
-"""What pytest leaves out where torch isn't installed, and what it begins with on several cores."""
+"""What pytest leaves out where torch isn't installed, and how it uses several cores."""
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 collect_ignore_glob = [] if find_spec("torch") else ["onnxlr/training/*"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for one another's
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 # Files that take longest, so that no core is still busy with one when the others are done.
 _LONG = (

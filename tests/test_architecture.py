@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import click
@@ -44,10 +45,16 @@ def room_of(name: str) -> str:
     return name.split(".")[0]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Every module of onnxlr that a file imports, inside functions too."""
     names = set()
-    for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for item in ast.walk(parsed(path)):
         if isinstance(item, ast.ImportFrom):
             assert item.level == 0, f"{path} imports by dots"
             if (item.module or "").split(".")[0] == "onnxlr":
@@ -84,7 +91,7 @@ def test_no_file_imports_itself_in_a_circle_and_packages_are_low() -> None:
 
 @pytest.mark.parametrize("room", [r for r in ROOMS if (PACKAGE / r / "__init__.py").is_file()])
 def test_a_package_says_what_is_in_it_and_what_it_imports(room: str) -> None:
-    doc = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8")))
+    doc = ast.get_docstring(parsed(PACKAGE / room / "__init__.py"))
     assert doc
     assert room in ("", "training", "decompose") or "imports" in doc
 
@@ -104,7 +111,7 @@ def test_the_order_names_no_ghosts() -> None:
     ids=str,
 )
 def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    doc = ast.get_docstring(parsed(path))
     assert doc
     assert doc.splitlines()[0].endswith(".")
 
@@ -113,9 +120,8 @@ def test_a_file_opens_with_what_it_is_for(path: Path) -> None:
     "path", [p for d in ("onnxlr", "passes") for p in sorted((ROOT / d).rglob("*.py"))], ids=str
 )
 def test_files_and_functions_are_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= MOST_LINES
-    for item in ast.walk(ast.parse(text)):
+    assert path.read_text(encoding="utf-8").count("\n") <= MOST_LINES
+    for item in ast.walk(parsed(path)):
         if isinstance(item, ast.FunctionDef):
             statements = item.body[1:] if ast.get_docstring(item) else item.body
             if statements:
@@ -131,9 +137,8 @@ NO_PACKAGES = {"models", "end_to_end", "robustness", "support"}  # the other fol
 def test_tests_stand_where_they_belong_and_share_what_is_support(path: Path) -> None:
     folder = path.relative_to(ROOT / "tests").parts[0].removesuffix(path.name)
     assert folder in ("", *NO_PACKAGES) or (PACKAGE / folder / "__init__.py").is_file()
-    text = path.read_text(encoding="utf-8")
     names = set()
-    for item in ast.walk(ast.parse(text)):
+    for item in ast.walk(parsed(path)):
         if isinstance(item, ast.ImportFrom):
             names |= {f"{item.module}.{alias.name}" for alias in item.names}
         elif isinstance(item, ast.Import):

@@ -57,7 +57,8 @@ def test_what_a_process_raises_arrives() -> None:
 
 
 @pytest.mark.usefixtures("apart")
-def test_each_process_has_one_thread_of_linear_algebra() -> None:
+def test_each_process_has_one_thread_of_linear_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     results = list(Pool(2).map(threads, [()] * 3))[1:]
     assert results[0]
     assert all(count == 1 for counts in results for count in counts)
