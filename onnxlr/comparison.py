@@ -11,8 +11,8 @@ from onnxlr.limits import Limits
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_with_feeding
+from onnxlr.prepare.opening import open_after_trial
 from onnxlr.prepare.prepared import prepare
-from onnxlr.prepare.sessions import open_after_trial
 from onnxlr.progress import Progress
 from onnxlr.report.report import Size
 from onnxlr.system.session import Feed, Machine, Session

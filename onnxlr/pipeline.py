@@ -27,8 +27,8 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
+from onnxlr.prepare.opening import check_memory
 from onnxlr.prepare.prepared import Prepared, prepare
-from onnxlr.prepare.sessions import check_memory
 from onnxlr.progress import Progress
 from onnxlr.report.explain import Outcome
 from onnxlr.report.report import Report

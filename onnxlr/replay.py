@@ -14,9 +14,9 @@ from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import first_feed
+from onnxlr.prepare.opening import trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
-from onnxlr.prepare.sessions import trial_run
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Builder
 from onnxlr.rewrite.factorizer import Factorizer

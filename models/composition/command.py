@@ -32,8 +32,8 @@ from models.zoo.table import kept_words
 from models.zoo.tasks import set_task
 from onnxlr.model.load import load
 from onnxlr.prepare.feeding import choose_feeding
+from onnxlr.prepare.opening import open_session
 from onnxlr.prepare.prepared import prepare
-from onnxlr.prepare.sessions import open_session
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.judge import Judge
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from models.zoo.table import kind_of, speed_words
 from onnxlr.model.load import load
 from onnxlr.prepare.feeding import choose_feeding
-from onnxlr.prepare.sessions import open_session
+from onnxlr.prepare.opening import open_session
 from onnxlr.system.session import Machine
 
 

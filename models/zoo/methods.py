@@ -30,7 +30,7 @@ from onnxlr.model.load import load
 from onnxlr.model.protobuf import to_proto
 from onnxlr.plan.plan import Decision
 from onnxlr.prepare.prepared import prepare
-from onnxlr.rewrite.graph import replace_layer
+from onnxlr.rewrite.replace import replace_layer
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.layer_latency import layer_model
 

@@ -16,9 +16,9 @@ from onnxlr.calibrate.statistics import (
     weight_only_reason,
 )
 from onnxlr.layers.layer import Layer
+from onnxlr.prepare.opening import session_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.prepare.sessions import session_with_outputs
 from onnxlr.progress import Progress
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Machine

@@ -49,7 +49,7 @@ def within_budget(
             if refined != chosen and _cost(evaluator, tradeoff, goal, total, refined) <= most:
                 chosen = refined
             evaluation = evaluator.improved(choices_of(chosen))
-            if (why := evaluator.over(evaluation.quality)) is not None:
+            if (why := evaluator.why_outside_limit(evaluation.quality)) is not None:
                 raise BudgetError(f"{target} is outside the accuracy allowed: {why}")
             return chosen, evaluation
         # Names, nodes and biases take their share too; what this choice left free was theirs.

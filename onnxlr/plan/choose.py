@@ -85,7 +85,7 @@ def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | Non
         too_large = evaluator.too_large(evaluator.builder.build(variant))
         if too_large is not None or evaluator.judge is None:
             return too_large
-        return evaluator.over(evaluator.evaluate(variant).quality)
+        return evaluator.why_outside_limit(evaluator.evaluate(variant).quality)
     except ModelError as error:
         return str(error)
 
@@ -104,7 +104,7 @@ def _bolder(
         if tried == evaluator.limits.bolder_levels:
             break
         attempt = evaluator.improved(choices_of(more))
-        if evaluator.over(attempt.quality) is not None:
+        if evaluator.why_outside_limit(attempt.quality) is not None:
             break
         tried, chosen, evaluation = tried + 1, more, attempt
         saved = sum(c.saved for c in more.values())

@@ -104,7 +104,10 @@ class Evaluator:
             corrected = self.evaluate(self._corrected(plain.variant, samples, self.progress))
         except CrashError:
             return plain
-        fits = self.over(corrected.quality) is None or self.over(plain.quality) is not None
+        fits = (
+            self.why_outside_limit(corrected.quality) is None
+            or self.why_outside_limit(plain.quality) is not None
+        )
         closer = corrected.quality.fidelity.rel_error < plain.quality.fidelity.rel_error
         return corrected if fits and closer else plain
 
@@ -216,7 +219,7 @@ class Evaluator:
             return None
         return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
 
-    def over(self, quality: Quality) -> str | None:
+    def why_outside_limit(self, quality: Quality) -> str | None:
         """Why a quality is outside the limit; None if it is within."""
         limit = self.options.max_drop
         if self.judge is not None and self.judge.sees_nothing:

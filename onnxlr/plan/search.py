@@ -7,7 +7,7 @@ from onnxlr.candidates.candidate import Candidate
 from onnxlr.methods.choice import Choice
 
 Chosen = dict[str, Candidate]
-WEIGHT_STEPS = (8.0, 3.0, 1.5)  # of a prediction, up and down
+WEIGHT_STEPS = (8.0, 3.0, 1.5)  # factors that a layer's predicted loss is multiplied or divided by
 
 
 def choices_of(chosen: Mapping[str, Candidate]) -> dict[str, Choice]:

@@ -15,7 +15,7 @@ from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import weight_error
 from onnxlr.model.save import save
 from onnxlr.prepare.prepared import Prepared
-from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.replace import rewrite
 from onnxlr.system.files import scratch_folder
 from onnxlr.system.session import Session
 from onnxlr.verify.fidelity import Fidelity

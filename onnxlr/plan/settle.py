@@ -68,7 +68,7 @@ def settle(evaluator: Evaluator, proposal: Proposal) -> Selection:
         if evaluation is None:
             evaluation = evaluator.improved(choices_of(chosen))
         built = evaluator.builder.build(evaluation.variant)
-        why = evaluator.too_large(built) or evaluator.over(evaluation.quality)
+        why = evaluator.too_large(built) or evaluator.why_outside_limit(evaluation.quality)
         if why is not None and evaluator.options.fraction is not None:
             raise BudgetError(f"the budget can't be met: {why}")
         speed = None
@@ -120,7 +120,7 @@ def _settle_alone(evaluator: Evaluator, proposal: Proposal) -> Selection:
     put_back = {name: f"put back: {why}" for name, why in crashed.items()}
     passed = {}
     for name, quality in qualities.items():
-        if (why := evaluator.over(quality)) is None:
+        if (why := evaluator.why_outside_limit(quality)) is None:
             passed[name] = quality
         else:
             put_back[name] = f"put back: {why}"

@@ -8,8 +8,8 @@ from pathlib import Path
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.prepare.inputs import input_specs, parse_shapes
+from onnxlr.prepare.opening import open_session, open_trial
 from onnxlr.prepare.samples import Samples, load_samples
-from onnxlr.prepare.sessions import open_session, open_trial
 from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feeds
 from onnxlr.system.deadline import trials_enabled
 from onnxlr.system.session import Feed, Machine, Session

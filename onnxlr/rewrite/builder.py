@@ -9,7 +9,7 @@ from onnxlr.methods.choice import plan_digest
 from onnxlr.model.constants import count_params
 from onnxlr.model.save import save
 from onnxlr.prepare.prepared import Prepared
-from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.replace import rewrite
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.files import write_failure
 from onnxlr.version import __version__

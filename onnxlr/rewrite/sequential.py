@@ -21,11 +21,11 @@ from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, Factored, Factors
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
+from onnxlr.prepare.opening import session_with_outputs
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.prepare.sessions import session_with_outputs
 from onnxlr.progress import Progress
-from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.replace import rewrite
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import ONE_CPU_THREAD, Feed
 from onnxlr.types import Array

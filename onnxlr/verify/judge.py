@@ -1,13 +1,12 @@
 """Judging a saved model beside the original: the user's metric, and numerical fidelity."""
 
 import contextlib
-import importlib
 import math
 import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from onnxlr.verify.fidelity import (
     guess_as,
     outputs_of_numbers,
 )
+from onnxlr.verify.metrics import METRICS, Shares, metric_values, user_metric
 
 _ONE_METRIC = threading.RLock()  # the standard output and the current folder are the process's
-METRICS = ("top1", "agreement", "rel-error", "cosine")
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
 
 
@@ -67,7 +66,7 @@ class Judge:
         self.labels = samples.labels if isinstance(samples, Samples) else None
         self._classes = Classes((), None)
         self._measure_original()
-        self._user = _user_metric(metric) if metric and ":" in metric else None
+        self._user = user_metric(metric) if metric and ":" in metric else None
         self.metric = metric or self._default_metric()
         if self._user is None:
             self._check(self.metric)
@@ -145,13 +144,8 @@ class Judge:
             if self._baseline is None:
                 self._baseline = self._call_user(self._original)
             return Quality(self.metric, self._baseline, self._call_user(candidate), fidelity)
-        values = {
-            "top1": (right_before / max(count, 1), right / max(count, 1)),
-            "agreement": (1.0, agree / max(count, 1)),
-            "rel-error": (0.0, fidelity.rel_error),
-            "cosine": (1.0, fidelity.cosine),
-        }
-        return Quality(self.metric, *values[self.metric], fidelity)
+        shares = Shares(max(count, 1), agree, right_before, right)
+        return Quality(self.metric, *metric_values(self.metric, shares, fidelity), fidelity)
 
     def _default_metric(self) -> str:
         if self.labels is not None:
@@ -279,21 +273,3 @@ def _cut(outputs: Outputs, batch: _Batch) -> Outputs:
         n: y[: batch.samples] if y.ndim and y.shape[0] == batch.padded else y
         for n, y in outputs.items()
     }
-
-
-def _user_metric(text: str) -> Callable[[Any], float]:
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a module of the user's may do anything
-        raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
-    finally:
-        os.chdir(here)
-    if not callable(function):
-        raise UsageError(f"--metric {text!r} is not a function")
-    return function  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.model.graph import Names, add_initializer, opset
 from onnxlr.model.protobuf import serialize, to_proto
-from onnxlr.rewrite.graph import replace_layer
+from onnxlr.rewrite.replace import replace_layer
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session

@@ -14,10 +14,10 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.model.graph import Names, opset
 from onnxlr.model.protobuf import serialize, to_proto
+from onnxlr.prepare.opening import model_with_outputs
 from onnxlr.prepare.prepared import Prepared
-from onnxlr.prepare.sessions import model_with_outputs
 from onnxlr.progress import Progress
-from onnxlr.rewrite.graph import replace_layer
+from onnxlr.rewrite.replace import replace_layer
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.deadline import Deadline, trial_seconds
 from onnxlr.system.sandbox import run_in_sandbox

@@ -21,11 +21,11 @@ from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import load
 from onnxlr.model.protobuf import to_proto
-from onnxlr.prepare import sessions
+from onnxlr.prepare import opening
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Silent
-from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.replace import rewrite
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD, Feed
 from onnxlr.types import Rank
@@ -244,7 +244,7 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     model = make_model(nodes, {"x": (5, 6)}, ["y"], {"a": rand(6, 7), "b": rand(7, 4)})
     prepared, feeds = prepared_of(model)
     seen: list[int] = []
-    whole: Any = sessions.session_with_outputs
+    whole: Any = opening.session_with_outputs
 
     def session_with_outputs(model: ir.Model, names: set[str], *rest: Any) -> Any:
         seen.append(len(names))

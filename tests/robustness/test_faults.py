@@ -18,7 +18,7 @@ import pytest
 import onnxlr
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.model.load import load
-from onnxlr.prepare import sessions, shapes
+from onnxlr.prepare import opening, shapes
 from onnxlr.prepare.prepared import prepare
 from onnxlr.system import memory, pool, sandbox
 from onnxlr.system.deadline import Deadline
@@ -228,7 +228,7 @@ def test_what_will_not_fit_is_said_beforehand(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     weight = noisy(4, 0.1)
-    monkeypatch.setattr(sessions, "available_memory", lambda: 3 * weight.nbytes)
+    monkeypatch.setattr(opening, "available_memory", lambda: 3 * weight.nbytes)
     out = tmp_path / "out.onnx"
     with pytest.raises(ModelError, match=r"MB of memory to be run beside.*--verify layers"):
         onnxlr.optimize(linear(weight), out)
@@ -239,7 +239,7 @@ def test_what_will_not_fit_is_said_beforehand(
 def test_half_precision_is_widened_on_cpus() -> None:
     weight = noisy(4, 0.1)
     wide, narrow = (linear(weight.astype(t)) for t in (np.float32, np.float16))
-    sizes = [sessions.runtime_bytes(load(m).model, ONE_CPU_THREAD) for m in (wide, narrow)]
+    sizes = [opening.runtime_bytes(load(m).model, ONE_CPU_THREAD) for m in (wide, narrow)]
     assert sizes == [2 * 4 * weight.size, 3 * 2 * weight.size]
 
 

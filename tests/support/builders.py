@@ -17,7 +17,7 @@ from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import load
 from onnxlr.model.protobuf import to_proto
 from onnxlr.prepare.shapes import infer_shapes
-from onnxlr.rewrite.graph import rewrite
+from onnxlr.rewrite.replace import rewrite
 from onnxlr.types import Rank
 
 Array = NDArray[Any]
