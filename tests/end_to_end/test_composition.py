@@ -46,7 +46,7 @@ def dynamic(source: Path, out: Path) -> None:
 
 
 def static(source: Path, out: Path) -> None:
-    # Seven bits: without VNNI, sums of products of eight bits each saturate (the quantizer's guide).
+    # Seven bits: processors without VNNI saturate where products of eight bits each are summed.
     quantize_static(source, out, Samples(), per_channel=True, reduce_range=True)
 
 
