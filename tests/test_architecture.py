@@ -53,6 +53,7 @@ def parsed(path: Path) -> ast.Module:
 @cache
 def imported(path: Path) -> set[str]:
     """Every module of onnxlr that a file imports, inside functions too."""
+    assert path.read_text(encoding="utf-8").count("\n") <= MOST_TEST_LINES
     names = set()
     for item in ast.walk(parsed(path)):
         if isinstance(item, ast.ImportFrom):
@@ -130,6 +131,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+MOST_TEST_LINES = 600
 NO_PACKAGES = {"models", "end_to_end", "robustness", "support"}  # the other folders of tests
 
 
@@ -137,6 +139,7 @@ NO_PACKAGES = {"models", "end_to_end", "robustness", "support"}  # the other fol
 def test_tests_stand_where_they_belong_and_share_what_is_support(path: Path) -> None:
     folder = path.relative_to(ROOT / "tests").parts[0].removesuffix(path.name)
     assert folder in ("", *NO_PACKAGES) or (PACKAGE / folder / "__init__.py").is_file()
+    assert path.read_text(encoding="utf-8").count("\n") <= MOST_TEST_LINES
     names = set()
     for item in ast.walk(parsed(path)):
         if isinstance(item, ast.ImportFrom):

@@ -11,8 +11,11 @@ torch = pytest.importorskip("torch")
 
 from models.reference import train, training  # noqa: E402
 from models.reference.datasets import pixels  # noqa: E402
+from tests.support.torch_exports import share_operators  # noqa: E402
 
 WIDTHS = {"mlp": 16, "cnn": 4, "vgg": 4, "lenet": 3}
+
+share_operators()
 
 
 def run(command: Any, *arguments: object) -> Result:

@@ -130,8 +130,12 @@ def replaced(
     *,
     names: Sequence[str] | None = None,
     check: bool = True,
+    factors: tuple[Array, ...] | None = None,
 ) -> onnx.ModelProto:
-    """The model with its layers (all that the method supports, or these) at this rank."""
+    """The model with its layers (all that the method supports, or these) at this rank.
+
+    Without ``factors`` the method factorizes each.
+    """
     source, shapes, layers = layers_of(model)
     graph_pass = choose_passes((method,))[0]
     chosen = [
@@ -143,8 +147,8 @@ def replaced(
     ]
     assert chosen, "nothing to replace"
     choices = {layer.name: Choice(graph_pass, rank) for layer in chosen}
-    factors = {layer.name: Factored(graph_pass.factorize(layer, rank)) for layer in chosen}
-    result = to_proto(rewrite(source, shapes, choices, factors))
+    ready = {layer.name: Factored(factors or graph_pass.factorize(layer, rank)) for layer in chosen}
+    result = to_proto(rewrite(source, shapes, choices, ready))
     if check:
         onnx.checker.check_model(result, full_check=True)
     return result
