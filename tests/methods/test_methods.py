@@ -373,6 +373,13 @@ def test_counted_macs_are_the_published_formulas(method: str) -> None:
     assert chain_macs(table, embedding, (2,)) == 12 * 2 * 6
 
 
+def test_a_pointwise_conv_strides_before_its_channels_are_multiplied() -> None:
+    """Of the positions that a 1×1 kernel steps over nothing is computed, in either conv."""
+    model = conv((1, 6, 9, 8), (8, 6, 1, 1), strides=[2, 2])
+    layer, graph_pass = the_layer(model, "input-channel-svd")
+    assert chain_macs(layer, graph_pass, (3,)) == 5 * 4 * 3 * (6 + 8)
+
+
 def tucker_beside_tensorly(kernel: Array, ranks: tuple[int, int]) -> float:
     """Our error over tensorly's, both by higher-order orthogonal iteration."""
     v, core, u = tucker2(kernel, ranks)
