@@ -16,7 +16,7 @@ from onnxlr.methods.registry import choose_passes
 from onnxlr.model.destinations import check_external
 from onnxlr.model.load import load
 from onnxlr.options import Options, command_of
-from onnxlr.outputs import model_destination, optimize_to_files
+from onnxlr.outputs import OutputNames, model_destination, optimize_to_files
 from onnxlr.pipeline import Result
 from onnxlr.plan.plan import Plan
 from onnxlr.progress import Progress, Silent
@@ -35,6 +35,7 @@ def optimize(
     labels: str | None = None,
     metric: str | None = None,
     max_drop: float = 0.01,
+    confidence: float | None = None,
     target: str | None = None,
     method: str | Sequence[str] = "auto",
     rank: str | int = "auto",
@@ -51,6 +52,7 @@ def optimize(
     without: str | Sequence[str] = (),
     plan_out: str | Path | None = None,
     report: str | Path | None = None,
+    frontier: str | Path | None = None,
     json: str | Path | None = None,
     seed: int = 0,
     jobs: int | None = None,
@@ -66,8 +68,8 @@ def optimize(
         Where to write the result, whole or not at all. Without it nothing is written.
     data, validation : path, optional
         Samples: a ``.npz`` with one array of shape (samples, ...) per input, a ``.npy``, or a
-        folder of such files. Factors are fitted to one half of ``data`` and the other half judges,
-        unless ``validation`` does. Without data, synthetic inputs judge.
+        folder of such files. One half of ``data`` tests the models that the other half fits and
+        chooses, unless ``validation`` tests. Without data, synthetic inputs judge.
     labels : str, optional
         Name of the array of integer labels, one per sample, in the data.
     metric : str, optional
@@ -75,6 +77,10 @@ def optimize(
         top1 with labels, else agreement for class scores, else rel-error.
     max_drop : float
         Largest loss of the metric that is allowed; 1 means no limit.
+    confidence : float, optional
+        Confidence at which samples that nothing was chosen by have to show that the loss is within
+        ``max_drop``. By default it is 0.95, or the highest that so many samples can show of a model
+        without loss; 0.5 is about what comparing two numbers shows.
     target : {"latency", "macs", "params", "bytes"}, optional
         What to save. Latency, the default, puts back whatever is not measurably faster. With a
         fraction (``"macs=0.5"``) the result is the least damaging model within that share of the
@@ -108,6 +114,8 @@ def optimize(
     plan_out, report, json : path, optional
         Where to write the plan, for ``apply``; the report as a self-contained HTML page; and the
         report as JSON. If one of them can't be written, ``out`` isn't either.
+    frontier : path, optional
+        A new folder for the plans of all models that were judged.
     seed : int
         Seed of the random splits and of synthetic inputs.
     jobs : int, optional
@@ -143,8 +151,9 @@ def optimize(
     arguments.check_rank(rank, target, fraction)
     verification, allowed_drop = arguments.parse_verify(verify), arguments.parse_max_drop(max_drop)
     arguments.check_runs_whole(
-        verification, goal, fraction, labels, metric, data, validation, latency_table
+        verification, goal, fraction, labels, metric, confidence, data, validation, latency_table
     )
+    arguments.check_confidence(confidence, data, metric)
     left_out = arguments.parse_ingredients(without)
     arguments.check_jobs(jobs)
     options = Options(
@@ -154,6 +163,7 @@ def optimize(
         fraction=fraction,
         metric=metric,
         max_drop=allowed_drop,
+        confidence=confidence,
         include=include,
         exclude=exclude,
         machine=arguments.parse_machine(provider, threads, batch, seed),
@@ -175,7 +185,8 @@ def optimize(
     )
     options = replace(options, command=command_of(options, arguments.path_of(model), out))
     choose_passes(options.methods)
-    return optimize_to_files(model, out, (plan_out, report, json), options, progress or Silent())
+    names = OutputNames(plan_out, report, json, frontier)
+    return optimize_to_files(model, out, names, options, progress or Silent())
 
 
 def inspect(

@@ -87,6 +87,24 @@ def parse_max_drop(loss: float) -> float:
     return float("inf") if loss >= 1 else float(loss)
 
 
+def check_confidence(confidence: float | None, data: object, metric: str | None) -> None:
+    """Refuse a confidence that is none, or that nothing could be shown with.
+
+    Raises
+    ------
+    UsageError
+        If it isn't between 0 and 1, or there are neither samples nor a metric of the user's.
+    """
+    if confidence is None:
+        return
+    if not 0 < confidence < 1:
+        raise UsageError(f"--confidence {confidence} is none: give a number between 0 and 1")
+    if data is None and (metric is None or ":" not in metric):
+        raise UsageError(
+            f"--confidence {confidence:g} needs samples to show something on: name them with --data"
+        )
+
+
 def parse_ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
     """The ingredients that are left out.
 
@@ -174,6 +192,7 @@ def check_runs_whole(
     fraction: float | None,
     labels: str | None,
     metric: str | None,
+    confidence: float | None,
     data: str | Path | None,
     validation: str | Path | None,
     latency_table: str | Path | None,
@@ -193,6 +212,7 @@ def check_runs_whole(
         "--validation": validation if nothing_runs else None,
         "--labels": labels,
         "--metric": metric,
+        "--confidence": confidence,
         "--target latency": target if target == "latency" and nothing_runs else None,
         "--target with a fraction": fraction,
         "--latency-table": latency_table if nothing_runs else None,

@@ -107,7 +107,7 @@ def compare_models(
     session_b = open_after_trial(sources[1], machine, feed)
     _check_same_outputs(session_a, session_b, feed)
     with progress.stage("run both on all samples", None):
-        quality = Judge(session_a, feeding.validation, metric).judge(session_b)
+        quality = Judge(session_a, feeding.judging, metric).judge(session_b)
     with progress.stage("time both in turn", None):
         speed = compare_sessions(session_a, session_b, feed, limits)
     size_a, size_b = (_size(source, feed, machine) for source in sources)

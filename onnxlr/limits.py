@@ -19,6 +19,8 @@ class Limits:
         Candidates of each method for a layer.
     trials : int
         Sets of replacements that a search builds, saves and judges.
+    rungs : int
+        Models of the ladder that is tested, up to what the search came to.
     bolder_levels : int
         Further levels of loss that are tried with sequential correction.
     fit_samples, fit_samples_always : int
@@ -50,7 +52,8 @@ class Limits:
     timing_rounds: int = 21
     layer_seconds: float = 0.12
     ranks: int = 8
-    trials: int = 14
+    trials: int = 8
+    rungs: int = 7
     bolder_levels: int = 2
     fit_samples: int = 8192
     fit_samples_always: int = 1024

@@ -30,6 +30,8 @@ class Options:
     metric : str or None
     max_drop : float
         Infinity for no limit.
+    confidence : float or None
+        With which the limit is shown to hold; None for 95%, or the highest that the samples allow.
     include, exclude : str or None
     machine : Machine
     batch : int
@@ -62,6 +64,7 @@ class Options:
     fraction: float | None = None
     metric: str | None = None
     max_drop: float = 0.01
+    confidence: float | None = None
     include: str | None = None
     exclude: str | None = None
     machine: Machine = ONE_CPU_THREAD

@@ -1,10 +1,12 @@
 """The files that a run writes: checked before the long work begins, filled when it is done."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnxlr.arguments import FileName, Model, path_of
-from onnxlr.errors import UsageError
+from onnxlr.errors import OutputError, UsageError
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
 from onnxlr.model.load import Source, load
 from onnxlr.options import Options
@@ -13,13 +15,26 @@ from onnxlr.progress import Progress
 from onnxlr.report.html import write_page
 from onnxlr.report.report import json_text
 from onnxlr.report.svg import start_figures
-from onnxlr.system.files import path_exists
+from onnxlr.system.files import path_exists, write_failure
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """Where what tells of a run goes: the plan, the page, the JSON; None for what isn't written.
+
+    ``frontier`` is a new folder for the plans of all models that were judged.
+    """
+
+    plan: FileName | None = None
+    page: FileName | None = None
+    json: FileName | None = None
+    frontier: FileName | None = None
 
 
 def optimize_to_files(
     model: Model,
     out: FileName | None,
-    names: tuple[FileName | None, FileName | None, FileName | None],
+    names: OutputNames,
     options: Options,
     progress: Progress,
 ) -> Result:
@@ -29,8 +44,7 @@ def optimize_to_files(
     ----------
     model : path, bytes, ModelProto or Source
     out : path or None
-    names : tuple of (path or None)
-        Where the plan, the HTML report and the JSON report go; None for one that isn't written.
+    names : OutputNames
     options : Options
     progress : Progress
 
@@ -41,7 +55,9 @@ def optimize_to_files(
     """
     inputs = (options.data, options.validation, options.latency_table)
     path = model_destination(out, model, *inputs)
-    plan_path, page_path, json_path = (None if n is None else Path(n) for n in names)
+    plan_path, page_path, json_path, folder = (
+        None if n is None else Path(n) for n in (names.plan, names.page, names.json, names.frontier)
+    )
     paths = [p for p in (plan_path, page_path, json_path) if p is not None]
     for text_path in paths:
         check_destination(text_path, path_of(model), *inputs)
@@ -59,9 +75,38 @@ def optimize_to_files(
             contents[page_path] = write_page(result.report)
         if json_path is not None:
             contents[json_path] = json_text(result.report.to_dict())
+        if folder is not None:
+            points = result.report.frontier
+            contents |= {folder / p.file_name: p.plan.to_json() for p in points}
         return contents
 
-    return optimize(source, path, options, progress, texts)
+    with _new_folder(folder):
+        return optimize(source, path, options, progress, texts)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path | None) -> Iterator[None]:
+    """A folder with nothing in it, which goes again if nothing comes into it.
+
+    Raises
+    ------
+    OnnxlrError
+        If there is something already, or the folder can't be made.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"--frontier {folder}: the folder isn't empty, name a new one")
+    except OSError as error:
+        raise OutputError(write_failure(folder, error)) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it isn't empty
+            folder.rmdir()
 
 
 def model_destination(out: FileName | None, model: Model, *inputs: FileName | None) -> Path | None:

@@ -24,6 +24,7 @@ from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
 from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.ladder import build_ladder
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
@@ -40,6 +41,7 @@ from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import staged_texts, workspace, write_failure
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
+from onnxlr.verify.examination import Examination, examine
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
 
@@ -92,18 +94,21 @@ def optimize(
             *(resources.cache, resources.pool, progress),
         )
         table = _open_table(options, resources.cache)
+        examination = _examine(session, feeding, options, progress)
         evaluator = _evaluator(
-            *(prepared, calibrated, session, feeding, table),
+            *(prepared, calibrated, session, feeding, examination, table),
             *(working_name(source, out), options, resources, progress),
         )
         proposal = propose(evaluator, fits, table)
-        selection = settle(evaluator, proposal)
+        ladder = build_ladder(evaluator, proposal)
+        examiner = _open_examiner(examination, progress)
+        selection = settle(evaluator, proposal, ladder, examiner)
         built = _finish(evaluator, selection, table)
 
-        outcome = Outcome(evaluator, calibrated, fits, table, selection, built)
+        outcome = Outcome(evaluator, calibrated, fits, table, proposal, selection, built)
         result = Result(
             read_back(built.path, whole=out is None),
-            outcome.plan(),
+            outcome.plan,
             outcome.report(out, time.perf_counter() - started),
         )
         with staged_texts(texts(result)):
@@ -205,11 +210,34 @@ def _open_table(options: Options, cache: Cache) -> LatencyTable | None:
     return named_table(options.machine, path, measures=measures, limits=limits)
 
 
+def _examine(
+    session: Session | None, feeding: Feeding | None, options: Options, progress: Progress
+) -> Examination | None:
+    """Who judges models as a whole; None where nobody does."""
+    if options.verify != "full" or session is None or feeding is None:
+        return None
+    with progress.stage("run the original", None):
+        examination = examine(
+            session, feeding, options.metric, options.max_drop, options.confidence
+        )
+    progress.tell(examination.promise.scope())
+    return examination
+
+
+def _open_examiner(examination: Examination | None, progress: Progress) -> Judge | None:
+    """The judge of the samples that test, who comes in when the ladder is made."""
+    if examination is None:
+        return None
+    with progress.stage("run the original", None):
+        return examination.open_examiner()
+
+
 def _evaluator(
     prepared: Prepared,
     calibrated: Calibrated,
     session: Session | None,
     feeding: Feeding | None,
+    examination: Examination | None,
     table: LatencyTable | None,
     file_name: str,
     options: Options,
@@ -217,10 +245,7 @@ def _evaluator(
     progress: Progress,
 ) -> Evaluator:
     """What builds, judges and times variants of the model."""
-    judge = None
-    if options.verify == "full" and session is not None and feeding is not None:
-        with progress.stage("run the original", None):
-            judge = Judge(session, feeding.validation, options.metric)
+    judge = None if examination is None else examination.judge
     folder, pool, cache = resources.folder, resources.pool, resources.cache
     return Evaluator(
         prepared,
@@ -230,6 +255,8 @@ def _evaluator(
         session,
         feeding,
         judge,
+        calibrated.calibration,
+        None if examination is None else examination.promise,
         timed=judge is not None and options.measure and not (table and table.foreign),
         progress=progress,
     )

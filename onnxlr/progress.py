@@ -19,6 +19,9 @@ class Progress(Protocol):
         step, with a word on it.
         """
 
+    def tell(self, line: str) -> None:
+        """Say a line that stays when the work is done."""
+
 
 class Silent:
     """A display that shows nothing."""
@@ -31,3 +34,6 @@ class Silent:
     ) -> Iterator[Callable[[str], None]]:
         """Begin a stage; its steps are ignored."""
         yield lambda _: None
+
+    def tell(self, line: str) -> None:
+        """Say nothing."""

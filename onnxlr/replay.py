@@ -124,7 +124,8 @@ def _calibration_samples(
             f"the plan's factors were fitted to samples of {calibration.data}: {error}; name the "
             "samples with --data"
         ) from None
-    samples = samples.split(plan.seed)[0] if calibration.half else samples
+    if (count := calibration.count(len(samples))) < len(samples):
+        (samples,) = samples.in_parts(plan.seed, count)
     fitted = samples.take(calibration.samples)
     if fitted.digest() != calibration.digest:
         raise UsageError(

@@ -137,7 +137,7 @@ def _judge(subject: Subject) -> Judge:
     feeding = choose_feeding(
         source, session, data=subject.fitted, validation=subject.judged, labels=subject.labels
     )
-    return Judge(session, feeding.validation, subject.metric)
+    return Judge(session, feeding.judging, subject.metric)
 
 
 def _stored(path: Path) -> dict[str, int]:

@@ -45,6 +45,9 @@ class _Listener:
         self.status.update(f"{self.title}: {description}")
         yield step
 
+    def tell(self, line: str) -> None:
+        """The table says it too."""
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(

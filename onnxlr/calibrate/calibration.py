@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from onnxlr.prepare.samples import share_of
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -11,8 +13,9 @@ class Calibration:
     ----------
     data : str
         Path as it was given.
-    half : bool
-        Whether the first seeded half of it was taken, the other being judged on.
+    share : tuple of int
+        Numerator and denominator of the share of it that was taken, the first samples in a seeded
+        order; the others choose and test.
     digest : str
         SHA-256 of the samples that were taken.
     samples : int
@@ -29,10 +32,14 @@ class Calibration:
     """
 
     data: str
-    half: bool
+    share: tuple[int, int]
     digest: str
     samples: int
     batch: int = 1
     sequential: int = 0
     influence: bool = False
     layers: tuple[str, ...] = ()
+
+    def count(self, samples: int) -> int:
+        """How many of so many samples were taken."""
+        return share_of(samples, self.share)

@@ -72,12 +72,12 @@ def calibrate_layers(
     """
     # At their numerical ranks factors are exact: inputs could only bring rounding in.
     by_data = options.rank.kind != "exact" and "data" not in options.without
-    if feeding is None or feeding.calibration is None or not by_data:
+    if feeding is None or feeding.fit is None or not by_data:
         return uncalibrated(prepared)
-    samples = calibration_samples(prepared, feeding.calibration, options.limits)
+    samples = calibration_samples(prepared, feeding.fit, options.limits)
     calibration = Calibration(
         str(options.data),
-        feeding.half,
+        feeding.share,
         samples.digest(),
         len(samples),
         options.batch,

@@ -49,11 +49,11 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 @click.option(
     "--data",
     metavar="FILE",
-    help="Samples that factors are fitted to and that judge: a .npz with one array per input, a "
-    ".npy, or a folder of such files. Without them, synthetic inputs judge.",
+    help="Samples to fit factors to, to choose by and to test on: a .npz with one array per input, "
+    "a .npy, or a folder of such files. Without them, synthetic inputs judge.",
 )
 @click.option(
-    "--validation", metavar="FILE", help="Samples to judge on, in place of half of --data."
+    "--validation", metavar="FILE", help="Samples to test on, in place of half of --data."
 )
 @labels_flag
 @click.option(
@@ -67,6 +67,14 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
     default=0.01,
     show_default=True,
     help="Largest loss of the metric that is allowed; 1 means no limit.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    metavar="P",
+    help="Confidence at which samples that nothing was chosen by have to show that the loss is "
+    "within --max-drop [default: 0.95, or the highest that so many samples can show]. 0.5 is about "
+    "what comparing two numbers shows.",
 )
 @click.option(
     "--target",
@@ -131,6 +139,13 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
     metavar="FILE",
     callback=_no_dash,
     help="Write the report here as a self-contained HTML page.",
+)
+@click.option(
+    "--frontier",
+    metavar="DIR",
+    callback=_no_dash,
+    help="Write the plan of every model that was judged into this new folder: `onnxlr apply` makes "
+    "any of them.",
 )
 @json_flag
 @seed_flag

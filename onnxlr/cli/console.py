@@ -49,7 +49,7 @@ class ProgressBars:
             console=console,
             transient=True,
         )
-        self._on_terminal = console.is_terminal
+        self._console, self._on_terminal = console, console.is_terminal
 
     @contextmanager
     def stage(self, description: str, total: int | None) -> Iterator[Callable[[str], None]]:
@@ -67,6 +67,10 @@ class ProgressBars:
                 yield step
             finally:
                 self._bars.remove_task(task)
+
+    def tell(self, line: str) -> None:
+        """Print a line that stays on standard error."""
+        self._console.print(line, style="dim", markup=False, highlight=False)
 
 
 def open_console() -> Console:

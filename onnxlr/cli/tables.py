@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onnxlr.cli.frontier import show_frontier
 from onnxlr.comparison import Benchmark, ModelComparison
 from onnxlr.inspection import LayerInspection
 from onnxlr.methods.registry import InstalledPass
@@ -40,6 +41,8 @@ def show_report(console: Console, report: Report) -> None:
             row.reason,
             style=None if replaced else "dim",
         )
+    if report.claim:
+        console.print(f"{report.claim}\n", style="bold")
     console.print(table)
     console.print()
     _show_headline(
@@ -47,12 +50,14 @@ def show_report(console: Console, report: Report) -> None:
         report.input,
         report.output,
         report.quality,
+        report.loss_words,
         report.speed,
         report.theoretical_speedup,
         report.machine,
         report.batch,
     )
     console.print()
+    show_frontier(console, report.frontier, report.promise)
     console.print(
         f"{report.verdict} in {report.seconds:.1f} s; verified: {report.verified}", style="bold"
     )
@@ -67,6 +72,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         result.a,
         result.b,
         result.quality,
+        "",
         result.speed,
         result.theoretical_speedup,
         result.machine,
@@ -250,6 +256,7 @@ def _show_headline(
     before: Size,
     after: Size,
     quality: Quality | None,
+    loss: str,
     speed: Comparison | None,
     theoretical: float,
     machine: Machine,
@@ -265,7 +272,7 @@ def _show_headline(
             quality.metric,
             f"{quality.original:.4f}",
             f"{quality.optimized:.4f}",
-            _fidelity_words(quality.fidelity),
+            "; ".join(filter(None, (loss, _fidelity_words(quality.fidelity)))),
         )
     for name, a, b in (
         ("bytes", before.bytes, after.bytes),

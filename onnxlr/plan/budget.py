@@ -15,7 +15,6 @@ from onnxlr.plan.search import Chosen, choices_of, least_damaging
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.rewrite.builder import Built
 
 
 def within_budget(
@@ -49,7 +48,7 @@ def within_budget(
             if refined != chosen and _cost(evaluator, tradeoff, goal, total, refined) <= most:
                 chosen = refined
             evaluation = evaluator.improved(choices_of(chosen))
-            if (why := evaluator.why_outside_limit(evaluation.quality)) is not None:
+            if (why := evaluator.verdicts.why_ruled_out(evaluation.quality)) is not None:
                 raise BudgetError(f"{target} is outside the accuracy allowed: {why}")
             return chosen, evaluation
         # Names, nodes and biases take their share too; what this choice left free was theirs.
@@ -60,10 +59,10 @@ def within_budget(
 def _refined(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen, budget: float) -> Chosen:
     """The least damaging set near one that the budget leads to, measured on what judges."""
     feeding, limits = evaluator.feeding, evaluator.limits
-    if feeding is None or not isinstance(feeding.validation, Samples):
+    if feeding is None or not isinstance(feeding.choose, Samples):
         return chosen
     samples = 0
-    seconds = len(feeding.validation) * sample_seconds(evaluator.prepared)
+    seconds = len(feeding.choose) * sample_seconds(evaluator.prepared)
     if evaluator.can_correct(choices_of(chosen)):
         some = min(evaluator.correction_samples, limits.refined_samples)
         longer = seconds + evaluator.correction_seconds(some)
@@ -116,14 +115,11 @@ def _cost(
         return total - sum(_saved_ms(tradeoff, name, item) for name, item in chosen.items())
     if goal == "macs":
         return total - saved_macs(evaluator.prepared, chosen)
-    built = _build(evaluator, chosen)
+    variant = evaluator.factorizer.variant(choices_of(chosen))
     if goal == "latency":
-        return total / evaluator.compare(built).speedup
+        return total / evaluator.compare(variant).speedup
+    built = evaluator.builder.build(variant)
     return built.nbytes if goal == "bytes" else built.params
-
-
-def _build(evaluator: Evaluator, chosen: Chosen) -> Built:
-    return evaluator.builder.build(evaluator.factorizer.variant(choices_of(chosen)))
 
 
 def _saved_ms(tradeoff: Tradeoff, name: str, item: Candidate) -> float:

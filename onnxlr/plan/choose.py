@@ -1,6 +1,6 @@
 """Choosing a method and a rank for every layer: as named, within a budget, or boldly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from onnxlr.candidates.candidate import Candidate
 from onnxlr.candidates.fits import Fits
 from onnxlr.errors import ModelError
 from onnxlr.plan.budget import within_budget
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.named import as_named
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Boldest, Chosen, Trials, boldest, choices_of
@@ -23,10 +23,11 @@ from onnxlr.verify.latency_table import LatencyTable
 
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
+_MILDER_STEPS = (1, 2, 3, 5, 7, 10)  # levels below the one that the search comes to, in the ladder
 
 
 def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Proposal:
-    """The boldest set of replacements that the accuracy limit allows on the saved file.
+    """A set of replacements that the samples that choose find within the limit, and its neighbours.
 
     Parameters
     ----------
@@ -44,7 +45,13 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
     if options.rank.kind != "auto" or evaluator.judge is None:
         named = as_named(evaluator.prepared, options, fits, table)
         searched = _searched(evaluator, [lambda: named.chosen])
-        return replace(named, chosen=searched.chosen, reasons={**named.reasons, **searched.refused})
+        return replace(
+            named,
+            chosen=searched.chosen or (named.chosen if evaluator.verdicts.is_tested else {}),
+            reasons={**named.reasons, **searched.refused},
+            milder=_nested(searched.chosen or named.chosen),
+            bolder=(named.chosen,),
+        )
     assert table is not None
     tradeoff = _weighed(evaluator, fits, evaluator.judge, table)
     reasons = dict(fits.reasons)
@@ -60,14 +67,23 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
     if options.fraction is not None:
         chosen, evaluation = within_budget(evaluator, tradeoff, options.fraction)
         return replace(weighed, chosen=chosen, evaluation=evaluation)
-    searched = _searched(evaluator, [partial(_cheapest, tradeoff, loss) for loss in LOSSES])
-    bolder, evaluated = _bolder(evaluator, tradeoff, searched.chosen)
+    levels = [partial(_cheapest, tradeoff, loss) for loss in LOSSES]
+    searched = _searched(evaluator, levels)
+    chosen, level = searched.chosen, searched.level
+    if not chosen and evaluator.verdicts.is_tested:  # by chance, where samples are few
+        level = next((i for i, mild in enumerate(levels) if mild()), len(levels))
+        chosen = levels[level]() if level < len(levels) else {}
+    bolder = [more for item in levels if _saved(more := item()) > _saved(chosen)]
     return replace(
-        weighed, chosen=bolder, reasons={**reasons, **searched.refused}, evaluation=evaluated
+        weighed,
+        chosen=chosen,
+        reasons={**reasons, **searched.refused},
+        milder=tuple(levels[level - step]() for step in _MILDER_STEPS if level >= step),
+        bolder=tuple(bolder[: evaluator.limits.bolder_levels]),
     )
 
 
-def _searched(evaluator: Evaluator, levels: list[Callable[[], Chosen]]) -> Boldest:
+def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> Boldest:
     """The boldest acceptable set among some levels, each trial shown."""
     with evaluator.progress.stage("choose and verify", None) as step:
 
@@ -82,33 +98,27 @@ def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | Non
     """Why a set is not acceptable; None if it is."""
     try:
         variant = evaluator.factorizer.variant(choices_of(chosen))
-        too_large = evaluator.too_large(evaluator.builder.build(variant))
-        if too_large is not None or evaluator.judge is None:
-            return too_large
-        return evaluator.why_outside_limit(evaluator.evaluate(variant).quality)
+        if evaluator.judge is None:
+            return evaluator.verdicts.too_large(evaluator.builder.build(variant).nbytes)
+        evaluation = evaluator.evaluate(variant)
+        too_large = evaluator.verdicts.too_large(evaluation.nbytes)
+        return too_large or evaluator.verdicts.why_unlikely(evaluation.quality)
     except ModelError as error:
         return str(error)
 
 
-def _bolder(
-    evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen
-) -> tuple[Chosen, Evaluation | None]:
-    """Further levels of loss that only sequential correction brings within the limit."""
-    if not evaluator.can_correct(choices_of(chosen)):
-        return chosen, None
-    saved, tried, evaluation = sum(c.saved for c in chosen.values()), 0, None
-    for loss in LOSSES:
-        more = _cheapest(tradeoff, loss)
-        if sum(c.saved for c in more.values()) <= saved or more == chosen:
-            continue
-        if tried == evaluator.limits.bolder_levels:
-            break
-        attempt = evaluator.improved(choices_of(more))
-        if evaluator.why_outside_limit(attempt.quality) is not None:
-            break
-        tried, chosen, evaluation = tried + 1, more, attempt
-        saved = sum(c.saved for c in more.values())
-    return chosen, evaluation
+def _saved(chosen: Chosen) -> int:
+    """What a set saves, counted."""
+    return sum(item.saved for item in chosen.values())
+
+
+def _nested(chosen: Chosen) -> tuple[Chosen, ...]:
+    """Ever smaller parts of a set, each half as large, of the layers with the least errors."""
+    names, parts = sorted(chosen, key=lambda name: chosen[name].error), []
+    while len(names) > 1:
+        names = names[: len(names) // 2]
+        parts.append({name: chosen[name] for name in names})
+    return tuple(parts)
 
 
 def _cheapest(tradeoff: Tradeoff, loss: float) -> Chosen:
@@ -122,7 +132,7 @@ def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable
     assert session is not None
     assert feeding is not None
     options, prepared, limits = evaluator.options, evaluator.prepared, evaluator.limits
-    probing, probes, samples = judge, FEW_PROBES, feeding.calibration
+    probing, probes, samples = judge, FEW_PROBES, feeding.fit
     origin: list[object] = [prepared.source.digest, prepared.input_shapes]
     if samples is not None:
         affordable = int(limits.probe_seconds / sample_seconds(prepared))
@@ -140,7 +150,7 @@ def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable
         options.latency_vetoes,
         limits.ranks,
         () if "sensitivity" in options.without else probes,
-        evaluator.by_classes,
+        evaluator.verdicts.by_classes,
     )
     return weigh(
         fits.layers(prepared.layers),

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxlr.calibrate.budget import calibration_samples, sample_seconds
+from onnxlr.calibrate.calibration import Calibration
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.model.graph import all_graphs
 from onnxlr.options import Options
+from onnxlr.plan.verdicts import Verdicts
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
@@ -23,17 +25,43 @@ from onnxlr.system.trial import Trial
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, compare_sessions, time_session
+from onnxlr.verify.promise import Promise
 
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
 _TIMED_ONCE_MORE = 3  # times as long, where a comparison is undecided
 
+_Key = tuple[frozenset[tuple[str, Choice]], int]  # of a variant without its factors
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A variant with its quality, measured on the saved file."""
+    """A variant with its quality, measured on the saved file, and the bytes of that."""
 
     variant: Variant
     quality: Quality
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is remembered of a variant that was judged: its factors are too large for that.
+
+    Attributes
+    ----------
+    choices : mapping of str to Choice
+        By layer name.
+    sequential : int
+        As in ``Variant``.
+    quality : Quality
+        On the samples that choose.
+    nbytes : int
+        Of the file.
+    """
+
+    choices: Mapping[str, Choice]
+    sequential: int
+    quality: Quality
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,11 @@ class Evaluator:
     session, feeding : Session and Feeding, or None
         The original in the runtime and what it is run on; None where nothing is run whole.
     judge : Judge or None
-        None where the model isn't judged as a whole.
+        Of the samples that choose; None where the model isn't judged as a whole.
+    calibration : Calibration or None
+        The samples that factors are fitted to; None where they are fitted to the weights alone.
+    promise : Promise or None
+        What has to be shown of the loss in the end, on other samples; None without a judge.
     timed : bool
         Whether whole models are timed: not for another machine.
     progress : Progress
@@ -62,9 +94,12 @@ class Evaluator:
     session: Session | None
     feeding: Feeding | None
     judge: Judge | None
+    calibration: Calibration | None
+    promise: Promise | None
     timed: bool
     progress: Progress
-    _judgements: list[Quality] = field(default_factory=list)
+    _judged: list[Judged] = field(default_factory=list)
+    _speeds: dict[_Key, Comparison] = field(default_factory=dict)
     _tried: list[Built] = field(default_factory=list)  # the latest that ran in the child process
 
     @property
@@ -73,9 +108,13 @@ class Evaluator:
         return self.options.limits
 
     @property
-    def judgements(self) -> int:
-        """How many files were built, saved and judged so far."""
-        return len(self._judgements)
+    def judged(self) -> tuple[Judged, ...]:
+        """All that was built, saved and judged so far."""
+        return tuple(self._judged)
+
+    def speed_of(self, choices: Mapping[str, Choice], sequential: int) -> Comparison | None:
+        """How a variant compared with the original; None where it wasn't timed."""
+        return self._speeds.get(_key(choices, sequential))
 
     def evaluate(self, variant: Variant) -> Evaluation:
         """Build, save and judge a variant.
@@ -86,9 +125,21 @@ class Evaluator:
             If the runtime refuses it, or goes down with it.
         """
         assert self.judge is not None
-        quality = self.judge.judge(self._open(self.builder.build(variant)))
-        self._judgements.append(quality)
-        return Evaluation(variant, quality)
+        key = _key(variant.choices, variant.sequential)
+        for item in self._judged:
+            if _key(item.choices, item.sequential) == key:  # its bytes are the same
+                return Evaluation(variant, item.quality, item.nbytes)
+        built = self.builder.build(variant)
+        quality = self.judge.judge(self.open(built))
+        self._judged.append(Judged(variant.choices, variant.sequential, quality, built.nbytes))
+        return Evaluation(variant, quality, built.nbytes)
+
+    def variant(self, choices: Mapping[str, Choice], sequential: int) -> Variant:
+        """The variant of some choices, corrected in sequence on so many samples."""
+        plain = self.factorizer.variant(choices)
+        if not sequential or len(choices) < 2:
+            return plain
+        return self._corrected(plain, sequential, self.progress)
 
     def improved(self, choices: Mapping[str, Choice]) -> Evaluation:
         """The better of two variants of these choices: as fitted, or corrected in sequence.
@@ -105,8 +156,8 @@ class Evaluator:
         except CrashError:
             return plain
         fits = (
-            self.why_outside_limit(corrected.quality) is None
-            or self.why_outside_limit(plain.quality) is not None
+            self.verdicts.why_ruled_out(corrected.quality) is None
+            or self.verdicts.why_ruled_out(plain.quality) is not None
         )
         closer = corrected.quality.fidelity.rel_error < plain.quality.fidelity.rel_error
         return corrected if fits and closer else plain
@@ -125,7 +176,9 @@ class Evaluator:
         except ModelError:
             return math.inf
         damage = quality.drop + (
-            quality.fidelity.divergence or 0.0 if self.by_classes else quality.fidelity.rel_error
+            quality.fidelity.divergence or 0.0
+            if self.verdicts.by_classes
+            else quality.fidelity.rel_error
         )
         return damage if math.isfinite(damage) else math.inf
 
@@ -133,8 +186,8 @@ class Evaluator:
         self, plain: Variant, samples: int, progress: Progress, *, glance: bool = False
     ) -> Variant:
         assert self.feeding is not None
-        assert self.feeding.calibration is not None
-        fitted = calibration_samples(self.prepared, self.feeding.calibration, self.limits)
+        assert self.feeding.fit is not None
+        fitted = calibration_samples(self.prepared, self.feeding.fit, self.limits)
         corrected = correct(
             self.prepared,
             plain,
@@ -153,7 +206,7 @@ class Evaluator:
     @cached_property
     def correction_samples(self) -> int:
         """How many samples sequential correction has time for; 0 where it isn't tried."""
-        samples = self.feeding.calibration if self.feeding is not None else None
+        samples = self.feeding.fit if self.feeding is not None else None
         if samples is None or not self._may_correct or self.too_many_layers:
             return 0
         affordable = int(self.limits.sequence_seconds / self._running_seconds)
@@ -190,20 +243,21 @@ class Evaluator:
         assert self.feeding is not None
         return time_session(self.session, self.feeding.first_feed, self.limits).median_ms
 
-    def compare(self, built: Built | None) -> Comparison:
-        """The original and a built model in turn; without one the original beside itself."""
+    def compare(self, variant: Variant) -> Comparison:
+        """The original and the file of a variant in turn; the same again where it is empty."""
         assert self.session is not None
         assert self.feeding is not None
         feed, limits = self.feeding.first_feed, self.limits
-        candidate = self.session if built is None else self._open(built)
+        candidate = self.open(self.builder.build(variant)) if variant.choices else self.session
         speed = compare_sessions(self.session, candidate, feed, limits)
-        if built is not None and speed.verdict == "within noise" and speed.speedup > 1:
+        if variant.choices and speed.verdict == "within noise" and speed.speedup > 1:
             longer = replace(limits, timing_seconds=_TIMED_ONCE_MORE * limits.timing_seconds)
             with self.progress.stage("time it once more", None):
-                return compare_sessions(self.session, candidate, feed, longer)
+                speed = compare_sessions(self.session, candidate, feed, longer)
+        self._speeds[_key(variant.choices, variant.sequential)] = speed
         return speed
 
-    def _open(self, built: Built) -> Session:
+    def open(self, built: Built) -> Session:
         """A built model in the runtime, once it has been seen to run in the child process."""
         machine, label = self.options.machine, "the optimized model"
         if self.feeding is not None and not any(built is tried for tried in self._tried):
@@ -212,44 +266,14 @@ class Evaluator:
             self._tried[:] = [built]
         return Session(built.path, machine, label)
 
-    def too_large(self, built: Built) -> str | None:
-        """Why a file is larger than allowed, which is as large as the original."""
-        limit = self.prepared.source.nbytes
-        if built.nbytes <= limit:
-            return None
-        return f"the file would grow from {limit:,} to {built.nbytes:,} bytes"
-
-    def why_outside_limit(self, quality: Quality) -> str | None:
-        """Why a quality is outside the limit; None if it is within."""
-        limit = self.options.max_drop
-        if self.judge is not None and self.judge.sees_nothing:
-            return "the original gives nothing but NaN and infinities on the inputs that judge"
-        if not math.isfinite(quality.fidelity.rel_error):
-            return "an output would differ in shape or in where it is finite"
-        # The tolerance is for the last bit of a difference of two shares, no more.
-        if quality.drop > limit + 1e-12:
-            direction = "rise to" if quality.metric == "rel-error" else "drop by"
-            return f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is {limit:g}"
-        if self.guarded and quality.fidelity.rel_error > limit:
-            return (
-                f"rel-error would rise to {quality.fidelity.rel_error:.4g}, the limit is {limit:g} "
-                "(agreement alone says little here)"
-            )
-        return None
-
-    @property
-    def by_classes(self) -> bool:
-        """Whether class probabilities count, not the outputs' numbers: what a metric looks at."""
-        judge = self.judge
-        return (
-            judge is not None
-            and judge.has_class_vector
-            and judge.metric in ("top1", "agreement")
-            and not self.guarded
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """What is said of a quality."""
+        named = self.options.metric is not None
+        return Verdicts(
+            self.judge, self.promise, self.options.max_drop, named, self.prepared.source.nbytes
         )
 
-    @property
-    def guarded(self) -> bool:
-        """Whether the outputs themselves are held to the limit: the default metric is blind."""
-        judge = self.judge
-        return judge is not None and self.options.metric is None and judge.default_is_blind
+
+def _key(choices: Mapping[str, Choice], sequential: int) -> _Key:
+    return frozenset(choices.items()), sequential

@@ -193,7 +193,13 @@ def _decision(row: Mapping[str, Any]) -> Decision:
 
 
 def _calibration(fields: Mapping[str, Any]) -> Calibration:
-    calibration = Calibration(**fields)
+    fields = dict(fields)
+    if "half" in fields:  # plans that were written before the data had three parts
+        fields["share"] = (1, 2) if fields.pop("half") else (1, 1)
+    calibration = Calibration(**{**fields, "share": tuple(fields["share"])})
+    share = calibration.share
+    if len(share) != 2 or not all(type(n) is int for n in share) or not 0 < share[0] <= share[1]:
+        raise TypeError(f"the calibration took {share!r} of the samples")
     named = isinstance(calibration.data, str) and isinstance(calibration.digest, str)
     if not named or type(calibration.samples) is not int or calibration.samples < 1:
         raise TypeError("the calibration names no samples")
@@ -227,12 +233,15 @@ def use(
     layer: Layer,
     item: Candidate,
     reason: str,
-    error: float,
+    error: float | None,
     output_error: float | None = None,
     timed: LayerTime | None = None,
     alternatives: tuple[Alternative, ...] = (),
 ) -> Decision:
-    """The decision to replace a layer; the error is that of the factors as they are stored."""
+    """The decision to replace a layer.
+
+    The error is that of the factors as they are stored; None where it wasn't looked at.
+    """
     return Decision(
         layer.name,
         layer.op,

@@ -26,6 +26,8 @@ class Proposal:
         By layer name, of what was timed.
     alternatives : mapping of str to tuple of Alternative
         By layer name, all that was weighed.
+    milder, bolder : tuple of dict
+        Sets of candidates that are predicted to lose less, the nearest first, and more.
     evaluation : Evaluation or None
         Of the chosen set as a whole, corrected in sequence where that helps; None where the search
         didn't need it.
@@ -35,6 +37,8 @@ class Proposal:
     reasons: Mapping[str, str]
     times: Mapping[str, Mapping[Choice, LayerTime]] = field(default_factory=dict)
     alternatives: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
+    milder: tuple[Chosen, ...] = ()
+    bolder: tuple[Chosen, ...] = ()
     evaluation: Evaluation | None = None
 
     def time(self, layer: Layer, item: Candidate) -> LayerTime | None:

@@ -56,13 +56,13 @@ class Boldest:
     chosen : dict of str to Candidate
     refused : dict of str to str
         For each layer that a level would have replaced, and that isn't replaced: why.
-    highest : int
-        The highest level that was looked at.
+    level : int
+        The highest level that is accepted as a whole; -1 if none is.
     """
 
     chosen: Chosen
     refused: dict[str, str]
-    highest: int
+    level: int
 
 
 def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
@@ -103,7 +103,7 @@ def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
         bolder.sort(key=lambda item: -item[1].saved)
         _add(chosen, bolder, trials, stuck)
     refused = {n: why for n, why in stuck.items() if n not in chosen}
-    return Boldest(chosen, refused, max(sets, default=-1))
+    return Boldest(chosen, refused, low)
 
 
 def least_damaging(

@@ -1,22 +1,33 @@
-"""The proposed set measured once more on the saved file, and put back until it pays."""
+"""The ladder of models tested from the mild end on, and the last that holds what was promised."""
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxlr.errors import BudgetError
+from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.ladder import Ladder, Rung, why_too_slow
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen, choices_of
 from onnxlr.prepare.samples import Samples
 from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison
 from onnxlr.verify.layer_latency import LayerTime
 from onnxlr.verify.layers_alone import check_layers, worst
 
 _CHECKED_FEEDS = 4  # that layers are compared alone on
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The first model that didn't hold what was promised: what it lost on the samples that test."""
+
+    rung: Rung
+    quality: Quality
+    why: str
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,16 @@ class Selection:
     variant : Variant
         The chosen set with its factors.
     quality : Quality or None
-        Measured on the saved file, or layer by layer; None where nothing was judged.
+        Measured on the saved file, on the samples that test, or layer by layer; None where nothing
+        was judged.
     speed : Comparison or None
         The original and the saved file in turn; None where nothing was timed.
     alternatives : mapping of str to tuple of Alternative
         By layer name, all that was weighed.
     times : mapping of str to LayerTime
         Of the chosen replacements that were timed, each alone.
+    refused : Refused or None
+        The next bolder model, if it was tested and not handed over.
     """
 
     chosen: Chosen
@@ -48,67 +62,92 @@ class Selection:
     speed: Comparison | None
     alternatives: Mapping[str, tuple[Alternative, ...]]
     times: Mapping[str, LayerTime]
+    refused: Refused | None = None
 
 
-def settle(evaluator: Evaluator, proposal: Proposal) -> Selection:
-    """Measure the saved file of a proposal once more; put back layers until it pays, or all.
+def settle(
+    evaluator: Evaluator, proposal: Proposal, ladder: Ladder, examiner: Judge | None
+) -> Selection:
+    """The boldest model of a ladder that holds what was promised, or the original.
+
+    Models are tested from the mild end on, and the first that fails ends it (fixed-sequence
+    testing: Angelopoulos et al. 2021, arXiv 2110.01052): so the confidence is the promised one for
+    all of them together. Of those that hold it, the boldest that is faster is handed over.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    proposal : Proposal
+    ladder : Ladder
+        Made without the samples that test.
+    examiner : Judge or None
+        Of the samples that test; None where there are none, and those that choose decide.
 
     Raises
     ------
     BudgetError
-        If a budget was asked for, and what meets it is outside the limit.
+        If a budget was asked for, and what meets it doesn't hold the promise.
     """
     if evaluator.options.verify == "layers":
         return _settle_alone(evaluator, proposal)
-    if evaluator.judge is None or evaluator.session is None:
+    judge = evaluator.judge
+    if judge is None or evaluator.session is None:
         return _selection(evaluator, proposal, proposal.chosen, None, None)
-    chosen, evaluation = proposal.chosen, proposal.evaluation
-    put_back: dict[str, str] = {}
-    while chosen:
-        if evaluation is None:
-            evaluation = evaluator.improved(choices_of(chosen))
-        built = evaluator.builder.build(evaluation.variant)
-        why = evaluator.too_large(built) or evaluator.why_outside_limit(evaluation.quality)
-        if why is not None and evaluator.options.fraction is not None:
-            raise BudgetError(f"the budget can't be met: {why}")
-        speed = None
-        if why is None and evaluator.timed:
-            with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
-                speed = evaluator.compare(built)
-            why = _too_slow(evaluator, chosen, speed)
+    holding, refused = _tested(evaluator, ladder, examiner)
+    reasons = dict(ladder.reasons)
+    if refused is not None:
+        if evaluator.options.fraction is not None:
+            raise BudgetError(f"the budget can't be met: {refused.why}")
+        reasons |= dict.fromkeys(refused.rung.chosen, f"put back: {refused.why}")
+    for rung, quality in reversed(holding):
+        speed, why = None, None
+        if evaluator.timed:
+            with evaluator.progress.stage(f"time {len(rung.chosen)} replaced layers", None):
+                speed = evaluator.speed_of(rung.variant.choices, rung.variant.sequential)
+                speed = speed or evaluator.compare(rung.variant)
+            why = why_too_slow(evaluator, rung.chosen, speed)
         if why is None:
             return _selection(
-                evaluator, proposal, chosen, evaluation.quality, speed, put_back, evaluation.variant
+                *(evaluator, proposal, rung.chosen, quality, speed),
+                *(reasons, rung.variant, refused),
             )
-        items = chosen
-        ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
-        half = len(ranked) // 2
-        put_back |= dict.fromkeys(ranked[half:], f"put back: {why}")
-        chosen, evaluation = {name: items[name] for name in ranked[:half]}, None
+        reasons |= dict.fromkeys(rung.chosen, f"put back: {why}")
     with evaluator.progress.stage("verify", None):
-        quality = evaluator.judge.judge(evaluator.session)
-        speed = evaluator.compare(None) if evaluator.timed else None
-    return _selection(evaluator, proposal, {}, quality, speed, put_back)
+        quality = (examiner or judge).judge(evaluator.session)
+        empty = evaluator.factorizer.variant({})
+        speed = evaluator.compare(empty) if evaluator.timed else None
+    return _selection(evaluator, proposal, {}, quality, speed, reasons, refused=refused)
 
 
-def _too_slow(evaluator: Evaluator, chosen: Chosen, speed: Comparison) -> str | None:
-    """Why latency vetoes a set, if it may."""
-    # What only makes the file smaller has to be no slower, the rest has to be faster.
-    stored = any(c.choice.graph_pass.at_load for c in chosen.values())
-    enough = ("faster", "within noise") if stored else ("faster",)
-    if not evaluator.options.latency_vetoes or speed.verdict in enough:
-        return None
-    return (
-        f"the whole model is {'slower' if stored else 'not measurably faster'} with it "
-        f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
-    )
+def _tested(
+    evaluator: Evaluator, ladder: Ladder, examiner: Judge | None
+) -> tuple[list[tuple[Rung, Quality]], Refused | None]:
+    """The models that hold the promise, from the mild end on, and the first that doesn't."""
+    holding: list[tuple[Rung, Quality]] = []
+    with evaluator.progress.stage("test", len(ladder.rungs)) as step:
+        for rung in ladder.rungs:
+            step(f"{len(rung.chosen)} replaced layers")
+            quality = rung.quality
+            if examiner is not None:
+                try:
+                    built = evaluator.builder.build(rung.variant)
+                    quality = examiner.judge(evaluator.open(built))
+                except ModelError as error:
+                    return holding, Refused(rung, quality, str(error))
+            why = evaluator.verdicts.why_outside_limit(quality) or evaluator.verdicts.why_not_shown(
+                quality
+            )
+            if why is not None:
+                return holding, Refused(rung, quality, why)
+            holding.append((rung, quality))
+    return holding, None
 
 
 def _settle_alone(evaluator: Evaluator, proposal: Proposal) -> Selection:
     """Put back every layer that alone is outside the limit."""
     feeding, feeds = evaluator.feeding, []
-    if feeding is not None and isinstance(feeding.validation, Samples):
-        samples = feeding.validation.take(_CHECKED_FEEDS * feeding.validation.batch)
+    if feeding is not None and isinstance(feeding.judging, Samples):
+        samples = feeding.judging.take(_CHECKED_FEEDS * feeding.judging.batch)
         feeds = [feed for feed, _, _ in itertools.islice(samples.batches(), _CHECKED_FEEDS)]
     qualities, crashed = check_layers(
         evaluator.prepared,
@@ -120,7 +159,7 @@ def _settle_alone(evaluator: Evaluator, proposal: Proposal) -> Selection:
     put_back = {name: f"put back: {why}" for name, why in crashed.items()}
     passed = {}
     for name, quality in qualities.items():
-        if (why := evaluator.why_outside_limit(quality)) is None:
+        if (why := evaluator.verdicts.why_outside_limit(quality)) is None:
             passed[name] = quality
         else:
             put_back[name] = f"put back: {why}"
@@ -136,6 +175,7 @@ def _selection(
     speed: Comparison | None,
     put_back: Mapping[str, str] | None = None,
     variant: Variant | None = None,
+    refused: Refused | None = None,
 ) -> Selection:
     layers = evaluator.prepared.layers
     reasons = {**proposal.reasons, **(put_back or {})}
@@ -156,4 +196,5 @@ def _selection(
             if layer.name in chosen
             and (time := proposal.time(layer, chosen[layer.name])) is not None
         },
+        refused,
     )

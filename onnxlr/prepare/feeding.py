@@ -9,13 +9,16 @@ from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.prepare.inputs import input_specs, parse_shapes
 from onnxlr.prepare.opening import open_session, open_trial
-from onnxlr.prepare.samples import Samples, load_samples
+from onnxlr.prepare.samples import Samples, load_samples, share_of
 from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feeds
 from onnxlr.system.deadline import trials_enabled
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.system.trial import Trial
 
 SYNTHETIC_SAMPLES = 8
+# Of the samples that factors are fitted to: one half of the data tests, and the rest chooses.
+SHARE = (1, 3)
+SHARE_BESIDE_VALIDATION = (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,22 +29,35 @@ class Feeding:
     ----------
     first_feed : feed
         The feed that latency is measured on, and that shapes are inferred for.
-    validation : Samples or list of feeds
-        What quality is measured on: the user's validation samples, or synthetic feeds.
-    description : str
-        What quality is measured on, in words for the report.
-    calibration : Samples or None
-        What factors are fitted to and sensitivities are measured on; none of the validation
-        samples is among them.
-    half : bool
-        Whether calibration and validation are the two halves of the same samples.
+    choose : Samples or list of feeds
+        What models are compared on while one of them is chosen: samples of the user's, or synthetic
+        feeds.
+    fit : Samples or None
+        What factors are fitted to and sensitivities are measured on.
+    test : Samples or None
+        What the chosen model is tested on, and what nothing that chooses has looked at; None where
+        there are no samples, or only one.
+    share : tuple of int
+        Numerator and denominator of the share of the user's samples that ``fit`` is.
     """
 
     first_feed: Feed
-    validation: Samples | Sequence[Feed]
-    description: str
-    calibration: Samples | None = None
-    half: bool = True
+    choose: Samples | Sequence[Feed]
+    fit: Samples | None = None
+    test: Samples | None = None
+    share: tuple[int, int] = (1, 1)
+
+    @property
+    def judging(self) -> Samples | Sequence[Feed]:
+        """What has the last word: the test samples, else those that choose, or synthetic feeds."""
+        return self.choose if self.test is None else self.test
+
+    @property
+    def description(self) -> str:
+        """What has the last word, in words."""
+        if not isinstance(self.judging, Samples):
+            return "synthetic inputs: give --data for a verdict on real ones"
+        return f"{len(self.judging)} samples of {self.judging.label}"
 
 
 def choose_feeding(
@@ -63,7 +79,7 @@ def choose_feeding(
     session : Session or Trial
         The model, opened: it runs synthetic inputs of several sizes until one works.
     data, validation : path or None
-        Samples to calibrate on and to validate on; data without validation is split in halves.
+        Samples to fit and choose on, and to test on. Without validation one half of the data tests.
     labels : str or None
         Name of the array of labels.
     shapes : sequence of str
@@ -89,17 +105,26 @@ def choose_feeding(
         sizes, level = find_runnable_shapes(source.model, session, fixed_shapes, batch, seed)
         first = synthetic_feeds(source.model, sizes, level, seed, 1)[0]
         feeds = synthetic_feeds(source.model, sizes, level, seed, SYNTHETIC_SAMPLES)
-        return Feeding(first, feeds, "synthetic inputs: give --data for a verdict on real ones")
+        return Feeding(first, feeds)
     if fixed_shapes:
         raise UsageError("--shape and --data exclude each other: the samples have shapes")
     samples = load_samples(data, specs, labels, labels_optional=validation is not None)
     if validation is not None:
-        calibration, others = samples, load_samples(validation, specs, labels)
+        test = load_samples(validation, specs, labels)
+        count = share_of(len(samples), SHARE_BESIDE_VALIDATION)
+        fit, choose = samples.in_parts(seed, count, len(samples) - count)
+        share = SHARE_BESIDE_VALIDATION
     else:
-        calibration, others = samples.split(seed)
-    first = first_feed(calibration, batch)
-    description = f"{len(others)} samples of {others.label}"
-    return Feeding(first, others, description, calibration, validation is None)
+        count, half = share_of(len(samples), SHARE), len(samples) // 2
+        fit, choose, test = samples.in_parts(seed, count, max(half - count, 0), len(samples) - half)
+        share = SHARE
+    return Feeding(
+        first_feed(fit, batch),
+        choose if len(choose) else fit,  # of three samples or fewer
+        fit,
+        test if len(samples) > 1 or validation is not None else None,
+        share,
+    )
 
 
 def first_feed(samples: Samples, batch: int) -> Feed:

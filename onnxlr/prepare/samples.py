@@ -47,12 +47,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.index)
 
-    def split(self, seed: int) -> tuple["Samples", "Samples"]:
-        """Two seeded halves, to calibrate and to validate on; a single sample serves as both."""
+    def in_parts(self, seed: int, *counts: int) -> tuple["Samples", ...]:
+        """Parts of these sizes, which have no sample in common, in a seeded order."""
         order = np.random.default_rng(seed).permutation(self.index)
-        half = len(order) // 2
-        first, second = (order[:half], order[half:]) if half else (order, order)
-        return self._with(np.sort(first)), self._with(np.sort(second))
+        ends = np.cumsum(counts)
+        return tuple(self._with(np.sort(part)) for part in np.split(order[: ends[-1]], ends[:-1]))
 
     def take(self, count: int) -> "Samples":
         """At most this many of the samples, evenly spread."""
@@ -136,6 +135,11 @@ class Samples:
             whole = self.parts[part[0]][spec.name].ndim == len(spec.dims) + 1
             feed[spec.name] = np.asarray(arrays[0] if whole else np.stack(arrays), order="C")
         return feed
+
+
+def share_of(samples: int, share: tuple[int, int]) -> int:
+    """How many samples a share of them is, at least one; its numerator and denominator."""
+    return max(1, samples * share[0] // share[1])
 
 
 def load_samples(

@@ -21,11 +21,14 @@ from onnxlr.model.place import unused_data_files
 from onnxlr.options import Options
 from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.frontier import Point, frontier
 from onnxlr.plan.plan import Decision, Plan, keep, use
+from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import Selection
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
-from onnxlr.report.report import Circumstances, LayerSpectrum, Report, Size
+from onnxlr.prepare.samples import Samples
+from onnxlr.report.report import Circumstances, LayerSpectrum, Part, Report, Size
 from onnxlr.rewrite.builder import Built
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import path_exists
@@ -48,6 +51,7 @@ class Outcome:
     fits : Fits
     table : LatencyTable or None
         None where nothing was run.
+    proposal : Proposal
     selection : Selection
     built : Built
         The file that is handed over.
@@ -57,6 +61,7 @@ class Outcome:
     calibrated: Calibrated
     fits: Fits
     table: LatencyTable | None
+    proposal: Proposal
     selection: Selection
     built: Built
 
@@ -97,6 +102,12 @@ class Outcome:
             alternatives,
         )
 
+    @cached_property
+    def frontier(self) -> tuple[Point, ...]:
+        """Every model that was judged."""
+        return frontier(self.evaluator, self.proposal, self.selection, self.plan)
+
+    @cached_property
     def plan(self) -> Plan:
         """The plan that replays the run."""
         calibration = self.calibrated.calibration if self.selection.chosen else None
@@ -114,7 +125,7 @@ class Outcome:
         seconds : float
             What the run took.
         """
-        plan, source, selection = self.plan(), self.prepared.source, self.selection
+        plan, source, selection = self.plan, self.prepared.source, self.selection
         before = Size(
             source.label,
             source.nbytes,
@@ -150,7 +161,44 @@ class Outcome:
             (*self._notes(plan), *map(_unused_note, unused)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
+            self.evaluator.promise,
+            self._parts(),
+            self.frontier,
         )
+
+    def _parts(self) -> tuple[Part, ...]:
+        """What each part of the samples was used for."""
+        feeding = self.feeding
+        if feeding is None or feeding.fit is None or not isinstance(feeding.choose, Samples):
+            return ()
+        fitted = 0 if self.calibrated.calibration is None else self.calibrated.calibration.samples
+        parts = [
+            Part("fit", len(feeding.fit), f"factors ({fitted:,} samples) and sensitivities"),
+            Part("choose", len(feeding.choose), "search, sequential correction, put-backs"),
+        ]
+        if feeding.test is not None:
+            use_of_test = "the test of the chosen models, from mild to bold, and nothing else"
+            parts.append(Part("test", len(feeding.test), use_of_test))
+        return tuple(parts)
+
+    def _refused_note(self) -> list[str]:
+        """What stands between this result and the next bolder model."""
+        refused, promise = self.selection.refused, self.evaluator.promise
+        if refused is None or promise is None:
+            return []
+        variant = refused.rung.variant
+        speed = self.evaluator.speed_of(variant.choices, variant.sequential)
+        name = "the next bolder model" if speed is None else f"the {speed.speedup:.1f}× model"
+        needed = promise.needed(refused.quality)
+        if not promise.tested or not refused.quality.losses:
+            return [f"{name} was not handed over: {refused.why}"]
+        words = f"{name} lost {promise.text(refused.quality.drop)} on them"
+        if needed is None:
+            return [f"{words}: more samples would not show that it is within {promise.limit_text}"]
+        return [
+            f"{words}; about {needed:,} samples would be needed to show that it is within "
+            f"{promise.limit_text}"
+        ]
 
     def _judged_on(self) -> str:
         if self.options.verify == "layers":
@@ -168,6 +216,7 @@ class Outcome:
                 f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
                 "named, so that latency vetoed nothing; --target latency puts such layers back"
             )
+        notes += self._refused_note()
         notes += self._judgement_notes()
         notes += self._timing_notes()
         notes += self._lost_inputs(plan)
@@ -192,9 +241,9 @@ class Outcome:
                 "factors were not corrected in sequence: with so many layers that would take "
                 "longer than all the rest"
             )
-        if evaluator.judgements > 1:
-            notes.append(f"{evaluator.judgements} files were built, saved and judged to find this")
-        if evaluator.guarded:
+        if len(evaluator.judged) > 1:
+            notes.append(f"{len(evaluator.judged)} files were built, saved and judged to find this")
+        if evaluator.verdicts.guarded:
             notes.append(
                 (
                     "the labels say little: the original gets no more of them right than chance "

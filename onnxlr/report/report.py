@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from onnxlr.plan.frontier import Point
 from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.system.session import Machine
 from onnxlr.types import Rank
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
+from onnxlr.verify.promise import Promise
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the user's samples: its name, how many there are, and what they were used for."""
+
+    name: str
+    samples: int
+    used_for: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that there is to say about a run.
 
@@ -110,6 +121,12 @@ class Report:
         them, without one there are none.
     circumstances : Circumstances or None
         None where they weren't recorded.
+    promise : Promise or None
+        What was to be shown of the loss; None where the model as a whole wasn't run.
+    parts : tuple of Part
+        What each part of the samples was used for; empty without samples.
+    frontier : tuple of Point
+        Every model that was judged.
     """
 
     version: str
@@ -126,6 +143,30 @@ class Report:
     notes: tuple[str, ...] = ()
     spectra: tuple[LayerSpectrum, ...] = ()
     circumstances: Circumstances | None = None
+    promise: Promise | None = None
+    parts: tuple[Part, ...] = ()
+    frontier: tuple[Point, ...] = ()
+
+    @property
+    def claim(self) -> str:
+        """What was shown of the loss, in a sentence; empty where no model was judged as a whole."""
+        return "" if self.promise is None else self.promise.claim(self.quality)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Ends of the true loss, each at the promised confidence; None where they aren't known."""
+        if self.promise is None or self.quality is None:
+            return None
+        return self.promise.interval(self.quality)
+
+    @property
+    def loss_words(self) -> str:
+        """What was lost, and between which ends that is at the promised confidence."""
+        if self.promise is None or self.quality is None or self.interval is None:
+            return ""
+        text, (low, high) = self.promise.text, self.interval
+        at = f"{self.promise.interval_confidence:.0%}"
+        return f"lost {text(self.quality.drop)} ({text(low)} to {text(high)}, each end at {at})"
 
     @property
     def theoretical_speedup(self) -> float:
@@ -155,7 +196,9 @@ class Report:
                 "name": quality.metric,
                 "original": quality.original,
                 "optimized": quality.optimized,
+                **self._promise_dict(quality),
             },
+            "parts": {p.name: {"samples": p.samples, "used_for": p.used_for} for p in self.parts},
             "fidelity": None if quality is None else vars(quality.fidelity),
             "speed": {
                 "provider": self.machine.provider,
@@ -171,7 +214,23 @@ class Report:
             "verified": self.verified,
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "frontier": [point_row(point) for point in self.frontier],
             "layers": [decision_row(d) for d in self.decisions],
+        }
+
+    def _promise_dict(self, quality: Quality) -> dict[str, Any]:
+        """What the JSON says of the loss beside the values of the metric."""
+        promise = self.promise
+        if promise is None:
+            return {}
+        return {
+            "loss": quality.drop,
+            "interval": None if self.interval is None else list(self.interval),
+            "limit": promise.limit,
+            "confidence": promise.confidence if promise.tested else None,
+            "samples": promise.samples,
+            "tested": promise.tested,
+            "claim": self.claim,
         }
 
 
@@ -184,6 +243,13 @@ def decision_row(decision: Decision) -> dict[str, Any]:
         vars(other) | {"rank": rank_value(other.rank)} for other in decision.alternatives
     ]
     return row
+
+
+def point_row(point: Point) -> dict[str, Any]:
+    """A model that was judged as a row of ``frontier`` in the JSON."""
+    row = dict(vars(point))
+    del row["plan"], row["file_name"]
+    return row | {"plan": point.file_name}
 
 
 def rank_value(rank: Rank) -> int | list[int]:

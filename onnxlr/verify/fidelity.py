@@ -3,12 +3,14 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
+
+from onnxlr.verify.confidence import Losses
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -41,12 +43,23 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Quality:
-    """The metric's value for the original and for a candidate, and the candidate's fidelity."""
+    """The metric's value for the original and for a candidate, and the candidate's fidelity.
+
+    Attributes
+    ----------
+    metric : str
+    original, optimized : float
+    fidelity : Fidelity
+    losses : tuple of Losses
+        What each sample loses by the metric, of every output that counts; empty where the metric
+        is one number for all of them.
+    """
 
     metric: str
     original: float
     optimized: float
     fidelity: Fidelity
+    losses: tuple[Losses, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def drop(self) -> float:
@@ -148,6 +161,12 @@ def guess_as(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.int
     return classes
 
 
+def as_finite(output: NDArray[Any]) -> NDArray[np.float64]:
+    """An output in double precision, with 0 where it is NaN or infinite."""
+    finite: NDArray[np.float64] = np.nan_to_num(output.astype(np.float64), posinf=0.0, neginf=0.0)
+    return finite
+
+
 def outputs_of_numbers(outputs: Outputs) -> list[str]:
     """Names of the real outputs; of those of integers and truth values where there are none."""
     return [n for n, y in outputs.items() if _is_float(y)] or [
@@ -190,7 +209,7 @@ class Spread:
         y = output.astype(np.float64)
         self.size += y.size
         self.finite += int(np.count_nonzero(np.isfinite(y)))
-        y = np.nan_to_num(y, posinf=0.0, neginf=0.0)
+        y = as_finite(y)
         if y.ndim == 0 or len(y) != samples:
             y = y[None]  # one sample's output: its first axis, if any, counts something else
         if self._first is None and y.size:
@@ -239,7 +258,7 @@ class Totals:
         if not np.array_equal(np.isfinite(y), np.isfinite(z)):
             self._error = math.inf
             return
-        y, z = np.nan_to_num(y, posinf=0.0, neginf=0.0), np.nan_to_num(z, posinf=0.0, neginf=0.0)
+        y, z = as_finite(y), as_finite(z)
         with np.errstate(over="ignore", invalid="ignore"):
             self._error += float(np.square(y - z).sum())
             self._dot += float((y * z).sum())

@@ -1,22 +1,17 @@
 """Judging a saved model beside the original: the user's metric, and numerical fidelity."""
 
-import contextlib
-import math
-import os
-import sys
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import DataError, ModelError, UsageError, one_line
+from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.confidence import Kind
 from onnxlr.verify.fidelity import (
     Classes,
     Fidelity,
@@ -27,9 +22,9 @@ from onnxlr.verify.fidelity import (
     guess_as,
     outputs_of_numbers,
 )
-from onnxlr.verify.metrics import METRICS, Shares, metric_values, user_metric
+from onnxlr.verify.metrics import METRICS, Tally, changes
+from onnxlr.verify.user_metric import Part, UserMetric
 
-_ONE_METRIC = threading.RLock()  # the standard output and the current folder are the process's
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
 
 
@@ -44,6 +39,11 @@ class Judge:
     metric : str or None
         One of ``METRICS``, ``module:function``, or None for the default: ``top1`` with labels,
         else ``agreement`` for a single output of one class vector, else ``rel-error``.
+    part : {"choose", "test"} or None
+        Of a user's metric that gives a number for each of its samples, the half that counts.
+    scale : float or None
+        What a sample may lose at most by such a metric; by default what the original's values
+        span, and 1 where they lie between 0 and 1.
 
     Raises
     ------
@@ -54,7 +54,13 @@ class Judge:
     """
 
     def __init__(
-        self, original: Session, samples: Samples | Sequence[Feed], metric: str | None
+        self,
+        original: Session,
+        samples: Samples | Sequence[Feed],
+        metric: str | None,
+        *,
+        part: Part | None = None,
+        scale: float | None = None,
     ) -> None:
         self._token = uuid.uuid4().hex
         self._original = original
@@ -66,11 +72,12 @@ class Judge:
         self.labels = samples.labels if isinstance(samples, Samples) else None
         self._classes = Classes((), None)
         self._measure_original()
-        self._user = user_metric(metric) if metric and ":" in metric else None
+        self._user = UserMetric(metric, part) if metric and ":" in metric else None
         self.metric = metric or self._default_metric()
         if self._user is None:
             self._check(self.metric)
-        self._baseline: float | None = None
+        self._baseline: NDArray[np.float64] | None = None
+        self._scale = scale
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
@@ -112,11 +119,36 @@ class Judge:
             not isinstance(self._samples, Samples) or self._classes.seen < 2
         )
 
+    @property
+    def kind(self) -> Kind | None:
+        """What a sample loses by the metric; None where samples can't be told apart by it."""
+        if self._user is not None:
+            values = self._values_before(self._user)
+            if values.ndim == 0:
+                return None
+            return "pairs" if bool(np.isin(values, (0.0, 1.0)).all()) else "differences"
+        if self.metric == "top1":
+            return "pairs"
+        if self.metric == "agreement" and self._classes.one_vector:
+            return "shares"
+        return "errors" if self._apart else None
+
+    @property
+    def rest(self) -> int:
+        """Of a user's metric that gives a number for each sample, how many aren't judged here."""
+        return 0 if self._user is None else self._user.rest
+
+    @property
+    def scale(self) -> float | None:
+        """What a sample may lose at most by a user's metric; None before anything was judged."""
+        return self._scale
+
     def judge(self, candidate: Session) -> Quality:
         """Run a candidate on every sample."""
         totals = {name: Totals() for name in self._spreads}
         classes = self._classes
-        agree = right = right_before = count = 0
+        tally = Tally(self.metric, classes, self.labels, self._spreads, self._count)
+        agree = count = 0
         divergence = 0.0
         for i, batch in enumerate(self._batches()):
             before = self._reference(i, batch)
@@ -130,9 +162,8 @@ class Judge:
                 agree += int(np.count_nonzero(guess == original))
                 if classes.one_vector:
                     divergence += classes.divergence(before[classes.output], after[classes.output])
-                if self.metric == "top1" and self.labels is not None:
-                    right += int(np.count_nonzero(guess == self.labels[batch.index]))
-                    right_before += int(np.count_nonzero(original == self.labels[batch.index]))
+            if self._user is None:
+                tally.add(before, after, batch.samples, batch.index)
         shown = classes.one_vector or self.metric == "agreement"
         fidelity = Fidelity(
             max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
@@ -141,11 +172,30 @@ class Judge:
             divergence / count if count and classes.one_vector else None,
         )
         if self._user is not None:
-            if self._baseline is None:
-                self._baseline = self._call_user(self._original)
-            return Quality(self.metric, self._baseline, self._call_user(candidate), fidelity)
-        shares = Shares(max(count, 1), agree, right_before, right)
-        return Quality(self.metric, *metric_values(self.metric, shares, fidelity), fidelity)
+            return self._by_user(self._user, candidate, fidelity)
+        return Quality(self.metric, *tally.values(fidelity), fidelity, tally.losses())
+
+    def _by_user(self, metric: UserMetric, candidate: Session, fidelity: Fidelity) -> Quality:
+        """The quality by a user's metric."""
+        before, after = self._values_before(metric), metric(candidate)
+        if before.shape != after.shape:
+            raise DataError(
+                f"the metric {metric.name} gave {before.size} numbers for the original and "
+                f"{after.size} for the optimized model: it must give one for each of its samples"
+            )
+        values = float(before.mean()), float(after.mean())
+        if before.ndim == 0:
+            return Quality(self.metric, *values, fidelity)
+        if self._scale is None:
+            within = before.min() >= 0 and before.max() <= 1
+            self._scale = 1.0 if within else float(np.ptp(before)) or 1.0
+        return Quality(self.metric, *values, fidelity, (changes(before, after, self._scale),))
+
+    def _values_before(self, metric: UserMetric) -> NDArray[np.float64]:
+        """What a user's metric gives for the original."""
+        if self._baseline is None:
+            self._baseline = metric(self._original)
+        return self._baseline
 
     def _default_metric(self) -> str:
         if self.labels is not None:
@@ -174,8 +224,10 @@ class Judge:
             raise DataError("the metric agreement needs an output with a last axis of classes")
 
     def _measure_original(self) -> None:
-        held = 0
+        held = self._count = 0
+        self._apart = True  # as long as every output has its samples along the first axis
         for batch in self._batches():
+            self._count += batch.samples
             outputs = _cut(self._original.run(batch.feed), batch)
             if not self._spreads:
                 names = outputs_of_numbers(outputs)
@@ -189,6 +241,7 @@ class Judge:
             self._classes.add(outputs, batch.samples, batch.index)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
+                self._apart &= batch.samples == 1 or outputs[name].shape[:1] == (batch.samples,)
             if self._references is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._references.append(outputs)
@@ -208,26 +261,6 @@ class Judge:
             for feed in self._samples:
                 rows = next((a.shape[0] for a in feed.values() if a.ndim), 1)
                 yield _Batch(feed, rows, rows, None)
-
-    def _call_user(self, session: Session) -> float:
-        assert self._user is not None
-        with _ONE_METRIC:
-            here = Path.cwd()
-            try:
-                # What it prints is no part of our output, and its working folder is not ours.
-                with contextlib.redirect_stdout(sys.stderr):
-                    value = float(self._user(session.raw))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # frameworks raise exceptions of their kinds
-                raise DataError(
-                    f"the metric {self.metric} failed: {type(error).__name__}: {one_line(error)}"
-                ) from None
-            finally:
-                os.chdir(here)
-        if math.isnan(value):
-            raise DataError(f"the metric {self.metric} gave nan: it must give a number")
-        return value
 
 
 _LATEST: dict[str, Judge] = {}  # the last that arrived in this process
@@ -256,13 +289,16 @@ def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int 
     """The batch a model takes; one where it declares an open batch that it doesn't keep."""
     if not isinstance(samples, Samples):
         return None
+    fixed = samples.batch == 1 or any(s.fixed_batch is not None for s in samples.specs)
+    feed, index, _ = next(iter(samples.batches()))
     try:
-        session.run(next(iter(samples.batches()))[0])
+        outputs = session.run(feed)
     except ModelError:
-        if samples.batch == 1 or any(s.fixed_batch is not None for s in samples.specs):
+        if fixed:
             raise
         return 1
-    return samples.batch
+    by_sample = all(outputs[n].shape[:1] == (len(index),) for n in outputs_of_numbers(outputs))
+    return samples.batch if fixed or by_sample else 1
 
 
 def _cut(outputs: Outputs, batch: _Batch) -> Outputs:

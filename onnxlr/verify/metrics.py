@@ -1,74 +1,156 @@
-"""Metrics: the names that are built in, their values, and metrics that are the user's functions."""
+"""Metrics: the names that are built in, their values and what each sample loses by them."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from onnxlr.errors import UsageError, one_line
-from onnxlr.verify.fidelity import Fidelity
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxlr.verify.confidence import Array, Kind, Losses
+from onnxlr.verify.fidelity import Classes, Fidelity, Outputs, Spread, as_finite, guess_as
 
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 
+_SHUFFLE = 0  # seed of the order of samples, which the tests of their mean need to be random
 
-@dataclass(frozen=True)
-class Shares:
-    """How many arg-max classes were compared, and how many of them agree or are right.
 
-    Attributes
+class Tally:
+    """A built-in metric on the samples so far, and what each of them loses.
+
+    A new metric gets its name in ``METRICS``, what a sample loses in ``_add``, its values in
+    ``values``, and in ``Quality.drop`` the direction in which it is better.
+
+    Parameters
     ----------
-    count : int
-        Classes compared, one or more.
-    agree : int
-        Those in which the candidate agrees with the original.
-    right_before, right : int
-        Those that are the label's, by the original and by the candidate.
+    metric : str
+    classes : Classes
+        The output of class scores, for ``top1`` and ``agreement``.
+    labels : array of int or None
+        The right classes, for ``top1``.
+    spreads : mapping of str to Spread
+        Of each output of numbers.
+    samples : int
+        How many there are in all.
     """
 
-    count: int
-    agree: int
-    right_before: int
-    right: int
+    def __init__(
+        self,
+        metric: str,
+        classes: Classes,
+        labels: NDArray[np.int64] | None,
+        spreads: Mapping[str, Spread],
+        samples: int,
+    ) -> None:
+        self._metric, self._classes, self._labels = metric, classes, labels
+        by_classes = metric in ("top1", "agreement")
+        self._values: dict[str, list[Array]] = {n: [] for n in ([""] if by_classes else spreads)}
+        self._scales = {n: spread.norm2() / max(samples, 1) for n, spread in spreads.items()}
+        self._apart = True  # as long as every output has its samples along the first axis
+        self._right = self._right_before = self._agree = self._vectors = 0
+
+    def add(
+        self, before: Outputs, after: Outputs, samples: int, index: NDArray[np.intp] | None
+    ) -> None:
+        """One batch of outputs by the original and the candidate; ``index`` says which it is."""
+        if "" in self._values:
+            self._add_classes(before, after, samples, index)
+            return
+        for name, values in self._values.items():
+            old, new = _rows(before[name], samples), _rows(after.get(name), samples)
+            if old is None or new is None or old.shape != new.shape:
+                self._apart = False
+            elif self._metric == "cosine":
+                values.append(1 - _cosines(old, new))
+            elif self._scales[name] > 0:
+                values.append(np.square(old - new).sum(axis=1) / self._scales[name])
+            else:
+                self._apart = False
+
+    def _add_classes(
+        self, before: Outputs, after: Outputs, samples: int, index: NDArray[np.intp] | None
+    ) -> None:
+        output = self._classes.output
+        assert output is not None
+        original = before[output].argmax(-1)
+        guess = guess_as(before[output], after.get(output))
+        self._vectors += original.size
+        self._agree += int(np.count_nonzero(guess == original))
+        if self._metric == "agreement":
+            changed = _rows(guess != original, samples)
+            self._apart &= changed is not None
+            if changed is not None:
+                self._values[""].append(changed.mean(axis=1))
+            return
+        assert self._labels is not None
+        right_before, right = (y == self._labels[index] for y in (original, guess))
+        self._right_before += int(np.count_nonzero(right_before))
+        self._right += int(np.count_nonzero(right))
+        self._values[""].append(right_before.astype(np.float64) - right)
+
+    def values(self, fidelity: Fidelity) -> tuple[float, float]:
+        """The metric of the original and of the candidate."""
+        vectors = max(self._vectors, 1)
+        if self._metric == "top1":
+            return self._right_before / vectors, self._right / vectors
+        if self._metric == "agreement":
+            return 1.0, self._agree / vectors
+        if self._metric == "rel-error":
+            return 0.0, fidelity.rel_error
+        losses = self.losses()
+        return 1.0, 1 - max(item.mean for item in losses) if losses else fidelity.cosine
+
+    def losses(self) -> tuple[Losses, ...]:
+        """What each sample loses, of every output; empty where samples can't be told apart."""
+        if not self._apart:
+            return ()
+        kind: Kind = "errors"
+        if self._metric == "top1":
+            kind = "pairs"
+        elif self._metric == "agreement" and self._classes.one_vector:
+            kind = "shares"
+        power = 2 if self._metric == "rel-error" else 1
+        return tuple(
+            Losses(kind, in_random_order(np.concatenate(values)), power)
+            for values in self._values.values()
+            if values
+        )
 
 
-def metric_values(metric: str, shares: Shares, fidelity: Fidelity) -> tuple[float, float]:
-    """The values of a built-in metric for the original and for the candidate.
+def in_random_order(values: Array) -> Array:
+    """The same values in an order that has nothing to do with what they are."""
+    return values[np.random.default_rng(_SHUFFLE).permutation(len(values))]
 
-    A new metric gets its name in ``METRICS``, its values here, and in ``Quality.drop`` the
-    direction in which it is better.
+
+def _rows(output: NDArray[np.generic] | None, samples: int) -> Array | None:
+    """A row for each sample; None where they don't lie along the first axis."""
+    if output is None:
+        return None
+    if samples == 1:
+        return as_finite(output).reshape(1, -1)
+    if output.ndim == 0 or len(output) != samples:
+        return None
+    return as_finite(output).reshape(samples, -1)
+
+
+def _cosines(before: Array, after: Array) -> Array:
+    """Cosine of each pair of rows: 1 for two rows of zeros, 0 for one."""
+    dots = (before * after).sum(axis=1)
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    equal = (before == after).all(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cosines = np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), 0.0)
+    return np.where(equal, 1.0, np.clip(np.nan_to_num(cosines), -1.0, 1.0))
+
+
+def changes(before: Array, after: Array, scale: float) -> Losses:
+    """What each sample loses by a metric of the user's that gives a number for each.
+
+    Parameters
+    ----------
+    before, after : ndarray of shape (n,)
+        Of the original and of the candidate; higher is better.
+    scale : float
+        What a sample may lose at most; differences count as if they were no larger.
     """
-    values = {
-        "top1": (shares.right_before / shares.count, shares.right / shares.count),
-        "agreement": (1.0, shares.agree / shares.count),
-        "rel-error": (0.0, fidelity.rel_error),
-        "cosine": (1.0, fidelity.cosine),
-    }
-    return values[metric]
-
-
-def user_metric(text: str) -> Callable[[Any], float]:
-    """The function that ``module:function`` names; modules of the working folder are seen.
-
-    Raises
-    ------
-    UsageError
-        If it can't be imported, or is no function.
-    """
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a module of the user's may do anything
-        raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
-    finally:
-        os.chdir(here)
-    if not callable(function):
-        raise UsageError(f"--metric {text!r} is not a function")
-    return function  # type: ignore[no-any-return]
+    lost = np.clip((before - after) / scale, -1.0, 1.0)
+    whole = bool(np.isin(lost, (-1.0, 0.0, 1.0)).all())
+    return Losses("pairs" if whole else "differences", in_random_order(lost), scale=scale)

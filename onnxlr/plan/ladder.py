@@ -1,0 +1,145 @@
+"""Candidate models from mild to bold, made without the samples that test."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from onnxlr.errors import BudgetError, ModelError
+from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.proposal import Proposal
+from onnxlr.plan.search import Chosen, choices_of
+from onnxlr.rewrite.variant import Variant
+from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.latency import Comparison
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model of the ladder.
+
+    Attributes
+    ----------
+    chosen : dict of str to Candidate
+        By layer name.
+    variant : Variant
+        The same with factors.
+    quality : Quality
+        On the samples that choose.
+    """
+
+    chosen: Chosen
+    variant: Variant
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Models from mild to bold, each losing more than the one before as far as is predicted.
+
+    Attributes
+    ----------
+    rungs : tuple of Rung
+    reasons : mapping of str to str
+        By layer name, why layers were put back from all of them.
+    """
+
+    rungs: tuple[Rung, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
+    """The models that are tested, from the mildest to the boldest.
+
+    In the middle is what the search came to. Layers with which it isn't faster are put back from
+    all models, and they are corrected in sequence if it is the better for that. Nothing here looks
+    at the samples that test.
+
+    Raises
+    ------
+    BudgetError
+        If a budget was asked for, and the file of what meets it is too large.
+    """
+    if evaluator.judge is None or evaluator.options.verify != "full":
+        return Ladder()
+    middle, reasons = _paying(evaluator, proposal)
+    if middle is None:
+        return Ladder((), reasons)
+    names, most = middle.chosen.keys(), evaluator.limits.rungs
+    milder, bolder = proposal.milder, proposal.bolder
+    if not evaluator.verdicts.is_tested:  # the samples that chose have the last word, and gave it
+        milder, bolder = (), bolder if middle.variant.sequential else ()
+    below = _distinct(_within(milder, names), middle.chosen)[: most - 1]
+    rungs = [_rung(evaluator, chosen, middle.variant.sequential) for chosen in reversed(below)]
+    mild, above = [rung for rung in rungs if rung is not None], []
+    for chosen in _distinct(_within(bolder, names), middle.chosen, *below):
+        rung = _rung(evaluator, chosen, middle.variant.sequential)
+        if rung is None or evaluator.verdicts.why_ruled_out(rung.quality) is not None:
+            break
+        above.append(rung)
+    return Ladder((*mild, middle, *above), reasons)
+
+
+def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict[str, str]]:
+    """The proposed set without the layers with which it doesn't pay, and why they are put back."""
+    chosen, evaluation = proposal.chosen, proposal.evaluation
+    reasons: dict[str, str] = {}
+    while chosen:
+        if evaluation is None:
+            evaluation = evaluator.improved(choices_of(chosen))
+        why = evaluator.verdicts.too_large(evaluation.nbytes) or evaluator.verdicts.why_ruled_out(
+            evaluation.quality
+        )
+        if why is not None and evaluator.options.fraction is not None:
+            raise BudgetError(f"the budget can't be met: {why}")
+        if why is None and evaluator.timed and evaluator.options.latency_vetoes:
+            with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
+                why = why_too_slow(evaluator, chosen, evaluator.compare(evaluation.variant))
+        if why is None:
+            return Rung(chosen, evaluation.variant, evaluation.quality), reasons
+        items = chosen
+        ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
+        half = len(ranked) // 2
+        reasons |= dict.fromkeys(ranked[half:], f"put back: {why}")
+        chosen, evaluation = {name: items[name] for name in ranked[:half]}, None
+    return None, reasons
+
+
+def why_too_slow(evaluator: Evaluator, chosen: Chosen, speed: Comparison) -> str | None:
+    """Why latency vetoes a set, if it may."""
+    # What only makes the file smaller has to be no slower, the rest has to be faster.
+    stored = any(c.choice.graph_pass.at_load for c in chosen.values())
+    enough = ("faster", "within noise") if stored else ("faster",)
+    if not evaluator.options.latency_vetoes or speed.verdict in enough:
+        return None
+    return (
+        f"the whole model is {'slower' if stored else 'not measurably faster'} with it "
+        f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
+    )
+
+
+def _rung(evaluator: Evaluator, chosen: Chosen, sequential: int) -> Rung | None:
+    """A model of the ladder; None where there is none, or its file is too large."""
+    try:
+        with evaluator.progress.stage(f"build a model of {len(chosen)} replaced layers", None):
+            evaluation: Evaluation = evaluator.evaluate(
+                evaluator.variant(choices_of(chosen), sequential)
+            )
+    except ModelError:
+        return None
+    if evaluator.verdicts.too_large(evaluation.nbytes):
+        return None
+    return Rung(chosen, evaluation.variant, evaluation.quality)
+
+
+def _within(sets: Sequence[Chosen], names: Set[str]) -> Iterator[Chosen]:
+    for chosen in sets:
+        yield {name: item for name, item in chosen.items() if name in names}
+
+
+def _distinct(sets: Iterator[Chosen], *others: Chosen) -> list[Chosen]:
+    """Those that are not empty, and no repetition of one before."""
+    before, rest = list(others), []
+    for chosen in sets:
+        if chosen and choices_of(chosen) not in [choices_of(other) for other in before]:
+            before.append(chosen)
+            rest.append(chosen)
+    return rest

@@ -1,0 +1,130 @@
+"""What is said of a model's quality: outside the limit, or not shown to be within it."""
+
+import math
+from dataclasses import dataclass
+
+from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.judge import Judge
+from onnxlr.verify.promise import Promise
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts on qualities; each gives a reason against a model, or None.
+
+    Attributes
+    ----------
+    judge : Judge or None
+        Of the samples that choose; None where layers are judged one by one.
+    promise : Promise or None
+        What has to be shown of the loss in the end; None without a judge.
+    limit : float
+        The largest loss that is allowed.
+    named : bool
+        Whether the user named the metric.
+    most_bytes : int
+        What the file may have.
+    """
+
+    judge: Judge | None
+    promise: Promise | None
+    limit: float
+    named: bool
+    most_bytes: int
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether samples that nothing was chosen by have to show that the limit holds."""
+        return self.promise is not None and self.promise.tested
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the outputs themselves are held to the limit: the default metric is blind."""
+        return self.judge is not None and not self.named and self.judge.default_is_blind
+
+    @property
+    def by_classes(self) -> bool:
+        """Whether class probabilities count, not the outputs' numbers: what a metric looks at."""
+        judge = self.judge
+        return (
+            judge is not None
+            and judge.has_class_vector
+            and judge.metric in ("top1", "agreement")
+            and not self.guarded
+        )
+
+    def too_large(self, nbytes: int) -> str | None:
+        """Why a file is larger than allowed, which is as large as the original."""
+        if nbytes <= self.most_bytes:
+            return None
+        return f"the file would grow from {self.most_bytes:,} to {nbytes:,} bytes"
+
+    def why_outside_limit(self, quality: Quality) -> str | None:
+        """Why the loss on these samples is outside the limit."""
+        if (why := self._why_broken(quality)) is not None:
+            return why
+        # The tolerance is for the last bit of a difference of two shares, no more.
+        if quality.drop > self.limit + 1e-12:
+            direction = "rise to" if quality.metric == "rel-error" else "drop by"
+            return (
+                f"{quality.metric} would {direction} {quality.drop:.4g}, the limit is "
+                f"{self.limit:g}"
+            )
+        return None
+
+    def why_ruled_out(self, quality: Quality) -> str | None:
+        """Why a model has no chance, by the samples that choose.
+
+        Where others test it, these have to show that it is outside the limit.
+        """
+        if self.promise is None or not self.promise.tested or not quality.losses:
+            return self.why_outside_limit(quality)
+        if (why := self._why_broken(quality)) is not None:
+            return why
+        return self.why_outside_limit(quality) if self.promise.hopeless(quality) else None
+
+    def why_unlikely(self, quality: Quality) -> str | None:
+        """Why a model is not one to search on from, by the samples that choose.
+
+        Where others test it, as many as those are would have to show that the limit holds.
+        """
+        promise = self.promise
+        if promise is None or not promise.tested or not quality.losses:
+            return self.why_outside_limit(quality)
+        if (why := self._why_broken(quality)) is not None:
+            return why
+        if promise.likely(quality):
+            return None
+        return (
+            f"{quality.metric} lost {promise.text(quality.drop)} on the samples that choose: the "
+            f"{promise.samples:,} that test would hardly show that it is within "
+            f"{promise.limit_text}"
+        )
+
+    def why_not_shown(self, quality: Quality) -> str | None:
+        """Why the samples that test don't show that the limit holds; None if they needn't."""
+        promise = self.promise
+        if promise is None or promise.shown_by(quality):
+            return None
+        interval, needed = promise.interval(quality), promise.needed(quality)
+        at_most = "" if interval is None else f" (at most {promise.text(interval[1])})"
+        return (
+            f"{quality.metric} lost {promise.text(quality.drop)}{at_most} on "
+            f"{promise.samples:,} samples, which doesn't show at {promise.confidence:.0%} "
+            f"confidence that it is within {promise.limit_text}"
+            + (f"; about {needed:,} samples would" if needed is not None else "")
+        )
+
+    def _why_broken(self, quality: Quality) -> str | None:
+        """Why nothing good can be said of a model, whatever its metric is."""
+        if self.judge is not None and self.judge.sees_nothing:
+            return "the original gives nothing but NaN and infinities on the inputs that judge"
+        error = quality.fidelity.rel_error
+        if not math.isfinite(error):
+            return "an output would differ in shape or in where it is finite"
+        if self.guarded and error > self.limit:
+            return (
+                f"rel-error would rise to {error:.4g}, the limit is {self.limit:g} ("
+                f"{quality.metric} alone says little here)"
+            )
+        return None
