@@ -145,7 +145,9 @@ def _resources(options: Options, out: Path | None, progress: Progress) -> Iterat
                 workers = stack.enter_context(contextlib.closing(Cluster(options.dask)))
         folder = stack.enter_context(workspace(out))
         pool = Pool(options.jobs, options.machine.threads, folder.parent, workers)
-        yield _Resources(folder, pool, open_cache())
+        cache = open_cache()
+        stack.callback(cache.make_room)  # latencies are written past it
+        yield _Resources(folder, pool, cache)
 
 
 def _open(

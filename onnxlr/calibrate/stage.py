@@ -1,17 +1,15 @@
 """The calibrate stage: moments of the layers' inputs, from the cache or from the samples."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from onnxlr.calibrate.budget import calibration_samples
 from onnxlr.calibrate.calibration import Calibration
 from onnxlr.calibrate.collect import calibrate
 from onnxlr.calibrate.influence import influences
-from onnxlr.calibrate.statistics import Statistics, input_size, weight_only_reason
+from onnxlr.calibrate.kept import read_statistics, write_statistics
+from onnxlr.calibrate.statistics import Statistics
 from onnxlr.layers.layer import Layer
 from onnxlr.options import Options
 from onnxlr.prepare.feeding import Feeding
@@ -109,12 +107,13 @@ def calibrate_as(
     key = key_of(
         prepared.source.digest, calibration.digest, seed, prepared.input_shapes, calibration.layers
     )
-    statistics = _read_cache(cache, key, fitted)
+    statistics = read_statistics(cache, key, fitted)
     missing = [layer for layer in fitted if layer.name not in statistics]
+    started = time.perf_counter()
     computed = calibrate(prepared, missing, samples, ONE_CPU_THREAD, seed, progress, pool)
     if computed:
         statistics |= computed
-        _write_cache(cache, key, statistics)
+        write_statistics(cache, key, statistics, time.perf_counter() - started)
     if calibration.influence:
         # Errors of a layer's output count as the layers behind take them.
         metrics = influences(prepared)
@@ -122,38 +121,3 @@ def calibrate_as(
             name: replace(item, metric=metrics.get(name)) for name, item in statistics.items()
         }
     return Calibrated(statistics, calibration, key_of(key, calibration.influence))
-
-
-def _read_cache(cache: Cache, key: str, layers: Sequence[Layer]) -> dict[str, Statistics]:
-    """The statistics that the cache has of some layers."""
-    arrays = cache.read_arrays("statistics", key)
-    return {
-        name: Statistics(
-            arrays[f"mean {name}"], arrays[f"covariance {name}"], int(arrays[f"rows {name}"])
-        )
-        for name in (layer.name for layer in layers if _are_statistics(arrays, layer))
-    }
-
-
-def _write_cache(cache: Cache, key: str, statistics: Mapping[str, Statistics]) -> None:
-    arrays = cache.read_arrays("statistics", key)
-    for name, item in statistics.items():
-        arrays[f"mean {name}"], arrays[f"covariance {name}"] = item.mean, item.covariance
-        arrays[f"rows {name}"] = np.array(item.rows)
-    cache.write_arrays("statistics", key, arrays)
-
-
-def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
-    """Whether there are arrays for a layer, and they are what its ``Statistics`` are made of."""
-    if weight_only_reason(layer) is not None:
-        return False
-    size = input_size(layer)
-    shapes = {"mean": (layer.group, size), "covariance": (layer.group, size, size), "rows": ()}
-    for word, shape in shapes.items():
-        array = arrays.get(f"{word} {layer.name}")
-        kind = "i" if word == "rows" else "f"
-        if array is None or array.shape != shape or array.dtype.kind != kind:
-            return False
-        if not np.isfinite(array).all():
-            return False
-    return True

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxlr import api
-from onnxlr.cli import tables
+from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
 from onnxlr.methods.registry import installed_passes
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
@@ -98,6 +98,24 @@ def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> Non
 def passes() -> None:
     """List the installed methods."""
     tables.show_passes(open_console(), installed_passes())
+
+
+def cache(*, clear: bool, json_out: str | None) -> None:
+    """Show the cache, or empty it."""
+    for output in _files([json_out]):
+        check_destination(output)
+    state = storage.look()
+    removed = storage.clear(state) if clear else None
+    if removed is not None:
+        state = storage.look()
+    if json_out:
+        _write_json(json_out, storage.cache_dict(state, removed))
+    if json_out == STANDARD_OUTPUT:
+        return
+    if removed is None:
+        storage.show_cache(open_console(), state)
+    else:
+        storage.show_removed(open_console(), state, removed)
 
 
 def _read_model(

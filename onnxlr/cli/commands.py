@@ -291,3 +291,23 @@ def passes() -> None:
     from onnxlr.cli import actions
 
     actions.passes()
+
+
+@main.command()
+@click.option("--clear", is_flag=True, help="Empty it: other files in its folder stay.")
+@json_flag
+def cache(**arguments: Any) -> None:
+    """Show what runs have left for later runs: where it is, its size, and when it was last used.
+
+    The environment's ONNXLR_CACHE names another folder, or turns it off with "off";
+    ONNXLR_CACHE_SIZE=500MB names another size than 1 GB. What was not used for the longest time
+    makes room.
+
+    \b
+    Examples:
+      onnxlr cache
+      onnxlr cache --clear
+    """
+    from onnxlr.cli import actions
+
+    actions.cache(**arguments)

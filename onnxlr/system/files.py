@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -14,7 +15,8 @@ from typing import Any, BinaryIO
 
 from onnxlr.errors import OutputError
 
-TEMPORARY_PREFIX = ".onnxlr-"  # begins the names of files that are being written
+# The names of files that are being written.
+TEMPORARY_NAME = re.compile(r"\.onnxlr-[0-9a-f]{32}")
 _WORKSPACE_PREFIX, _OWNER = ".onnxlr-run-", "owner"
 
 
@@ -177,7 +179,7 @@ def replacement(path: Path) -> Iterator[Path]:
 
 def _new_file(folder: Path) -> Path:
     """An empty file with a name of its own, and the permissions that any new file gets."""
-    path = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    path = folder / f".onnxlr-{uuid.uuid4().hex}"
     path.touch(exist_ok=False)
     return path
 

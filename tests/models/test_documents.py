@@ -41,7 +41,7 @@ def test_the_documents_name_every_command_and_flag() -> None:
 
 def test_the_reference_names_every_variable_of_the_environment() -> None:
     sources = "".join(text_of(path) for path in (ROOT / "onnxlr").rglob("*.py"))
-    named = set(re.findall(r"\bONNXLR_[A-Z]+\b", sources))
+    named = set(re.findall(r"\bONNXLR_[A-Z_]+\b", sources))
     assert "ONNXLR_CACHE" in named
     environment = text_of(REFERENCE).partition("## Environment")[2].partition("\n## ")[0]
     assert named == {n for n in re.findall(r"`(\w+)`", environment) if n.startswith("ONNXLR_")}

@@ -206,9 +206,9 @@ def test_the_cache_makes_room_among_its_entries_only(tmp_path: Path) -> None:
     np.savez(foreign, x=np.ones(10_000))
     os.utime(foreign, (1, 1))
     for i in range(3):
-        Cache(tmp_path, 20_000).write_arrays("s", key_of(i), {"x": np.ones(1000)})
+        Cache(tmp_path, 20_000).write_arrays("factors", key_of(i), {"x": np.ones(1000)})
     assert foreign.exists()
-    assert len(list(tmp_path.glob("s-*.npz"))) == 2
+    assert len(list(tmp_path.glob("factors-*.npz"))) == 2
 
 
 METRICS = """
@@ -382,7 +382,7 @@ def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("ONNXLR_CACHE")
     monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
-    assert open_cache().path("a", "k") is None
+    assert open_cache().path("latency", "k") is None
 
 
 @pytest.mark.usefixtures("here")

@@ -12,10 +12,10 @@ from onnxlr.system.files import read_json
 
 def test_entries_come_back(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "new" / "folder")
-    assert cache.read("times", "k") == {}
-    cache.write("times", "k", {"conv": [1.5, None]})
-    assert cache.read("times", "k") == {"conv": [1.5, None]}
-    assert cache.read("times", "other") == {}
+    assert cache.read("latency", "k") == {}
+    cache.write("latency", "k", {"conv": [1.5, None]})
+    assert cache.read("latency", "k") == {"conv": [1.5, None]}
+    assert cache.read("latency", "other") == {}
     arrays = {"mean of a/b": np.arange(6.0).reshape(2, 3), "rows": np.array(7)}
     cache.write_arrays("statistics", "k", arrays)
     stored = cache.read_arrays("statistics", "k")
@@ -35,41 +35,29 @@ DAMAGED = [
 @pytest.mark.parametrize("content", DAMAGED)
 def test_what_cannot_be_read_is_done_without(content: bytes, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    (tmp_path / "a-k.json").write_bytes(content)
-    (tmp_path / "a-k.npz").write_bytes(content)
-    assert cache.read("a", "k") == {}
-    assert cache.read_arrays("a", "k") == {}
-    cache.write("a", "k", {"x": 1})
-    assert cache.read("a", "k") == {"x": 1}
+    (tmp_path / "candidates-k.json").write_bytes(content)
+    (tmp_path / "factors-k.npz").write_bytes(content)
+    assert cache.read("candidates", "k") == {}
+    assert cache.read_arrays("factors", "k") == {}
+    cache.write("candidates", "k", {"x": 1})
+    assert cache.read("candidates", "k") == {"x": 1}
 
 
 def test_a_folder_that_is_none_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     cache = Cache(tmp_path / "file" / "below")
-    cache.write("a", "k", {"x": 1})
-    cache.write_arrays("a", "k", {"x": np.ones(2)})
-    assert cache.read("a", "k") == {}
-    assert cache.read_arrays("a", "k") == {}
-
-
-def test_the_oldest_arrays_make_room(tmp_path: Path) -> None:
-    cache, (a, b, c, huge) = Cache(tmp_path, 20_000), (key_of(i) for i in range(4))
-    for i, name in enumerate((a, b)):
-        cache.write_arrays("s", name, {"x": np.full(1000, float(i))})
-        os.utime(tmp_path / f"s-{name}.npz", (i, i))
-    cache.read_arrays("s", a)  # asked for again: b is the oldest now
-    cache.write_arrays("s", c, {"x": np.ones(1000)})
-    assert {p.name for p in tmp_path.glob("*.npz")} == {f"s-{a}.npz", f"s-{c}.npz"}
-    cache.write_arrays("s", huge, {"x": np.ones(5000)})
-    assert not (tmp_path / f"s-{huge}.npz").exists()
+    cache.write("candidates", "k", {"x": 1})
+    cache.write_arrays("factors", "k", {"x": np.ones(2)})
+    assert cache.read("candidates", "k") == {}
+    assert cache.read_arrays("factors", "k") == {}
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path))
-    open_cache().write("a", "k", {"x": 1})
-    assert read_json(tmp_path / "a-k.json")["rows"] == {"x": 1}
+    open_cache().write("candidates", "k", {"x": 1})
+    assert read_json(tmp_path / "candidates-k.json")["rows"] == {"x": 1}
     monkeypatch.setenv("ONNXLR_CACHE", "off")
-    assert open_cache().path("a", "k") is None
+    assert open_cache().path("latency", "k") is None
 
 
 def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,15 +70,15 @@ def test_a_key_tells_everything_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_bit_that_flips_is_seen(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    cache.write("a", "k", {"x": 1.0})
-    cache.write_arrays("a", "k", {"x": np.ones(100)})
-    text = tmp_path / "a-k.json"
+    cache.write("candidates", "k", {"x": 1.0})
+    cache.write_arrays("factors", "k", {"x": np.ones(100)})
+    text = tmp_path / "candidates-k.json"
     text.write_text(text.read_text().replace("1.0", "1.5"))
-    packed = bytearray((tmp_path / "a-k.npz").read_bytes())
+    packed = bytearray((tmp_path / "factors-k.npz").read_bytes())
     packed[len(packed) // 2] ^= 1
-    (tmp_path / "a-k.npz").write_bytes(packed)
-    assert cache.read("a", "k") == {}
-    assert cache.read_arrays("a", "k") == {}
+    (tmp_path / "factors-k.npz").write_bytes(packed)
+    assert cache.read("candidates", "k") == {}
+    assert cache.read_arrays("factors", "k") == {}
 
 
 def test_names_that_no_file_could_have(tmp_path: Path) -> None:
@@ -101,8 +89,8 @@ def test_names_that_no_file_could_have(tmp_path: Path) -> None:
         "a\0c": np.ones(4),
         "names": np.ones(1),
     }
-    cache.write_arrays("a", "k", arrays)
-    stored = cache.read_arrays("a", "k")
+    cache.write_arrays("factors", "k", arrays)
+    stored = cache.read_arrays("factors", "k")
     assert set(stored) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(stored[name], array)
@@ -110,29 +98,19 @@ def test_names_that_no_file_could_have(tmp_path: Path) -> None:
 
 def test_two_runs_add_to_one_entry(tmp_path: Path) -> None:
     one, other = Cache(tmp_path), Cache(tmp_path)
-    one.write("a", "k", {"x": 1})
-    other.write("a", "k", {"y": 2})
-    assert one.read("a", "k") == {"x": 1, "y": 2}
-
-
-def test_files_that_a_killed_run_began_go_after_a_while(tmp_path: Path) -> None:
-    old, new = tmp_path / ".onnxlr-old", tmp_path / ".onnxlr-new"
-    for path in (old, new):
-        path.write_text("begun")
-    os.utime(old, (1, 1))
-    Cache(tmp_path).write_arrays("a", "k", {"x": np.ones(3)})
-    assert not old.exists()
-    assert new.exists()
+    one.write("candidates", "k", {"x": 1})
+    other.write("candidates", "k", {"y": 2})
+    assert one.read("candidates", "k") == {"x": 1, "y": 2}
 
 
 def test_a_pipe_in_the_place_of_an_entry_is_not_waited_for(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    cache.write("rows", "k", {"a": 1})
-    cache.write_arrays("arrays", "k", {"a": np.ones(3)})
+    cache.write("candidates", "k", {"a": 1})
+    cache.write_arrays("factors", "k", {"a": np.ones(3)})
     for entry in list(tmp_path.iterdir()):
         entry.unlink()
         os.mkfifo(entry)
-    assert cache.read("rows", "k") == {}
-    assert cache.read_arrays("arrays", "k") == {}
-    cache.write("rows", "k", {"a": 2})
-    assert cache.read("rows", "k") == {"a": 2}
+    assert cache.read("candidates", "k") == {}
+    assert cache.read_arrays("factors", "k") == {}
+    cache.write("candidates", "k", {"a": 2})
+    assert cache.read("candidates", "k") == {"a": 2}
