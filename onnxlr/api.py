@@ -353,7 +353,7 @@ def bench(
         data=data,
         shapes=arguments.as_tuple(shape),
         batch=batch,
-        limits=replace(LIMITS, timing_seconds=seconds),
+        limits=replace(LIMITS, timing_seconds=seconds, timing_seconds_least=seconds),
         seed=seed,
         progress=progress or Silent(),
     )

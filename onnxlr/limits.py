@@ -9,12 +9,12 @@ class Limits:
 
     Attributes
     ----------
-    timing_seconds : float
-        Length of one comparison of whole models.
-    timing_rounds : int
-        Rounds of a comparison that are made however slow the models are.
+    timing_seconds, timing_seconds_least : float
+        Length of one comparison of whole models: at most, and at least, however soon it is decided.
     layer_seconds : float
-        Length of one comparison of a layer with its replacement.
+        Length of one comparison of a layer with its replacement, at most.
+    timing_groups : int
+        Groups of rounds that an undecided comparison makes however slow the models are.
     ranks : int
         Candidates of each method for a layer.
     trials : int
@@ -48,9 +48,10 @@ class Limits:
         Time for all of them.
     """
 
-    timing_seconds: float = 3.0
-    timing_rounds: int = 21
-    layer_seconds: float = 0.12
+    timing_seconds: float = 9.0
+    timing_seconds_least: float = 0.0
+    layer_seconds: float = 0.6
+    timing_groups: int = 18
     ranks: int = 8
     trials: int = 8
     rungs: int = 7

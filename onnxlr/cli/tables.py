@@ -14,7 +14,7 @@ from onnxlr.methods.registry import InstalledPass
 from onnxlr.plan.plan import KEEP
 from onnxlr.report.report import Report, Size, rank_value
 from onnxlr.system.session import Machine
-from onnxlr.types import rank_text
+from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.latency import Comparison
 
@@ -128,7 +128,7 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
         pairs.append((b, result.comparison.b))
     for name, timing in pairs:
         table.add_row(
-            name, f"{timing.min_ms:.4f}", f"{timing.median_ms:.4f}", f"{timing.p90_ms:.4f}"
+            name, ms_text(timing.min_ms), ms_text(timing.median_ms), ms_text(timing.p90_ms)
         )
     console.print(table)
     where = f"{result.machine.provider}, {result.machine.threads} thread(s), batch {result.batch}"
@@ -232,6 +232,8 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
             "speedup": result.speed.speedup,
             "speedup_interval": [result.speed.low, result.speed.high],
             "verdict": result.speed.verdict,
+            "settled": result.speed.settled,
+            "busy": result.speed.busy,
             "theoretical_speedup": result.theoretical_speedup,
         },
     }
@@ -247,6 +249,8 @@ def benchmark_dict(result: Benchmark) -> dict[str, Any]:
             "speedup": result.comparison.speedup,
             "speedup_interval": [result.comparison.low, result.comparison.high],
             "verdict": result.comparison.verdict,
+            "settled": result.comparison.settled,
+            "busy": result.comparison.busy,
         }
     return content
 
@@ -284,8 +288,8 @@ def _show_headline(
         where = f"{machine.provider}, {machine.threads} thread(s), batch {batch}"
         table.add_row(
             "median ms",
-            f"{speed.a.median_ms:.4f}",
-            f"{speed.b.median_ms:.4f}",
+            ms_text(speed.a.median_ms),
+            ms_text(speed.b.median_ms),
             f"{_speed_words(speed)}; {theoretical:.2f}× by MACs; {where}",
         )
     console.print(table)
@@ -293,7 +297,7 @@ def _show_headline(
 
 def _speed_words(speed: Comparison) -> str:
     ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
-    return f"{ratio}, {speed.verdict}"
+    return f"{ratio}, {speed.verdict}{speed.doubt}"
 
 
 def _fidelity_words(fidelity: Fidelity) -> str:

@@ -28,7 +28,6 @@ from onnxlr.verify.latency import Comparison, compare_sessions, time_session
 from onnxlr.verify.promise import Promise
 
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
-_TIMED_ONCE_MORE = 3  # times as long, where a comparison is undecided
 
 _Key = tuple[frozenset[tuple[str, Choice]], int]  # of a variant without its factors
 
@@ -250,10 +249,6 @@ class Evaluator:
         feed, limits = self.feeding.first_feed, self.limits
         candidate = self.open(self.builder.build(variant)) if variant.choices else self.session
         speed = compare_sessions(self.session, candidate, feed, limits)
-        if variant.choices and speed.verdict == "within noise" and speed.speedup > 1:
-            longer = replace(limits, timing_seconds=_TIMED_ONCE_MORE * limits.timing_seconds)
-            with self.progress.stage("time it once more", None):
-                speed = compare_sessions(self.session, candidate, feed, longer)
         self._speeds[_key(variant.choices, variant.sequential)] = speed
         return speed
 

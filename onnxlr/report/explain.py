@@ -33,6 +33,7 @@ from onnxlr.rewrite.builder import Built
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import path_exists
 from onnxlr.system.session import runtime_version
+from onnxlr.types import ms_text
 from onnxlr.verify.latency_table import LatencyTable, processor
 from onnxlr.version import __version__
 
@@ -298,7 +299,7 @@ class Outcome:
         time = self.selection.times.get(layer.name)
         if time is not None:
             words.append(
-                f"alone {time.before_ms:.3f} → {time.after_ms:.3f} ms "
+                f"alone {ms_text(time.before_ms)} → {ms_text(time.after_ms)} ms "
                 f"({time.before_ms / time.after_ms:.2f}×)"
             )
         words.append(f"{item.params / layer.params:.0%} of the parameters")

@@ -15,7 +15,7 @@ from onnxlr.report.plots import (
     tradeoff_plot,
 )
 from onnxlr.report.report import LayerSpectrum, Report
-from onnxlr.types import rank_text
+from onnxlr.types import ms_text, rank_text
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ def _bars(decision: Decision, before: float, after: float, longest: float) -> st
 
 def _milliseconds(before: float, after: float) -> str:
     ratio = f" ({before / after:.2f}×)" if after else ""
-    return f"{before:.3f} → {after:.3f} ms{ratio}"
+    return f"{ms_text(before)} → {ms_text(after)} ms{ratio}"
 
 
 def _gallery(

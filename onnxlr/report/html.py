@@ -7,7 +7,7 @@ from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
 from onnxlr.report.report import Report
-from onnxlr.types import rank_text
+from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Quality
 
 # Nothing is fetched and nothing runs, whatever a model's names may hold.
@@ -124,7 +124,7 @@ def _rows(report: Report) -> list[str]:
     if speed is None:
         rows.append(("median ms", *unmeasured))
     else:
-        times = (f"{speed.a.median_ms:.4f}", f"{speed.b.median_ms:.4f}")
+        times = (ms_text(speed.a.median_ms), ms_text(speed.b.median_ms))
         ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
         rows.append(("median ms", *times, f"{ratio}, {speed.verdict}"))
     return [
@@ -184,7 +184,7 @@ def _decision(decision: Decision) -> str:
     d = decision
     times = "–"
     if d.before_ms is not None:
-        times = f"{d.before_ms:.3f}" + ("" if d.after_ms is None else f" → {d.after_ms:.3f}")
+        times = ms_text(d.before_ms) + ("" if d.after_ms is None else f" → {ms_text(d.after_ms)}")
     texts = (
         d.op,
         "×".join(map(str, d.shape)),

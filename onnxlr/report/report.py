@@ -209,6 +209,8 @@ class Report:
                 "speedup": None if speed is None else speed.speedup,
                 "speedup_interval": None if speed is None else [speed.low, speed.high],
                 "verdict": None if speed is None else speed.verdict,
+                "settled": None if speed is None else speed.settled,
+                "busy": None if speed is None else speed.busy,
                 "theoretical_speedup": self.theoretical_speedup,
             },
             "verified": self.verified,

@@ -1,5 +1,6 @@
-"""Interleaved A/B timing, with a confidence interval of the ratio."""
+"""Interleaved A/B timing that goes on until it is decided, with an interval of the ratio."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -10,17 +11,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.limits import Limits
-from onnxlr.system.session import Feed, Session
+from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.rounds import BUSY, Rounds, Run, has_fine_processor_clock
 
 Verdict = Literal["faster", "slower", "within noise"]
 
-_BLOCK_S = 2e-3  # one timed block lasts at least this long, far above the clock's resolution
 MARGIN = 0.01  # a systematic difference between two equal sessions stays below this
+PRECISION = 0.02  # relative half-width at which the interval of two whole models is narrow
+
+# Whoever looks at an interval again and again, until it says something, is wrong more often than
+# it says. Looks are few, at doubling numbers of groups, and share the error of 5% (Bonferroni):
+# what the last one says holds at 95% whichever it was. Nine is the fewest groups whose least and
+# largest ratio bound a median with so small an error.
+_FIRST_LOOK, _LOOKS = 9, 10
+LEVEL = 0.05 / _LOOKS
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of one inference over the rounds of a benchmark, in milliseconds."""
+    """Time of one inference over the rounds of a benchmark, in milliseconds.
+
+    Attributes
+    ----------
+    min_ms : float
+    median_ms : float
+        What is compared: the median over the groups of rounds of the best in each. Of the second
+        of two models it is the first's over their ratio.
+    p90_ms : float
+        The slow end of all rounds on the clock on the wall, waits for other processes included.
+    """
 
     min_ms: float
     median_ms: float
@@ -36,9 +55,15 @@ class Comparison:
     a, b : Timing
     rounds : int
     speedup : float
-        Median over the rounds of time A / time B; above 1, B is faster.
+        Median over the groups of rounds of time A / time B, the best of each; above 1, B is faster.
+        It is the ratio of the medians in ``a`` and ``b``.
     low, high : float
-        95% confidence interval of that median (order statistics, no assumption on the noise).
+        95% confidence interval of that median (order statistics, no assumption on the noise),
+        which holds for a run that was stopped because of what it saw.
+    settled : bool
+        Whether the interval got narrow enough to decide, and to be kept.
+    busy : float
+        Share of the time that was spent waiting for other processes.
     """
 
     a: Timing
@@ -47,6 +72,8 @@ class Comparison:
     speedup: float
     low: float
     high: float
+    settled: bool = True
+    busy: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -55,94 +82,190 @@ class Comparison:
             return "faster"
         return "slower" if self.high < 1 - MARGIN else "within noise"
 
+    @property
+    def undecided(self) -> bool:
+        """Whether B may be faster, slower or neither."""
+        return self.verdict == "within noise" and not self.settled
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing is decided, as the end of a sentence; empty if it is."""
+        return f", which decides nothing: {busy_words(self.busy)}" if self.undecided else ""
+
+
+Settled = Callable[[float, float], bool]  # whether an interval of the ratio decides
+
 
 def compare_sessions(a: Session, b: Session, feed: Feed, limits: Limits) -> Comparison:
-    """Time two sessions on the same feed, in turn, for about as long as the limits say."""
+    """Time two sessions on the same feed, in turn, until it is decided or the time is up."""
     return interleave(
-        a.bind(feed), b.bind(feed), limits.timing_seconds, fewest=limits.timing_rounds
+        a.bind(feed),
+        b.bind(feed),
+        decides(PRECISION),
+        limits.timing_seconds,
+        limits.timing_groups,
+        least_seconds=limits.timing_seconds_least,
+        by_processor=runs_in_caller(a.machine),
     )
 
 
 def time_session(session: Session, feed: Feed, limits: Limits) -> Timing:
-    """Time one session on a feed for about as long as the limits say."""
-    run = session.bind(feed)
-    count, cost = _block(run)
-    rounds = _rounds(cost, limits.timing_seconds, limits.timing_rounds)
-    return _timing(np.array([_time(run, count) for _ in range(rounds)]))
+    """Time one session on a feed, until its time is known well or the time is up."""
+    rounds = Rounds([session.bind(feed)], by_processor=runs_in_caller(session.machine))
+    _repeat(
+        rounds,
+        lambda best: _half_width(*median_interval(best[:, 0], LEVEL)) <= PRECISION,
+        limits.timing_seconds,
+        limits.timing_groups,
+        limits.timing_seconds_least,
+    )
+    return _timing(rounds, 0, float(np.median(rounds.best[:, 0])))
 
 
 def interleave(
-    a: Callable[[], None],
-    b: Callable[[], None],
+    a: Run,
+    b: Run,
+    settled: Settled,
     seconds: float,
-    most_rounds: int = 400,
-    fewest: int = 21,
+    groups: int = _FIRST_LOOK,
+    *,
+    least_seconds: float = 0.0,
+    by_processor: bool = False,
 ) -> Comparison:
-    """Time two functions in alternating order (AB, BA, AB, …), after a warm-up of both.
+    """Time two functions in alternating order (AB, BA, AB, …), until it is decided.
 
     Parameters
     ----------
     a, b : callable
+    settled : callable
+        Whether an interval decides: ``decides`` and ``decides_gain`` make such functions.
     seconds : float
-        Rough length of the whole run.
-    most_rounds : int
-    fewest : int
-        Rounds that are made however long they take.
+        After which it ends undecided.
+    groups : int
+        Groups of rounds that are made however long they take, if nothing is decided before.
+    least_seconds : float
+        Before which it doesn't end.
+    by_processor : bool
+        Whether the functions run in the calling thread alone: its time on the processor counts.
     """
-    count_a, cost_a = _block(a)
-    count_b, cost_b = _block(b)
-    rounds = min(_rounds(cost_a + cost_b, seconds, fewest), most_rounds)
-    times = np.empty((rounds, 2))
-    for i in range(rounds):
-        for side in (0, 1) if i % 2 == 0 else (1, 0):
-            times[i, side] = _time((a, b)[side], (count_a, count_b)[side])
-    ratios = times[:, 0] / times[:, 1]
-    low, high = median_interval(ratios)
+    rounds = Rounds([a, b], by_processor=by_processor)
+
+    def interval(best: NDArray[np.float64]) -> tuple[float, float]:
+        return median_interval(best[:, 0] / best[:, 1], LEVEL)
+
+    def decided(best: NDArray[np.float64]) -> bool:
+        return settled(*interval(best))
+
+    _repeat(rounds, decided, seconds, groups, least_seconds)
+    best = rounds.best
+    before, speedup = float(np.median(best[:, 0])), float(np.median(best[:, 0] / best[:, 1]))
+    low, high = interval(best)
     return Comparison(
-        _timing(times[:, 0]),
-        _timing(times[:, 1]),
-        rounds,
-        float(np.median(ratios)),
+        _timing(rounds, 0, before),
+        _timing(rounds, 1, before / speedup),
+        rounds.count,
+        speedup,
         low,
         high,
+        settled(low, high),
+        rounds.busy,
     )
 
 
-def median_interval(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """95% confidence interval of the median, from order statistics: no assumption on the noise.
+def decides(precision: float) -> Settled:
+    """Whether an interval tells faster, slower and equal apart, and how much faster."""
+
+    def settled(low: float, high: float) -> bool:
+        if high < 1 - MARGIN or (low >= 1 - MARGIN and high <= 1 + MARGIN):
+            return True
+        # On the border between two verdicts no interval ever decides: there it has to be narrower.
+        return _half_width(low, high) <= (precision if low > 1 + MARGIN else MARGIN / 2)
+
+    return settled
+
+
+def decides_gain(precision: float) -> Settled:
+    """Whether an interval tells what is faster from what isn't, and how much faster."""
+
+    def settled(low: float, high: float) -> bool:
+        if high <= 1 + MARGIN:
+            return True
+        return _half_width(low, high) <= (precision if low > 1 + MARGIN else MARGIN)
+
+    return settled
+
+
+def median_interval(samples: NDArray[np.float64], level: float = 0.05) -> tuple[float, float]:
+    """Confidence interval of the median, from order statistics: no assumption on the noise.
+
+    Parameters
+    ----------
+    samples : ndarray of shape (n,)
+    level : float
+        How often it may miss the median, at most. With few samples it is from the least to the
+        largest, and misses more often.
 
     Examples
     --------
     >>> median_interval(np.arange(100.0))
-    (40.0, 59.0)
+    (39.0, 60.0)
     """
-    ordered, n = np.sort(samples), len(samples)
-    reach = 0.98 * math.sqrt(n)  # half-width in ranks: 1.96 standard deviations of a binomial
-    low = ordered[max(0, math.floor(n / 2 - reach))]
-    high = ordered[min(n - 1, math.ceil(n / 2 + reach) - 1)]
-    return float(low), float(high)
+    ordered, cut = np.sort(samples), _cut(len(samples), level)
+    return float(ordered[cut]), float(ordered[-1 - cut])
 
 
-def _block(run: Callable[[], None]) -> tuple[int, float]:
-    """Warm up; how many runs fill a block, and how long the block lasts in seconds."""
-    run()
-    run()
-    once = min(_time(run, 1) for _ in range(3)) / 1e3
-    count = max(1, math.ceil(_BLOCK_S / max(once, 1e-7)))
-    return count, once * count
+@functools.cache
+def _cut(n: int, level: float) -> int:
+    """How many of n samples are left out at either end: the median is among the rest."""
+    missed, cut = 0.0, -1
+    while cut < (n - 1) // 2:
+        missed += 2 * math.exp(
+            math.lgamma(n + 1) - math.lgamma(cut + 2) - math.lgamma(n - cut) - n * math.log(2)
+        )  # the chance that exactly cut + 1 samples are below it, or above it
+        if missed > level:
+            break
+        cut += 1
+    return max(cut, 0)
 
 
-def _rounds(cost: float, seconds: float, fewest: int) -> int:
-    return max(fewest, min(2000, round(seconds / max(cost, 1e-9))))
+def runs_in_caller(machine: Machine) -> bool:
+    """Whether a session runs in the thread that calls it, whose processor time can be told."""
+    alone = machine.provider == "cpu" and machine.threads == 1
+    return alone and has_fine_processor_clock()
 
 
-def _time(run: Callable[[], None], count: int) -> float:
-    """Milliseconds of one run, averaged over ``count`` in a row."""
-    start = time.perf_counter()
-    for _ in range(count):
-        run()
-    return (time.perf_counter() - start) * 1e3 / count
+def busy_words(busy: float) -> str:
+    """How busy the machine was, in words."""
+    if busy <= BUSY:
+        return "timings scattered, though no other process was in the way"
+    return f"the machine was busy, timings waited {busy:.0%} of their time for other processes"
 
 
-def _timing(ms: NDArray[np.float64]) -> Timing:
-    return Timing(float(ms.min()), float(np.median(ms)), float(np.quantile(ms, 0.9)))
+def _repeat(
+    rounds: Rounds,
+    settled: Callable[[NDArray[np.float64]], bool],
+    seconds: float,
+    groups: int,
+    least_seconds: float,
+) -> None:
+    """Add groups until what is seen at one of the looks settles it, or the time is up."""
+    start, looks = time.perf_counter(), [_FIRST_LOOK * 2**i for i in range(_LOOKS - 1)]
+    while True:
+        rounds.add_group()
+        if rounds.groups < _FIRST_LOOK:
+            continue
+        spent = time.perf_counter() - start
+        if rounds.groups in looks and spent >= least_seconds and settled(rounds.best):
+            return
+        if rounds.groups >= groups and spent >= max(seconds, least_seconds):
+            return  # to the last look
+
+
+def _half_width(low: float, high: float) -> float:
+    """Half the width of an interval, as a share of its middle on a logarithmic scale."""
+    return math.sqrt(high / low) - 1
+
+
+def _timing(rounds: Rounds, side: int, middle: float) -> Timing:
+    slow = float(np.quantile(rounds.on_the_wall[:, side], 0.9))
+    return Timing(float(rounds.best[:, side].min()), middle, slow)

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,9 @@ class LatencyTable:
             if measured is CRASHED:  # not a time: the next run shall see for itself
                 return CRASHED
             self._changed = True
-            ranks[rank] = None if measured is None else [round(ms, 6) for ms in astuple(measured)]
+            ranks[rank] = None if measured is None else [round(ms, 6) for ms in measured.row]
         times = ranks[rank]  # as it is written: a run that reads the table sees the same
-        return None if times is None else LayerTime(*times)
+        return None if times is None else _time_of(times)
 
     def _unmeasured(
         self, layer: Layer, use: Use, choice: Choice, ranks: _Ranks
@@ -153,11 +153,11 @@ class LatencyTable:
         measured = {_rank(text): times for text, times in ranks.items() if times is not None}
         anchors = sorted(
             (
-                (_macs(alone, Choice(choice.graph_pass, rank)), LayerTime(*times))
+                (_macs(alone, Choice(choice.graph_pass, rank)), _time_of(times))
                 for rank, times in measured.items()
                 if choice.graph_pass.misfit(alone, rank) is None  # a file may say what it likes
             ),
-            key=lambda anchor: (anchor[0], astuple(anchor[1])),
+            key=lambda anchor: (anchor[0], anchor[1].row),
         )
         if anchors:
             return _between(anchors, _macs(alone, choice))
@@ -249,6 +249,11 @@ def _is_time(ms: object) -> bool:
 
 def _rank(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
+
+
+def _time_of(times: list[float]) -> LayerTime:
+    before, after, most = times
+    return LayerTime(before, after, most)
 
 
 def _macs(layer: Layer, choice: Choice) -> int:

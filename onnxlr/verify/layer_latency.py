@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +19,18 @@ from onnxlr.rewrite.replace import replace_layer
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session
-from onnxlr.types import rank_text
-from onnxlr.verify.latency import MARGIN, Comparison, interleave
+from onnxlr.types import ms_text, rank_text
+from onnxlr.verify.latency import (
+    MARGIN,
+    Comparison,
+    busy_words,
+    decides_gain,
+    interleave,
+    runs_in_caller,
+)
 
 _PATIENCE = 300.0  # seconds for one comparison, however slow the layer is
-_MOST_ROUNDS = 40
+_PRECISION = 0.03  # relative half-width at which the interval of what is faster is narrow
 # What is declared need not be what is run: no memory and no minutes for sizes beyond all reason.
 _MOST_ELEMENTS = 2**27  # of an input and an output
 _MOST_MACS = 10**12
@@ -40,11 +47,17 @@ class LayerTime:
         Sums of the median times over the layer's users.
     at_most_ms : float
         What the replacement takes at the slow end of the 95% intervals.
+    settled : bool
+        Whether the intervals got narrow enough to tell whether it is faster, and by how much.
+    busy : float
+        Share of the time that was spent waiting for other processes.
     """
 
     before_ms: float
     after_ms: float
     at_most_ms: float
+    settled: bool = True
+    busy: float = field(default=0.0, compare=False)
 
     @property
     def faster(self) -> bool:
@@ -55,10 +68,18 @@ class LayerTime:
         """Why a replacement that isn't faster isn't used."""
         if self is CRASHED:
             return f"{choice.graph_pass.name} at rank {rank_text(choice.rank)} crashed the runtime"
-        return (
+        takes = (
             f"{choice.graph_pass.name} at rank {rank_text(choice.rank)} takes "
-            f"{self.after_ms:.3f} ms, the original {self.before_ms:.3f} ms: not measurably faster"
+            f"{ms_text(self.after_ms)} ms, the original {ms_text(self.before_ms)} ms"
         )
+        if self.settled:
+            return f"{takes}: not measurably faster"
+        return f"{takes}: undecided, {busy_words(self.busy)}"
+
+    @property
+    def row(self) -> tuple[float, float, float]:
+        """Its milliseconds."""
+        return self.before_ms, self.after_ms, self.at_most_ms
 
     @property
     def saved_ms(self) -> float:
@@ -110,7 +131,9 @@ def measure(
     except ModelError:  # bfloat16 on the CPU, for one
         return None
     before = result.a.median_ms
-    return LayerTime(before, result.b.median_ms, before / result.low)
+    return LayerTime(
+        before, before / result.speedup, before / result.low, result.settled, result.busy
+    )
 
 
 def timed_apart(
@@ -139,7 +162,10 @@ def timed_apart(
 def _timed(models: Sequence[bytes], machine: Machine, feed: Feed, limits: Limits) -> Comparison:
     a, b = (Session(m, machine).bind(feed) for m in models)
     try:
-        return interleave(a, b, limits.layer_seconds, _MOST_ROUNDS, limits.timing_rounds)
+        return interleave(
+            *(a, b, decides_gain(_PRECISION), limits.layer_seconds, limits.timing_groups),
+            by_processor=runs_in_caller(machine),
+        )
     except Exception as error:  # kinds that the runtime defines
         raise ModelError(one_line(error)) from None
 

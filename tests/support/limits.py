@@ -12,8 +12,8 @@ from onnxlr.system.deadline import TRIAL_VARIABLE
 # Fewer candidates and sets too: what is tested is how they are chosen.
 SHORT = Limits(
     timing_seconds=0.05,
-    timing_rounds=9,
     layer_seconds=0.02,
+    timing_groups=9,
     ranks=4,
     bolder_levels=1,
     refined_sets=8,

@@ -1,0 +1,56 @@
+"""A machine whose clocks stand still, except where work is done on it: quiet, or under load."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+
+class FakeMachine:
+    """One processor that a thread shares with others, slice by slice.
+
+    Parameters
+    ----------
+    others : float
+        Processes that take turns with the thread: twice the cores are two.
+    noise : float
+        Spread of the work itself, by cold caches and neighbours: exponential, so that now and then
+        a run takes much longer and none is shorter than its cost.
+    seed : int
+    """
+
+    slice_ms = 3.0
+
+    def __init__(self, others: float = 0.0, noise: float = 0.05, seed: int = 0) -> None:
+        self.wall = self.own = 0.0  # seconds
+        self.others, self.noise = others, noise
+        self.calls: list[str] = []
+        self._rng = np.random.default_rng(seed)
+        self._left = self.slice_ms
+
+    def work(self, name: str, ms: float) -> None:
+        """Do some work; neighbours that slow it down come and go."""
+        self.calls.append(name)
+        wave = 1 + 0.05 * np.sin(self.own * 30)
+        left = ms * wave * (1 + self.noise * self._rng.exponential())
+        while self.others and left > self._left:
+            self._spend(self._left)
+            left -= self._left
+            self.wall += self.others * self.slice_ms / 1e3 * self._rng.exponential()
+            left += 0.05  # what was in the caches is gone
+            self._left = self.slice_ms * self._rng.uniform(0.5, 1.5)
+        self._spend(left)
+        self._left -= left
+
+    def _spend(self, ms: float) -> None:
+        self.wall += ms / 1e3
+        self.own += ms / 1e3
+
+    @contextmanager
+    def clocks(self) -> Iterator["FakeMachine"]:
+        """Let the system's clocks be those of this machine."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("onnxlr.verify.rounds.time.perf_counter", lambda: self.wall)
+            patch.setattr("onnxlr.verify.rounds.time.thread_time", lambda: self.own)
+            yield self
