@@ -22,7 +22,7 @@ ROOMS = (
     *("errors", "version", "progress", "types", "limits"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
-    *("inspection", "replay", "pipeline", "arguments", "outputs", "comparison", "api"),
+    *("inspection", "replay", "pipeline", "arguments", "outputs", "comparison", "api", "measure"),
     "training",
     "",  # the package itself: the public names
     *("cli", "__main__"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from onnxlr import api
+from onnxlr import api, measure
 from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
 from onnxlr.methods.registry import installed_passes
@@ -75,7 +75,7 @@ def compare(a: str, b: str, *, json_out: str | None, **options: Any) -> None:
     progress = ProgressBars()
     inputs = (a, b, options["data"])
     sources = [_read_model(progress, path, (json_out,), inputs) for path in (a, b)]
-    result = api.compare(*sources, progress=progress, **options)
+    result = measure.compare(*sources, progress=progress, **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
     if json_out != STANDARD_OUTPUT:
@@ -88,7 +88,7 @@ def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> Non
     inputs = (a, b, options["data"])
     paths = [path for path in (a, b) if path is not None]
     sources = [_read_model(progress, path, (json_out,), inputs) for path in paths]
-    result = api.bench(*sources, progress=progress, **options)
+    result = measure.bench(*sources, progress=progress, **options)
     if json_out:
         _write_json(json_out, tables.benchmark_dict(result))
     if json_out != STANDARD_OUTPUT:

@@ -16,7 +16,6 @@ from onnxlr.decompose.ranks import storage_precision
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
 from onnxlr.model.constants import count_params
-from onnxlr.model.graph import DEFAULT_VALUES_IR
 from onnxlr.model.place import unused_data_files
 from onnxlr.options import Options
 from onnxlr.plan.budget import saved_macs
@@ -28,16 +27,14 @@ from onnxlr.plan.settle import Selection
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
+from onnxlr.report.notes import notes_of, unused_note
 from onnxlr.report.report import Circumstances, LayerSpectrum, Part, Report, Size
 from onnxlr.rewrite.builder import Built
-from onnxlr.system.cluster import Cluster
-from onnxlr.system.files import path_exists
 from onnxlr.system.session import runtime_version
 from onnxlr.types import ms_text
 from onnxlr.verify.latency_table import LatencyTable, processor
 from onnxlr.version import __version__
 
-_NAMED = 5  # weights that a note names; the others are counted
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
 
@@ -159,7 +156,7 @@ class Outcome:
             verdict,
             self._judged_on(),
             seconds,
-            (*self._notes(plan), *map(_unused_note, unused)),
+            (*notes_of(self.evaluator, selection, self.table, plan), *map(unused_note, unused)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
             self.evaluator.promise,
@@ -182,25 +179,6 @@ class Outcome:
             parts.append(Part("test", len(feeding.test), use_of_test))
         return tuple(parts)
 
-    def _refused_note(self) -> list[str]:
-        """What stands between this result and the next bolder model."""
-        refused, promise = self.selection.refused, self.evaluator.promise
-        if refused is None or promise is None:
-            return []
-        variant = refused.rung.variant
-        speed = self.evaluator.speed_of(variant.choices, variant.sequential)
-        name = "the next bolder model" if speed is None else f"the {speed.speedup:.1f}× model"
-        needed = promise.needed(refused.quality)
-        if not promise.tested or not refused.quality.losses:
-            return [f"{name} was not handed over: {refused.why}"]
-        words = f"{name} lost {promise.text(refused.quality.drop)} on them"
-        if needed is None:
-            return [f"{words}: more samples would not show that it is within {promise.limit_text}"]
-        return [
-            f"{words}; about {needed:,} samples would be needed to show that it is within "
-            f"{promise.limit_text}"
-        ]
-
     def _judged_on(self) -> str:
         if self.options.verify == "layers":
             drawn = "inputs drawn at random" if self.feeding is None else self.feeding.description
@@ -208,90 +186,6 @@ class Outcome:
         if self.feeding is None:
             return "not run (--verify none): only the graph was checked"
         return f"the saved file, in full, on {self.feeding.description}"
-
-    def _notes(self, plan: Plan) -> list[str]:
-        """What the user should know besides."""
-        notes, speed = [], self.selection.speed
-        if speed is not None and plan.replaced and speed.verdict == "slower":
-            notes.append(
-                f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
-                "named, so that latency vetoed nothing; --target latency puts such layers back"
-            )
-        notes += self._refused_note()
-        notes += self._judgement_notes()
-        notes += self._timing_notes()
-        notes += self._lost_inputs(plan)
-        pool = self.evaluator.factorizer.pool
-        notes += pool.notes
-        if isinstance(pool.workers, Cluster):
-            notes.append(pool.workers.summary())
-        if self.options.without:
-            notes.append(f"left out on request: {', '.join(self.options.without)}")
-        return notes
-
-    def _judgement_notes(self) -> list[str]:
-        """How the set that is handed over was corrected and judged."""
-        evaluator, quality, notes = self.evaluator, self.selection.quality, []
-        if self.selection.variant.sequential:
-            notes.append(
-                f"factors were corrected in sequence, each layer behind those before it, on "
-                f"{self.selection.variant.sequential} samples"
-            )
-        if evaluator.too_many_layers and len(self.selection.chosen) > 1:
-            notes.append(
-                "factors were not corrected in sequence: with so many layers that would take "
-                "longer than all the rest"
-            )
-        if len(evaluator.judged) > 1:
-            notes.append(f"{len(evaluator.judged)} files were built, saved and judged to find this")
-        if evaluator.verdicts.guarded:
-            notes.append(
-                (
-                    "the labels say little: the original gets no more of them right than chance "
-                    "would"
-                    if quality is not None and quality.metric == "top1"
-                    else "arg-max agreement says little on these inputs (synthetic, or all of one "
-                    "class)"
-                )
-                + ": the outputs' rel-error was held to --max-drop too"
-            )
-        return notes
-
-    def _timing_notes(self) -> list[str]:
-        """Where latencies come from, if they weren't measured here and now."""
-        evaluator, table, notes = self.evaluator, self.table, []
-        if evaluator.judge is not None and not evaluator.timed:
-            notes.append(
-                "nothing was timed: latencies come from "
-                + (
-                    "the named table, made on another machine, by another version of ONNX Runtime "
-                    "or with other threads"
-                    if table is not None and table.foreign
-                    else "known tables, or are estimated from the work"
-                )
-            )
-        path = self.options.latency_table
-        if path is not None and not path_exists(Path(path)):
-            notes.append(f"{path} was not written: no latency had to be known")
-        if table is not None and table.estimated:
-            notes.append(
-                f"{table.estimated} latencies were in no table: they were estimated from "
-                "multiply-accumulates, elements moved and operators started"
-            )
-        return notes
-
-    def _lost_inputs(self, plan: Plan) -> list[str]:
-        """That weights which a caller could feed are gone."""
-        model = self.prepared.source.model
-        inputs = {value.name for value in model.graph.inputs if value.is_initializer()}
-        lost = sorted({d.weight for d in plan.replaced if d.weight in inputs})
-        if not lost or model.ir_version < DEFAULT_VALUES_IR:
-            return []
-        named = ", ".join(lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
-        return [
-            f"{len(lost)} of the weights that were replaced could be given as inputs too, which is "
-            f"over: {named}"
-        ]
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         """Why a layer is replaced as it is."""
@@ -355,10 +249,3 @@ class Outcome:
             self._judged_on(),
             tuple(digests),
         )
-
-
-def _unused_note(name: str) -> str:
-    return (
-        f"{name}, the external data of the file that was here before, is still there: delete it if "
-        "no other model has it"
-    )

@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
+from onnxlr.report.frontier_figure import frontier_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
 from onnxlr.report.report import Report
 from onnxlr.types import ms_text, rank_text
@@ -49,6 +50,7 @@ def write_page(report: Report) -> str:
     style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = (
         _outcome(report),
+        frontier_section(report),
         spectra_section(report),
         tradeoff_section(report),
         latency_section(report),
@@ -74,6 +76,7 @@ def write_page(report: Report) -> str:
 <p class="kicker">Low-rank factorization by onnxlr {escape(report.version)}</p>
 <h1>{name_element(model)}</h1>
 <p class="verdict">{escape(_capital(report.verdict))}.</p>
+<p class="kicker">{escape(_capital(report.claim))}</p>
 </header>
 {content}
 </main>
@@ -102,7 +105,7 @@ def _tiles(report: Report) -> str:
         tiles[0] = ("speed-up", f"{speed.speedup:.2f}×", interval)
     if quality is not None:
         values = f"{quality.original:.4f} → {quality.optimized:.4f}"
-        tiles[1] = (quality.metric, _drop(quality), values)
+        tiles[1] = (quality.metric, report.loss_words or _drop(quality), values)
     for name, before, after in _sizes(report)[:2]:
         tiles.append((name, _percent(before, after), f"{before:,} → {after:,}"))
     content = definition_list(
@@ -119,7 +122,7 @@ def _rows(report: Report) -> list[str]:
         rows.append(("metric", *unmeasured))
     else:
         values = (f"{quality.original:.4f}", f"{quality.optimized:.4f}")
-        rows.append((quality.metric, *values, _drop(quality)))
+        rows.append((quality.metric, *values, report.loss_words or _drop(quality)))
     rows += [(name, f"{a:,}", f"{b:,}", _percent(a, b)) for name, a, b in _sizes(report)]
     if speed is None:
         rows.append(("median ms", *unmeasured))
@@ -166,6 +169,7 @@ def _sentences(report: Report) -> list[str]:
             words += f", the same class for {fidelity.agreement:.2%}"
         sentences.append(f"{words}.")
     sentences.append(f"Verified: {report.verified}.")
+    sentences += [f"{p.samples:,} samples {p.name}: {p.used_for}." for p in report.parts]
     return sentences
 
 

@@ -23,7 +23,7 @@ SMALLEST = 1e-6  # below this a share or an error is drawn as this
 # Eleven beside seven colours: no pair returns before the 78th method.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 _INK = STAND_IN["ink"]
-_MARKS: dict[str, dict[str, Any]] = {
+MARKS: dict[str, dict[str, Any]] = {
     "chosen": {"marker": "o", "color": _INK, "markersize": 6},
     "evbmf": {"marker": "D", "color": _INK, "markersize": 7, "markerfacecolor": "none"},
     "ring": {
@@ -117,9 +117,9 @@ def spectrum_plot(curves: Sequence[LayerSpectrum], label: str, key: str) -> str:
         axes.set_xlim(0, longest * 1.03 + 0.5)
         _log_axis(axes, lowest, 1.0)
         _whole_axis(axes)
-        _label(axes, "index of the singular value", "share of the largest")
+        label_axes(axes, "index of the singular value", "share of the largest")
 
-    return _panel(draw, label, key)
+    return draw_panel(draw, label, key)
 
 
 def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key: str) -> str:
@@ -158,10 +158,10 @@ def tradeoff_plot(tradeoff: Tradeoff, looks: Mapping[str, Look], label: str, key
         errors = [p.error for p in points]
         axes.set_xlim(0, right * 1.06)
         _log_axis(axes, min(errors) / 1.25, max(errors) * 1.25)
-        _amount_axis(axes)
-        _label(axes, tradeoff.unit, "relative error")
+        amount_axis(axes)
+        label_axes(axes, tradeoff.unit, "relative error")
 
-    return _panel(draw, label, key)
+    return draw_panel(draw, label, key)
 
 
 def method_swatch(look: Look, key: str) -> str:
@@ -182,10 +182,10 @@ def mark_swatch(mark: Literal["chosen", "evbmf", "ring", "original"], key: str) 
         if mark == "original":
             axes.axvline(0, **_ORIGINAL)
         elif mark == "ring":
-            axes.plot([0], [0], **_MARKS["ring"] | {"markersize": 10})
+            axes.plot([0], [0], **MARKS["ring"] | {"markersize": 10})
         else:
             axes.plot([-0.9, 0.9], [0, 0], color=STAND_IN["accent"], linewidth=1.5)
-            axes.plot([0], [0], **_MARKS[mark])
+            axes.plot([0], [0], **MARKS[mark])
 
     return _swatch(draw, key)
 
@@ -233,7 +233,7 @@ def _is_chosen(decision: Decision, other: Alternative) -> bool:
 
 def _mark(axes: "Axes", rank: int, shares: Sequence[float], mark: str) -> None:
     at = _floored(shares[min(max(rank, 1), len(shares)) - 1])
-    axes.plot([rank], [at], **_MARKS[mark], zorder=4, clip_on=False)
+    axes.plot([rank], [at], **MARKS[mark], zorder=4, clip_on=False)
 
 
 def _name_ranks(axes: "Axes", ranks: Sequence[int]) -> None:
@@ -251,7 +251,7 @@ def _name_ranks(axes: "Axes", ranks: Sequence[int]) -> None:
 
 def _ring(axes: "Axes", point: Point, right: float) -> None:
     at = (point.cost, point.error)
-    axes.plot([at[0]], [at[1]], **_MARKS["ring"], zorder=4)
+    axes.plot([at[0]], [at[1]], **MARKS["ring"], zorder=4)
     leftwards = point.cost > right / 2
     axes.annotate(
         rank_text(point.rank),
@@ -309,7 +309,8 @@ def _whole_axis(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _amount_axis(axes: "Axes") -> None:
+def amount_axis(axes: "Axes") -> None:
+    """Mark amounts along the horizontal axis."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
     large = axes.get_xlim()[1] >= 1000
@@ -317,13 +318,14 @@ def _amount_axis(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else StrMethodFormatter("{x:g}"))
 
 
-def _label(axes: "Axes", x: str, y: str) -> None:
+def label_axes(axes: "Axes", x: str, y: str) -> None:
+    """Name the axes of a panel."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.yaxis.set_label_coords(-0.16, 0.5)  # in line from panel to panel, however wide the ticks
 
 
-def _panel(draw: Callable[["Axes"], None], label: str, key: str) -> str:
+def draw_panel(draw: Callable[["Axes"], None], label: str, key: str) -> str:
     """A plot as an SVG element, with the axes that all panels share."""
 
     def fill(figure: "Figure") -> None:

@@ -28,7 +28,7 @@ _NUISANCE_STEPS = 48
 _MOST_STAKE = 0.99  # of all that a bet may stake, so that no single sample loses everything
 _FIRST_VARIANCE = 1e-2  # of losses scaled to 0 … 1, before the first sample
 _STAKES = 64  # among which the best constant one is looked for
-_PRECISION = 1e-5  # of a bound, where the range is one
+_PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
 _MOST_DOUBLINGS = 60
 
 
@@ -234,7 +234,13 @@ def _probability(
     width = 8 * math.sqrt(n * share * (1 - share)) + 40
     first, last = max(0, int(n * share - width)), min(n, int(n * share + width)) + 1
     counts, bounds = changed[first:last], most_lost[first:last]
-    weights = scipy.stats.binom.pmf(counts, n, share)
+    weights = np.exp(
+        scipy.special.gammaln(n + 1)
+        - scipy.special.gammaln(counts + 1)
+        - scipy.special.gammaln(n - counts + 1)
+        + scipy.special.xlogy(counts, share)
+        + scipy.special.xlog1py(n - counts, -share)
+    )
     inside = scipy.special.bdtr(np.maximum(bounds, 0.0), counts, (won_share + limit) / share)
     return float(np.sum(weights * np.where(bounds < 0, 0.0, inside)))
 

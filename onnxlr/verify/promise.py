@@ -10,7 +10,7 @@ from onnxlr.verify.confidence import (
 )
 from onnxlr.verify.fidelity import Quality
 
-IN_POINTS = ("top1", "agreement")  # metrics that are told in percentage points
+_IN_POINTS = ("top1", "agreement")  # metrics that are told in percentage points
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class Promise:
         confidence = self.interval_confidence
         ends = [(item.at_least(confidence), item.at_most(confidence)) for item in quality.losses]
         return max(low for low, _ in ends), max(high for _, high in ends)
+
+    @property
+    def in_points(self) -> bool:
+        """Whether losses are told in percentage points."""
+        return self.metric in _IN_POINTS
 
     @property
     def interval_confidence(self) -> float:
@@ -184,7 +189,7 @@ def loss_text(metric: str, loss: float) -> str:
     >>> loss_text("top1", 0.0123), loss_text("cosine", 0.0123)
     ('1.2 pp', '0.0123')
     """
-    if metric not in IN_POINTS:
+    if metric not in _IN_POINTS:
         return f"{loss:.3g}"
     points = 100 * loss
     return f"{points:.1f} pp" if abs(points) >= 0.095 or points == 0 else f"{points:.2g} pp"

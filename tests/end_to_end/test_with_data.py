@@ -334,7 +334,7 @@ def test_a_plan_fitted_to_data_replays_to_the_byte(halved: Halved, tmp_path: Pat
     plan = Plan.from_json(text)
     assert plan == halved.result.plan
     assert plan.calibration is not None
-    assert plan.calibration.half
+    assert plan.calibration.share == (1, 3)
     onnxlr.apply(plan, source, again)
     assert out.read_bytes() == again.read_bytes()
     assert load(out).model.metadata_props["onnxlr_plan"] == plan.digest
@@ -373,7 +373,7 @@ def test_calibration_may_lack_the_labels_that_validation_has(tmp_path: Path) -> 
     assert result.report.quality.metric == "top1"
     assert result.report.quality.original == 1.0
     assert result.plan.calibration is not None
-    assert not result.plan.calibration.half
+    assert result.plan.calibration.share == (2, 3)
 
 
 @pytest.mark.usefixtures("data")

@@ -81,7 +81,7 @@ def test_one_sensitive_layer_holds_nobody_back() -> None:
     assert result.chosen.pop("l3") == item(50)
     assert set(result.chosen.values()) == {item(5)}
     assert result.refused == {}
-    assert result.highest == 4
+    assert result.level == 1
 
 
 def test_a_layer_that_fits_no_low_level_is_still_found() -> None:

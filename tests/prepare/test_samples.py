@@ -37,14 +37,15 @@ def test_samples_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(rows, x)
 
 
-def test_halves_are_disjoint_seeded_and_complete(tmp_path: Path) -> None:
+def test_parts_are_disjoint_seeded_and_complete(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((21, 3), np.float32), label=np.arange(21))
     samples = load_samples(tmp_path / "d.npz", specs_of(("n", 3)), "label")
-    first, second = samples.split(3)
-    assert sorted([*first.index, *second.index]) == list(range(21))
-    assert {len(first), len(second)} == {10, 11}
-    np.testing.assert_array_equal(samples.split(3)[1].index, second.index)
-    assert list(samples.split(4)[1].index) != list(second.index)
+    first, second, third = samples.in_parts(3, 7, 3, 11)
+    assert sorted([*first.index, *second.index, *third.index]) == list(range(21))
+    assert (len(first), len(second), len(third)) == (7, 3, 11)
+    np.testing.assert_array_equal(samples.in_parts(3, 7, 3, 11)[1].index, second.index)
+    np.testing.assert_array_equal(samples.in_parts(3, 7)[0].index, first.index)
+    assert list(samples.in_parts(4, 7, 3, 11)[2].index) != list(third.index)
 
 
 def test_a_fixed_batch_is_padded_and_an_unbatched_input_goes_alone(tmp_path: Path) -> None:
@@ -84,6 +85,6 @@ def test_files_of_different_lengths_are_never_in_one_batch(tmp_path: Path) -> No
     np.testing.assert_array_equal(batches[3][0][:4], files["b"][16:])
     np.testing.assert_array_equal(batches[3][0][4:], files["c"][:12])
     assert batches[5][0].shape == (1, 4, 3)
-    first, second = samples.split(0)
+    first, second = samples.in_parts(0, 31, 31)
     assert sum(len(i) for _, i, _ in first.batches()) == len(first)
     assert sum(len(i) for _, i, _ in second.batches()) == len(second)

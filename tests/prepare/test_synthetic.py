@@ -129,7 +129,7 @@ def test_indices_of_several_tables_in_one_input() -> None:
     model.graph.output[0].type.tensor_type.elem_type = 1
     for seed in range(4):
         _, feeding = open_with_feeding(load(model), ONE_CPU_THREAD, seed=seed)
-        ids = np.concatenate([feed["ids"] for feed in feeding.validation])  # type: ignore[union-attr]
+        ids = np.concatenate([feed["ids"] for feed in feeding.choose])  # type: ignore[union-attr]
         assert ids.min() >= 0
         assert ids.max() <= 6
         assert len(np.unique(ids)) > 3

@@ -77,7 +77,7 @@ def test_probabilities_are_taken_as_they_are(samples: Samples) -> None:
     [
         ("agreement", 1.0, lambda q: q.fidelity.agreement),
         ("rel-error", 0.0, lambda q: q.fidelity.rel_error),
-        ("cosine", 1.0, lambda q: q.fidelity.cosine),
+        ("cosine", 1.0, lambda q: 1 - q.losses[0].mean),
     ],
 )
 def test_named_metrics(
@@ -90,6 +90,20 @@ def test_named_metrics(
     assert quality.optimized == value(quality)
     assert quality.drop == pytest.approx(abs(original - value(quality)))
     assert quality.drop > 0
+    if metric == "rel-error":  # the mean of squares, in the unit of the metric
+        assert quality.losses[0].mean == pytest.approx(quality.drop)
+
+
+def test_a_cosine_is_that_of_each_sample(samples: Samples) -> None:
+    quality = Judge(session(W, rows_of(samples)), samples, "cosine").judge(
+        session(V, rows_of(samples))
+    )
+    x = np.concatenate([feed["x"][: len(index)] for feed, index, _ in samples.batches()])
+    before, after = (x.astype(np.float64) @ w for w in (W, V))
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    cosines = (before * after).sum(axis=1) / norms
+    assert quality.optimized == pytest.approx(cosines.mean(), rel=1e-5)
+    np.testing.assert_allclose(np.sort(quality.losses[0].values), np.sort(1 - cosines), atol=1e-5)
 
 
 def test_the_original_is_perfect(samples: Samples) -> None:

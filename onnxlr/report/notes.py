@@ -1,0 +1,130 @@
+"""What the user should know besides the figures: notes on the judgement, the times and the file."""
+
+from pathlib import Path
+
+from onnxlr.model.graph import DEFAULT_VALUES_IR
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.plan import Plan
+from onnxlr.plan.settle import Selection
+from onnxlr.system.cluster import Cluster
+from onnxlr.system.files import path_exists
+from onnxlr.verify.latency_table import LatencyTable
+
+_NAMED = 5  # weights that a note names; the others are counted
+
+
+def notes_of(
+    evaluator: Evaluator, selection: Selection, table: LatencyTable | None, plan: Plan
+) -> list[str]:
+    """All notes on a run, the most important first."""
+    notes, speed = [], selection.speed
+    if speed is not None and plan.replaced and speed.verdict == "slower":
+        notes.append(
+            f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
+            "named, so that latency vetoed nothing; --target latency puts such layers back"
+        )
+    notes += _refused_note(evaluator, selection)
+    notes += _judgement_notes(evaluator, selection)
+    notes += _timing_notes(evaluator, table)
+    notes += _lost_inputs(evaluator, plan)
+    pool = evaluator.factorizer.pool
+    notes += pool.notes
+    if isinstance(pool.workers, Cluster):
+        notes.append(pool.workers.summary())
+    if evaluator.options.without:
+        notes.append(f"left out on request: {', '.join(evaluator.options.without)}")
+    return notes
+
+
+def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
+    """What stands between this result and the next bolder model."""
+    refused, promise = selection.refused, evaluator.promise
+    if refused is None or promise is None:
+        return []
+    variant = refused.rung.variant
+    speed = evaluator.speed_of(variant.choices, variant.sequential)
+    name = "the next bolder model" if speed is None else f"the {speed.speedup:.1f}× model"
+    needed = promise.needed(refused.quality)
+    if not promise.tested or not refused.quality.losses:
+        return [f"{name} was not handed over: {refused.why}"]
+    words = f"{name} lost {promise.text(refused.quality.drop)} on them"
+    if needed is None:
+        return [f"{words}: more samples would not show that it is within {promise.limit_text}"]
+    return [
+        f"{words}; about {needed:,} samples would be needed to show that it is within "
+        f"{promise.limit_text}"
+    ]
+
+
+def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
+    """How the set that is handed over was corrected and judged."""
+    quality, notes = selection.quality, []
+    if selection.variant.sequential:
+        notes.append(
+            f"factors were corrected in sequence, each layer behind those before it, on "
+            f"{selection.variant.sequential} samples"
+        )
+    if evaluator.too_many_layers and len(selection.chosen) > 1:
+        notes.append(
+            "factors were not corrected in sequence: with so many layers that would take "
+            "longer than all the rest"
+        )
+    if len(evaluator.judged) > 1:
+        notes.append(f"{len(evaluator.judged)} files were built, saved and judged to find this")
+    if evaluator.verdicts.guarded:
+        notes.append(
+            (
+                "the labels say little: the original gets no more of them right than chance would"
+                if quality is not None and quality.metric == "top1"
+                else "arg-max agreement says little on these inputs (synthetic, or all of one "
+                "class)"
+            )
+            + ": the outputs' rel-error was held to --max-drop too"
+        )
+    return notes
+
+
+def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]:
+    """Where latencies come from, if they weren't measured here and now."""
+    notes = []
+    if evaluator.judge is not None and not evaluator.timed:
+        notes.append(
+            "nothing was timed: latencies come from "
+            + (
+                "the named table, made on another machine, by another version of ONNX Runtime "
+                "or with other threads"
+                if table is not None and table.foreign
+                else "known tables, or are estimated from the work"
+            )
+        )
+    path = evaluator.options.latency_table
+    if path is not None and not path_exists(Path(path)):
+        notes.append(f"{path} was not written: no latency had to be known")
+    if table is not None and table.estimated:
+        notes.append(
+            f"{table.estimated} latencies were in no table: they were estimated from "
+            "multiply-accumulates, elements moved and operators started"
+        )
+    return notes
+
+
+def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:
+    """That weights which a caller could feed are gone."""
+    model = evaluator.prepared.source.model
+    inputs = {value.name for value in model.graph.inputs if value.is_initializer()}
+    lost = sorted({d.weight for d in plan.replaced if d.weight in inputs})
+    if not lost or model.ir_version < DEFAULT_VALUES_IR:
+        return []
+    named = ", ".join(lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
+    return [
+        f"{len(lost)} of the weights that were replaced could be given as inputs too, which is "
+        f"over: {named}"
+    ]
+
+
+def unused_note(name: str) -> str:
+    """That external data stay which no model that is known here has."""
+    return (
+        f"{name}, the external data of the file that was here before, is still there: delete it if "
+        "no other model has it"
+    )

@@ -1,0 +1,241 @@
+"""What samples show of a loss, against slow oracles: enumeration, other formulas, simulation."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxlr.verify.confidence import (
+    WORST_ERROR,
+    Losses,
+    highest_confidence,
+    mean_p_value,
+    pairs_p_value,
+    samples_without_loss,
+    share_p_value,
+)
+
+CONFIDENCE = 0.95
+
+
+def pairs(lost: int, won: int, n: int) -> Losses:
+    values = np.repeat([1.0, -1.0, 0.0], [lost, won, n - lost - won])
+    return Losses("pairs", np.random.default_rng(0).permutation(values))
+
+
+def shares(count: int, n: int) -> Losses:
+    return Losses("shares", np.repeat([1.0, 0.0], [count, n - count]))
+
+
+@cache
+def likelihood_score(lost: int, won: int, n: int, limit: float) -> float:
+    """The score statistic with the restricted estimate looked for on a fine grid."""
+    q = np.linspace(max(0.0, -limit), (1 - limit) / 2, 20_001)
+    counts = (lost, q + limit), (won, q), (n - lost - won, 1 - 2 * q - limit)
+    likelihood = sum(k * np.log(np.maximum(share, 1e-300)) for k, share in counts)
+    best = q[int(np.argmax(likelihood))]
+    return float((lost - won - n * limit) / math.sqrt(n * (2 * best + limit - limit**2)))
+
+
+def enumerated(lost: int, won: int, n: int, limit: float, won_share: float) -> float:
+    """Probability of all outcomes with no larger a score, one by one."""
+    most = likelihood_score(lost, won, n, limit) + 1e-5
+    shares = (won_share + limit, won_share, 1 - 2 * won_share - limit)
+    total = 0.0
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            if likelihood_score(b, c, n, limit) <= most:
+                total += float(scipy.stats.multinomial.pmf((b, c, n - b - c), n, shares))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "n", "limit"),
+    [(0, 0, 12, 0.1), (1, 2, 14, 0.1), (0, 3, 12, 0.05), (4, 1, 10, 0.3), (2, 2, 11, -0.05)],
+)
+def test_pairs_are_tested_as_by_enumeration(lost: int, won: int, n: int, limit: float) -> None:
+    changed = scipy.stats.binomtest(lost + won, n).proportion_ci(1 - 1e-6, "exact")
+    low, high = max(0.0, -limit, (changed.low - limit) / 2), (min(changed.high, 1.0) - limit) / 2
+    oracle = max(enumerated(lost, won, n, limit, q) for q in np.linspace(low, high, 25))
+    assert pairs_p_value(lost, won, n, limit) == pytest.approx(oracle, rel=0.01, abs=2e-6)
+
+
+def test_pairs_count_lost_ones_against_won_ones() -> None:
+    """Swapped, a model that gains would be refused and one that loses handed over."""
+    assert pairs(5, 25, 1000).shows(0.005, CONFIDENCE)
+    assert not pairs(25, 5, 1000).shows(0.005, CONFIDENCE)
+    assert pairs(25, 5, 1000).mean == pytest.approx(0.02)
+
+
+def test_a_test_of_pairs_is_one_sided() -> None:
+    """At one side the whole 5% lie: two-sided, this outcome would show nothing."""
+    p = pairs(3, 4, 400).p_value(0.01)
+    assert 0.025 < p < 0.05
+
+
+@pytest.mark.parametrize(("n", "limit"), [(75, 0.01), (300, 0.01), (30, 0.05)])
+def test_without_loss_it_is_a_power(n: int, limit: float) -> None:
+    expected = (1 - limit) ** n
+    assert pairs(0, 0, n).p_value(limit) == pytest.approx(expected, rel=1e-3)
+    assert shares(0, n).p_value(limit) == pytest.approx(expected, rel=1e-12)
+
+
+def test_how_many_samples_show_the_limit_of_a_model_without_loss() -> None:
+    assert samples_without_loss(0.01, 0.95) == 299
+    assert shares(0, 299).shows(0.01, 0.95)
+    assert not shares(0, 298).shows(0.01, 0.95)  # one fewer shows less
+    assert highest_confidence("pairs", 75, 0.01) == pytest.approx(0.5294, abs=1e-4)
+    assert highest_confidence("shares", 75, 0.01) == pytest.approx(0.5294, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [40, 400])
+def test_pairs_at_the_limit_are_seldom_accepted(n: int) -> None:
+    """Where the true loss is the limit, the test errs in no more than 5% of all samples."""
+    limit, rng, errors = 0.05, np.random.default_rng(n), []
+    for won in (0.0, 0.02, 0.1):
+        draws = rng.multinomial(n, (won + limit, won, 1 - 2 * won - limit), size=400)
+        errors.append(np.mean([pairs(b, c, n).shows(limit, 0.95) for b, c, _ in draws]))
+    assert max(errors) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    assert max(errors) > 0.015  # and isn't far from them: else it would waste samples
+
+
+@given(st.integers(1, 400), st.data(), st.floats(0.6, 0.999))
+@settings(max_examples=60, deadline=None)
+def test_bounds_of_shares_are_those_of_clopper_and_pearson(
+    n: int, data: st.DataObject, confidence: float
+) -> None:
+    count = data.draw(st.integers(0, n))
+    losses = shares(count, n)
+    upper = scipy.stats.beta.ppf(confidence, count + 1, n - count) if count < n else 1.0
+    lower = scipy.stats.beta.ppf(1 - confidence, count, n - count + 1) if count else 0.0
+    assert losses.at_most(confidence) == pytest.approx(upper, abs=2e-4)
+    assert losses.at_least(confidence) == pytest.approx(lower, abs=2e-4)
+
+
+def slow_p_value(values: np.ndarray, limit: float, confidence: float) -> float:
+    """The bets one after the other, each staked on what came before."""
+    capital, most, n = 1.0, 1.0, len(values)
+    total = squares = 0.0
+    for i, value in enumerate(values):
+        variance = (0.01 + squares) / (i + 1)
+        stake = math.sqrt(2 * math.log(1 / (1 - confidence)) / (n * variance))
+        capital *= 1 + min(stake, 0.99 / (1 - limit)) * (limit - value)
+        most = max(most, capital)
+        total += value
+        squares += (value - total / (i + 1)) ** 2
+    return 1 / most
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 80), st.floats(0.01, 0.9), st.floats(0.5, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_bets_are_laid_one_after_the_other(
+    seed: int, n: int, limit: float, confidence: float
+) -> None:
+    values = np.random.default_rng(seed).beta(1, 8, n)
+    expected = slow_p_value(values, limit, confidence)
+    assert mean_p_value(values, limit, confidence) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0.2, 4.8), (2.0, 48.0), (20.0, 480.0)])
+def test_bets_on_the_limit_are_seldom_won(shape: tuple[float, float]) -> None:
+    """The mean is 4%, as WORST_ERROR makes of every limit; tails are long, usual and short."""
+    rng = np.random.default_rng(1)
+    won = [mean_p_value(rng.beta(*shape, 150), 0.04, 0.95) <= 0.05 for _ in range(1000)]
+    assert np.mean(won) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_errors_well_within_the_limit_are_shown_by_few() -> None:
+    rng = np.random.default_rng(2)
+    losses = Losses("errors", rng.gamma(4, 0.001, 150))  # 0.004 on average
+    assert losses.shows(0.01, 0.95)
+    assert not losses.shows(losses.mean, 0.95)
+    assert losses.at_least(0.95) < losses.mean < losses.at_most(0.95) < 0.01
+
+
+def test_relative_errors_are_tested_by_their_squares() -> None:
+    rng = np.random.default_rng(3)
+    squares = rng.gamma(4, 0.25, 200) * 0.03**2
+    losses = Losses("errors", squares, 2)
+    assert losses.mean == pytest.approx(math.sqrt(squares.mean()))
+    assert losses.shows(0.05, 0.95)
+    assert not losses.shows(0.03, 0.95)
+    assert losses.at_least(0.95) < losses.mean < losses.at_most(0.95) < 0.05
+
+
+def test_a_sample_counts_at_most_as_so_many_limits() -> None:
+    few = np.full(400, 1e-6)
+    few[7] = 0.01 * WORST_ERROR**2 * 1.01
+    many = few.copy()
+    many[7] = 1e6
+    assert Losses("errors", few).p_value(0.01) == Losses("errors", many).p_value(0.01)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 200), st.floats(0.55, 0.99))
+@settings(max_examples=12, deadline=None)
+def test_bounds_are_where_the_test_turns(seed: int, n: int, confidence: float) -> None:
+    rng = np.random.default_rng(seed)
+    for losses in (
+        Losses("errors", rng.gamma(2, 0.01, n)),
+        Losses("errors", rng.gamma(2, 0.01, n), 2),
+        Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1)),
+        Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1), scale=20.0),
+        Losses("pairs", rng.choice([-1.0, 0.0, 1.0], n)),
+    ):
+        upper = losses.at_most(confidence)
+        assert upper >= losses.mean - 1e-12
+        assert losses.at_least(confidence) <= losses.mean + 1e-12
+        width = 1e-3 * max(abs(upper), losses.scale * 0.01)
+        if losses.mean + width < upper < losses.scale and math.isfinite(upper):
+            assert losses.shows(upper + width, confidence)
+            assert not losses.shows(upper - width, confidence)
+
+
+def test_a_scale_is_a_unit() -> None:
+    values = np.clip(np.random.default_rng(4).normal(0.01, 0.1, 500), -1, 1)
+    plain, scaled = Losses("differences", values), Losses("differences", values, scale=30.0)
+    assert scaled.mean == pytest.approx(30 * plain.mean)
+    assert scaled.p_value(30 * 0.03) == plain.p_value(0.03)
+    assert scaled.at_most(0.9) == pytest.approx(30 * plain.at_most(0.9), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "shares", "errors", "differences"])
+def test_half_a_confidence_is_about_the_figure_itself(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    values = {
+        "pairs": np.repeat([1.0, -1.0, 0.0], [60, 40, 4900]),
+        "shares": np.repeat([1.0, 0.0], [20, 4980]),
+        "errors": rng.gamma(4, 0.001, 5000),
+        "differences": np.clip(rng.normal(0.004, 0.05, 5000), -1, 1),
+    }[kind]
+    losses = Losses(kind, rng.permutation(values))  # type: ignore[arg-type]
+    assert losses.at_most(0.5) == pytest.approx(losses.mean, rel=0.35)
+
+
+def test_about_so_many_samples_are_needed() -> None:
+    """With as many of the same kind as it says, the limit is shown in about half of the cases."""
+    rng = np.random.default_rng(6)
+    needed = pairs(30, 25, 1000).needed(0.015, 0.95)
+    assert needed is not None
+    shown = [
+        pairs(b, c, needed).shows(0.015, 0.95)
+        for b, c, _ in rng.multinomial(needed, (0.03, 0.025, 0.945), size=200)
+    ]
+    assert 0.35 < np.mean(shown) < 0.7
+    values = rng.gamma(2, 0.0035, 100)
+    needed = Losses("errors", values).needed(0.01, 0.95)
+    assert needed is not None
+    shown = [Losses("errors", rng.choice(values, needed)).shows(0.01, 0.95) for _ in range(200)]
+    assert 0.2 < np.mean(shown) < 0.8
+    assert pairs(30, 5, 1000).needed(0.01, 0.95) is None
+    assert shares(0, 10).needed(0.01, 0.95) == 299
+
+
+def test_nothing_is_shown_of_no_loss_at_all() -> None:
+    assert share_p_value(0, 10_000, 0.0) == 1.0
+    assert pairs_p_value(0, 0, 1000, 0.0) > 0.4
+    assert Losses("errors", np.zeros(100)).p_value(0.0) == 1.0
+    assert share_p_value(3, 3, 1.0) == 0.0
