@@ -11,8 +11,9 @@ from models.reference.datasets import DATASETS, load, pixels
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--count", type=click.IntRange(min=1), default=600, help="Images to choose.")
+@click.option("--count", type=click.IntRange(min=1), default=5000, help="Images to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the choice.")
+@click.option("--rest", is_flag=True, help="Write the test images that are not chosen.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -25,23 +26,27 @@ from models.reference.datasets import DATASETS, load, pixels
     default=Path("models/fashion-samples.npz"),
     help="File to write.",
 )
-def main(count: int, seed: int, data_dir: Path, out: Path) -> None:
+def main(count: int, seed: int, rest: bool, data_dir: Path, out: Path) -> None:
     """Write a seeded choice of Fashion-MNIST test images to one .npz file.
 
     It holds `image`, float32 in 0..1 of shape (count, 1, 28, 28), and `label`, int64 of shape
-    (count,).
+    (count,). No network was trained on test images; those that are not chosen are fresh to
+    whatever was done with the file.
 
     \b
-    Example:
-      python -m models.reference.samples --count 600 --out models/fashion-samples.npz
+    Examples:
+      python -m models.reference.samples --count 5000 --out models/fashion-samples.npz
+      python -m models.reference.samples --rest --out fresh.npz
     """
     _, test = load("fashion", data_dir)
     if count > len(test.label):
         raise click.BadParameter(f"{count} of {len(test.label)} test images; ask for fewer.")
     chosen = np.random.default_rng(seed).choice(len(test.label), size=count, replace=False)
+    if rest:
+        chosen = np.setdiff1d(np.arange(len(test.label)), chosen)
     image, label = pixels(test.image[chosen]), test.label[chosen]
     np.savez_compressed(out, image=image.numpy(), label=label.numpy())
-    click.echo(f"{out}: {count} images, {out.stat().st_size:,} bytes")
+    click.echo(f"{out}: {len(label)} images, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

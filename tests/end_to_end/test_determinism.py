@@ -80,10 +80,12 @@ def test_the_same_bytes_within_a_budget_whatever_is_around(folder: Path) -> None
         assert optimized(folder, "odd", budget, environment) == first, name
 
 
-def test_the_same_plan_from_the_same_latencies_with_other_threads(folder: Path) -> None:
+def test_the_same_plan_from_the_same_latencies_with_other_threads(
+    folder: Path, few_images: Path
+) -> None:
     """A table that one thread has measured decides for two as it did for one."""
-    source, samples = MODELS / "fashion-mlp.onnx", MODELS / "fashion-samples.npz"
-    table = ["--latency-table", str(folder / "table.json"), "--data", str(samples)]
+    source = MODELS / "fashion-mlp.onnx"
+    table = ["--latency-table", str(folder / "table.json"), "--data", str(few_images)]
     table += ["--labels", "label", "--max-drop", "0.05"]
     written, plan = optimized(folder, "one", table, {}, source, LUCKY_CLOCK)
     assert plan.replaced

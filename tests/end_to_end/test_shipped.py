@@ -12,22 +12,26 @@ MODELS = Path(__file__).parent.parent.parent / "models"
 SAMPLES = MODELS / "fashion-samples.npz"
 
 
-@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 523 / 600), ("cnn", 548 / 600)])
+@pytest.mark.parametrize(("name", "accuracy"), [("mlp", 4494 / 5000), ("cnn", 4614 / 5000)])
 def test_accuracy_on_the_samples_is_what_the_readme_says(name: str, accuracy: float) -> None:
     path = MODELS / f"fashion-{name}.onnx"
     onnx.checker.check_model(path, full_check=True)
     result = onnxlr.compare(path, path, data=SAMPLES, labels="label")
     assert result.quality.metric == "top1"
-    assert result.quality.original == pytest.approx(accuracy, abs=1.5 / 600)
+    assert result.quality.original == pytest.approx(accuracy, abs=1.5 / 5000)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_the_search_shrinks_them_within_the_limit(tmp_path: Path, name: str) -> None:
+def test_the_search_shrinks_them_within_the_limit(
+    tmp_path: Path, few_images: Path, name: str
+) -> None:
     out = tmp_path / "out.onnx"
     path = MODELS / f"fashion-{name}.onnx"
-    report = onnxlr.optimize(path, out, data=SAMPLES, labels="label", target="params").report
+    report = onnxlr.optimize(
+        path, out, data=few_images, labels="label", target="params", max_drop=0.03
+    ).report
     assert report.quality is not None
-    assert report.quality.drop <= 0.01 + 1e-12
+    assert report.quality.drop <= 0.03 + 1e-12
     assert report.output.params < 0.6 * report.input.params
     assert report.output.macs < report.input.macs
     assert out.stat().st_size == report.output.bytes

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from tests.support.data_folders import (
@@ -26,6 +27,7 @@ torch = pytest.importorskip("torch")
 
 from models.reference.datasets import DATASETS, Data, load  # noqa: E402
 from models.reference.files import FileError  # noqa: E402
+from models.reference.samples import main as write_samples  # noqa: E402
 
 
 def same(data: Data, wanted: Images) -> None:
@@ -47,6 +49,22 @@ def test_idx_files_give_back_their_pixels(
     wanted = write_idx(tmp_path / inside, packed)
     for data, split in zip(load(name, tmp_path), wanted, strict=True):
         same(data, split)
+
+
+def test_samples_and_the_rest_are_all_test_images(tmp_path: Path) -> None:
+    _, (image, label) = write_idx(tmp_path, packed=False)
+    count, parts = len(label) // 3, []
+    for name, flags in (("some", []), ("rest", ["--rest"])):
+        path = tmp_path / f"{name}.npz"
+        arguments = [f"--data-dir={tmp_path}", f"--count={count}", f"--out={path}", *flags]
+        CliRunner().invoke(write_samples, arguments, catch_exceptions=False)
+        with np.load(path) as arrays:
+            assert arrays["image"].dtype == np.float32
+            assert arrays["label"].dtype == np.int64
+            pixels = np.rint(255 * arrays["image"]).astype(np.uint8).reshape(-1, *image.shape[1:])
+            parts.append({(x.tobytes(), y) for x, y in zip(pixels, arrays["label"], strict=True)})
+    assert [len(part) for part in parts] == [count, len(label) - count]
+    assert parts[0] | parts[1] == {(x.tobytes(), y) for x, y in zip(image, label, strict=True)}
 
 
 def test_mnist_in_one_file_is_split_by_the_seeded_draw(tmp_path: Path) -> None:
