@@ -21,6 +21,8 @@ class Limits:
         Sets of replacements that a search builds, saves and judges.
     rungs : int
         Models of the ladder that is tested, up to what the search came to.
+    corrected_rungs : int
+        Of those below that, how many are corrected in sequence too: the boldest.
     bolder_levels : int
         Further levels of loss that are tried with sequential correction.
     fit_samples, fit_samples_always : int
@@ -55,7 +57,8 @@ class Limits:
     ranks: int = 8
     trials: int = 8
     rungs: int = 7
-    bolder_levels: int = 2
+    corrected_rungs: int = 2
+    bolder_levels: int = 1
     fit_samples: int = 8192
     fit_samples_always: int = 1024
     fit_seconds: float = 60.0

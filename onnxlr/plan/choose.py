@@ -1,6 +1,6 @@
 """Choosing a method and a rank for every layer: as named, within a budget, or boldly."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +23,6 @@ from onnxlr.verify.latency_table import LatencyTable
 
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
-_MILDER_STEPS = (1, 2, 3, 5, 7, 10)  # levels below the one that the search comes to, in the ladder
 
 
 def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Proposal:
@@ -49,8 +48,7 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
             named,
             chosen=searched.chosen or (named.chosen if evaluator.verdicts.is_tested else {}),
             reasons={**named.reasons, **searched.refused},
-            milder=_nested(searched.chosen or named.chosen),
-            bolder=(named.chosen,),
+            sets=partial(_nested, named.chosen),
         )
     assert table is not None
     tradeoff = _weighed(evaluator, fits, evaluator.judge, table)
@@ -69,17 +67,14 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
         return replace(weighed, chosen=chosen, evaluation=evaluation)
     levels = [partial(_cheapest, tradeoff, loss) for loss in LOSSES]
     searched = _searched(evaluator, levels)
-    chosen, level = searched.chosen, searched.level
+    chosen = searched.chosen
     if not chosen and evaluator.verdicts.is_tested:  # by chance, where samples are few
-        level = next((i for i, mild in enumerate(levels) if mild()), len(levels))
-        chosen = levels[level]() if level < len(levels) else {}
-    bolder = [more for item in levels if _saved(more := item()) > _saved(chosen)]
+        chosen = next((mild for item in levels if (mild := item())), {})
     return replace(
         weighed,
         chosen=chosen,
         reasons={**reasons, **searched.refused},
-        milder=tuple(levels[level - step]() for step in _MILDER_STEPS if level >= step),
-        bolder=tuple(bolder[: evaluator.limits.bolder_levels]),
+        sets=lambda names: [_cheapest(tradeoff, loss, names) for loss in LOSSES],
     )
 
 
@@ -107,23 +102,16 @@ def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | Non
         return str(error)
 
 
-def _saved(chosen: Chosen) -> int:
-    """What a set saves, counted."""
-    return sum(item.saved for item in chosen.values())
+def _nested(chosen: Chosen, names: Set[str]) -> list[Chosen]:
+    """Parts of a set, each twice as large as the one before, of the layers with the least errors."""
+    order = sorted(names & chosen.keys(), key=lambda name: chosen[name].error)
+    sizes = [len(order) >> shift for shift in range(len(order).bit_length())]
+    return [{name: chosen[name] for name in order[:size]} for size in reversed(sizes)]
 
 
-def _nested(chosen: Chosen) -> tuple[Chosen, ...]:
-    """Ever smaller parts of a set, each half as large, of the layers with the least errors."""
-    names, parts = sorted(chosen, key=lambda name: chosen[name].error), []
-    while len(names) > 1:
-        names = names[: len(names) // 2]
-        parts.append({name: chosen[name] for name in names})
-    return tuple(parts)
-
-
-def _cheapest(tradeoff: Tradeoff, loss: float) -> Chosen:
-    """The cheapest choice within a predicted loss."""
-    return tradeoff.allocate(most_loss=loss) or {}
+def _cheapest(tradeoff: Tradeoff, loss: float, names: Set[str] | None = None) -> Chosen:
+    """The cheapest choice within a predicted loss, among some layers or all."""
+    return tradeoff.allocate(most_loss=loss, names=names) or {}
 
 
 def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable) -> Tradeoff:

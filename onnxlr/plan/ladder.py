@@ -1,6 +1,6 @@
 """Candidate models from mild to bold, made without the samples that test."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxlr.errors import BudgetError, ModelError
@@ -63,19 +63,39 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     middle, reasons = _paying(evaluator, proposal)
     if middle is None:
         return Ladder((), reasons)
-    names, most = middle.chosen.keys(), evaluator.limits.rungs
-    milder, bolder = proposal.milder, proposal.bolder
+    sets = _distinct(proposal.sets(middle.chosen.keys()), middle.chosen)
+    saved = _saved(middle.chosen)
+    milder = [chosen for chosen in sets if _saved(chosen) < saved]
+    bolder = [chosen for chosen in sets if _saved(chosen) > saved]
+    limits, sequential = evaluator.limits, middle.variant.sequential
     if not evaluator.verdicts.is_tested:  # the samples that chose have the last word, and gave it
-        milder, bolder = (), bolder if middle.variant.sequential else ()
-    below = _distinct(_within(milder, names), middle.chosen)[: most - 1]
-    rungs = [_rung(evaluator, chosen, middle.variant.sequential) for chosen in reversed(below)]
-    mild, above = [rung for rung in rungs if rung is not None], []
-    for chosen in _distinct(_within(bolder, names), middle.chosen, *below):
-        rung = _rung(evaluator, chosen, middle.variant.sequential)
+        milder, bolder = [], bolder if sequential else []
+    mild, bold = [], []
+    for i, chosen in enumerate(_thinned(milder, limits.rungs - 1)):
+        # Correcting takes long, and the mildest have less need of it.
+        rung = _rung(evaluator, chosen, sequential if i < limits.corrected_rungs else 0)
+        if rung is not None:
+            mild.append(rung)
+    for chosen in bolder[: limits.bolder_levels]:
+        rung = _rung(evaluator, chosen, sequential)
         if rung is None or evaluator.verdicts.why_ruled_out(rung.quality) is not None:
             break
-        above.append(rung)
-    return Ladder((*mild, middle, *above), reasons)
+        bold.append(rung)
+    return Ladder((*reversed(mild), middle, *bold), reasons)
+
+
+def _saved(chosen: Chosen) -> int:
+    """What a set saves, counted."""
+    return sum(item.saved for item in chosen.values())
+
+
+def _thinned(milder: Sequence[Chosen], most: int) -> list[Chosen]:
+    """Some of the sets from mild to bold: the boldest first, then with ever larger steps."""
+    steps = [1 + i * (i + 1) // 2 for i in range(most)]
+    picked = [milder[-step] for step in steps if step <= len(milder)]
+    if len(picked) < most and milder and picked[-1] is not milder[0]:
+        picked.append(milder[0])
+    return picked
 
 
 def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict[str, str]]:
@@ -130,16 +150,12 @@ def _rung(evaluator: Evaluator, chosen: Chosen, sequential: int) -> Rung | None:
     return Rung(chosen, evaluation.variant, evaluation.quality)
 
 
-def _within(sets: Sequence[Chosen], names: Set[str]) -> Iterator[Chosen]:
-    for chosen in sets:
-        yield {name: item for name, item in chosen.items() if name in names}
-
-
-def _distinct(sets: Iterator[Chosen], *others: Chosen) -> list[Chosen]:
+def _distinct(sets: Sequence[Chosen], *others: Chosen) -> list[Chosen]:
     """Those that are not empty, and no repetition of one before."""
-    before, rest = list(others), []
+    before, rest = [choices_of(other) for other in others], []
     for chosen in sets:
-        if chosen and choices_of(chosen) not in [choices_of(other) for other in before]:
-            before.append(chosen)
+        choices = choices_of(chosen)
+        if choices and choices not in before:
+            before.append(choices)
             rest.append(chosen)
     return rest

@@ -1,6 +1,6 @@
 """What a search comes to before the whole is measured once more."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from onnxlr.candidates.candidate import Candidate
@@ -26,8 +26,8 @@ class Proposal:
         By layer name, of what was timed.
     alternatives : mapping of str to tuple of Alternative
         By layer name, all that was weighed.
-    milder, bolder : tuple of dict
-        Sets of candidates that are predicted to lose less, the nearest first, and more.
+    sets : callable
+        Gives sets that replace no other layers than those of some names, from mild to bold.
     evaluation : Evaluation or None
         Of the chosen set as a whole, corrected in sequence where that helps; None where the search
         didn't need it.
@@ -37,8 +37,7 @@ class Proposal:
     reasons: Mapping[str, str]
     times: Mapping[str, Mapping[Choice, LayerTime]] = field(default_factory=dict)
     alternatives: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
-    milder: tuple[Chosen, ...] = ()
-    bolder: tuple[Chosen, ...] = ()
+    sets: Callable[[Set[str]], Sequence[Chosen]] = lambda _: ()
     evaluation: Evaluation | None = None
 
     def time(self, layer: Layer, item: Candidate) -> LayerTime | None:

@@ -1,7 +1,7 @@
 """What every candidate of every layer costs and loses, and the choice among them that is best."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from onnxlr.candidates.candidate import Candidate
@@ -112,12 +112,17 @@ class Tradeoff:
         most_loss: float | None = None,
         most_cost: float | None = None,
         weights: Mapping[str, float] | None = None,
+        names: Set[str] | None = None,
     ) -> dict[str, Candidate] | None:
         """The cheapest choice within a loss, or the least lossy one within a cost.
 
-        The loss of a layer counts as often as its weight says, else once.
+        The loss of a layer counts as often as its weight says, else once. Only layers of these
+        names are replaced, or any.
         """
-        candidates = {name: row.candidates for name, row in self.layers.items()}
+        candidates = {
+            name: row.candidates if names is None or name in names else ()
+            for name, row in self.layers.items()
+        }
         return allocate(
             candidates, self.as_is, most_loss=most_loss, most_cost=most_cost, weights=weights
         )

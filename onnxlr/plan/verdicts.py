@@ -95,8 +95,8 @@ class Verdicts:
             return why
         if promise.likely(quality):
             return None
-        return (
-            f"{quality.metric} lost {promise.text(quality.drop)} on the samples that choose: the "
+        return self.why_outside_limit(quality) or (
+            f"{quality.metric} {promise.lost(quality.drop)} on the samples that choose: the "
             f"{promise.samples:,} that test would hardly show that it is within "
             f"{promise.limit_text}"
         )
@@ -109,7 +109,7 @@ class Verdicts:
         interval, needed = promise.interval(quality), promise.needed(quality)
         at_most = "" if interval is None else f" (at most {promise.text(interval[1])})"
         return (
-            f"{quality.metric} lost {promise.text(quality.drop)}{at_most} on "
+            f"{quality.metric} {promise.lost(quality.drop)}{at_most} on "
             f"{promise.samples:,} samples, which doesn't show at {promise.confidence:.0%} "
             f"confidence that it is within {promise.limit_text}"
             + (f"; about {needed:,} samples would" if needed is not None else "")

@@ -47,7 +47,7 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
     needed = promise.needed(refused.quality)
     if not promise.tested or not refused.quality.losses:
         return [f"{name} was not handed over: {refused.why}"]
-    words = f"{name} lost {promise.text(refused.quality.drop)} on them"
+    words = f"{name} {promise.lost(refused.quality.drop)} on them"
     if needed is None:
         return [f"{words}: more samples would not show that it is within {promise.limit_text}"]
     return [

@@ -164,9 +164,9 @@ class Report:
         """What was lost, and between which ends that is at the promised confidence."""
         if self.promise is None or self.quality is None or self.interval is None:
             return ""
-        text, (low, high) = self.promise.text, self.interval
-        at = f"{self.promise.interval_confidence:.0%}"
-        return f"lost {text(self.quality.drop)} ({text(low)} to {text(high)}, each end at {at})"
+        promise, (low, high) = self.promise, self.interval
+        ends = f"{promise.text(low)} to {promise.text(high)}"
+        return f"{promise.lost(self.quality.drop)} ({ends}, each {promise.interval_confidence:.0%})"
 
     @property
     def theoretical_speedup(self) -> float:

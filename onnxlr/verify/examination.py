@@ -77,7 +77,7 @@ def examine(
     else:
         judge = Judge(session, feeding.choose, metric, part="choose")
         metric = judge.metric
-    by_user = ":" in metric
+    kind, by_user = "pairs" if only_there else judge.kind, ":" in metric
     samples = judge.rest if by_user else 0 if feeding.test is None else len(feeding.test)
     untested = ""
     if not by_user and feeding.test is None:
@@ -86,8 +86,5 @@ def examine(
             if isinstance(feeding.choose, Samples)
             else "there are no samples, and synthetic inputs show nothing of real ones"
         )
-    kind = judge.kind
-    if only_there:
-        kind = "pairs"
     promise = make_promise(metric, max_drop, confidence, kind, samples, untested)
     return Examination(session, feeding, judge, promise)

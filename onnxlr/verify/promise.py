@@ -65,8 +65,8 @@ class Promise:
         return not self.tested or (needed is not None and needed <= self.samples)
 
     def hopeless(self, quality: Quality) -> bool:
-        """Whether samples show that the limit does not hold."""
-        return any(item.at_least(self.confidence) > self.limit for item in quality.losses)
+        """Whether samples show, at the usual confidence, that the limit does not hold."""
+        return any(item.at_least(USUAL_CONFIDENCE) > self.limit for item in quality.losses)
 
     def needed(self, quality: Quality) -> int | None:
         """About how many samples would show the limit; None if no number would."""
@@ -95,6 +95,10 @@ class Promise:
     def text(self, loss: float) -> str:
         """A loss in words."""
         return loss_text(self.metric, loss)
+
+    def lost(self, loss: float) -> str:
+        """What became of a model by a loss, in words."""
+        return f"lost {self.text(loss)}" if loss >= 0 else f"gained {self.text(-loss)}"
 
     @property
     def limit_text(self) -> str:

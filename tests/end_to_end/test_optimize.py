@@ -94,7 +94,10 @@ def test_the_report_is_the_contract_and_counts_the_written_graph(tmp_path: Path)
         "speedup",
         "theoretical_speedup",
     }
-    assert row["metric"] == {"name": "agreement", "original": 1.0, "optimized": 1.0}
+    metric = row["metric"]
+    assert (metric["name"], metric["original"], metric["optimized"]) == ("agreement", 1.0, 1.0)
+    assert set(metric) >= {"interval", "confidence"}
+    assert {"loss", "low", "high", "ms", "bytes", "chosen"} <= set(row["frontier"][0])
     assert row["fidelity"]["rel_error"] < 1e-5
     for layer in row["layers"]:
         assert layer["reason"]
@@ -151,7 +154,7 @@ def test_the_limit_holds_and_only_what_breaks_it_is_put_back(tmp_path: Path, lim
     assert rows["product"].decision == "svd"
     for decision in rows.values():
         if decision.decision == KEEP:
-            assert "put back: rel-error would rise to" in decision.reason
+            assert "put back: rel-error" in decision.reason
 
 
 def test_named_methods_limit_the_choice(tmp_path: Path) -> None:
@@ -338,7 +341,8 @@ def test_the_limit_is_what_was_asked_for(tmp_path: Path, share: float, replaced:
     options: dict[str, Any] = {"data": path, "metric": "rel-error", "rank": 20}
     quality = onnxlr.optimize(model, max_drop=NO_LIMIT, **options).report.quality
     assert quality is not None
-    result = onnxlr.optimize(model, max_drop=share * quality.optimized, **options)
+    limit = share * quality.optimized  # as near as that, few samples show next to nothing
+    result = onnxlr.optimize(model, max_drop=limit, confidence=0.01, **options)
     assert len(result.plan.replaced) == replaced
 
 
