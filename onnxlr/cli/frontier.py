@@ -17,14 +17,8 @@ def show_frontier(console: Console, points: Sequence[Point], promise: Promise | 
     rows = [p for p in points if p.chosen or not any(other.beats(p) for other in points)]
     if promise is None or len(rows) < 2:
         return
-    table = Table(
-        title=_TITLE,
-        title_justify="left",
-        title_style="",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
+    console.print(_TITLE)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("loss", "from", "to", "ms", "speed-up", "bytes", "layers"):
         table.add_column(column, justify="right")
     table.add_column("")

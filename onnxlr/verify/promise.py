@@ -196,4 +196,4 @@ def loss_text(metric: str, loss: float) -> str:
     if metric not in _IN_POINTS:
         return f"{loss:.3g}"
     points = 100 * loss
-    return f"{points:.1f} pp" if abs(points) >= 0.095 or points == 0 else f"{points:.2g} pp"
+    return f"{points:.1f} pp" if abs(points) >= 0.095 or points == 0 else f"{points:.1g} pp"

@@ -1,0 +1,69 @@
+"""Models of a ladder are tested from the mild end on, and the first that fails ends it."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from onnxlr.errors import ModelError
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.ladder import Ladder, Rung
+from onnxlr.plan.settle import _tested
+from onnxlr.progress import Silent
+from onnxlr.rewrite.variant import Variant
+from onnxlr.verify.fidelity import Fidelity, Quality
+from onnxlr.verify.judge import Judge
+
+
+def quality(loss: float) -> Quality:
+    return Quality("top1", 0.9, 0.9 - loss, Fidelity(0.1, 0.99, 0.99))
+
+
+def ladder(count: int) -> Ladder:
+    return Ladder(tuple(Rung({}, Variant({}, {}, i), quality(0.0)) for i in range(count)))
+
+
+def outcome(losses: list[float | str], *, limit: float = 0.01) -> tuple[list[float], int | None]:
+    """The losses of the models that hold a limit, and which is the first that doesn't.
+
+    A word in place of a loss is the error of a model that the runtime refuses.
+    """
+    asked: list[int] = []
+
+    def judge(session: Any) -> Quality:
+        asked.append(session)
+        loss = losses[session]
+        if isinstance(loss, str):
+            raise ModelError(loss)
+        return quality(loss)
+
+    def why(item: Quality) -> str | None:
+        return "too much" if item.drop > limit + 1e-12 else None
+
+    evaluator = SimpleNamespace(
+        progress=Silent(),
+        builder=SimpleNamespace(build=lambda variant: variant.sequential),
+        open=lambda built: built,
+        verdicts=SimpleNamespace(why_outside_limit=lambda _: None, why_not_shown=why),
+    )
+    examiner = cast(Judge, SimpleNamespace(judge=judge))
+    holding, refused = _tested(cast(Evaluator, evaluator), ladder(len(losses)), examiner)
+    assert asked == list(range(len(holding) + (refused is not None)))  # and none after that
+    at = None if refused is None else refused.rung.variant.sequential
+    return [round(q.drop, 6) for _, q in holding], at
+
+
+@pytest.mark.parametrize(
+    ("losses", "holding", "refused"),
+    [
+        ([0.0, 0.005, 0.009], [0.0, 0.005, 0.009], None),
+        ([0.0, 0.02, 0.001], [0.0], 1),  # what comes after the first that fails isn't looked at
+        ([0.02, 0.0], [], 0),
+        ([0.0, "refused by the runtime", 0.0], [0.0], 1),
+        ([], [], None),
+    ],
+)
+def test_the_first_that_fails_ends_it(
+    losses: list[float | str], holding: list[float], refused: int | None
+) -> None:
+    assert outcome(losses) == (holding, refused)
