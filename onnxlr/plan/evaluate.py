@@ -264,10 +264,7 @@ class Evaluator:
     @cached_property
     def verdicts(self) -> Verdicts:
         """What is said of a quality."""
-        named = self.options.metric is not None
-        return Verdicts(
-            self.judge, self.promise, self.options.max_drop, named, self.prepared.source.nbytes
-        )
+        return Verdicts(self.judge, self.promise, self.prepared.source.nbytes)
 
 
 def _key(choices: Mapping[str, Choice], sequential: int) -> _Key:

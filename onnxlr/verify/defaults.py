@@ -1,7 +1,7 @@
 """The metric that judges where the user names none, and the limit where none is named."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnxlr.verify.endings import Ending
@@ -23,21 +23,62 @@ Kind = Literal["classes", "embedding", "numbers"]
 
 
 @dataclass(frozen=True)
-class DefaultMetric:
+class MetricChoice:
     """A metric with its limit, and why it was chosen.
 
     Attributes
     ----------
     name : str
     max_drop : float
-        The largest loss that is allowed unless the user names another.
+        The largest loss that is allowed; infinity for no limit.
     because : str
         What was seen, in words that follow a colon.
+    named, limit_named : bool
+        Whether the user named the metric, and the limit.
     """
 
     name: str
     max_drop: float
     because: str
+    named: bool = False
+    limit_named: bool = False
+
+    def limited(self, max_drop: float | None) -> "MetricChoice":
+        """The same with the limit that the user named, if there is one."""
+        return self if max_drop is None else replace(self, max_drop=max_drop, limit_named=True)
+
+    @property
+    def line(self) -> str:
+        """What was chosen, why, and how to name another."""
+        others = "--metric names another"
+        if not self.limit_named:
+            others = "--metric and --max-drop name others"
+        limit = f"limit {self.max_drop:g}" if self.max_drop < float("inf") else "no limit"
+        return f"metric: {self.name}, {limit}: {self.because}; {others}"
+
+    @property
+    def line_without_limit(self) -> str:
+        """The same where two models are only compared."""
+        return f"metric: {self.name}: {self.because}; --metric names another"
+
+
+def named_metric(name: str) -> MetricChoice:
+    """A metric that the user named, with its usual limit."""
+    return MetricChoice(name, default_limit(name), "named with --metric", named=True)
+
+
+def with_labels_elsewhere(choice: MetricChoice, *, one_vector: bool) -> MetricChoice:
+    """The default where only the samples that test have labels, from the one without any.
+
+    Parameters
+    ----------
+    choice : MetricChoice
+    one_vector : bool
+        Whether the output is one vector a sample.
+    """
+    if choice.name == "agreement" and one_vector:
+        return _default("top1", f"there are labels to test with, and {choice.because}")
+    return replace(choice, because=f"{choice.because}; the labels aren't used")
 
 
 def default_limit(metric: str) -> float:
@@ -51,7 +92,7 @@ def choose_default(
     *,
     labels: bool,
     synthetic: bool,
-) -> DefaultMetric:
+) -> MetricChoice:
     """The metric for a model whose user names none.
 
     Class scores are judged by their labels, else by the arg-max that the original has;
@@ -85,8 +126,8 @@ def choose_default(
     return _default(name, because + unused)
 
 
-def _default(name: str, because: str) -> DefaultMetric:
-    return DefaultMetric(name, LIMITS[name], because)
+def _default(name: str, because: str) -> MetricChoice:
+    return MetricChoice(name, LIMITS[name], because)
 
 
 def _why_not_labels(

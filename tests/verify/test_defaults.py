@@ -12,7 +12,12 @@ from scipy.special import softmax
 from onnxlr.model.load import load
 from onnxlr.prepare.prepared import simplified_model
 from onnxlr.system.session import ONE_CPU_THREAD, Session
-from onnxlr.verify.defaults import LIMITS, DefaultMetric, choose_default, default_limit
+from onnxlr.verify.defaults import (
+    LIMITS,
+    MetricChoice,
+    choose_default,
+    default_limit,
+)
 from onnxlr.verify.endings import endings
 from onnxlr.verify.fidelity import outputs_of_numbers
 from onnxlr.verify.profile import Profile
@@ -34,7 +39,7 @@ def normal(*shape: int, scale: float = 1.0) -> Array:
 
 def default_of(
     model: onnx.ModelProto, x: Array, labels: Array | None = None, *, synthetic: bool = False
-) -> DefaultMetric:
+) -> MetricChoice:
     """What is chosen on samples that are run in batches of several sizes."""
     session = Session(model.SerializeToString(), ONE_CPU_THREAD)
     profiles: dict[str, Profile] = {}
@@ -285,7 +290,7 @@ CONV = {"k": normal(3, 1, 3, 3), "back": normal(3, 1, 2, 2)}
 )
 def test_images_are_judged_by_relative_error(model: onnx.ModelProto, line: str) -> None:
     chosen = default_of(model, IMAGES)
-    assert chosen == DefaultMetric("rel-error", LIMITS["rel-error"], line)
+    assert chosen == MetricChoice("rel-error", LIMITS["rel-error"], line)
 
 
 def test_a_map_of_labels_has_integers() -> None:
