@@ -388,5 +388,16 @@ def test_how_many_right_labels_are_no_chance(right: int, sure: bool) -> None:
 
 
 def test_limits_where_none_is_named() -> None:
-    assert {n: default_limit(n) for n in LIMITS} == LIMITS
-    assert default_limit("my:metric") == 0.01
+    """The numbers that help, the API and REFERENCE.md name."""
+    expected = {"top1": 0.01, "agreement": 0.01, "cosine": 0.02, "rel-error": 0.05, "my:own": 0.01}
+    assert {name: default_limit(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("right", "by_chance"), [(2, True), (3, False)])
+def test_as_many_right_labels_as_a_guess_among_all_classes_gets(
+    right: int, by_chance: bool
+) -> None:
+    guesses = np.arange(20) % 10
+    profile = Profile(np.where(np.arange(20) < right, guesses, (guesses + 1) % 10))
+    profile.add(np.eye(10)[guesses], 20, np.arange(20), [])
+    assert profile.right_by_chance == by_chance
