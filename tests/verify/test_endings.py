@@ -103,6 +103,7 @@ CASES: dict[str, tuple[list[Any], Ending]] = {
         ],
         Ending("pooling"),
     ),
+    "a mean without a root": ([MEAN, node("Div", ["x", "mean"], "y")], Ending("other")),
     "residual sum": (
         [node("MatMul", ["x", "square"], "z"), node("Add", ["x", "z"], "y")],
         Ending("residual sum"),
