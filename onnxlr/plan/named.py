@@ -12,10 +12,10 @@ from onnxlr.plan.plan import Alternative
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen
 from onnxlr.prepare.prepared import Prepared
+from onnxlr.verify.defaults import layer_limit
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.verify.layer_latency import CRASHED, LayerTime
 
-_CAUTIOUS_ERROR = 0.01  # of a layer's weight, where each is compared alone
 _BOLDEST_ERROR = 0.9  # of a weight, where there is no limit
 _TIMED_METHODS = 3  # of the methods that fit a layer, the most saving
 
@@ -73,8 +73,7 @@ def as_named(
 def _cautious_error(options: Options) -> float:
     """Error of a weight that is allowed where the whole model isn't judged."""
     if options.verify == "layers":
-        limit = _CAUTIOUS_ERROR if options.max_drop is None else options.max_drop
-        return min(max(limit, 1e-6), _BOLDEST_ERROR)
+        return min(max(layer_limit(options.max_drop), 1e-6), _BOLDEST_ERROR)
     return UNVERIFIED_AUTO_ERROR
 
 

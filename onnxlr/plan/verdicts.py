@@ -18,23 +18,21 @@ class Verdicts:
         Of the samples that choose; None where layers are judged one by one.
     promise : Promise or None
         What has to be shown of the loss in the end; None without a judge.
+    limit : float
+        The largest loss that is allowed.
     most_bytes : int
         What the file may have.
     """
 
     judge: Judge | None
     promise: Promise | None
+    limit: float
     most_bytes: int
 
     @property
     def is_tested(self) -> bool:
         """Whether samples that nothing was chosen by have to show that the limit holds."""
         return self.promise is not None and self.promise.tested
-
-    @property
-    def limit(self) -> float:
-        """The largest loss that is allowed."""
-        return math.inf if self.promise is None else self.promise.limit
 
     @property
     def by_classes(self) -> bool:

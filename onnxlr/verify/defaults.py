@@ -14,6 +14,7 @@ from onnxlr.verify.profile import Profile
 # of the zoo needs to lose a point (7 to 35%).
 LIMITS = {"top1": 0.01, "agreement": 0.01, "cosine": 0.02, "rel-error": 0.05}
 _USERS_LIMIT = 0.01  # of a metric that is the user's function
+_LAYER_LIMIT = 0.01  # of the relative error of a layer alone: behind it are others, with theirs
 
 _FEW = 16  # numbers; embeddings have as many or more
 _PEAKED, _FLAT = 0.3, 0.05  # how sure the softmax of scores is, between chance (0) and certain (1)
@@ -84,6 +85,11 @@ def with_labels_elsewhere(choice: MetricChoice, *, one_vector: bool) -> MetricCh
 def default_limit(metric: str) -> float:
     """The largest loss of a metric that is allowed where the user names no limit."""
     return LIMITS.get(metric, _USERS_LIMIT)
+
+
+def layer_limit(max_drop: float | None) -> float:
+    """The largest relative error of a layer alone, where the model as a whole isn't judged."""
+    return _LAYER_LIMIT if max_drop is None else max_drop
 
 
 def choose_default(

@@ -17,6 +17,7 @@ from onnxlr.verify.defaults import (
     MetricChoice,
     choose_default,
     default_limit,
+    layer_limit,
 )
 from onnxlr.verify.endings import endings
 from onnxlr.verify.fidelity import outputs_of_numbers
@@ -391,6 +392,7 @@ def test_limits_where_none_is_named() -> None:
     """The numbers that help, the API and REFERENCE.md name."""
     expected = {"top1": 0.01, "agreement": 0.01, "cosine": 0.02, "rel-error": 0.05, "my:own": 0.01}
     assert {name: default_limit(name) for name in expected} == expected
+    assert (layer_limit(None), layer_limit(0.3)) == (0.01, 0.3)
 
 
 @pytest.mark.parametrize(("right", "by_chance"), [(2, True), (3, False)])
