@@ -33,7 +33,7 @@ def optimize(
     validation: str | Path | None = None,
     labels: str | None = None,
     metric: str | None = None,
-    max_drop: float = 0.01,
+    max_drop: float | None = None,
     confidence: float | None = None,
     target: str | None = None,
     method: str | Sequence[str] = "auto",
@@ -73,9 +73,11 @@ def optimize(
         Name of the array of integer labels, one per sample, in the data.
     metric : str, optional
         ``top1``, ``agreement``, ``rel-error``, ``cosine`` or ``module:function``. By default it is
-        top1 with labels, else agreement for class scores, else rel-error.
-    max_drop : float
-        Largest loss of the metric that is allowed; 1 means no limit.
+        what fits the outputs: for class scores top1 with labels, else agreement; cosine for
+        embeddings; rel-error for all else. The first of the report's notes says which, and why.
+    max_drop : float, optional
+        Largest loss of the metric that is allowed; 1 means no limit. By default 0.01 for top1,
+        agreement and a function, 0.02 for cosine, and 0.05 for rel-error.
     confidence : float, optional
         Confidence at which samples that nothing was chosen by have to show that the loss is within
         ``max_drop``. By default it is 0.95, or the highest that so many samples can show of a model

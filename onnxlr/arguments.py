@@ -72,8 +72,8 @@ def parse_verify(text: str) -> Verify:
     return text  # type: ignore[return-value]
 
 
-def parse_max_drop(loss: float) -> float:
-    """The largest loss of the metric that is allowed; 1 and more is infinity.
+def parse_max_drop(loss: float | None) -> float | None:
+    """The largest loss of the metric that is allowed; 1 and more is infinity, None stays None.
 
     The metrics are shares and relative errors: 1 is promised to be no limit at all.
 
@@ -82,6 +82,8 @@ def parse_max_drop(loss: float) -> float:
     UsageError
         If it is negative, or not a number.
     """
+    if loss is None:
+        return None
     if not loss >= 0:
         raise UsageError(f"--max-drop {loss} is not a loss: give 0 or more, 1 = no limit")
     return float("inf") if loss >= 1 else float(loss)

@@ -12,10 +12,12 @@ from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_with_feeding
 from onnxlr.prepare.opening import open_after_trial
-from onnxlr.prepare.prepared import prepare
+from onnxlr.prepare.prepared import prepare, simplified_model
 from onnxlr.progress import Progress
 from onnxlr.report.report import Size
 from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.defaults import MetricChoice
+from onnxlr.verify.endings import endings
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, Timing, compare_sessions, time_session
@@ -28,6 +30,8 @@ class ModelComparison:
     Attributes
     ----------
     a, b : Size
+    metric : MetricChoice
+        What judged, and why.
     quality : Quality
     speed : Comparison
     machine : Machine
@@ -39,6 +43,7 @@ class ModelComparison:
 
     a: Size
     b: Size
+    metric: MetricChoice
     quality: Quality
     speed: Comparison
     machine: Machine
@@ -107,12 +112,15 @@ def compare_models(
     session_b = open_after_trial(sources[1], machine, feed)
     _check_same_outputs(session_a, session_b, feed)
     with progress.stage("run both on all samples", None):
-        quality = Judge(session_a, feeding.judging, metric).judge(session_b)
+        ends = endings(simplified_model(sources[0]))
+        judge = Judge(session_a, feeding.judging, metric, ends=ends)
+        quality = judge.judge(session_b)
     with progress.stage("time both in turn", None):
         speed = compare_sessions(session_a, session_b, feed, limits)
     size_a, size_b = (_size(source, feed, machine) for source in sources)
     return ModelComparison(
-        size_a, size_b, quality, speed, machine, _batch_size(feed), feeding.description
+        *(size_a, size_b, judge.choice, quality, speed),
+        *(machine, _batch_size(feed), feeding.description),
     )
 
 

@@ -28,8 +28,8 @@ class Options:
     fraction : float or None
         The share of the original's that the target is to come down to.
     metric : str or None
-    max_drop : float
-        Infinity for no limit.
+    max_drop : float or None
+        Infinity for no limit; None for the usual one of the metric.
     confidence : float or None
         With which the limit is shown to hold; None for 95%, or the highest that the samples allow.
     include, exclude : str or None
@@ -63,7 +63,7 @@ class Options:
     target: Target | None = None
     fraction: float | None = None
     metric: str | None = None
-    max_drop: float = 0.01
+    max_drop: float | None = None
     confidence: float | None = None
     include: str | None = None
     exclude: str | None = None

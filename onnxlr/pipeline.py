@@ -41,6 +41,7 @@ from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import staged_texts, workspace, write_failure
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
+from onnxlr.verify.endings import endings
 from onnxlr.verify.examination import Examination, examine
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
@@ -94,7 +95,7 @@ def optimize(
             *(resources.cache, resources.pool, progress),
         )
         table = _open_table(options, resources.cache)
-        examination = _examine(session, feeding, options, progress)
+        examination = _examine(prepared, session, feeding, options, progress)
         evaluator = _evaluator(
             *(prepared, calibrated, session, feeding, examination, table),
             *(working_name(source, out), options, resources, progress),
@@ -213,15 +214,22 @@ def _open_table(options: Options, cache: Cache) -> LatencyTable | None:
 
 
 def _examine(
-    session: Session | None, feeding: Feeding | None, options: Options, progress: Progress
+    prepared: Prepared,
+    session: Session | None,
+    feeding: Feeding | None,
+    options: Options,
+    progress: Progress,
 ) -> Examination | None:
     """Who judges models as a whole; None where nobody does."""
     if options.verify != "full" or session is None or feeding is None:
         return None
     with progress.stage("run the original", None):
         examination = examine(
-            session, feeding, options.metric, options.max_drop, options.confidence
+            *(session, feeding, options.metric, options.max_drop, options.confidence),
+            endings(prepared.model),
         )
+    if examination.promise.choice_line:
+        progress.tell(examination.promise.choice_line)
     progress.tell(examination.promise.scope())
     return examination
 

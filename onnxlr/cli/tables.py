@@ -12,7 +12,7 @@ from onnxlr.comparison import Benchmark, ModelComparison
 from onnxlr.inspection import LayerInspection
 from onnxlr.methods.registry import InstalledPass
 from onnxlr.plan.plan import KEEP
-from onnxlr.report.report import Report, Size, rank_value
+from onnxlr.report.report import Report, Size, metric_row, rank_value
 from onnxlr.system.session import Machine
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Fidelity, Quality
@@ -42,7 +42,11 @@ def show_report(console: Console, report: Report) -> None:
             style=None if replaced else "dim",
         )
     if report.claim:
-        console.print(f"{report.claim}\n", style="bold")
+        console.print(report.claim, style="bold")
+    if report.choice:
+        console.print(report.choice, style="yellow")
+    if report.claim or report.choice:
+        console.print()
     console.print(table)
     console.print()
     _show_headline(
@@ -79,6 +83,8 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         result.batch,
     )
     console.print(f"\non {result.fed}")
+    if not result.metric.named:
+        console.print(f"note: {result.metric.line_without_limit}", style="yellow")
 
 
 def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
@@ -219,11 +225,7 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
     return {
         "a": vars(result.a),
         "b": vars(result.b),
-        "metric": {
-            "name": result.quality.metric,
-            "original": result.quality.original,
-            "optimized": result.quality.optimized,
-        },
+        "metric": metric_row(result.quality, result.metric),
         "fidelity": vars(result.quality.fidelity),
         "speed": {
             **_where(result.machine, result.batch),

@@ -22,6 +22,7 @@ from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import Session
 from onnxlr.system.trial import Trial
+from onnxlr.verify.defaults import layer_limit
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, compare_sessions, time_session
@@ -264,10 +265,8 @@ class Evaluator:
     @cached_property
     def verdicts(self) -> Verdicts:
         """What is said of a quality."""
-        named = self.options.metric is not None
-        return Verdicts(
-            self.judge, self.promise, self.options.max_drop, named, self.prepared.source.nbytes
-        )
+        limit = layer_limit(self.options.max_drop) if self.promise is None else self.promise.limit
+        return Verdicts(self.judge, self.promise, limit, self.prepared.source.nbytes)
 
 
 def _key(choices: Mapping[str, Choice], sequential: int) -> _Key:

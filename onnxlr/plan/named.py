@@ -12,6 +12,7 @@ from onnxlr.plan.plan import Alternative
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen
 from onnxlr.prepare.prepared import Prepared
+from onnxlr.verify.defaults import layer_limit
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.verify.layer_latency import CRASHED, LayerTime
 
@@ -72,7 +73,7 @@ def as_named(
 def _cautious_error(options: Options) -> float:
     """Error of a weight that is allowed where the whole model isn't judged."""
     if options.verify == "layers":
-        return min(max(options.max_drop, 1e-6), _BOLDEST_ERROR)
+        return min(max(layer_limit(options.max_drop), 1e-6), _BOLDEST_ERROR)
     return UNVERIFIED_AUTO_ERROR
 
 

@@ -20,8 +20,6 @@ class Verdicts:
         What has to be shown of the loss in the end; None without a judge.
     limit : float
         The largest loss that is allowed.
-    named : bool
-        Whether the user named the metric.
     most_bytes : int
         What the file may have.
     """
@@ -29,7 +27,6 @@ class Verdicts:
     judge: Judge | None
     promise: Promise | None
     limit: float
-    named: bool
     most_bytes: int
 
     @property
@@ -38,19 +35,11 @@ class Verdicts:
         return self.promise is not None and self.promise.tested
 
     @property
-    def guarded(self) -> bool:
-        """Whether the outputs themselves are held to the limit: the default metric is blind."""
-        return self.judge is not None and not self.named and self.judge.default_is_blind
-
-    @property
     def by_classes(self) -> bool:
         """Whether class probabilities count, not the outputs' numbers: what a metric looks at."""
         judge = self.judge
         return (
-            judge is not None
-            and judge.has_class_vector
-            and judge.metric in ("top1", "agreement")
-            and not self.guarded
+            judge is not None and judge.has_class_vector and judge.metric in ("top1", "agreement")
         )
 
     def too_large(self, nbytes: int) -> str | None:
@@ -119,12 +108,6 @@ class Verdicts:
         """Why nothing good can be said of a model, whatever its metric is."""
         if self.judge is not None and self.judge.sees_nothing:
             return "the original gives nothing but NaN and infinities on the inputs that judge"
-        error = quality.fidelity.rel_error
-        if not math.isfinite(error):
+        if not math.isfinite(quality.fidelity.rel_error):
             return "an output would differ in shape or in where it is finite"
-        if self.guarded and error > self.limit:
-            return (
-                f"rel-error would rise to {error:.4g}, the limit is {self.limit:g} ("
-                f"{quality.metric} alone says little here)"
-            )
         return None

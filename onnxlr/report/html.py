@@ -59,6 +59,7 @@ def write_page(report: Report) -> str:
     )
     content = "\n".join(s for s in sections if s)
     model = _model_name(report)
+    choice = f'\n<p class="kicker">{escape(_capital(report.choice))}</p>' if report.choice else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -76,7 +77,7 @@ def write_page(report: Report) -> str:
 <p class="kicker">Low-rank factorization by onnxlr {escape(report.version)}</p>
 <h1>{name_element(model)}</h1>
 <p class="verdict">{escape(_capital(report.verdict))}.</p>
-<p class="kicker">{escape(_capital(report.claim))}</p>
+<p class="kicker">{escape(_capital(report.claim))}</p>{choice}
 </header>
 {content}
 </main>

@@ -58,7 +58,7 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
 
 def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
     """How the set that is handed over was corrected and judged."""
-    quality, notes = selection.quality, []
+    notes = []
     if selection.variant.sequential:
         notes.append(
             f"factors were corrected in sequence, each layer behind those before it, on "
@@ -71,16 +71,6 @@ def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
         )
     if len(evaluator.judged) > 1:
         notes.append(f"{len(evaluator.judged)} files were built, saved and judged to find this")
-    if evaluator.verdicts.guarded:
-        notes.append(
-            (
-                "the labels say little: the original gets no more of them right than chance would"
-                if quality is not None and quality.metric == "top1"
-                else "arg-max agreement says little on these inputs (synthetic, or all of one "
-                "class)"
-            )
-            + ": the outputs' rel-error was held to --max-drop too"
-        )
     return notes
 
 

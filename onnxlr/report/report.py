@@ -10,6 +10,7 @@ from onnxlr.plan.frontier import Point
 from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.system.session import Machine
 from onnxlr.types import Rank
+from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 from onnxlr.verify.promise import Promise
@@ -148,6 +149,11 @@ class Report:
     frontier: tuple[Point, ...] = ()
 
     @property
+    def choice(self) -> str:
+        """Which metric was chosen, and why; empty where the user named it, or nothing is judged."""
+        return "" if self.promise is None else self.promise.choice_line
+
+    @property
     def claim(self) -> str:
         """What was shown of the loss, in a sentence; empty where no model was judged as a whole."""
         return "" if self.promise is None else self.promise.claim(self.quality)
@@ -193,9 +199,7 @@ class Report:
             "metric": None
             if quality is None
             else {
-                "name": quality.metric,
-                "original": quality.original,
-                "optimized": quality.optimized,
+                **metric_row(quality, None if self.promise is None else self.promise.choice),
                 **self._promise_dict(quality),
             },
             "parts": {p.name: {"samples": p.samples, "used_for": p.used_for} for p in self.parts},
@@ -234,6 +238,16 @@ class Report:
             "tested": promise.tested,
             "claim": self.claim,
         }
+
+
+def metric_row(quality: Quality, metric: MetricChoice | None) -> dict[str, Any]:
+    """The metric as ``--json`` writes it: both values, and why it was chosen."""
+    return {
+        "name": quality.metric,
+        "original": quality.original,
+        "optimized": quality.optimized,
+        "chosen_because": None if metric is None else metric.because,
+    }
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:

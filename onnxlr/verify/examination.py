@@ -1,10 +1,13 @@
 """Who judges: the samples that choose while a model is looked for, and those that test it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import Session
+from onnxlr.verify.defaults import named_metric, with_labels_elsewhere
+from onnxlr.verify.endings import Ending
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.promise import Promise, make_promise
 
@@ -48,8 +51,9 @@ def examine(
     session: Session,
     feeding: Feeding,
     metric: str | None,
-    max_drop: float,
+    max_drop: float | None,
     confidence: float | None,
+    ends: Mapping[str, Ending],
 ) -> Examination:
     """Run the original on the samples that choose, and say what those that test have to show.
 
@@ -60,9 +64,12 @@ def examine(
     feeding : Feeding
     metric : str or None
         As ``Judge`` takes it.
-    max_drop : float
+    max_drop : float or None
+        None for the usual limit of the metric.
     confidence : float or None
         None for the usual one, or the highest that the samples can show.
+    ends : mapping of str to Ending
+        How each output is made: of what the metric is chosen by, if none is named.
 
     Raises
     ------
@@ -71,13 +78,17 @@ def examine(
     """
     by_labels = isinstance(feeding.test, Samples) and feeding.test.labels is not None
     only_there = by_labels and isinstance(feeding.choose, Samples) and feeding.choose.labels is None
-    if only_there and metric in (None, "top1"):
-        # A sample whose answer changes loses at most that one: the search is the stricter for it.
-        judge, metric = Judge(session, feeding.choose, "agreement", part="choose"), "top1"
-    else:
-        judge = Judge(session, feeding.choose, metric, part="choose")
-        metric = judge.metric
-    kind, by_user = "pairs" if only_there else judge.kind, ":" in metric
+    # A sample whose answer changes loses at most that one: the search is the stricter for it.
+    sought = "agreement" if only_there and metric == "top1" else metric
+    judge = Judge(session, feeding.choose, sought, part="choose", ends=ends)
+    choice = judge.choice
+    if only_there and metric == "top1":
+        choice = named_metric("top1")
+    elif only_there and metric is None:
+        choice = with_labels_elsewhere(choice, one_vector=judge.has_class_vector)
+    choice = choice.limited(max_drop)
+    metric = choice.name
+    kind, by_user = "pairs" if metric == "top1" else judge.kind, ":" in metric
     samples = judge.rest if by_user else 0 if feeding.test is None else len(feeding.test)
     untested = ""
     if not by_user and feeding.test is None:
@@ -86,5 +97,5 @@ def examine(
             if isinstance(feeding.choose, Samples)
             else "there are no samples, and synthetic inputs show nothing of real ones"
         )
-    promise = make_promise(metric, max_drop, confidence, kind, samples, untested)
-    return Examination(session, feeding, judge, promise)
+    promise = make_promise(metric, choice.max_drop, confidence, kind, samples, untested)
+    return Examination(session, feeding, judge, replace(promise, choice=choice))

@@ -70,14 +70,12 @@ class Quality:
 
 
 class Classes:
-    """The output of class scores, if there is one, and what the original says with it.
+    """The output of class scores, if there is one.
 
     Parameters
     ----------
     names : sequence of str
         Outputs of numbers.
-    labels : array of int or None
-        The right class of each of the samples.
 
     Attributes
     ----------
@@ -89,25 +87,13 @@ class Classes:
         Classes it has, of all batches the fewest.
     """
 
-    def __init__(self, names: Sequence[str], labels: NDArray[Any] | None) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.output: str | None = None
         self.one_vector = False
         self.fewest = sys.maxsize
-        self._names, self._labels = names, labels
+        self._names = names
         self._begun = False
-        self._seen: set[int] = set()
         self._probable = True  # as long as no sample's scores say otherwise
-        self._right = self._judged = 0
-
-    @property
-    def seen(self) -> int:
-        """How many classes the original gives its samples, as far as two."""
-        return len(self._seen)
-
-    @property
-    def by_chance(self) -> bool:
-        """Whether the original gets no more labels right than chance would."""
-        return self._right * self.fewest <= self._judged
 
     def add(self, outputs: Outputs, samples: int, index: NDArray[np.intp] | None) -> None:
         """One batch of the original's outputs; ``index`` says which of the samples they are."""
@@ -124,12 +110,6 @@ class Classes:
         if scores.ndim != 2 or (index is not None and len(scores) != samples):
             self.one_vector = False
         self.fewest = min(self.fewest, scores.shape[-1])
-        guess = scores.argmax(-1)
-        if len(self._seen) < 2:
-            self._seen.update(np.unique(guess).tolist())
-        if self._labels is not None and self.one_vector:
-            self._right += int(np.count_nonzero(guess == self._labels[index]))
-            self._judged += len(guess)
         scores = scores.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities are no shares
             whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE

@@ -1,7 +1,7 @@
 """Judging a saved model beside the original: the user's metric, and numerical fidelity."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.verify.confidence import Kind
+from onnxlr.verify.defaults import MetricChoice, choose_default, named_metric
+from onnxlr.verify.endings import Ending
 from onnxlr.verify.fidelity import (
     Classes,
     Fidelity,
@@ -23,6 +25,7 @@ from onnxlr.verify.fidelity import (
     outputs_of_numbers,
 )
 from onnxlr.verify.metrics import METRICS, Tally, changes
+from onnxlr.verify.profile import Profile
 from onnxlr.verify.user_metric import Part, UserMetric
 
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
@@ -37,13 +40,20 @@ class Judge:
     samples : Samples or sequence of feeds
         The user's validation samples, or synthetic feeds.
     metric : str or None
-        One of ``METRICS``, ``module:function``, or None for the default: ``top1`` with labels,
-        else ``agreement`` for a single output of one class vector, else ``rel-error``.
+        One of ``METRICS``, ``module:function``, or None for what fits the original's outputs on
+        these samples (``choose_default``).
     part : {"choose", "test"} or None
         Of a user's metric that gives a number for each of its samples, the half that counts.
     scale : float or None
         What a sample may lose at most by such a metric; by default what the original's values
         span, and 1 where they lie between 0 and 1.
+    ends : mapping of str to Ending, optional
+        How each output is made, which counts without a metric.
+
+    Attributes
+    ----------
+    choice : MetricChoice
+        The metric with its usual limit, and why it was chosen.
 
     Raises
     ------
@@ -61,19 +71,21 @@ class Judge:
         *,
         part: Part | None = None,
         scale: float | None = None,
+        ends: Mapping[str, Ending] | None = None,
     ) -> None:
         self._token = uuid.uuid4().hex
         self._original = original
         self._samples = samples
-        self._metric_name = metric
         self._batch = _workable_batch(original, samples)
         self._references: list[Outputs] | None = []
         self._spreads: dict[str, Spread] = {}
         self.labels = samples.labels if isinstance(samples, Samples) else None
-        self._classes = Classes((), None)
+        self._classes = Classes(())
+        self._profiles: dict[str, Profile] | None = {} if metric is None else None
         self._measure_original()
         self._user = UserMetric(metric, part) if metric and ":" in metric else None
-        self.metric = metric or self._default_metric()
+        self.choice = self._default_metric(ends or {}) if metric is None else named_metric(metric)
+        self.metric = self.choice.name
         if self._user is None:
             self._check(self.metric)
         self._baseline: NDArray[np.float64] | None = None
@@ -82,7 +94,7 @@ class Judge:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
         # Fidelity is what is asked of it there, where the user's module need not be.
-        metric = "rel-error" if self._user is not None else self._metric_name
+        metric = "rel-error" if self._user is not None else self.metric
         return _judge, (self._token, self._original, self._samples, metric)
 
     @property
@@ -103,20 +115,6 @@ class Judge:
             self._user is None
             and any(spread.size for spread in spreads)
             and not any(spread.finite for spread in spreads)
-        )
-
-    @property
-    def default_is_blind(self) -> bool:
-        """Whether what is judged by, where the user names no metric, says little here.
-
-        On synthetic inputs, and where the original gives every sample the same class, even a
-        ruined model may agree. Where the original gets no more labels right than chance would, a
-        ruined one does as well.
-        """
-        if self.metric == "top1":
-            return self._classes.by_chance
-        return self.metric == "agreement" and (
-            not isinstance(self._samples, Samples) or self._classes.seen < 2
         )
 
     @property
@@ -197,10 +195,11 @@ class Judge:
             self._baseline = metric(self._original)
         return self._baseline
 
-    def _default_metric(self) -> str:
-        if self.labels is not None:
-            return "top1"
-        return "agreement" if self._classes.one_vector and len(self._spreads) == 1 else "rel-error"
+    def _default_metric(self, ends: Mapping[str, Ending]) -> MetricChoice:
+        assert self._profiles is not None
+        synthetic = not isinstance(self._samples, Samples)
+        labels = self.labels is not None
+        return choose_default(self._profiles, ends, labels=labels, synthetic=synthetic)
 
     def _check(self, metric: str) -> None:
         if metric not in METRICS:
@@ -237,11 +236,15 @@ class Judge:
                         "nothing to judge: use --verify none"
                     )
                 self._spreads = {name: Spread() for name in names}
-                self._classes = Classes(names, self.labels)
+                self._classes = Classes(names)
+                if self._profiles is not None:
+                    self._profiles.update({name: Profile(self.labels) for name in names})
             self._classes.add(outputs, batch.samples, batch.index)
             for name, spread in self._spreads.items():
                 spread.add(outputs[name], batch.samples)
                 self._apart &= batch.samples == 1 or outputs[name].shape[:1] == (batch.samples,)
+            for name, profile in (self._profiles or {}).items():
+                profile.add(outputs[name], batch.samples, batch.index, tuple(batch.feed.values()))
             if self._references is not None:
                 held += sum(y.nbytes for y in outputs.values())
                 self._references.append(outputs)

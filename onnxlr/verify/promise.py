@@ -8,6 +8,7 @@ from onnxlr.verify.confidence import (
     highest_confidence,
     samples_without_loss,
 )
+from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.fidelity import Quality
 
 _IN_POINTS = ("top1", "agreement")  # metrics that are told in percentage points
@@ -32,6 +33,8 @@ class Promise:
         Whether the user named the confidence.
     untested : str
         Why nothing is tested; empty where it is.
+    choice : MetricChoice or None
+        The metric and the limit, as the user named them or as they were chosen, and why.
     """
 
     metric: str
@@ -41,6 +44,12 @@ class Promise:
     kind: Kind | None = None
     named: bool = False
     untested: str = ""
+    choice: MetricChoice | None = None
+
+    @property
+    def choice_line(self) -> str:
+        """Which metric was chosen, and why; empty where the user named it."""
+        return "" if self.choice is None or self.choice.named else self.choice.line
 
     @property
     def tested(self) -> bool:

@@ -55,7 +55,6 @@ def test_all_numbers_by_hand(samples: Samples) -> None:
     cosine = np.vdot(y, z) / np.linalg.norm(y) / np.linalg.norm(z)
     assert quality.fidelity.cosine == pytest.approx(cosine, rel=1e-6)
     assert quality.fidelity.agreement == np.mean(y.argmax(1) == z.argmax(1))
-    assert not judge.default_is_blind
     p, q = (softmax(a, axis=1) for a in (y, z))
     assert quality.fidelity.divergence == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-5)
 
@@ -133,8 +132,9 @@ def test_past_the_memory_budget_the_original_runs_again(
     assert again == kept
 
 
-def test_synthetic_inputs_make_agreement_blind() -> None:
-    assert Judge(session(W), [{"x": X}], "agreement").default_is_blind
+def test_synthetic_inputs_say_little_of_arg_max() -> None:
+    judge = Judge(session(W), [{"x": X}], None)
+    assert (judge.metric, judge.choice.max_drop) == ("rel-error", 0.05)
 
 
 def found_where(axis: int) -> Session:
@@ -157,9 +157,10 @@ def test_outputs_whose_shape_depends_on_the_input(samples: Samples, axis: int) -
     flat = replace(samples, parts=({"x": np.where(np.arange(37)[:, None] < 9, X, -X)},))
     original = found_where(axis)
     with pytest.raises(DataError, match=r"top1 needs an output of shape \(batch, classes\)"):
-        Judge(original, flat, None)
-    judge = Judge(original, replace(flat, labels=None), None)
+        Judge(original, flat, "top1")
+    judge = Judge(original, flat, None)
     assert judge.metric == "rel-error"
+    assert "the labels aren't used" in judge.choice.because
     assert judge.judge(original).fidelity.rel_error == 0.0
     other = session(np.hstack([W, W[:, :1]]), 5)  # of other shapes throughout
     assert judge.judge(other).drop == float("inf")
@@ -212,10 +213,12 @@ def test_labels_that_are_no_classes(samples: Samples, shift: int) -> None:
         Judge(session(W, rows_of(samples)), moved, None)
 
 
-def test_labels_of_another_model_are_blind(samples: Samples) -> None:
+def test_labels_of_another_model_are_not_used(samples: Samples) -> None:
     assert samples.labels is not None
     moved = replace(samples, labels=(samples.labels + 1) % 4)
-    assert Judge(session(W, rows_of(samples)), moved, None).default_is_blind
+    judge = Judge(session(W, rows_of(samples)), moved, None)
+    assert judge.metric == "agreement"
+    assert "the labels aren't used: the original gets no more of them" in judge.choice.because
 
 
 def test_a_single_constant_sample_is_measured_against_its_own_size() -> None:
