@@ -47,6 +47,7 @@ def optimize(
     verify: str = "full",
     expand_at_load: bool = False,
     measure: bool = True,
+    remeasure: bool = False,
     latency_table: str | Path | None = None,
     without: str | Sequence[str] = (),
     plan_out: str | Path | None = None,
@@ -107,6 +108,8 @@ def optimize(
         the file gets smaller, the run time stays the same.
     measure : bool
         False estimates latencies from the work, for a machine that isn't at hand.
+    remeasure : bool
+        True takes all timings anew, in place of those that earlier runs left.
     latency_table : path, optional
         JSON file of latencies in milliseconds to use in place of this machine's; it is written if
         it isn't there. A table of another machine is used as it is.
@@ -154,6 +157,7 @@ def optimize(
     arguments.check_runs_whole(
         verification, goal, fraction, labels, metric, confidence, data, validation, latency_table
     )
+    arguments.check_remeasure(remeasure, measure, verification)
     arguments.check_confidence(confidence, data, metric)
     left_out = arguments.parse_ingredients(without)
     arguments.check_jobs(jobs)
@@ -176,6 +180,7 @@ def optimize(
         verify=verification,
         expand_at_load=expand_at_load,
         measure=measure,
+        remeasure=remeasure,
         latency_table=latency_table,
         without=left_out,
         seed=int(seed),

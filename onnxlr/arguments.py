@@ -225,6 +225,19 @@ def check_runs_whole(
             )
 
 
+def check_remeasure(remeasure: bool, measure: bool, verify: Verify) -> None:
+    """Refuse to measure anew where nothing is measured.
+
+    Raises
+    ------
+    UsageError
+        If nothing is measured, or run.
+    """
+    if remeasure and not (measure and verify != "none"):
+        other = f"--verify {verify}" if measure else "--no-measure"
+        raise UsageError(f"--remeasure times anew, {other} times nothing: leave one out")
+
+
 def read_plan(plan: FileName) -> Plan:
     """A plan from the file that ``--plan-out`` wrote.
 

@@ -41,6 +41,8 @@ class Options:
     expand_at_load : bool
     measure : bool
         Whether anything is timed; latencies are estimated otherwise.
+    remeasure : bool
+        Whether what is timed is timed anew, whatever earlier runs had found.
     latency_table : str or Path or None
         A file of latencies to use in place of this machine's.
     without : tuple of str
@@ -76,6 +78,7 @@ class Options:
     verify: Verify = "full"
     expand_at_load: bool = False
     measure: bool = True
+    remeasure: bool = False
     latency_table: str | Path | None = None
     without: tuple[Ingredient, ...] = ()
     seed: int = 0

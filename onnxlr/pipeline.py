@@ -206,11 +206,12 @@ def _open_table(options: Options, cache: Cache) -> LatencyTable | None:
     """The latencies of this machine, or of the file that was named; None where nothing runs."""
     if options.verify == "none":
         return None
-    measures, limits = options.measure, options.limits
+    machine, limits = options.machine, options.limits
+    measures, remeasure = options.measure, options.remeasure
     if options.latency_table is None:
-        return machine_table(options.machine, cache, measures=measures, limits=limits)
+        return machine_table(machine, cache, measures=measures, remeasure=remeasure, limits=limits)
     path = Path(options.latency_table)
-    return named_table(options.machine, path, measures=measures, limits=limits)
+    return named_table(machine, path, measures=measures, remeasure=remeasure, limits=limits)
 
 
 def _examine(

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from models.reference.files import replace_file
-from onnxlr.verify.latency_table import processor
+from onnxlr.verify.latency_file import processor
 from onnxlr.version import __version__
 
 mpl.use("Agg")

@@ -35,7 +35,7 @@ from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feed
 from onnxlr.system import sandbox
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.system.trial import Trial
-from onnxlr.verify.latency_table import describe
+from onnxlr.verify.latency_file import describe
 from tests.support.hostile_seeds import mlp
 
 _MOST_MEMORY = 2 << 30  # of resident memory at any time
@@ -305,9 +305,7 @@ def fork_trials() -> None:
 
 def _hurry() -> None:
     """Make onnxlr measure as briefly as possible, since speed doesn't matter here."""
-    api.LIMITS = Limits(
-        timing_seconds=0.01, layer_seconds=0.005, ranks=3, bolder_levels=1
-    )
+    api.LIMITS = Limits(timing_seconds=0.01, layer_seconds=0.005, ranks=3, bolder_levels=1)
 
 
 def _forget_peak() -> None:

@@ -118,6 +118,11 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
     help="Time nothing: latencies are estimated from the work, for a machine that isn't at hand.",
 )
 @click.option(
+    "--remeasure",
+    is_flag=True,
+    help="Take all timings anew, in place of those that earlier runs left.",
+)
+@click.option(
     "--latency-table",
     metavar="FILE",
     help="Latencies to use in place of this machine's. The file is written if it isn't there, so "

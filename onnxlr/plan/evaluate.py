@@ -116,6 +116,11 @@ class Evaluator:
         """How a variant compared with the original; None where it wasn't timed."""
         return self._speeds.get(_key(choices, sequential))
 
+    @property
+    def speeds(self) -> tuple[Comparison, ...]:
+        """How all variants that were timed compared with the original."""
+        return tuple(speed for (choices, _), speed in self._speeds.items() if choices)
+
     def evaluate(self, variant: Variant) -> Evaluation:
         """Build, save and judge a variant.
 

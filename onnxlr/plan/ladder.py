@@ -133,6 +133,7 @@ def why_too_slow(evaluator: Evaluator, chosen: Chosen, speed: Comparison) -> str
     return (
         f"the whole model is {'slower' if stored else 'not measurably faster'} with it "
         f"({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
+        f"{speed.doubt}"
     )
 
 

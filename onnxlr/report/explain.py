@@ -32,7 +32,8 @@ from onnxlr.report.report import Circumstances, LayerSpectrum, Part, Report, Siz
 from onnxlr.rewrite.builder import Built
 from onnxlr.system.session import runtime_version
 from onnxlr.types import ms_text
-from onnxlr.verify.latency_table import LatencyTable, processor
+from onnxlr.verify.latency_file import processor
+from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.version import __version__
 
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")

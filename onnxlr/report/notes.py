@@ -75,7 +75,7 @@ def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
 
 
 def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]:
-    """Where latencies come from, if they weren't measured here and now."""
+    """Where latencies come from, if they weren't all measured here and now, and what is open."""
     notes = []
     if evaluator.judge is not None and not evaluator.timed:
         notes.append(
@@ -90,12 +90,27 @@ def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]
     path = evaluator.options.latency_table
     if path is not None and not path_exists(Path(path)):
         notes.append(f"{path} was not written: no latency had to be known")
-    if table is not None and table.estimated:
+    if table is None:
+        return notes
+    if table.estimated:
         notes.append(
             f"{table.estimated} latencies were in no table: they were estimated from "
             "multiply-accumulates, elements moved and operators started"
         )
+    if table.stale:
+        notes.append(table.stale)
+    if (line := table.log.line(evaluator.speeds)) is not None:
+        notes.append(line + _afterwards(table.doubtful, path))
     return notes
+
+
+def _afterwards(doubtful: int, path: str | Path | None) -> str:
+    """What becomes of latencies that were timed on a busy machine, as the end of a sentence."""
+    if not doubtful:
+        return ""
+    if path is None:
+        return f"; {doubtful} latencies of now are not kept for later runs"
+    return f"; {doubtful} latencies of now are in {path}: --remeasure takes them anew"
 
 
 def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:

@@ -1,9 +1,5 @@
 """Milliseconds of layers and of what would replace them: measured once a machine, and kept."""
 
-import contextlib
-import os
-import platform
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +15,28 @@ from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_work, layer_work
 from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import path_exists, read_json, write_json
-from onnxlr.system.session import Machine, runtime_version
+from onnxlr.system.session import Machine
+from onnxlr.types import ms_text, rank_text
 from onnxlr.verify import layer_latency
+from onnxlr.verify.latency_file import (
+    Key,
+    Ranks,
+    Times,
+    describe,
+    is_table,
+    parse_rank,
+    ranks_of,
+)
 from onnxlr.verify.layer_latency import CRASHED, LayerTime, signature
+from onnxlr.verify.rounds import BUSY
+from onnxlr.verify.timing_log import TimingLog
 
 # Of more ranks of one method than this for one layer, every second is measured.
 _MEASURED = 4
-# Of ranks, and of a time: beyond that a table is none.
-_RANK, _LONGEST_MS = r"[1-9][0-9]{0,7}(,[1-9][0-9]{0,7})*", 1e9
-
-
-_Ranks = dict[str, list[float] | None]  # the fields of a time by rank; None: it can't be run
+# A fresh time contradicts a kept one if the replacement's share of the layer's time is another by
+# this factor, or the layer's own time is by the second: neighbours and clock rates change that.
+_SHARES, _SPEEDS = 1.2, 2.0
+_PROBES, _TRIES = 2, 4  # layers that are probed until so many told something
 
 
 class LatencyTable:
@@ -45,8 +52,26 @@ class LatencyTable:
         JSON file that is read now, and written by ``save``.
     measures : bool
         Whether it may measure; a table of another machine never does.
+    guarded : bool
+        Whether the file only gets what settled on a machine that wasn't busy, and is probed before
+        it is used. A file that isn't says what its run used: the same plan follows from it.
+    remeasure : bool
+        Whether all times that are asked for are measured anew, and replace those in the file.
     limits : Limits
         How long one comparison takes.
+
+    Attributes
+    ----------
+    origin : dict
+        The machine that the times are of.
+    foreign : bool
+        Whether that is another one.
+    estimated : int
+        Times that were neither in the table nor measured.
+    log : TimingLog
+        What was measured.
+    stale : str
+        Why the file's times are measured anew; empty if they aren't.
     """
 
     def __init__(
@@ -55,19 +80,24 @@ class LatencyTable:
         path: Path | None = None,
         *,
         measures: bool = True,
+        guarded: bool = False,
+        remeasure: bool = False,
         limits: Limits = USUAL,
     ) -> None:
         self.machine = machine
         self._path = path
         content = read_json(path) if path is not None else {}
-        content = content if _is_table(content) else {}  # a damaged one is begun anew
+        content = content if is_table(content) else {}  # a damaged one is begun anew
         self.origin: dict[str, Any] = content.get("machine") or describe(machine)
         self.foreign = self.origin != describe(machine)
         self.measures = measures and not self.foreign
-        self.estimated = 0  # times that were neither in the table nor measured
-        self._limits = limits
+        self.estimated, self.log, self.stale = 0, TimingLog(), ""
+        self._guarded, self._limits = guarded, limits
         self._changed = False
-        self._entries: dict[str, dict[str, _Ranks]] = content.get("times", {})
+        self._renewed = remeasure  # what the file has of a layer that is asked for doesn't count
+        self._entries: Times = {} if remeasure else content.get("times", {})
+        self._fresh: dict[Key, LayerTime | None] = {}  # measured by this run
+        self._probed: dict[str, bool] = {}  # signatures, and whether the probe told something
 
     def time(self, model: ir.Model, layer: Layer, choice: Choice) -> LayerTime | None:
         """Time of a choice for a layer; None where shapes are unknown or the runtime refuses it."""
@@ -81,6 +111,7 @@ class LatencyTable:
             sum(t.before_ms for t in times),
             sum(t.after_ms for t in times),
             sum(t.at_most_ms for t in times),
+            *_doubts(times),
         )
 
     def times(
@@ -113,44 +144,87 @@ class LatencyTable:
         """
         if self._path is None or not self._changed:
             return
-        self._merge(read_json(self._path))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, {"machine": self.origin, "unit": "ms", "times": self._entries})
+        times = self._kept(read_json(self._path))
+        write_json(self._path, {"machine": self.origin, "unit": "ms", "times": times})
         self._changed = False
 
-    def _merge(self, content: dict[str, Any]) -> None:
-        """Add the times that are in the file by now and not here."""
-        if not _is_table(content) or content["machine"] != self.origin:
-            return
-        for use, methods in content["times"].items():
-            for method, ranks in methods.items():
-                entries = self._entries.setdefault(use, {}).setdefault(method, {})
-                entries |= {rank: times for rank, times in ranks.items() if rank not in entries}
+    def _kept(self, content: dict[str, Any]) -> Times:
+        """The times to be written, with those that are in the file by now and not here."""
+        times: Times = {}
+        if is_table(content) and content["machine"] == self.origin:
+            times = content["times"]
+        if self._renewed:
+            times = {use: methods for use, methods in times.items() if use not in self._entries}
+        for key, time in self._fresh.items():
+            if self._is_worth_keeping(time):
+                ranks_of(times, key)[key[2]] = None if time is None else time.row
+        return times
+
+    @property
+    def doubtful(self) -> int:
+        """Times that were measured on a busy machine, or didn't settle."""
+        return sum(not _is_sound(time) for time in self._fresh.values())
+
+    def _is_worth_keeping(self, time: LayerTime | None) -> bool:
+        return _is_sound(time) or not self._guarded
 
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if use.x_shape is None or use.y_shape is None:
             return None
-        ranks = self._entries.setdefault(signature(layer, use), {}).setdefault(
-            choice.graph_pass.name, {}
-        )
-        rank = ",".join(map(str, choice.rank))
-        if rank not in ranks:
+        key = signature(layer, use), choice.graph_pass.name, ",".join(map(str, choice.rank))
+        self._probe(model, layer, use, choice, key)
+        ranks = ranks_of(self._entries, key)
+        if key[2] not in ranks:
             if not self.measures:
                 return self._unmeasured(layer, use, choice, ranks)
             measured = layer_latency.measure(model, layer, use, choice, self.machine, self._limits)
             if measured is CRASHED:  # not a time: the next run shall see for itself
                 return CRASHED
-            self._changed = True
-            ranks[rank] = None if measured is None else [round(ms, 6) for ms in measured.row]
-        times = ranks[rank]  # as it is written: a run that reads the table sees the same
-        return None if times is None else _time_of(times)
+            if measured is not None:
+                self.log.add(layer.name, measured)
+            self._enter(key, measured)
+        times = ranks[key[2]]
+        return self._fresh.get(key) or (None if times is None else _time_of(times))
 
-    def _unmeasured(
-        self, layer: Layer, use: Use, choice: Choice, ranks: _Ranks
-    ) -> LayerTime | None:
+    def _enter(self, key: Key, time: LayerTime | None) -> None:
+        """Add a time that was measured, as it is written: who reads the table sees the same."""
+        ranks_of(self._entries, key)[key[2]] = None if time is None else time.row
+        self._fresh[key] = None if time is None else time.rounded()
+        self._changed |= self._is_worth_keeping(time)
+
+    def _probe(self, model: ir.Model, layer: Layer, use: Use, choice: Choice, key: Key) -> None:
+        """Time a row of the file anew, for one or two layers; if it has changed, forget the file.
+
+        What is measured on a busy machine, or doesn't settle, contradicts nothing.
+        """
+        row = ranks_of(self._entries, key).get(key[2])
+        enough = sum(self._probed.values()) == _PROBES or len(self._probed) == _TRIES
+        if row is None or not (self._guarded and self.measures) or self._renewed or enough:
+            return
+        if key in self._fresh or key[0] in self._probed:
+            return
+        time = layer_latency.measure(model, layer, use, choice, self.machine, self._limits)
+        self._probed[key[0]] = time is not None and _is_sound(time)
+        if time is None or time is CRASHED:
+            return
+        self.log.waits.append(time.busy)
+        if not _is_sound(time) or _agree(time, _time_of(row)):
+            return
+        self.stale = (
+            f"latencies that earlier runs had left no longer hold ({layer.name} by "
+            f"{choice.graph_pass.name} at rank {rank_text(choice.rank)} took {ms_text(row[1])} of "
+            f"{ms_text(row[0])} ms, and takes {ms_text(time.after_ms)} of "
+            f"{ms_text(time.before_ms)} ms): they were measured anew"
+        )
+        self._entries, self._renewed = {}, True
+        for known, fresh in (self._fresh | {key: time}).items():
+            self._enter(known, fresh)
+
+    def _unmeasured(self, layer: Layer, use: Use, choice: Choice, ranks: Ranks) -> LayerTime | None:
         """Interpolated from the ranks that the table has, else estimated from the work."""
         alone = replace(layer, uses=(use,))
-        measured = {_rank(text): times for text, times in ranks.items() if times is not None}
+        measured = {parse_rank(text): times for text, times in ranks.items() if times is not None}
         anchors = sorted(
             (
                 (_macs(alone, Choice(choice.graph_pass, rank)), _time_of(times))
@@ -171,89 +245,79 @@ class LatencyTable:
 
 
 def machine_table(
-    machine: Machine, cache: Cache, *, measures: bool = True, limits: Limits = USUAL
+    machine: Machine,
+    cache: Cache,
+    *,
+    measures: bool = True,
+    remeasure: bool = False,
+    limits: Limits = USUAL,
 ) -> LatencyTable:
     """The table that runs on this machine, runtime, provider and threads share."""
+    # Tables that were kept before timings had to settle have another key.
+    path = cache.path("latency", key_of(describe(machine), "settled"))
     return LatencyTable(
-        machine, cache.path("latency", key_of(describe(machine))), measures=measures, limits=limits
+        machine, path, measures=measures, guarded=True, remeasure=remeasure, limits=limits
     )
 
 
 def named_table(
-    machine: Machine, path: Path, *, measures: bool = True, limits: Limits = USUAL
+    machine: Machine,
+    path: Path,
+    *,
+    measures: bool = True,
+    remeasure: bool = False,
+    limits: Limits = USUAL,
 ) -> LatencyTable:
     """The table of a file, of this machine or another; a file that isn't there is begun.
 
     Raises
     ------
     UsageError
-        If the file is there and holds no such table.
+        If the file is there and holds no such table, or is to be measured anew and another
+        machine's.
     """
     if path_exists(path):
         content = read_json(path) if path.is_file() else {}
-        if not _is_table(content):
+        if not is_table(content):
             raise UsageError(
                 f"{path} is no latency table: a run with --latency-table on the machine that "
                 "counts writes one where there is none yet"
             )
-    return LatencyTable(machine, path, measures=measures, limits=limits)
-
-
-def describe(machine: Machine) -> dict[str, Any]:
-    """What a time depends on besides the layer, as it stands in a table."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "onnxruntime": runtime_version(),
-        "provider": machine.provider,
-        "threads": machine.threads,
-    }
-
-
-def processor() -> str:
-    """The processor's name as far as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _is_table(content: dict[str, Any]) -> bool:
-    times = content.get("times")
-    return (
-        isinstance(content.get("machine"), dict)
-        and isinstance(times, dict)
-        and all(
-            isinstance(ranks, dict)
-            and all(_is_rank(rank) and _is_time(ms) for rank, ms in ranks.items())
-            for methods in times.values()
-            if isinstance(methods, dict)
-            for ranks in methods.values()
+    table = LatencyTable(machine, path, measures=measures, remeasure=remeasure, limits=limits)
+    if remeasure and table.foreign:
+        raise UsageError(
+            f"{path} is of another machine, version of ONNX Runtime, provider or number of "
+            "threads, which --remeasure can't measure: name another file, or leave one out"
         )
-        and all(isinstance(methods, dict) for methods in times.values())
-    )
-
-
-def _is_rank(text: str) -> bool:
-    return re.fullmatch(_RANK, text) is not None
-
-
-def _is_time(ms: object) -> bool:
-    return ms is None or (
-        isinstance(ms, list)
-        and len(ms) == 3
-        and all(isinstance(m, (int, float)) and 0 < m < _LONGEST_MS for m in ms)
-    )
-
-
-def _rank(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+    return table
 
 
 def _time_of(times: list[float]) -> LayerTime:
     before, after, most = times
     return LayerTime(before, after, most)
+
+
+def _is_sound(time: LayerTime | None) -> bool:
+    """Whether a time settled, on a machine that wasn't busy; that there is none always does."""
+    return time is None or (time is not CRASHED and time.settled and time.busy <= BUSY)
+
+
+def _doubts(times: Sequence[LayerTime]) -> tuple[bool, float]:
+    """Whether all of them settled, and how busy the machine was at worst."""
+    return all(t.settled for t in times), max(t.busy for t in times)
+
+
+def _agree(fresh: LayerTime, kept: LayerTime) -> bool:
+    """Whether a fresh time is what was kept, as far as it counts."""
+
+    def differ(a: float, b: float, factor: float) -> bool:
+        return max(a, b) > factor * min(a, b)
+
+    if differ(fresh.before_ms, kept.before_ms, _SPEEDS):
+        return False
+    # How much slower something is was never measured well.
+    either_faster = fresh.faster or kept.faster
+    return not (either_faster and differ(fresh.share, kept.share, _SHARES))
 
 
 def _macs(layer: Layer, choice: Choice) -> int:
@@ -278,8 +342,8 @@ def _between(anchors: Sequence[tuple[int, LayerTime]], macs: int) -> LayerTime |
     after, most = (
         float(np.interp(inside, places, shares)) * beyond * before
         for shares in (
-            [t.after_ms / t.before_ms for _, t in anchors],
+            [t.share for _, t in anchors],
             [t.at_most_ms / t.before_ms for _, t in anchors],
         )
     )
-    return LayerTime(before, after, most)
+    return LayerTime(before, after, most, *_doubts([t for _, t in anchors]))

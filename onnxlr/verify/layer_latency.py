@@ -77,9 +77,19 @@ class LayerTime:
         return f"{takes}: undecided, {busy_words(self.busy)}"
 
     @property
-    def row(self) -> tuple[float, float, float]:
-        """Its milliseconds."""
-        return self.before_ms, self.after_ms, self.at_most_ms
+    def row(self) -> list[float]:
+        """Its milliseconds, as they are written."""
+        return [round(ms, 6) for ms in (self.before_ms, self.after_ms, self.at_most_ms)]
+
+    def rounded(self) -> "LayerTime":
+        """The same with the milliseconds that are written."""
+        before, after, most = self.row
+        return replace(self, before_ms=before, after_ms=after, at_most_ms=most)
+
+    @property
+    def share(self) -> float:
+        """What the replacement takes of the layer's time."""
+        return self.after_ms / self.before_ms
 
     @property
     def saved_ms(self) -> float:

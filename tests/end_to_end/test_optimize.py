@@ -12,8 +12,8 @@ import pytest
 import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.plan.plan import KEEP, Plan
-from onnxlr.verify.latency import Comparison, Timing
 from tests.support.builders import linear, low_rank, make_model, node, relative, run
+from tests.support.clocks import comparison
 
 RNG = np.random.default_rng(0)  # for what differs from test to test
 RANKS = {"conv_a": 5, "conv_b": 3, "gemm": 6, "product": 2}
@@ -181,23 +181,12 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     assert rows["gemm"].reason == "not named by --include conv"
 
 
-def speed(ratio: float) -> Comparison:
-    return Comparison(
-        Timing(1, 1, 1),
-        Timing(1 / ratio, 1 / ratio, 1 / ratio),
-        9,
-        ratio,
-        ratio * 0.99,
-        ratio * 1.01,
-    )
-
-
 @pytest.mark.parametrize(("target", "kept"), [("latency", 4), ("params", 0), (None, 0)])
 def test_latency_vetoes_only_when_it_is_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, kept: int
 ) -> None:
-    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: speed(0.9))
-    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: comparison(0.9))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: comparison(2.0))
     out = tmp_path / "out.onnx"
     result = onnxlr.optimize(hidden_ranks(), out, rank="exact", target=target)
     assert sum(d.decision == KEEP for d in result.plan.decisions) == kept
@@ -217,7 +206,7 @@ def hidden_ranks_bytes(out: Path) -> bytes:
 def test_layers_that_are_slower_alone_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(0.8))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: comparison(0.8))
     result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
     for decision in result.plan.decisions:
         assert decision.decision == KEEP
@@ -227,9 +216,9 @@ def test_layers_that_are_slower_alone_are_kept(
 def test_half_of_what_does_not_pay_is_tried_before_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = iter([speed(0.9), speed(1.5)])
+    verdicts = iter([comparison(0.9), comparison(1.5)])
     monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: next(verdicts))
-    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: comparison(2.0))
     result = onnxlr.optimize(hidden_ranks(), tmp_path / "o.onnx", rank="exact", target="latency")
     assert len(result.plan.replaced) == 2
 
@@ -260,8 +249,8 @@ def test_verify_none_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_auto_trades_error_for_size_within_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: speed(2.0))
-    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: speed(2.0))
+    monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: comparison(2.0))
+    monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: comparison(2.0))
     weight = (np.diag(0.8 ** np.arange(64)) @ RNG.standard_normal((64, 96))).astype(np.float32)
     model = linear(weight, rows="n", name="fc")
     path = tmp_path / "d.npz"

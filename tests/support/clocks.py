@@ -1,10 +1,21 @@
-"""A machine whose clocks stand still, except where work is done on it: quiet, or under load."""
+"""Timings that are made up: comparisons, and a machine whose clocks move where work is done."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+
+from onnxlr.verify.latency import Comparison, Timing
+
+
+def comparison(
+    ratio: float, *, noise: float = 0.01, settled: bool = True, busy: float = 0.0
+) -> Comparison:
+    """Of what takes 1 ms with what is faster by a ratio."""
+    a, b = (Timing(ms, ms, ms) for ms in (1.0, 1 / ratio))
+    low, high = ratio * (1 - noise), ratio * (1 + noise)
+    return Comparison(a, b, 9, ratio, low, high, settled, busy)
 
 
 class FakeMachine:

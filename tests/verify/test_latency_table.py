@@ -18,7 +18,8 @@ from onnxlr.model.load import load
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.system.session import Machine
 from onnxlr.verify import layer_latency
-from onnxlr.verify.latency_table import LatencyTable, describe, named_table
+from onnxlr.verify.latency_file import describe
+from onnxlr.verify.latency_table import LatencyTable, named_table
 from onnxlr.verify.layer_latency import LayerTime
 from tests.support.builders import linear, make_model, node
 

@@ -1,0 +1,64 @@
+"""What the timings of a run came to: how busy the machine was, and what stayed open."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from onnxlr.verify.latency import Comparison, busy_words
+from onnxlr.verify.layer_latency import LayerTime
+from onnxlr.verify.rounds import BUSY
+
+_NAMED = 5  # layers that a line names; the others are counted
+
+
+@dataclass
+class TimingLog:
+    """The comparisons of layers with their replacements that a run made.
+
+    Attributes
+    ----------
+    waits : list of float
+        Of each, the share of its time that was spent waiting for other processes.
+    undecided : Counter of str
+        By layer name, replacements that may be faster or not.
+    """
+
+    waits: list[float] = field(default_factory=list)
+    undecided: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, time: LayerTime) -> None:
+        """Add the comparison of a layer with a replacement."""
+        self.waits.append(time.busy)
+        self.undecided[name] += not (time.settled or time.faster)
+
+    def line(self, models: Sequence[Comparison]) -> str | None:
+        """That the machine was busy, and what wasn't decided because of it; None if all was well.
+
+        Parameters
+        ----------
+        models : sequence of Comparison
+            Of the original with what was made of it.
+        """
+        waits = [*self.waits, *(speed.busy for speed in models)]
+        busy = sum(waits) / len(waits) if waits else 0.0
+        still_open = self._open_layers() + [
+            f"a whole model ({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
+            for speed in models
+            if speed.undecided
+        ]
+        if still_open:
+            return (
+                f"{busy_words(busy)}. Not decided, and left as it is: whether "
+                f"{' and '.join(still_open)} would be faster. A quieter machine may find more"
+            )
+        if busy > BUSY:
+            return f"{busy_words(busy)}. It was decided all the same what is faster"
+        return None
+
+    def _open_layers(self) -> list[str]:
+        names = [name for name, count in self.undecided.items() if count]
+        if not names:
+            return []
+        named = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        count = self.undecided.total()
+        return [f"{count} replacement{'s' * (count > 1)} of {len(names)} layers ({named})"]
