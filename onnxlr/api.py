@@ -55,6 +55,7 @@ def optimize(
     frontier: str | Path | None = None,
     json: str | Path | None = None,
     seed: int = 0,
+    time_limit: float | None = None,
     jobs: int | None = None,
     dask: str | None = None,
     progress: Progress | None = None,
@@ -122,6 +123,8 @@ def optimize(
         A new folder for the plans of all models that were judged.
     seed : int
         Seed of the random splits and of synthetic inputs.
+    time_limit : float, optional
+        Seconds that the run should take at most: it tries and times less then.
     jobs : int, optional
         Number of processes for what can be computed side by side; by default as many as there are
         cores. Nothing is timed while they work.
@@ -161,6 +164,7 @@ def optimize(
     arguments.check_confidence(confidence, data, metric)
     left_out = arguments.parse_ingredients(without)
     arguments.check_jobs(jobs)
+    seconds = arguments.parse_time_limit(time_limit)
     options = Options(
         methods=arguments.as_tuple(method),
         rank=parse_rank(str(rank)),
@@ -184,10 +188,11 @@ def optimize(
         latency_table=latency_table,
         without=left_out,
         seed=int(seed),
+        time_limit=seconds,
         jobs=jobs,
         dask=dask,
         report=report,
-        limits=LIMITS,
+        limits=LIMITS.within(seconds),
     )
     options = replace(options, command=command_of(options, arguments.path_of(model), out))
     choose_passes(options.methods)

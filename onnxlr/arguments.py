@@ -162,6 +162,21 @@ def check_jobs(jobs: int | None) -> None:
         raise UsageError(f"--jobs {jobs} must be at least 1 and at most 1024")
 
 
+def parse_time_limit(seconds: float | None) -> float:
+    """How long a run should take at most; infinity for no limit.
+
+    Raises
+    ------
+    UsageError
+        If it isn't more than 0.
+    """
+    if seconds is None:
+        return math.inf
+    if not seconds > 0:
+        raise UsageError(f"--time-limit {seconds} is no time to spend: give more than 0 seconds")
+    return float(seconds)
+
+
 def check_seconds(seconds: float) -> None:
     """Refuse a length of a benchmark that is none.
 

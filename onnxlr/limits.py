@@ -1,6 +1,6 @@
 """How much effort a run makes: seconds, samples, trials and ranks, as one value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,17 @@ class Limits:
     refined_sets_least: int = 8
     refined_samples: int = 2048
     refining_seconds: float = 160.0
+
+    def within(self, seconds: float) -> "Limits":
+        """The same effort, as far as its parts have their share of a time limit."""
+        return replace(
+            self,
+            timing_seconds=min(self.timing_seconds, seconds / 10),
+            fit_seconds=min(self.fit_seconds, seconds / 10),
+            sequence_seconds=min(self.sequence_seconds, seconds / 10),
+            building_seconds=min(self.building_seconds, seconds / 2),
+            refining_seconds=min(self.refining_seconds, seconds / 4),
+        )
 
 
 USUAL = Limits()

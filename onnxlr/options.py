@@ -1,5 +1,6 @@
 """The options of a run as one value, and the command line that asks for the same."""
 
+import math
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -56,6 +57,8 @@ class Options:
         Where the HTML report goes.
     command : str
         The command line that asks for the same, for the report.
+    time_limit : float
+        Seconds that the run should not exceed; infinity for no limit.
     limits : Limits
         How much effort the run makes.
     """
@@ -86,6 +89,7 @@ class Options:
     dask: str | None = None
     report: str | Path | None = None
     command: str = ""
+    time_limit: float = math.inf
     limits: Limits = USUAL
 
     @property

@@ -23,6 +23,7 @@ from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
 from onnxlr.plan.choose import propose
+from onnxlr.plan.estimate import estimate
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.ladder import build_ladder
 from onnxlr.plan.plan import Plan
@@ -41,6 +42,7 @@ from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import staged_texts, workspace, write_failure
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
+from onnxlr.system.time_limit import TimeLimit
 from onnxlr.verify.endings import endings
 from onnxlr.verify.examination import Examination, examine
 from onnxlr.verify.judge import Judge
@@ -85,7 +87,7 @@ def optimize(
     passes, excluded = _passes(options), name_filter(options.include, options.exclude)
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
     with one_blas_thread(), _resources(options, out, progress) as resources:
-        started = time.perf_counter()
+        started, limit = time.perf_counter(), TimeLimit(options.time_limit)
 
         session, feeding = _open(source, options, progress)
         prepared = _prepare(source, feeding, options, progress)
@@ -97,9 +99,11 @@ def optimize(
         table = _open_table(options, resources.cache)
         examination = _examine(prepared, session, feeding, options, progress)
         evaluator = _evaluator(
-            *(prepared, calibrated, session, feeding, examination, table),
+            *(prepared, calibrated, session, feeding, examination, table, limit),
             *(working_name(source, out), options, resources, progress),
         )
+        if (line := estimate(evaluator, fits, table)) is not None:
+            progress.tell(line)
         proposal = propose(evaluator, fits, table)
         ladder = build_ladder(evaluator, proposal)
         examiner = _open_examiner(examination, progress)
@@ -250,6 +254,7 @@ def _evaluator(
     feeding: Feeding | None,
     examination: Examination | None,
     table: LatencyTable | None,
+    limit: TimeLimit,
     file_name: str,
     options: Options,
     resources: _Resources,
@@ -268,6 +273,7 @@ def _evaluator(
         judge,
         calibrated.calibration,
         None if examination is None else examination.promise,
+        limit,
         timed=judge is not None and options.measure and not (table and table.foreign),
         progress=progress,
     )

@@ -157,6 +157,13 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 @json_flag
 @seed_flag
 @click.option(
+    "--time-limit",
+    type=float,
+    metavar="SECONDS",
+    help="How long this should take at most: less is tried and timed then, and a note says what "
+    "was left out.",
+)
+@click.option(
     "--jobs",
     type=int,
     help="Number of processes for what can be computed side by side [default: as many as there are "

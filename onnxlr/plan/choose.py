@@ -86,7 +86,8 @@ def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> B
             step(f"trial of {len(chosen)} layers")
             return _verdict(evaluator, chosen)
 
-        return boldest(levels, Trials(verdict, evaluator.limits.trials))
+        may_go_on = partial(evaluator.time.allows, 0.55, "further trials")
+        return boldest(levels, Trials(verdict, evaluator.limits.trials, may_go_on))
 
 
 def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | None:
@@ -103,7 +104,7 @@ def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | Non
 
 
 def _nested(chosen: Chosen, names: Set[str]) -> list[Chosen]:
-    """Parts of a set, each twice as large as the one before, of the layers with the least errors."""
+    """Parts of a set, each twice as large as the one before: the layers with the least errors."""
     order = sorted(names & chosen.keys(), key=lambda name: chosen[name].error)
     sizes = [len(order) >> shift for shift in range(len(order).bit_length())]
     return [{name: chosen[name] for name in order[:size]} for size in reversed(sizes)]
@@ -147,5 +148,6 @@ def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable
         probing,
         table,
         key_of(*origin, options.seed, options.machine),
+        evaluator.time,
         evaluator.progress,
     )

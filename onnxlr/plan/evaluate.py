@@ -21,6 +21,7 @@ from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import Session
+from onnxlr.system.time_limit import TimeLimit
 from onnxlr.system.trial import Trial
 from onnxlr.verify.defaults import layer_limit
 from onnxlr.verify.fidelity import Quality
@@ -82,6 +83,7 @@ class Evaluator:
         The samples that factors are fitted to; None where they are fitted to the weights alone.
     promise : Promise or None
         What has to be shown of the loss in the end, on other samples; None without a judge.
+    time : TimeLimit
     timed : bool
         Whether whole models are timed: not for another machine.
     progress : Progress
@@ -96,6 +98,7 @@ class Evaluator:
     judge: Judge | None
     calibration: Calibration | None
     promise: Promise | None
+    time: TimeLimit
     timed: bool
     progress: Progress
     _judged: list[Judged] = field(default_factory=list)
@@ -153,7 +156,7 @@ class Evaluator:
         don't lead out of the limit.
         """
         plain = self.evaluate(self.factorizer.variant(choices))
-        if not self.can_correct(choices):
+        if not self.can_correct(choices) or not self.time.allows(0.6, "sequential correction"):
             return plain
         samples = self.correction_samples
         try:

@@ -72,11 +72,15 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
         milder, bolder = [], bolder if sequential else []
     mild, bold = [], []
     for i, chosen in enumerate(_thinned(milder, limits.rungs - 1)):
+        if not evaluator.time.allows(0.75, "further models to test"):
+            break
         # Correcting takes long, and the mildest have less need of it.
         rung = _rung(evaluator, chosen, sequential if i < limits.corrected_rungs else 0)
         if rung is not None:
             mild.append(rung)
     for chosen in bolder[: limits.bolder_levels]:
+        if not evaluator.time.allows(0.8, "bolder models"):
+            break
         rung = _rung(evaluator, chosen, sequential)
         if rung is None or evaluator.verdicts.why_ruled_out(rung.quality) is not None:
             break

@@ -24,17 +24,20 @@ class Trials:
     verdict : callable
         Builds, saves and judges a set; gives None if it is accepted, else the reason.
     most : int
+    may_go_on : callable
+        Whether there is time for one more.
     """
 
     verdict: Callable[[Mapping[str, Candidate]], str | None]
     most: int = 14
+    may_go_on: Callable[[], bool] = lambda: True
     made: int = 0
     _verdicts: dict[frozenset[tuple[str, Candidate]], str | None] = field(default_factory=dict)
 
     @property
     def exhausted(self) -> bool:
         """Whether no more verdicts will be asked for."""
-        return self.made >= self.most
+        return self.made >= self.most or not self.may_go_on()
 
     def ask(self, chosen: Mapping[str, Candidate]) -> str | None:
         """The verdict on a set. The empty set, which changes nothing, is always accepted."""

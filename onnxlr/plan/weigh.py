@@ -27,6 +27,7 @@ from onnxlr.plan.tradeoff import LayerTradeoff, Tradeoff
 from onnxlr.progress import Progress
 from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.system.cache import key_of
+from onnxlr.system.time_limit import TimeLimit
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.verify.layer_latency import CRASHED, LayerTime
@@ -96,6 +97,7 @@ def weigh(
     judge: Judge,
     table: LatencyTable,
     origin: str,
+    time: TimeLimit,
     progress: Progress,
 ) -> Tradeoff:
     """Candidates of some layers with their errors, costs and losses.
@@ -112,6 +114,7 @@ def weigh(
     table : LatencyTable
     origin : str
         Digest of the model and the samples: what is measured of them is cached.
+    time : TimeLimit
     progress : Progress
     """
     with progress.stage("weigh candidates", len(layers)) as step:
@@ -120,6 +123,7 @@ def weigh(
     if aim.target == "latency":
         with progress.stage("time candidates", len(layers)) as step:
             for layer in layers:
+                table.measures &= time.allows(0.35, "timings of candidates, estimated instead")
                 candidates, why = considered[layer.name]
                 priced[layer.name] = _timed(layer, candidates, why, aim, factorizer, table)
                 with contextlib.suppress(OSError):  # told at the end, where it counts

@@ -31,6 +31,11 @@ def notes_of(
     notes += pool.notes
     if isinstance(pool.workers, Cluster):
         notes.append(pool.workers.summary())
+    if evaluator.time.left_out:
+        notes.append(
+            f"--time-limit {evaluator.options.time_limit:g} left no time for: "
+            f"{'; '.join(evaluator.time.left_out)}"
+        )
     if evaluator.options.without:
         notes.append(f"left out on request: {', '.join(evaluator.options.without)}")
     return notes

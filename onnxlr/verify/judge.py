@@ -1,5 +1,6 @@
 """Judging a saved model beside the original: the user's metric, and numerical fidelity."""
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ class Judge:
         self.labels = samples.labels if isinstance(samples, Samples) else None
         self._classes = Classes(())
         self._profiles: dict[str, Profile] | None = {} if metric is None else None
+        started = time.perf_counter()
         self._measure_original()
+        self._seconds = time.perf_counter() - started
         self._user = UserMetric(metric, part) if metric and ":" in metric else None
         self.choice = self._default_metric(ends or {}) if metric is None else named_metric(metric)
         self.metric = self.choice.name
@@ -96,6 +99,11 @@ class Judge:
         # Fidelity is what is asked of it there, where the user's module need not be.
         metric = "rel-error" if self._user is not None else self.metric
         return _judge, (self._token, self._original, self._samples, metric)
+
+    @property
+    def sample_seconds(self) -> float:
+        """Seconds that the original took for a sample."""
+        return self._seconds / max(self._count, 1)
 
     @property
     def machine(self) -> Machine:

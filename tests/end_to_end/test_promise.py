@@ -19,6 +19,7 @@ from onnxlr.plan.ladder import Ladder, build_ladder
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
 from onnxlr.prepare.samples import Samples
+from onnxlr.progress import Silent
 from onnxlr.system.session import Session
 from tests.support.builders import make_model, node
 from tests.support.limits import short_runs
@@ -349,3 +350,28 @@ def test_a_frontier_goes_into_a_new_folder(case: Case, tmp_path: Path) -> None:
     with pytest.raises(onnxlr.DataError):
         onnxlr.optimize(case.model, data=tmp_path / "none.npz", frontier=tmp_path / "new", **QUICK)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_time_limit_leaves_out_what_could_go_on(case: Case) -> None:
+    result = onnxlr.optimize(case.model, data=case.data, time_limit=1e-3, max_drop=0.03, **QUICK)
+    (note,) = (n for n in result.report.notes if n.startswith("--time-limit 0.001"))
+    assert "further trials" in note
+    assert result.report.claim.startswith("800 samples")
+    unlimited = onnxlr.optimize(case.model, data=case.data, time_limit=1e6, max_drop=0.03, **QUICK)
+    assert unlimited.plan == case.result.plan
+    assert not any("--time-limit" in note for note in unlimited.report.notes)
+    with pytest.raises(onnxlr.UsageError, match="--time-limit 0 is no time"):
+        onnxlr.optimize(case.model, time_limit=0)
+
+
+def test_long_work_is_announced(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    class Listener(Silent):
+        def tell(self, line: str) -> None:
+            lines.append(line)
+
+    monkeypatch.setattr("onnxlr.plan.estimate._TOLD_FROM", 0.0)
+    onnxlr.optimize(case.model, data=case.data, max_drop=0.03, progress=Listener(), **QUICK)
+    assert "800 samples can show losses down to 0.4 pp at 95% confidence" in lines
+    assert lines[-1].startswith("this takes about ")
