@@ -17,6 +17,7 @@ from onnxlr.system.session import Machine
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.latency import Comparison
+from onnxlr.verify.promise import compared
 
 
 def show_report(console: Console, report: Report) -> None:
@@ -76,7 +77,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         result.a,
         result.b,
         result.quality,
-        "",
+        compared(result.quality.metric).words(result.quality),
         result.speed,
         result.theoretical_speedup,
         result.machine,
@@ -225,7 +226,7 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
     return {
         "a": vars(result.a),
         "b": vars(result.b),
-        "metric": metric_row(result.quality, result.metric),
+        "metric": metric_row(result.quality, result.metric) | _interval_row(result.quality),
         "fidelity": vars(result.quality.fidelity),
         "speed": {
             **_where(result.machine, result.batch),
@@ -238,6 +239,17 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
             "busy": result.speed.busy,
             "theoretical_speedup": result.theoretical_speedup,
         },
+    }
+
+
+def _interval_row(quality: Quality) -> dict[str, Any]:
+    """The loss, between which ends it is, and the confidence of each of those."""
+    promise = compared(quality.metric)
+    interval = promise.interval(quality)
+    return {
+        "loss": quality.drop,
+        "interval": None if interval is None else list(interval),
+        "confidence": promise.interval_confidence,
     }
 
 

@@ -168,11 +168,9 @@ class Report:
     @property
     def loss_words(self) -> str:
         """What was lost, and between which ends that is at the promised confidence."""
-        if self.promise is None or self.quality is None or self.interval is None:
+        if self.promise is None or self.quality is None:
             return ""
-        promise, (low, high) = self.promise, self.interval
-        ends = f"{promise.text(low)} to {promise.text(high)}"
-        return f"{promise.lost(self.quality.drop)} ({ends}, each {promise.interval_confidence:.0%})"
+        return self.promise.words(self.quality)
 
     @property
     def theoretical_speedup(self) -> float:

@@ -179,7 +179,9 @@ class Judge:
         )
         if self._user is not None:
             return self._by_user(self._user, candidate, fidelity)
-        return Quality(self.metric, *tally.values(fidelity), fidelity, tally.losses())
+        # Synthetic inputs are no samples of anything: what is lost on each says nothing of others.
+        losses = tally.losses() if isinstance(self._samples, Samples) else ()
+        return Quality(self.metric, *tally.values(fidelity), fidelity, losses)
 
     def _by_user(self, metric: UserMetric, candidate: Session, fidelity: Fidelity) -> Quality:
         """The quality by a user's metric."""

@@ -11,6 +11,7 @@ from onnxlr.verify.confidence import (
 from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.fidelity import Quality
 
+_COMPARING = 0.55  # confidence below which a test says what the figure itself says
 _IN_POINTS = ("top1", "agreement")  # metrics that are told in percentage points
 
 
@@ -109,6 +110,13 @@ class Promise:
         """What became of a model by a loss, in words."""
         return f"lost {self.text(loss)}" if loss >= 0 else f"gained {self.text(-loss)}"
 
+    def words(self, quality: Quality) -> str:
+        """What was lost and between which ends that is; empty where samples can't be told apart."""
+        if (interval := self.interval(quality)) is None:
+            return ""
+        ends = " to ".join(map(self.text, interval))
+        return f"{self.lost(quality.drop)} ({ends}, each {self.interval_confidence:.0%})"
+
     @property
     def limit_text(self) -> str:
         """The limit in words."""
@@ -136,6 +144,8 @@ class Promise:
         if quality is None or not self.shown_by(quality):
             return self.scope()
         more = f"; {self.enough():,} would do for {USUAL_CONFIDENCE:.0%}" if self.lowered else ""
+        if self.named and self.confidence <= _COMPARING:
+            more = ", which is no more than comparing two numbers shows"
         return (
             f"{self.samples:,} samples: within {self.limit_text} at {self.confidence:.0%} "
             f"confidence{more}"
@@ -192,6 +202,11 @@ def make_promise(
         highest = highest_confidence(kind, samples, limit)
         promise = replace(promise, confidence=min(USUAL_CONFIDENCE, highest))
     return replace(promise, samples=samples, kind=kind)
+
+
+def compared(metric: str) -> Promise:
+    """Where two models are only compared: no limit, and intervals at the usual confidence."""
+    return make_promise(metric, float("inf"), None, None, 0)
 
 
 def loss_text(metric: str, loss: float) -> str:
