@@ -25,6 +25,7 @@ PRECISION = 0.02  # relative half-width at which the interval of two whole model
 # largest ratio bound a median with so small an error.
 _FIRST_LOOK, _LOOKS = 9, 10
 LEVEL = 0.05 / _LOOKS
+_ENOUGH = 1 / 3  # of the time: after it, how much faster need not be known well
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def time_session(session: Session, feed: Feed, limits: Limits) -> Timing:
     rounds = Rounds([session.bind(feed)], by_processor=runs_in_caller(session.machine))
     _repeat(
         rounds,
-        lambda best: _half_width(*median_interval(best[:, 0], LEVEL)) <= PRECISION,
+        lambda best, _: _half_width(*median_interval(best[:, 0], LEVEL)) <= PRECISION,
         limits.timing_seconds,
         limits.timing_groups,
         limits.timing_seconds_least,
@@ -140,7 +141,8 @@ def interleave(
     settled : callable
         Whether an interval decides: ``decides`` and ``decides_gain`` make such functions.
     seconds : float
-        After which it ends undecided.
+        After which it ends undecided; after a third of it, it ends if the second is faster for
+        sure, even if by how much isn't known well.
     groups : int
         Groups of rounds that are made however long they take, if nothing is decided before.
     least_seconds : float
@@ -153,8 +155,9 @@ def interleave(
     def interval(best: NDArray[np.float64]) -> tuple[float, float]:
         return median_interval(best[:, 0] / best[:, 1], LEVEL)
 
-    def decided(best: NDArray[np.float64]) -> bool:
-        return settled(*interval(best))
+    def decided(best: NDArray[np.float64], spent: float) -> bool:
+        low, high = interval(best)
+        return settled(low, high) or (low > 1 + MARGIN and spent > _ENOUGH * seconds)
 
     _repeat(rounds, decided, seconds, groups, least_seconds)
     best = rounds.best
@@ -243,19 +246,19 @@ def busy_words(busy: float) -> str:
 
 def _repeat(
     rounds: Rounds,
-    settled: Callable[[NDArray[np.float64]], bool],
+    decided: Callable[[NDArray[np.float64], float], bool],
     seconds: float,
     groups: int,
     least_seconds: float,
 ) -> None:
-    """Add groups until what is seen at one of the looks settles it, or the time is up."""
+    """Add groups until what is seen at one of the looks decides it, or the time is up."""
     start, looks = time.perf_counter(), [_FIRST_LOOK * 2**i for i in range(_LOOKS - 1)]
     while True:
         rounds.add_group()
         if rounds.groups < _FIRST_LOOK:
             continue
         spent = time.perf_counter() - start
-        if rounds.groups in looks and spent >= least_seconds and settled(rounds.best):
+        if rounds.groups in looks and spent >= least_seconds and decided(rounds.best, spent):
             return
         if rounds.groups >= groups and spent >= max(seconds, least_seconds):
             return  # to the last look

@@ -34,8 +34,9 @@ from onnxlr.verify.timing_log import TimingLog
 # Of more ranks of one method than this for one layer, every second is measured.
 _MEASURED = 4
 # A fresh time contradicts a kept one if the replacement's share of the layer's time is another by
-# this factor, or the layer's own time is by the second: neighbours and clock rates change that.
-_SHARES, _SPEEDS = 1.2, 2.0
+# this factor, or the layer's own time is by the second: neighbours on the same core make all of it
+# take twice as long, and the clock rate changes too.
+_SHARES, _SPEEDS = 1.2, 3.0
 _PROBES, _TRIES = 2, 4  # layers that are probed until so many told something
 
 

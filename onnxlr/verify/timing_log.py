@@ -48,8 +48,8 @@ class TimingLog:
         ]
         if still_open:
             return (
-                f"{busy_words(busy)}. Not decided, and left as it is: whether "
-                f"{' and '.join(still_open)} would be faster. A quieter machine may find more"
+                f"{busy_words(busy)}. Undecided, and so not used: {' and '.join(still_open)}. A "
+                "quieter machine may find more"
             )
         if busy > BUSY:
             return f"{busy_words(busy)}. It was decided all the same what is faster"
@@ -59,6 +59,6 @@ class TimingLog:
         names = [name for name, count in self.undecided.items() if count]
         if not names:
             return []
-        named = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        more = f" and {len(names) - _NAMED} more layers" if len(names) > _NAMED else ""
         count = self.undecided.total()
-        return [f"{count} replacement{'s' * (count > 1)} of {len(names)} layers ({named})"]
+        return [f"{count} replacement{'s' * (count > 1)} of {', '.join(names[:_NAMED])}{more}"]

@@ -39,11 +39,12 @@ class FakeMachine:
         self.calls: list[str] = []
         self._rng = np.random.default_rng(seed)
         self._left = self.slice_ms
+        self.waves = 0.05  # of neighbours that slow it down
 
     def work(self, name: str, ms: float) -> None:
-        """Do some work; neighbours that slow it down come and go."""
+        """Do some work; neighbours come and go."""
         self.calls.append(name)
-        wave = 1 + 0.05 * np.sin(self.own * 30)
+        wave = 1 + self.waves * np.sin(self.own * 30)
         left = ms * wave * (1 + self.noise * self._rng.exponential())
         while self.others and left > self._left:
             self._spend(self._left)

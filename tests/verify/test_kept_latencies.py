@@ -121,7 +121,7 @@ def test_two_layers_are_probed_and_what_agrees_is_used(
     cache = Cache(tmp_path)
     shares = ask(machine_table(HERE, cache), prepared, 8, 16)
     clock.take()
-    clock.slower, clock.speed = 1.15, 1.8  # within what neighbours and clock rates change
+    clock.slower, clock.speed = 1.18, 2.9  # within what neighbours and clock rates change
     table = machine_table(HERE, cache)
     assert ask(table, prepared, 8, 16) == shares
     assert clock.take() == names(prepared, 8)[:2]
@@ -129,7 +129,7 @@ def test_two_layers_are_probed_and_what_agrees_is_used(
 
 
 @pytest.mark.parametrize(
-    ("slower", "speed"), [(1.25, 1.0), (0.8, 1.0), (5.0, 1.0), (1.0, 2.1), (1.0, 0.4)]
+    ("slower", "speed"), [(1.25, 1.0), (0.8, 1.0), (5.0, 1.0), (1.0, 3.1), (1.0, 0.32)]
 )
 def test_what_a_probe_contradicts_is_measured_anew(
     slower: float, speed: float, clock: Clock, prepared: Prepared, tmp_path: Path
@@ -279,10 +279,10 @@ def test_the_line_says_how_busy_it_was_and_what_stayed_open() -> None:
     told = line([sure, unsure, *[wide] * 2], [comparison(1.1, noise=0.3, settled=False, busy=0.9)])
     assert told is not None
     assert "waited 60% of" in told
-    assert "1 replacement of 1 layers (layer1) and a whole model (1.10×, 95% 0.77 to 1.43)" in told
+    assert "1 replacement of layer1 and a whole model (1.10×, 95% 0.77 to 1.43)" in told
     told = line([unsure] * 7, [])
     assert told is not None
-    assert "7 replacements of 7 layers (layer0, layer1, layer2, layer3, layer4, …)" in told
+    assert "7 replacements of layer0, layer1, layer2, layer3, layer4 and 2 more layers" in told
     quiet = LayerTime(1.0, 0.9, 1.2, settled=False)
     told = line([quiet], [])
     assert told is not None
@@ -304,7 +304,7 @@ def test_a_run_on_a_busy_machine_says_what_it_could_not_decide(
     assert decision.decision == "keep"
     assert "0.8333 ms, the original 1.000 ms: undecided, the machine was busy" in decision.reason
     (note,) = [note for note in report.notes if "busy" in note]
-    assert "1 replacement of 1 layers (fc)" in note
+    assert "1 replacement of fc. A quieter" in note
     assert note.endswith("--remeasure takes them anew" if named else "not kept for later runs")
     if named:
         monkeypatch.setattr(timed, lambda *_, **__: comparison(2.0))

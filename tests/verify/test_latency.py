@@ -116,6 +116,10 @@ def test_it_ends_as_soon_as_it_is_decided_and_in_any_case() -> None:
     assert 0.3 < close.wall < 0.4
     slow = FakeMachine(noise=1.0)
     assert timed(slow, 500.0, 495.0, seconds=0.3, groups=18).rounds == 18
+    sure = FakeMachine(noise=4.0)
+    result = timed(sure, 20.0, 4.0, seconds=30.0)
+    assert (result.verdict, result.settled) == ("faster", False)
+    assert 10.0 < sure.wall < 30.0
     kept_on = FakeMachine()
     assert timed(kept_on, 2.0, 1.0, seconds=3.0, least_seconds=3.0).settled
     assert 3.0 < kept_on.wall < 3.1
@@ -142,7 +146,7 @@ def test_looking_until_it_says_something_is_not_rewarded(monkeypatch: pytest.Mon
     monkeypatch.setattr("onnxlr.verify.latency.time.perf_counter", lambda: 0.0)
     fooled, runs = 0, 600
 
-    def says_something(best: NDArray[np.float64]) -> bool:
+    def says_something(best: NDArray[np.float64], _: float) -> bool:
         low, high = median_interval(best[:, 0] / best[:, 1], latency.LEVEL)
         return low > 1 or high < 1 or len(best) == 2304
 
@@ -170,6 +174,16 @@ def test_what_an_interval_decides(low: float, high: float, settled: bool, gain: 
     assert (decides(0.02)(low, high), decides_gain(0.02)(low, high)) == (settled, gain)
 
 
+@pytest.mark.parametrize("by_processor", [True, False])
+def test_milliseconds_are_those_of_one_run(by_processor: bool) -> None:
+    machine = FakeMachine(noise=0.0)
+    machine.waves = 0.0
+    result = timed(machine, 0.07, 2.0, by_processor=by_processor)
+    assert (result.a.min_ms, result.a.median_ms, result.a.p90_ms) == pytest.approx((0.07,) * 3)
+    assert (result.b.min_ms, result.b.median_ms, result.b.p90_ms) == pytest.approx((2.0,) * 3)
+    assert result.speedup == pytest.approx(0.035)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_milliseconds_and_ratio_agree(seed: int) -> None:
     machine = FakeMachine(others=1.0, noise=2.0, seed=seed)
@@ -192,7 +206,7 @@ def test_fast_functions_are_timed_in_blocks() -> None:
     assert result.a.median_ms == pytest.approx(0.0105, rel=0.25)
 
 
-@pytest.mark.parametrize("count", [9, 10, 20, 101, 400, 2304])
+@pytest.mark.parametrize("count", [9, 10, 20, 32, 87, 101, 400, 2304])
 @pytest.mark.parametrize("level", [0.05, latency.LEVEL])
 def test_the_interval_is_the_narrowest_that_covers_the_median(count: int, level: float) -> None:
     low, high = median_interval(np.random.default_rng(0).permutation(count).astype(float), level)
@@ -234,7 +248,9 @@ def test_only_a_session_that_runs_in_its_caller_is_timed_by_the_processor(
         assert not runs_in_caller(Machine("cuda"))
 
 
-@pytest.mark.parametrize(("step", "fine"), [(3e-7, True), (1e-2, False), (0.0, False)])
+@pytest.mark.parametrize(
+    ("step", "fine"), [(3e-7, True), (1e-4, False), (1e-2, False), (0.0, False)]
+)
 def test_a_coarse_clock_is_not_trusted(
     step: float, fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
