@@ -1,14 +1,16 @@
 """How commands begin and end: what they import, signals, and one line for whatever fails."""
 
+import contextlib
 import errno
 import os
 import threading
+from importlib import import_module
 from typing import Any
 
 import click
 
 from onnxlr.errors import OnnxlrError, one_line
-from onnxlr.system.process import failure_line, shows_tracebacks
+from onnxlr.system.process import failure_line, is_command_process, shows_tracebacks
 from onnxlr.system.signals import (
     EXIT_INTERRUPTED,
     Interrupt,
@@ -17,10 +19,21 @@ from onnxlr.system.signals import (
     restore_default_handlers,
 )
 
+_WITH_WORKERS = ("optimize", "apply", "compare", "bench")  # commands that run models
 _EXPECTED_ERRORS = (OnnxlrError, OSError, MemoryError)
 
 if hasattr(os, "register_at_fork"):  # processes of a metric end as any others do
     os.register_at_fork(after_in_child=restore_default_handlers)
+
+
+def _start_fork_server() -> None:
+    """Import what workers run, and fork the process that forks them while this one has no other."""
+    from onnxlr.system.children import import_joblib
+    from onnxlr.system.fork_server import FORK_SERVER
+
+    import_joblib()
+    import_module("joblib.externals.loky.process_executor")
+    FORK_SERVER.start()
 
 
 class Command(click.Command):
@@ -42,6 +55,9 @@ class Command(click.Command):
             if shows_tracebacks():
                 raise
             raise OnnxlrError(f"can't be started: {failure_line(error)}") from None
+        if self.name in _WITH_WORKERS and is_command_process():
+            with contextlib.suppress(Exception):  # whoever needs the package meets its error again
+                _start_fork_server()
         if threading.current_thread() is threading.main_thread():
             # When a scheduler stops the command, or its terminal closes, it cleans up as at Ctrl-C.
             handle_end_signals(ctx.obj)

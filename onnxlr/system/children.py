@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,23 @@ def forget_pool_after_fork() -> None:
         loky._executor = None  # type: ignore[attr-defined]
 
 
-def initialize_worker(parent: int, by_kernel: bool) -> None:
+def initialize_worker(parents: Collection[int], by_kernel: bool) -> None:
     """Set up a worker process: it prints nothing, and ends when its parent has ended.
 
     Its failures reach the parent as exceptions, or by the end of the process.
 
     Parameters
     ----------
-    parent : int
-        Process id of the parent.
+    parents : collection of int
+        Process ids of those that may have started it.
     by_kernel : bool
         See ``exit_with_parent``.
     """
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+    parent = os.getppid()
+    if parent not in parents:  # it has ended by now
+        os._exit(1)
     exit_with_parent(parent, by_kernel=by_kernel)
 
 

@@ -21,17 +21,16 @@ from onnxlr.system.children import (
     forget_pool_after_fork,
     import_joblib,
     import_loky,
-    initialize_worker,
     kill_pool,
     start_pool,
 )
 from onnxlr.system.files import scratch_folder
+from onnxlr.system.fork_server import FORK_SERVER
 from onnxlr.system.memory import available_memory
-from onnxlr.system.process import is_command_process
 
 T = TypeVar("T")
-# Seconds that starting the processes takes: work that is done sooner is done in this process.
-_START_SECONDS = 3.0
+# Seconds of a processor that it takes until a process works: as a new interpreter, or forked.
+_START_SECONDS, _FORK_SECONDS = 2.5, 0.25
 POLL_SECONDS = 2.0  # between looks whether a cluster is still there
 _PROCESS_BYTES = 250 << 20  # memory that a process takes before it does any work
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -109,7 +108,7 @@ class Pool:
     ) -> Iterator[T]:
         """Yield ``function(*shared, *item)`` for every item, in their order.
 
-        The first results are computed in this process, to see how long they take. No task is
+        The first results are computed in this process, to see how much work they are. No task is
         left running when the iterator ends. Where a process dies or memory runs out, fewer
         processes compute the rest; where the cluster is lost, local ones do.
 
@@ -132,11 +131,11 @@ class Pool:
             for result in self._by_workers(function, items, shared, self.workers):
                 done += 1
                 yield result
-        started, first = time.perf_counter(), done
+        # What other programs take of the processors delays the start as much as the work.
+        started, first = time.process_time(), done
         while done < len(items):
-            spent = time.perf_counter() - started
-            left = spent / (done - first) * (len(items) - done) if done > first else 0.0
-            if self.count > 1 and len(items) - done > 1 and left > _START_SECONDS:
+            spent, left = time.process_time() - started, len(items) - done
+            if done > first and _processes_pay(spent / (done - first), left, self.count):
                 yield from self._by_processes(function, items[done:], shared, needs)
                 return
             yield function(*shared, *items[done])
@@ -211,16 +210,21 @@ class Pool:
             self.notes.append("the workers of the cluster were lost: the rest was computed here")
 
 
+def _processes_pay(seconds: float, left: int, count: int) -> bool:
+    """Whether processes save more than their start takes, for items of so many seconds each."""
+    saved = seconds * left * (1 - 1 / min(count, left))
+    start = _START_SECONDS if FORK_SERVER.pid is None else min(_FORK_SECONDS, _START_SECONDS)
+    return saved > start
+
+
 @contextlib.contextmanager
 def _open_executor(width: int) -> Iterator[Executor]:
     """An executor of so many processes; they are killed if the work is abandoned."""
-    executor = start_pool(
-        import_loky().get_reusable_executor,
-        width,
-        env=_ONE_THREAD | WORKER_ENVIRONMENT,
-        initializer=initialize_worker,
-        initargs=(os.getpid(), is_command_process()),
-    )
+    make = import_loky().get_reusable_executor
+    from onnxlr.system.warm_workers import worker_options  # of classes that loky has
+
+    environment = _ONE_THREAD | WORKER_ENVIRONMENT
+    executor = start_pool(make, width, env=environment, **worker_options())
     try:
         yield executor
     except Exception:

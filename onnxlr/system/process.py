@@ -163,10 +163,8 @@ def exit_with_parent(parent: int, *, by_kernel: bool) -> None:
 
     global _is_command_process
     _is_command_process = by_kernel
-    if by_kernel and sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if by_kernel:
+        end_by_kernel_with_parent()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -174,6 +172,14 @@ def exit_with_parent(parent: int, *, by_kernel: bool) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_by_kernel_with_parent() -> None:
+    """Tell Linux to kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def is_command_process() -> bool:

@@ -15,12 +15,10 @@ from onnxlr.system.children import (
     NO_PROCESS_ERRORS,
     WORKER_ENVIRONMENT,
     import_loky,
-    initialize_worker,
     kill_pool,
     start_pool,
 )
 from onnxlr.system.deadline import SMALL_MODEL_SECONDS, Deadline
-from onnxlr.system.process import is_command_process
 
 T = TypeVar("T")
 
@@ -97,16 +95,10 @@ class _Sandbox:
 
 def _start_executor() -> Any:
     """An executor with one process, which ends when this process does."""
-    loky = import_loky()
-    context = loky.backend.context.get_context("loky")
-    return start_pool(
-        loky.process_executor.ProcessPoolExecutor,
-        1,
-        context=context,
-        env=WORKER_ENVIRONMENT,
-        initializer=initialize_worker,
-        initargs=(os.getpid(), is_command_process()),
-    )
+    make = import_loky().process_executor.ProcessPoolExecutor
+    from onnxlr.system.warm_workers import worker_options  # of classes that loky has
+
+    return start_pool(make, 1, env=WORKER_ENVIRONMENT, **worker_options())
 
 
 _SANDBOX = _Sandbox()

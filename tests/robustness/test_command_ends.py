@@ -115,9 +115,10 @@ def test_ctrl_c_while_a_process_of_ours_starts(
     metric("time.sleep(60)")
 
     def starting() -> bool:
+        """Whether the process that forks workers, a child of the command's, has forked one."""
         for process in psutil.Process(child.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                if "popen_loky" in " ".join(process.cmdline()):
+            with contextlib.suppress(psutil.Error, ValueError):  # it has just ended
+                if [p.pid for p in process.parents()].index(child.pid) == 2:
                     return True
         return False
 
