@@ -69,8 +69,9 @@ class ProgressBars:
                 self._bars.remove_task(task)
 
     def tell(self, line: str) -> None:
-        """Print a line that stays on standard error."""
-        self._console.print(line, style="dim", markup=False, highlight=False)
+        """Print a line that stays, if the standard error is a terminal: the report has it too."""
+        if self._on_terminal:
+            self._console.print(line, style="dim", markup=False, highlight=False)
 
 
 def open_console() -> Console:

@@ -63,9 +63,10 @@ def test_files_of_the_oldest_opsets(opset: int | None) -> None:
 @pytest.mark.parametrize("name", ["convs", "lookup", "products"])
 def test_networks_at_opsets(name: str, opset: int) -> None:
     outcomes = check(Case(name, "networks", NETS[name].make, opset))
-    assert {o.way: o.verdict for o in outcomes} == dict.fromkeys(
-        ("full", "exact", "expand", "drop", "half"), "factorized"
-    )
+    verdicts = dict.fromkeys(("full", "exact", "expand", "drop", "half"), "factorized")
+    if name == "lookup":  # factors that are fitted to one of its two inputs fail on the other
+        verdicts["drop"] = "kept"
+    assert {o.way: o.verdict for o in outcomes} == verdicts
 
 
 def test_a_light_cnn() -> None:

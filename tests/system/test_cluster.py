@@ -19,6 +19,7 @@ import pytest
 
 import onnxlr
 from onnxlr.errors import ClusterError
+from onnxlr.progress import Silent
 from onnxlr.system import cluster as module
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.pool import Pool
@@ -95,7 +96,7 @@ def farm(shared_farm: Farm) -> Farm:
     return shared_farm
 
 
-class Watched:
+class Watched(Silent):
     """Progress that calls a function once, when a stage begins or after its first step."""
 
     def __init__(self, name: str, then: Callable[[], object], *, after: int) -> None:
