@@ -23,6 +23,9 @@ class Limits:
         Models of the ladder that is tested, up to what the search came to.
     corrected_rungs : int
         Of those below that, how many are corrected in sequence too: the boldest.
+    ladder_seconds : float
+        Time for correcting other models of the ladder, by the work in it: where it is short, only
+        the next milder one is corrected.
     bolder_levels : int
         Further levels of loss that are tried with sequential correction.
     fit_samples, fit_samples_always : int
@@ -58,6 +61,7 @@ class Limits:
     trials: int = 8
     rungs: int = 7
     corrected_rungs: int = 2
+    ladder_seconds: float = 20.0
     bolder_levels: int = 1
     fit_samples: int = 8192
     fit_samples_always: int = 1024

@@ -71,14 +71,17 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     if not evaluator.verdicts.is_tested:  # the samples that chose have the last word, and gave it
         milder, bolder = [], bolder if sequential else []
     mild, bold = [], []
+    corrected, bolder_levels = limits.corrected_rungs, limits.bolder_levels
+    if sequential and evaluator.correction_seconds(sequential) * 3 > limits.ladder_seconds:
+        corrected, bolder_levels = 1, 0
     for i, chosen in enumerate(_thinned(milder, limits.rungs - 1)):
         if not evaluator.time.allows(0.75, "further models to test"):
             break
         # Correcting takes long, and the mildest have less need of it.
-        rung = _rung(evaluator, chosen, sequential if i < limits.corrected_rungs else 0)
+        rung = _rung(evaluator, chosen, sequential if i < corrected else 0)
         if rung is not None:
             mild.append(rung)
-    for chosen in bolder[: limits.bolder_levels]:
+    for chosen in bolder[:bolder_levels]:
         if not evaluator.time.allows(0.8, "bolder models"):
             break
         rung = _rung(evaluator, chosen, sequential)
