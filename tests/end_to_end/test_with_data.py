@@ -353,6 +353,14 @@ def test_a_plan_fitted_to_data_replays_to_the_byte(halved: Halved, tmp_path: Pat
             onnxlr.apply(plan, source, again)
     finally:
         shutil.move(moved, data)
+    content = json.loads(text)
+    del content["calibration"]["share"]
+    for half, share in ((True, (1, 2)), (False, (1, 1))):  # as plans were written before
+        content["calibration"]["half"] = half
+        earlier = Plan.from_json(json.dumps(content)).calibration
+        assert earlier is not None
+        assert earlier.share == share
+        assert earlier.count(21) == (10 if half else 21)
     broken = json.loads(text) | {"calibration": {"data": 3}}
     with pytest.raises(onnxlr.UsageError, match="is no onnxlr plan"):
         Plan.from_json(json.dumps(broken))
