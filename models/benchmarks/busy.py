@@ -2,7 +2,8 @@
 
 ``python -m models.benchmarks.busy --out FOLDER`` optimizes the two shipped models on their samples,
 some times on the machine as it is (which should be quiet) and as often beside busy loops, twice as
-many as there are cores. No run finds latencies of another; what else is computed is kept. A run
+many as there are cores. No run finds latencies of another; what else is computed is kept, and
+sequential correction, which takes longest and in which nothing is timed, is left out. A run
 agrees if it replaces and keeps the layers that most quiet runs replace and keep. A layer that it
 keeps and they replace has to say that it could not be decided. After each run under load the shared
 table of latencies must have none of its timings. It ends with an error if fewer than nine of ten
@@ -100,11 +101,14 @@ def forget_timings(cache: Path) -> None:
 
 
 def optimize(model: str, cache: Path, *, loaded: bool) -> Run:
-    """Run the command's defaults on a shipped model and its samples, without kept latencies."""
+    """Optimize a shipped model on its samples, without kept latencies."""
     forget_timings(cache)
     started = time.perf_counter()
     report = onnxlr.optimize(
-        _HERE / model, data=_HERE / "fashion-samples.npz", labels="label"
+        _HERE / model,
+        data=_HERE / "fashion-samples.npz",
+        labels="label",
+        without="sequential",
     ).report
     speed = report.speed
     lines = tuple(note for note in report.notes if "other process" in note)
