@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,17 @@ from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Silent
 from onnxlr.system.session import Session
 from tests.support.builders import make_model, node
-from tests.support.limits import short_runs
+from tests.support.limits import SHORT, short_runs
 
 CLASSES, WIDTH = 8, 48
 COUNTED: dict[str, Any] = {"measure": False, "target": "macs"}
+LADDERS = replace(SHORT, rungs=7, corrected_rungs=2)  # as long as they usually are
 QUICK = COUNTED | {"labels": "label"}
+
+
+@pytest.fixture(autouse=True)
+def usual_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxlr.api.LIMITS", LADDERS)
 
 
 def clusters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +117,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     model, data = folder / "net.onnx", folder / "d.npz"
     onnx.save(classifier(), model)
     write_samples(data, 1600)
-    with short_runs(folder / "cache"), watched_ladders() as ladders:
+    with short_runs(folder / "cache") as patch, watched_ladders() as ladders:
+        patch.setattr("onnxlr.api.LIMITS", LADDERS)
         result = onnxlr.optimize(
             *(model, folder / "o.onnx"),
             data=data,
@@ -208,7 +215,8 @@ def test_nothing_that_chooses_looks_at_the_test_part(
         )
 
     monkeypatch.setattr(pipeline, "open_with_feeding", poisoned)
-    with short_runs(tmp_path / "cache"), watched_ladders() as ladders:
+    with short_runs(tmp_path / "cache") as patch, watched_ladders() as ladders:
+        patch.setattr("onnxlr.api.LIMITS", LADDERS)
         result = onnxlr.optimize(case.model, data=case.data, max_drop=0.03, **QUICK)
     assert choices(ladders[0]) == choices(case.ladder)
     for mine, theirs in zip(ladders[0].rungs, case.ladder.rungs, strict=True):
