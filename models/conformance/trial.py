@@ -204,8 +204,6 @@ def by_drop(trial: Trial) -> tuple[int, int]:
     result = trial.optimize(
         metric="rel-error",
         max_drop=MAX_DROP,
-        # Few inputs show next to nothing: the figure itself decides.
-        confidence=None if data is None else 0.01,
         target="params",
         data=data,
         validation=data,

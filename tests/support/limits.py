@@ -15,8 +15,6 @@ SHORT = Limits(
     layer_seconds=0.02,
     timing_groups=9,
     ranks=4,
-    rungs=3,
-    corrected_rungs=1,
     refined_sets=8,
 )
 
