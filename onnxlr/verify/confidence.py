@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import scipy.special
-import scipy.stats
 from numpy.typing import NDArray
 
 Kind = Literal["pairs", "shares", "errors", "differences"]
@@ -119,7 +118,7 @@ class Losses:
         if gap <= 0:
             return None
         if self.kind in ("pairs", "shares"):
-            noise = float(scipy.stats.norm.ppf(confidence)) ** 2 * float(self.values.var())
+            noise = float(scipy.special.ndtri(confidence)) ** 2 * float(self.values.var())
             least = samples_without_loss(limit / self.scale, confidence)
             return max(math.ceil(noise / gap**2), least)
         values, share = self._unit(limit / self.scale)
@@ -248,8 +247,8 @@ def _probability(
 def _share_interval(count: int, n: int) -> tuple[float, float]:
     """Ends between which a share lies (Clopper & Pearson 1934), with very high confidence."""
     level = _OUTLIER_LEVEL / 2
-    low = float(scipy.stats.beta.ppf(level, count, n - count + 1)) if count else 0.0
-    high = float(scipy.stats.beta.isf(level, count + 1, n - count)) if count < n else 1.0
+    low = float(scipy.special.betaincinv(count, n - count + 1, level)) if count else 0.0
+    high = float(scipy.special.betainccinv(count + 1, n - count, level)) if count < n else 1.0
     return low, high
 
 
@@ -269,7 +268,7 @@ def share_p_value(count: int, n: int, limit: float) -> float:
     """
     if limit <= 0:
         return 1.0
-    return float(scipy.stats.binom.cdf(count, n, limit)) if limit < 1 else 0.0
+    return float(scipy.special.bdtr(float(count), n, limit)) if limit < 1 else 0.0
 
 
 def mean_p_value(values: Array, limit: float, confidence: float) -> float:
