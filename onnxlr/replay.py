@@ -107,7 +107,10 @@ def _build(
         variant = factorizer.variant(choices, step)
     if fitted is not None and plan.calibration is not None and plan.calibration.sequential:
         samples = fitted.take(plan.calibration.sequential)
-        variant = correct(prepared, variant, calibrated.statistics, samples, plan.seed, progress)
+        variant = correct(
+            *(prepared, variant, calibrated.statistics, samples, plan.seed, progress),
+            processes=pool.count,
+        )
     with progress.stage("write", None):
         return Builder(prepared, folder, file_name, calibrated.digest).build(variant).path
 

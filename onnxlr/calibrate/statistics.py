@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,8 @@ class RunningMoments:
         Seed of the positions that are sampled.
     paired : bool
         Whether another model's inputs at the same places come with them (``add_pair``).
+    helper : Executor, optional
+        A thread in which rows are summed while the caller gets the next ones ready.
 
     Attributes
     ----------
@@ -100,10 +103,20 @@ class RunningMoments:
         Whether two models once gave the layer inputs of different shapes.
     """
 
-    def __init__(self, layer: Layer, feeds: int, seed: int, *, paired: bool = False) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        feeds: int,
+        seed: int,
+        *,
+        paired: bool = False,
+        helper: Executor | None = None,
+    ) -> None:
         self.rows = 0
         self.shapes_differ = False
         self._pending: list[tuple[Array, Array | None]] = []
+        self._helper = helper
+        self._summing: Future[None] | None = None
         self._layer = layer
         n, g = input_size(layer), layer.group
         self.row_target = min(_MOST_ROWS, _ROWS * n)
@@ -152,15 +165,34 @@ class RunningMoments:
         self.rows += rows.shape[1]
         self._pending.append((rows, others))
         if sum(rows.shape[1] for rows, _ in self._pending) >= _BLOCK:
-            self._add_pending()
+            self._sum_pending()
 
-    def _add_pending(self) -> None:
-        """Add the rows that wait to the sums."""
-        if not self._pending:
+    def _sum_pending(self) -> None:
+        """Have the rows that wait added to the sums, once those before them are."""
+        self._wait()
+        pending, self._pending = self._pending, []
+        if self._helper is None:
+            self._sum(pending)
+        else:
+            self._summing = self._helper.submit(self._sum, pending)
+
+    def _sum_all(self) -> None:
+        """Have all rows in the sums."""
+        self._sum_pending()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait until nothing is being summed."""
+        if self._summing is not None:
+            self._summing.result()
+            self._summing = None
+
+    def _sum(self, pending: Sequence[tuple[Array, Array | None]]) -> None:
+        """Add rows to the sums."""
+        if not pending:
             return
-        rows = np.concatenate([rows for rows, _ in self._pending], axis=1)
-        paired = [others for _, others in self._pending if others is not None]
-        self._pending.clear()
+        rows = np.concatenate([rows for rows, _ in pending], axis=1)
+        paired = [others for _, others in pending if others is not None]
         if self._shift is None:
             self._shift = rows.mean(axis=1, keepdims=True)
         rows -= self._shift
@@ -199,7 +231,7 @@ class RunningMoments:
 
     def statistics(self) -> Statistics:
         """The moments of all rows so far."""
-        self._add_pending()
+        self._sum_all()
         assert self._shift is not None
         offset = self._first / self.rows
         covariance = self._second / self.rows - offset[:, :, None] * offset[:, None, :]
@@ -207,7 +239,7 @@ class RunningMoments:
 
     def cross_moments(self) -> tuple[Array, Array]:
         """Mean (g, n) of the other model's inputs, and their covariance (g, n, n) with these."""
-        self._add_pending()
+        self._sum_all()
         assert self._other_shift is not None
         first, second = self._other / self.rows, self._first / self.rows
         cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]

@@ -204,6 +204,7 @@ class Evaluator:
             self.options.seed,
             progress,
             glance=glance,
+            processes=self.factorizer.pool.count,
         )
         return replace(corrected, sequential=samples)
 

@@ -6,8 +6,10 @@ fitted to the output y = W·x that the original had there: reduced-rank regressi
 is what it lets through: y is replaced by the z that costs least there, and the regression repeated.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,7 @@ def correct(
     progress: Progress,
     *,
     glance: bool = False,
+    processes: int = 1,
 ) -> Variant:
     """A variant whose every layer is fitted behind those before it.
 
@@ -67,6 +70,8 @@ def correct(
     progress : Progress
     glance : bool
         Whether Relus are passed over: what tells sets apart in a third of the time.
+    processes : int
+        How many may work; with more than one, moments are summed while the models run on.
 
     Raises
     ------
@@ -76,14 +81,16 @@ def correct(
     choices, feeds = plain.choices, [feed for feed, _, _ in samples.batches()]
     corrected: dict[str, Factored] = {}
     layers = [layer for layer in prepared.layers if layer.name in choices]
-    with progress.stage("correct in sequence", len(layers)) as step:
+    with progress.stage("correct in sequence", len(layers)) as step, _helper(processes) as helper:
         for layer in layers:
             choice, factored = choices[layer.name], plain.factors[layer.name]
             form = choice.graph_pass.form(layer)
             # Before the first of them nothing has changed; without a form nothing can be fitted.
             if corrected and form is not None and weight_only_reason(layer) is None:
                 before = {name: choices[name] for name in corrected}
-                pairs = _pairs(prepared, before, corrected, layer, feeds, seed, rows=not glance)
+                pairs = _pairs(
+                    *(prepared, before, corrected, layer, feeds, seed, helper), rows=not glance
+                )
                 if pairs is not None:
                     moments = statistics.get(layer.name)
                     metric = moments.metric if moments is not None else None
@@ -91,6 +98,16 @@ def correct(
             corrected[layer.name] = factored
             step(layer.name)
     return Variant(choices, corrected, len(samples))
+
+
+@contextlib.contextmanager
+def _helper(processes: int) -> Iterator[Executor | None]:
+    """A thread that works beside this one, if more than one process may work."""
+    if processes == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(1) as helper:
+        yield helper
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +140,7 @@ def _pairs(
     layer: Layer,
     feeds: Sequence[Feed],
     seed: int,
+    helper: Executor | None,
     *,
     rows: bool,
 ) -> _Pairs | None:
@@ -136,7 +154,7 @@ def _pairs(
         session_with_outputs(model, names, ONE_CPU_THREAD, prepared.source)
         for model in (prepared.model, changed)
     )
-    moments = RunningMoments(layer, len(feeds), seed, paired=True)
+    moments = RunningMoments(layer, len(feeds), seed, paired=True, helper=helper)
     bias = bias_before_relu(layer) if rows else None
     step = -(-4 * layer.group * input_size(layer) * moments.row_target // _MEMORY)
     kept: list[tuple[Rows, Rows]] = []

@@ -1,6 +1,8 @@
 """Statistics of inputs: what they predict of a layer's output is what ONNX Runtime measures."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,52 @@ def test_samples_of_patches_come_close() -> None:
     every = sums.statistics()
     apart = np.linalg.norm(few.covariance - every.covariance) / np.linalg.norm(every.covariance)
     assert apart < 0.15
+
+
+@pytest.mark.parametrize("block", [1, 100, 10**9])  # rows: each run by itself, some, all at once
+def test_moments_are_summed_beside_the_caller_to_the_same_bits(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics_module, "_BLOCK", block)
+    prepared, feeds = prepared_of(conv((8, 6, 30, 30), (8, 6, 3, 3)), rows=40)
+    (layer,) = prepared.layers
+    (use,) = layer.uses
+
+    def summed(helper: Executor | None) -> list[bytes]:
+        moments = statistics_module.RunningMoments(layer, len(feeds), 0, paired=True, helper=helper)
+        for feed, other in itertools.pairwise(feeds):
+            moments.add_pair(use, feed["x"], other["x"])
+        assert moments.rows > 1000
+        inputs, cross = moments.statistics(), moments.cross_moments()
+        return [a.tobytes() for a in (inputs.mean, inputs.covariance, *cross)]
+
+    with ThreadPoolExecutor(1) as helper:
+        assert summed(helper) == summed(None)
+
+
+def test_moments_of_pairs_are_those_of_all_rows() -> None:
+    prepared, feeds = prepared_of(matmul((4, 6), (6, 5)), rows=40)
+    (layer,) = prepared.layers
+    moments = statistics_module.RunningMoments(layer, 1, 0, paired=True)
+    others = [feed["x"] @ np.diag(np.arange(6)) + rand(4, 6) + 3 for feed in feeds]
+    for feed, other in zip(feeds, others, strict=True):
+        moments.add_pair(layer.uses[0], feed["x"], other.astype(np.float32))
+    here, there = (np.concatenate(a).astype(np.float64) for a in ([f["x"] for f in feeds], others))
+    mean, cross = moments.cross_moments()
+    np.testing.assert_allclose(mean[0], there.mean(axis=0), rtol=1e-6)
+    wanted = np.cov(there.T, here.T, bias=True)[:6, 6:]
+    np.testing.assert_allclose(cross[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_fails_beside_the_caller_arrives() -> None:
+    prepared, feeds = prepared_of(conv((8, 6, 30, 30), (8, 6, 3, 3)), rows=8)
+    (layer,) = prepared.layers
+    with ThreadPoolExecutor(1) as helper:
+        moments = statistics_module.RunningMoments(layer, 1, 0, helper=helper)
+        moments._second = np.zeros((1, 2, 2))  # of another size
+        moments.add(layer.uses[0], feeds[0]["x"])
+        with pytest.raises(ValueError, match="broadcast"):
+            moments.statistics()
 
 
 def test_shared_weights_see_all_their_users() -> None:
