@@ -10,11 +10,13 @@ class Limits:
     Attributes
     ----------
     timing_seconds, timing_seconds_least : float
-        Length of one comparison of whole models: at most, and at least, however soon it is decided.
+        Length of one comparison of whole models: at most, and at least, however soon it is decided:
+        a neighbour on the same core may stay for as long.
     layer_seconds : float
         Length of one comparison of a layer with its replacement, at most.
-    timing_groups : int
-        Groups of rounds that an undecided comparison makes however slow the models are.
+    timing_rows : int
+        Rows of four rounds (of slow models: rounds) that an undecided comparison makes however
+        long they take.
     ranks : int
         Candidates of each method for a layer.
     trials : int
@@ -54,9 +56,9 @@ class Limits:
     """
 
     timing_seconds: float = 9.0
-    timing_seconds_least: float = 0.0
+    timing_seconds_least: float = 0.3
     layer_seconds: float = 0.6
-    timing_groups: int = 18
+    timing_rows: int = 18
     ranks: int = 8
     trials: int = 8
     rungs: int = 7

@@ -20,8 +20,8 @@ MARGIN = 0.01  # a systematic difference between two equal sessions stays below 
 PRECISION = 0.02  # relative half-width at which the interval of two whole models is narrow
 
 # Whoever looks at an interval again and again, until it says something, is wrong more often than
-# it says. Looks are few, at doubling numbers of groups, and share the error of 5% (Bonferroni):
-# what the last one says holds at 95% whichever it was. Nine is the fewest groups whose least and
+# it says. Looks are few, at doubling numbers of rounds, and share the error of 5% (Bonferroni):
+# what the last one says holds at 95% whichever it was. Nine is the fewest rows whose least and
 # largest ratio bound a median with so small an error.
 _FIRST_LOOK, _LOOKS = 9, 10
 LEVEL = 0.05 / _LOOKS
@@ -104,7 +104,7 @@ def compare_sessions(a: Session, b: Session, feed: Feed, limits: Limits) -> Comp
         b.bind(feed),
         decides(PRECISION),
         limits.timing_seconds,
-        limits.timing_groups,
+        limits.timing_rows,
         least_seconds=limits.timing_seconds_least,
         by_processor=runs_in_caller(a.machine),
     )
@@ -117,7 +117,7 @@ def time_session(session: Session, feed: Feed, limits: Limits) -> Timing:
         rounds,
         lambda best, _: _half_width(*median_interval(best[:, 0], LEVEL)) <= PRECISION,
         limits.timing_seconds,
-        limits.timing_groups,
+        limits.timing_rows,
         limits.timing_seconds_least,
     )
     return _timing(rounds, 0, float(np.median(rounds.best[:, 0])))
@@ -128,7 +128,7 @@ def interleave(
     b: Run,
     settled: Settled,
     seconds: float,
-    groups: int = _FIRST_LOOK,
+    rows: int = _FIRST_LOOK,
     *,
     least_seconds: float = 0.0,
     by_processor: bool = False,
@@ -143,8 +143,8 @@ def interleave(
     seconds : float
         After which it ends undecided; after a third of it, it ends if the second is faster for
         sure, even if by how much isn't known well.
-    groups : int
-        Groups of rounds that are made however long they take, if nothing is decided before.
+    rows : int
+        Rows of rounds that are made however long they take, if nothing is decided before.
     least_seconds : float
         Before which it doesn't end.
     by_processor : bool
@@ -159,7 +159,7 @@ def interleave(
         low, high = interval(best)
         return settled(low, high) or (low > 1 + MARGIN and spent > _ENOUGH * seconds)
 
-    _repeat(rounds, decided, seconds, groups, least_seconds)
+    _repeat(rounds, decided, seconds, rows, least_seconds)
     best = rounds.best
     before, speedup = float(np.median(best[:, 0])), float(np.median(best[:, 0] / best[:, 1]))
     low, high = interval(best)
@@ -248,19 +248,19 @@ def _repeat(
     rounds: Rounds,
     decided: Callable[[NDArray[np.float64], float], bool],
     seconds: float,
-    groups: int,
+    rows: int,
     least_seconds: float,
 ) -> None:
-    """Add groups until what is seen at one of the looks decides it, or the time is up."""
+    """Add rounds until what is seen at one of the looks decides it, or the time is up."""
     start, looks = time.perf_counter(), [_FIRST_LOOK * 2**i for i in range(_LOOKS - 1)]
     while True:
-        rounds.add_group()
-        if rounds.groups < _FIRST_LOOK:
+        rounds.add_row()
+        if rounds.rows < _FIRST_LOOK:
             continue
         spent = time.perf_counter() - start
-        if rounds.groups in looks and spent >= least_seconds and decided(rounds.best, spent):
+        if rounds.rows in looks and spent >= least_seconds and decided(rounds.best, spent):
             return
-        if rounds.groups >= groups and spent >= max(seconds, least_seconds):
+        if rounds.rows >= rows and spent >= max(seconds, least_seconds):
             return  # to the last look
 
 

@@ -173,7 +173,7 @@ def _timed(models: Sequence[bytes], machine: Machine, feed: Feed, limits: Limits
     a, b = (Session(m, machine).bind(feed) for m in models)
     try:
         return interleave(
-            *(a, b, decides_gain(_PRECISION), limits.layer_seconds, limits.timing_groups),
+            *(a, b, decides_gain(_PRECISION), limits.layer_seconds, limits.timing_rows),
             by_processor=runs_in_caller(machine),
         )
     except Exception as error:  # kinds that the runtime defines

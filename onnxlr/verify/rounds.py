@@ -9,7 +9,9 @@ Two things make a time on a busy machine worthless, and each has its remedy here
   are disturbed, and the best of a group seldom is.
 - What comes back from such a wait finds its caches cold, and neighbours on the same core and on
   the same memory slow everything down. That comes and goes: each round times every function, the
-  best of a group leaves out what was cold, and ratios are taken within a group.
+  best of a few rounds in a row leaves out what was cold, and ratios are taken within them. Since
+  neighbours may stay for longer, groups get larger the more rounds there are, of such rows that are
+  spread over all of the time.
 
 All blocks last about the same, since the longer one would be disturbed more often.
 
@@ -30,8 +32,9 @@ Run = Callable[[], None]
 BUSY = 0.1  # of the time: who waits longer for the processor is on a busy machine
 
 _BLOCK_S = 5e-4  # far above the clock's resolution, and well below a slice of the scheduler
-_GROUP = 4  # rounds, of which the best counts
-_LONG_S = 0.02  # such blocks span several slices: the best of a group is no better than the rest
+_ROW = 4  # rounds in a row, of which the best counts
+_LONG_S = 0.02  # such blocks span several slices: the best of four is no better than the rest
+_MOST_GROUPS = 35  # with more rows than that, groups are of several; odd: in both orders
 _WARMING = 2
 _CALIBRATING = 5
 _SHORTEST_S = 1e-7
@@ -54,42 +57,42 @@ class Rounds:
         once = [self._warm_up(run) for run in runs]
         length = max(_BLOCK_S, *once)
         self._counts = [max(1, round(length / seconds)) for seconds in once]
-        self._size = 1 if length > _LONG_S else _GROUP
-        self._groups: list[NDArray[np.float64]] = []  # each of (rounds, functions, clocks)
+        self._size = 1 if length > _LONG_S else _ROW
+        self._rows: list[NDArray[np.float64]] = []  # each of (rounds, functions, clocks)
 
-    def add_group(self) -> None:
-        """Time one more group of rounds."""
-        group = np.empty((self._size, len(self._runs), 2))
+    def add_row(self) -> None:
+        """Time some more rounds in a row."""
+        row = np.empty((self._size, len(self._runs), 2))
         for i in range(self._size):
             order = range(len(self._runs))
             for side in order if (self.count + i) % 2 == 0 else reversed(order):
-                group[i, side] = _time(self._runs[side], self._counts[side])
-        self._groups.append(group)
+                row[i, side] = _time(self._runs[side], self._counts[side])
+        self._rows.append(row)
 
     @property
     def count(self) -> int:
         """Rounds made so far."""
-        return self._size * len(self._groups)
+        return self._size * self.rows
 
     @property
-    def groups(self) -> int:
-        """Groups made so far."""
-        return len(self._groups)
+    def rows(self) -> int:
+        """Rows of rounds made so far."""
+        return len(self._rows)
 
     @property
     def best(self) -> NDArray[np.float64]:
         """Milliseconds of one run in the best block of each group, of shape (groups, functions)."""
-        return np.stack([group[:, :, self._clock].min(axis=0) for group in self._groups])
+        return best_of_groups(np.stack([row[:, :, self._clock].min(axis=0) for row in self._rows]))
 
     @property
     def on_the_wall(self) -> NDArray[np.float64]:
         """Milliseconds of one run with all waiting, of shape (rounds, functions)."""
-        return np.concatenate(self._groups)[:, :, 0]
+        return np.concatenate(self._rows)[:, :, 0]
 
     @property
     def busy(self) -> float:
         """Share of the time that was spent waiting for other processes."""
-        times = np.concatenate(self._groups) * np.array(self._counts)[:, None]  # of whole blocks
+        times = np.concatenate(self._rows) * np.array(self._counts)[:, None]  # of whole blocks
         wall, own = times[:, :, 0], times[:, :, 1]
         if not self._clock:  # what the thread waits for may be other threads of its session
             own = np.minimum(wall, _DISTURBED * wall.min(axis=0))
@@ -101,6 +104,18 @@ class Rounds:
             run()
         once = min(_time(run, 1)[self._clock] for _ in range(_CALIBRATING)) / 1e3
         return max(once, _SHORTEST_S)
+
+
+def best_of_groups(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least of each group, for each function; a group is a row, or some that are far apart.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (rows, functions)
+        The least of each row.
+    """
+    groups = min(len(rows), _MOST_GROUPS)
+    return np.stack([rows[i::groups].min(axis=0) for i in range(groups)])
 
 
 @functools.cache

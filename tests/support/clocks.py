@@ -39,13 +39,19 @@ class FakeMachine:
         self.calls: list[str] = []
         self._rng = np.random.default_rng(seed)
         self._left = self.slice_ms
-        self.waves = 0.05  # of neighbours that slow it down
+        self.waves = 0.05  # of the clock rate
+        self.neighbour: dict[str, float] = {}  # by what factor work takes longer beside one
+        self._comes, self._goes = 0.0, 0.0
 
     def work(self, name: str, ms: float) -> None:
-        """Do some work; neighbours come and go."""
+        """Do some work; a neighbour, if there is one, comes and goes."""
         self.calls.append(name)
         wave = 1 + self.waves * np.sin(self.own * 30)
-        left = ms * wave * (1 + self.noise * self._rng.exponential())
+        if self.neighbour and self.own > self._goes:
+            self._comes = self.own + self._rng.exponential(0.03)
+            self._goes = self._comes + self._rng.exponential(0.03)
+        beside = self.neighbour.get(name, 1.0) if self._comes < self.own else 1.0
+        left = ms * wave * beside * (1 + self.noise * self._rng.exponential())
         while self.others and left > self._left:
             self._spend(self._left)
             left -= self._left

@@ -12,8 +12,9 @@ from onnxlr.system.deadline import TRIAL_VARIABLE
 # Fewer candidates and sets too: what is tested is how they are chosen.
 SHORT = Limits(
     timing_seconds=0.05,
+    timing_seconds_least=0.0,
     layer_seconds=0.02,
-    timing_groups=9,
+    timing_rows=9,
     ranks=4,
     refined_sets=8,
 )
