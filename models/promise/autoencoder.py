@@ -3,17 +3,16 @@
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.reference.datasets import Data
+from models.reference.export import CHECK_IMAGES, export_onnx
 
 SIZES = (784, 256, 32, 256, 784)
 _EPOCHS, _BATCH, _RATE = 4, 128, 1e-3
 
 
-def train_autoencoder(data: Data, out: Path) -> None:
+def train_autoencoder(images: Tensor, out: Path) -> None:
     """Train it on images of shape (n, 1, 28, 28), and export it to ONNX with an open batch."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Flatten()]
@@ -21,7 +20,6 @@ def train_autoencoder(data: Data, out: Path) -> None:
         layers += [nn.Linear(n, m), nn.ReLU()]
     layers[-1] = nn.Sigmoid()
     net = nn.Sequential(*layers)
-    images = torch.as_tensor(np.asarray(data.image))
     optimizer = torch.optim.Adam(net.parameters(), lr=_RATE)
     order = torch.Generator().manual_seed(0)
     for _ in range(_EPOCHS):
@@ -31,15 +29,4 @@ def train_autoencoder(data: Data, out: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    net.eval()
-    batch_axis = {0: torch.export.Dim("n")}
-    torch.onnx.export(
-        net,
-        (images[:2],),
-        str(out),
-        input_names=["image"],
-        output_names=["decoded"],
-        dynamic_shapes=(batch_axis,),
-        external_data=False,
-        verbose=False,
-    )
+    export_onnx(net, images[:CHECK_IMAGES], out, output="decoded")

@@ -12,8 +12,9 @@ from rich.table import Table
 Row = Mapping[str, Any]
 COLUMNS = (
     *("version", "case", "given", "limit", "runs", "loss above the limit (95%)"),
-    *("stated", "holds", "no gain", "median MACs", "median speed-up"),
+    *("stated", "holds", "no gain", "median MACs", "median speed-up (predicted)"),
 )
+_ROUNDING = 1e-9  # of a difference of two shares
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Summary:
         The largest share that may break by the confidences that the runs state; None where they
         state none.
     macs, speedup : float
-        Medians of the share of multiply-accumulates that is left, and of the layers' predicted
-        speed-up.
+        Medians of the share of multiply-accumulates that is left, and of the speed-up that the
+        layers' latencies predict.
     """
 
     runs: int
@@ -57,7 +58,7 @@ def summarize(rows: Sequence[Row]) -> Summary:
     stated = None if None in confidences else float(np.mean([1 - c for c in confidences]))
     return Summary(
         len(rows),
-        sum(row["loss"] > row["limit"] for row in rows),
+        sum(row["loss"] > row["limit"] + _ROUNDING for row in rows),
         sum(not row["replaced"] for row in rows),
         stated,
         float(np.median([row["macs"] for row in rows])),
@@ -84,15 +85,19 @@ def cells(version: str, rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def show(versions: Mapping[str, Sequence[Row]]) -> None:
-    """Print the table, versions of the same configuration below each other."""
+def table_rows(versions: Mapping[str, Sequence[Row]]) -> list[tuple[str, ...]]:
+    """The rows of the table, versions of the same configuration below each other."""
     groups: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for version, rows in versions.items():
         for row in rows:
             key = (row["name"], row["given"], row["limit"])
             groups.setdefault(key, {}).setdefault(version, []).append(row)
+    return [cells(version, rows) for key in sorted(groups) for version, rows in groups[key].items()]
+
+
+def show(console: Console, versions: Mapping[str, Sequence[Row]]) -> None:
+    """Print the table."""
     table = Table(*COLUMNS, box=None, header_style="bold", pad_edge=False)
-    for key in sorted(groups):
-        for version, rows in groups[key].items():
-            table.add_row(*cells(version, rows))
-    Console(width=160).print(table)
+    for row in table_rows(versions):
+        table.add_row(*row)
+    console.print(table)

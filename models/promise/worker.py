@@ -59,7 +59,7 @@ def run(task: dict[str, Any], folder: Path, before: np.ndarray) -> dict[str, Any
     if task["metric"] == "top1":
         options["labels"] = "label"
     known = inspect.signature(onnxlr.optimize).parameters
-    options |= {n: v for n, v in task["options"].items() if n in known}
+    options |= {n: v for n, v in task["options"].items() if n in known}  # of both versions
     with tempfile.TemporaryDirectory() as scratch:
         data, out = Path(scratch) / "given.npz", Path(scratch) / "out.onnx"
         name = onnxruntime.InferenceSession(str(model)).get_inputs()[0].name
@@ -67,10 +67,12 @@ def run(task: dict[str, Any], folder: Path, before: np.ndarray) -> dict[str, Any
         result = onnxlr.optimize(model, out, data=data, jobs=1, measure=False, **options)
         after = outputs(out, images[others])
     report = result.report.to_dict()
+    values = report["metric"]
+    worse = values["original"] - values["optimized"]
     return {
         **{n: task[n] for n in ("key", "name", "metric", "given", "limit", "repeat")},
-        "confidence": report["metric"].get("confidence"),
-        "reported": abs(report["metric"]["original"] - report["metric"]["optimized"]),
+        "confidence": values.get("confidence"),
+        "reported": -worse if task["metric"] == "rel-error" else worse,
         "loss": true_loss(task["metric"], before[others], after, labels[others]),
         "replaced": sum(row["decision"] != "keep" for row in report["layers"]),
         "macs": report["output"]["macs"] / report["input"]["macs"],
@@ -92,19 +94,31 @@ def _predicted(report: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Run the tasks of a file, one JSON object a line; append a row for each to another file."""
+    """Run the tasks of a file, one JSON object a line; append a row for each to another file.
+
+    A run that fails is told and has no row; the others go on.
+    """
     folder, tasks, rows = (Path(word) for word in sys.argv[1:4])
+    os.environ["ONNXLR_CACHE"] = "off"
+    parent = os.getppid()
     answers: dict[str, np.ndarray] = {}
+    failed = False
     for line in tasks.read_text(encoding="utf-8").splitlines():
+        if os.getppid() != parent:  # killed: nobody would end this process
+            break
         task = json.loads(line)
-        if task["model"] not in answers:
-            images = np.load(folder / "image.npy", mmap_mode="r")[: task["population"]]
-            answers[task["model"]] = outputs(Path(task["model"]), images)
-        before = answers[task["model"]]
-        os.environ["ONNXLR_CACHE"] = "off"
-        row = run(task, folder, before)
+        try:
+            if task["model"] not in answers:
+                images = np.load(folder / "image.npy", mmap_mode="r")[: task["population"]]
+                answers[task["model"]] = outputs(Path(task["model"]), images)
+            row = run(task, folder, answers[task["model"]])
+        except Exception as error:  # whatever it is, the other runs are worth having
+            print(f"{task['key']}: {type(error).__name__}: {error}", file=sys.stderr)
+            failed = True
+            continue
         with rows.open("a", encoding="utf-8") as file:  # at once: a run that is stopped goes on
             file.write(json.dumps(row) + "\n")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

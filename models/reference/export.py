@@ -31,12 +31,12 @@ class ExportError(click.ClickException):
     """The exported model doesn't compute what the PyTorch network computes."""
 
 
-def export_onnx(network: nn.Module, image: Tensor, path: Path) -> float:
+def export_onnx(network: nn.Module, image: Tensor, path: Path, *, output: str = "logits") -> float:
     """Write `network` to `path` in eval mode; return the largest relative difference.
 
-    The file has one input "image" of shape (batch, channels, side, side) and one output "logits"
-    of shape (batch, classes), and holds all its weights. It appears only once it has passed the
-    checks: onnx.checker, and ONNX Runtime against PyTorch on `image`, a Tensor of shape
+    The file has one input "image" of shape (batch, channels, side, side) and one output of shape
+    (batch, n), by default called "logits", and holds all its weights. It appears only once it has
+    passed the checks: onnx.checker, and ONNX Runtime against PyTorch on `image`, a Tensor of shape
     (n, channels, side, side), run one by one and all at once.
 
     Raises ExportError when a relative difference is over TOLERANCE.
@@ -49,7 +49,7 @@ def export_onnx(network: nn.Module, image: Tensor, path: Path) -> float:
             (image[:1].repeat(2, 1, 1, 1),),
             dynamo=True,
             input_names=["image"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
@@ -62,8 +62,8 @@ def export_onnx(network: nn.Module, image: Tensor, path: Path) -> float:
     difference = _largest_difference(network, content, image)
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"{path} not written: ONNX Runtime's logits differ from PyTorch's by {difference:.1e} "
-            f"of the largest logit, more than {TOLERANCE:.0e}; the exporter of torch "
+            f"{path} not written: ONNX Runtime's {output} differ from PyTorch's by "
+            f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; the exporter of torch "
             f"{torch.__version__} mistranslates this network, try another version."
         )
     replace_file(path, content)
@@ -104,9 +104,9 @@ def _largest_difference(network: nn.Module, content: bytes, image: Tensor) -> fl
     for size in (1, len(image)):
         for batch in torch.split(image, size):
             with torch.no_grad():
-                expected = network(batch).numpy()  # (size, 10)
-            (logits,) = session.run(["logits"], {"image": batch.numpy()})  # (size, 10)
-            differences.append(np.abs(logits - expected).max() / np.abs(expected).max())
+                expected = network(batch).numpy()  # (size, n)
+            (outputs,) = session.run(None, {"image": batch.numpy()})  # (size, n)
+            differences.append(np.abs(outputs - expected).max() / np.abs(expected).max())
     # numpy's max, unlike Python's, passes on a NaN, which the caller's check then refuses.
     return float(np.max(differences))
 
