@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.layers.operators import FLOATS, MICROSOFT, QUANTIZED, STANDARD, Kind
+from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, weight_slots
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, trace
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
-from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
 _LARGEST = 1e100  # value of a weight up to which squares, and sums of them, stay in range
@@ -81,12 +80,7 @@ def _weight_inputs(
     node: ir.Node, graph: ir.Graph, shapes: Shapes, axes: Mapping[ir.Value, int]
 ) -> Iterator[_WeightInput]:
     """The inputs of a node that are weights, whether they can be replaced or not."""
-    if is_standard(node, *STANDARD):
-        slots, kind = STANDARD[node.op_type]
-    elif node.domain == "com.microsoft" and node.op_type in MICROSOFT:
-        slots, kind = MICROSOFT[node.op_type]
-    else:
-        return
+    slots, kind = weight_slots(node)
     traces = [(s, trace(node.inputs[s])) for s in slots if s < len(node.inputs)]
     weights = [(s, t) for s, t in traces if t is not None]
     if kind == "matrix" and len(weights) > 1:

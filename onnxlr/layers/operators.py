@@ -4,6 +4,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from onnxlr.model.graph import is_standard
+
 Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
 
 # Operator → which inputs may hold its weight, and what kind of layer that makes.
@@ -46,3 +48,12 @@ FLOATS = (
     ir.DataType.DOUBLE,
 )
 QUANTIZED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+
+
+def weight_slots(node: ir.Node) -> tuple[tuple[int, ...], Kind]:
+    """Inputs of a node that may hold its weight, and what kind of layer that makes."""
+    if is_standard(node, *STANDARD):
+        return STANDARD[node.op_type]
+    if node.domain == "com.microsoft" and node.op_type in MICROSOFT:
+        return MICROSOFT[node.op_type]
+    return (), "other"

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
+from onnxlr.model.folding import FOLDED
 from onnxlr.model.graph import is_standard
 
 _VIEWS = ("Identity", "Transpose", "Cast")
@@ -63,17 +64,18 @@ def trace(value: ir.Value | None) -> Trace | None:
                 casts.append(_type(int_attr(node, "to", 1)))
             value = node.inputs[0]
             continue
-        root = _computed_from(node)
-        if root is None:
+        origin = _computed_from(node)
+        if origin is None:
             return None
-        if node.op_type == "DequantizeLinear":
+        root, unfolded = origin
+        if unfolded is not None and unfolded.op_type == "DequantizeLinear":
             reason = "the weight is quantized (DequantizeLinear): left alone"
             return Trace(root, (), None, reason, quantized=True)
-        reason = (
-            f"the weight is computed by {node.op_type} {node.name or '(unnamed)'!r} from "
-            "constants: fold constants first"
-        )
-        return Trace(root, (), None, reason)
+        last = unfolded or node
+        reason = f"{last.op_type} {last.name or '(unnamed)'!r} computes the weight from constants"
+        if unfolded is None:
+            reason += " that take less room than it does"
+        return Trace(root, (), None, f"{reason}: left alone")
     return None
 
 
@@ -97,14 +99,21 @@ def _bits(kind: ir.DataType) -> int:
     return 0 if kind in (ir.DataType.UNDEFINED, ir.DataType.STRING) else int(kind.bitwidth)
 
 
+_Origin = tuple[ir.Value, ir.Node | None]
+
+
 def _computed_from(
-    node: ir.Node, depth: int = 16, memo: dict[ir.Node, ir.Value | None] | None = None
-) -> ir.Value | None:
-    """The largest constant behind a node; None if anything but constants is behind it."""
+    node: ir.Node, depth: int = 64, memo: dict[ir.Node, _Origin | None] | None = None
+) -> _Origin | None:
+    """The largest constant behind a node, and the last node that can't be folded, if there is one.
+
+    None if anything but constants is behind it.
+    """
     if node.op_type.startswith("Random") or depth == 0:
         return None
     memo = {} if memo is None else memo  # paths may be many more than nodes
     roots: list[ir.Value] = []
+    unfolded = None if is_standard(node, *FOLDED) else node
     for value in node.inputs:
         if value is None:
             continue
@@ -116,11 +125,13 @@ def _computed_from(
             return None
         if producer not in memo:
             memo[producer] = _computed_from(producer, depth - 1, memo)
-        root = memo[producer]
-        if root is None:
+        origin = memo[producer]
+        if origin is None:
             return None
-        roots.append(root)
-    return max(roots, key=_elements, default=None)
+        roots.append(origin[0])
+        unfolded = unfolded or origin[1]
+    root = max(roots, key=_elements, default=None)
+    return None if root is None else (root, unfolded)
 
 
 def _elements(value: ir.Value) -> int:

@@ -68,16 +68,19 @@ class ArrayFile:
 def add_initializer(
     graph: ir.Graph,
     name: str,
-    array: NDArray[np.generic] | ArrayFile,
+    array: NDArray[np.generic] | ArrayFile | ir.LazyTensor,
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
     """Register a new initializer, stored as ``dtype`` (by default the array's own type).
 
-    An array in a file stays there until the model is written.
+    An array in a file stays there until the model is written; so does a tensor that is computed.
     """
-    stored = dtype or ir.DataType.from_numpy(array.dtype)
     tensor: ir.TensorProtocol
-    if isinstance(array, ArrayFile):
+    if isinstance(array, ir.LazyTensor):
+        stored, tensor = array.dtype, array
+        tensor.name = name
+    elif isinstance(array, ArrayFile):
+        stored = dtype or ir.DataType.from_numpy(array.dtype)
         tensor = ir.LazyTensor(
             lambda: ir.Tensor(array.array(), dtype=stored),
             dtype=stored,
@@ -85,6 +88,7 @@ def add_initializer(
             name=name,
         )
     else:
+        stored = dtype or ir.DataType.from_numpy(array.dtype)
         with np.errstate(over="ignore"):  # factors of huge weights may exceed the largest number
             values = np.ascontiguousarray(array, dtype=stored.numpy())
         tensor = ir.Tensor(values, dtype=stored, name=name)

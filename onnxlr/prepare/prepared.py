@@ -17,6 +17,7 @@ from onnxlr.layers.macs import heavy_nodes
 from onnxlr.model.constants import constant
 from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
+from onnxlr.prepare.fold_weights import fold_weights
 from onnxlr.prepare.functions import inline_functions
 from onnxlr.prepare.inputs import InputSpec, input_specs, parse_shapes
 from onnxlr.prepare.shapes import infer_shapes, observe_shapes
@@ -33,7 +34,8 @@ class Prepared:
     ----------
     source : Source
     model : onnx_ir.Model
-        The source's model with its functions inlined and its BatchNormalizations folded.
+        The source's model with its functions inlined, and computed weights and BatchNormalizations
+        folded.
     specs : tuple of InputSpec
         Its inputs.
     input_shapes : dict of str to tuple of int
@@ -101,8 +103,9 @@ def _restore(
 
 
 def simplified_model(source: Source) -> ir.Model:
-    """The source's model with its functions inlined and its BatchNormalizations folded."""
+    """The source's model with its functions inlined, weights and BatchNormalizations folded."""
     model = inline_functions(source.model.clone()).model
+    fold_weights(model)
     fold_batch_norms(model)
     return model
 
@@ -115,7 +118,7 @@ def prepare(
     shapes: Sequence[str] = (),
     batch: int = 1,
 ) -> Prepared:
-    """Fold BatchNormalizations, infer shapes and find the layers.
+    """Fold weights and BatchNormalizations, infer shapes and find the layers.
 
     Parameters
     ----------

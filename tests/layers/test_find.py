@@ -171,7 +171,7 @@ def transposed_conv() -> onnx.ModelProto:
     [
         (foreign(), "ReduceSum 'sum' also needs the whole weight"),
         (quantized(), "the weight is quantized"),
-        (computed(), "the weight is computed by Mul 'square' from constants"),
+        (computed(), "Mul 'square' computes the weight from constants that take less room"),
         (tied(), "shared by Gather, MatMul"),
     ],
 )
