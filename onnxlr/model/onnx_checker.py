@@ -20,10 +20,10 @@ def run_onnx_checker(source: Source) -> None:
             onnx.checker.check_model(source.path or "")
             return
         proto = to_proto(source.model)
-        for output in proto.graph.output:
-            # Runtimes infer types and shapes of outputs; the checker insists that they are there.
-            if output.type.WhichOneof("value") in (None, "tensor_type"):
-                tensor = output.type.tensor_type
+        for info in (*proto.graph.input, *proto.graph.output):
+            # Runtimes do without shapes, and infer types of outputs; the checker insists on them.
+            if info.type.WhichOneof("value") in (None, "tensor_type"):
+                tensor = info.type.tensor_type
                 tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
                 tensor.shape.SetInParent()
         onnx.checker.check_model(proto)

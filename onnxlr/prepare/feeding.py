@@ -110,7 +110,7 @@ def choose_feeding(
         raise UsageError("--shape and --data exclude each other: the samples have shapes")
     samples = load_samples(data, specs, labels, labels_optional=validation is not None)
     if validation is not None:
-        test = load_samples(validation, specs, labels)
+        test = load_samples(validation, samples.specs, labels)
         count = share_of(len(samples), SHARE_BESIDE_VALIDATION)
         fit, choose = samples.in_parts(seed, count, len(samples) - count)
         share = SHARE_BESIDE_VALIDATION

@@ -1,8 +1,9 @@
 """A model's inputs: their names, types and sizes, and the sizes that a user sets."""
 
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,24 +12,41 @@ import onnx_ir as ir
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.types import Shape
 
+# For each axis a size, what stands there in its place, or None.
+Dims = tuple[int | str | None, ...]
+
+_MOST_LISTED = 4  # inputs in a message
+
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input: its name, its NumPy type, and for each axis a size, a symbol or None."""
+    """A graph input: its name, its NumPy type, and its axes, which are None if it declares none."""
 
     name: str
     dtype: np.dtype[Any]
-    dims: tuple[int | str | None, ...]
+    dims: Dims | None
 
     def __str__(self) -> str:
+        if self.dims is None:
+            return f"{self.name} {self.dtype.name} of unknown rank"
         dims = ", ".join("?" if d is None else str(d) for d in self.dims)
         return f"{self.name} {self.dtype.name}[{dims}]"
+
+    @property
+    def axes(self) -> Dims:
+        """Its axes, where the rank is known."""
+        assert self.dims is not None
+        return self.dims
 
     @property
     def fixed_batch(self) -> int | None:
         """The size of the first axis if the model fixes it, else None."""
         first = self.dims[0] if self.dims else None
         return first if isinstance(first, int) else None
+
+    def with_rank(self, rank: int) -> "InputSpec":
+        """The same with this many open axes, where it declares none."""
+        return self if self.dims is not None else replace(self, dims=(None,) * rank)
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -37,7 +55,7 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     Raises
     ------
     ModelError
-        If one is no tensor, takes strings, or has no declared type or rank.
+        If one is no tensor, takes strings, or has no declared type.
     """
     specs = []
     for value in model.graph.inputs:
@@ -50,16 +68,32 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
             )
         if value.dtype == ir.DataType.STRING:
             raise ModelError(f"the input {value.name!r} takes strings: not supported")
-        if value.shape is None:
-            raise ModelError(
-                f"the input {value.name!r} has no declared rank: export it with a shape"
-            )
-        dims = tuple(
-            d if isinstance(d, int) and d > 0 else (getattr(d, "value", None) or None)
-            for d in value.shape
-        )
+        dims = None if value.shape is None else tuple(map(_dim, value.shape, itertools.count()))
         specs.append(InputSpec(value.name or "", value.dtype.numpy(), dims))
     return tuple(specs)
+
+
+def _dim(dim: object, axis: int) -> int | str | None:
+    """The size of an axis, or its symbol; a cache may be declared empty, samples may not."""
+    if isinstance(dim, int):
+        return dim if dim > 0 or (axis > 0 and dim == 0) else None
+    return getattr(dim, "value", None) or None
+
+
+def check_ranks(specs: Sequence[InputSpec], fixed: Mapping[str, Shape]) -> None:
+    """Refuse inputs without a declared rank that nobody has given sizes.
+
+    Raises
+    ------
+    ModelError
+        For the first of them.
+    """
+    for spec in specs:
+        if spec.dims is None and spec.name not in fixed:
+            raise ModelError(
+                f"the input {spec.name!r} declares no rank: give samples with --data, or "
+                f"sizes with --shape {spec.name}:1,3,224,224"
+            )
 
 
 def parse_shapes(texts: Sequence[str], specs: Sequence[InputSpec]) -> dict[str, Shape]:
@@ -75,15 +109,16 @@ def parse_shapes(texts: Sequence[str], specs: Sequence[InputSpec]) -> dict[str, 
     for text in texts:
         name, _, sizes = text.rpartition(":")
         # Ten digits are more than any axis has, and fewer than int() refuses.
-        numbers = [int(s) if re.fullmatch(r"\d{1,10}", s) else 0 for s in sizes.split(",")]
-        if not name or not all(0 < number < 2**31 for number in numbers):
+        numbers = [int(s) if re.fullmatch(r"\d{1,10}", s) else -1 for s in sizes.split(",")]
+        # What a decoder has cached may be empty; a run without samples says nothing.
+        if not name or numbers[0] == 0 or not all(0 <= number < 2**31 for number in numbers):
             raise UsageError(f"--shape {text!r}: write NAME:1,3,224,224")
         if name not in inputs:
             raise UsageError(
                 f"--shape {text!r}: {name!r} is no input, the model has {list_inputs(specs)}"
             )
         shape = tuple(numbers)
-        dims = inputs[name].dims
+        dims = inputs[name].with_rank(len(shape)).axes
         clash = len(shape) != len(dims) or any(
             isinstance(d, int) and d != s for d, s in zip(dims, shape, strict=True)
         )
@@ -94,5 +129,7 @@ def parse_shapes(texts: Sequence[str], specs: Sequence[InputSpec]) -> dict[str, 
 
 
 def list_inputs(specs: Sequence[InputSpec]) -> str:
-    """The inputs in words."""
-    return ", ".join(str(spec) for spec in specs)
+    """The inputs in words, of many the first."""
+    more = len(specs) - _MOST_LISTED
+    listed = ", ".join(str(spec) for spec in specs[:_MOST_LISTED])
+    return f"{listed} and {more} more" if more > 0 else listed

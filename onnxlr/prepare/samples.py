@@ -112,7 +112,7 @@ class Samples:
     def _has_whole_inputs(self, part: int) -> bool:
         """Whether a sample of a file is the whole array of an input, not a row of it."""
         arrays = self.parts[part]
-        return any(arrays[s.name].ndim == len(s.dims) + 1 for s in self.specs)
+        return any(arrays[s.name].ndim == len(s.axes) + 1 for s in self.specs)
 
     def _part_of(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """The file of each sample."""
@@ -132,7 +132,7 @@ class Samples:
                 self.parts[p][spec.name][r - self._starts[p]]
                 for p, r in zip(part, rows, strict=True)
             ]
-            whole = self.parts[part[0]][spec.name].ndim == len(spec.dims) + 1
+            whole = self.parts[part[0]][spec.name].ndim == len(spec.axes) + 1
             feed[spec.name] = np.asarray(arrays[0] if whole else np.stack(arrays), order="C")
         return feed
 
@@ -157,7 +157,7 @@ def load_samples(
         ``.npz`` with one array per input, ``.npy`` for a model with one input, or a folder of
         such files.
     specs : sequence of InputSpec
-        The model's inputs.
+        The model's inputs. Those without a declared rank have that of the first file's arrays.
     labels : str or None
         Name of the array of integer labels.
     labels_optional : bool
@@ -175,6 +175,7 @@ def load_samples(
     parts, targets, nbytes = [], [], 0
     for file in files:
         arrays = _read(file, specs, mapped=nbytes > _READ_WHOLE)
+        specs = [s.with_rank(getattr(arrays.get(s.name), "ndim", 0)) for s in specs]
         nbytes += sum(array.nbytes for array in arrays.values())
         parts.append(_checked(arrays, specs, file))
         if labels is not None and not (labels_optional and labels not in arrays):
@@ -250,13 +251,13 @@ def _checked(
                 f"{file}: {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: convert "
                 f"it with .astype({spec.dtype.name!r})"
             )
-        if array.ndim not in (len(spec.dims), len(spec.dims) + 1) or array.ndim == 0:
+        if array.ndim not in (len(spec.axes), len(spec.axes) + 1) or array.ndim == 0:
             raise DataError(
                 f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec} "
                 "with the samples along the first axis"
             )
-        whole = array.ndim == len(spec.dims) + 1
-        dims = spec.dims if whole else spec.dims[1:]
+        whole = array.ndim == len(spec.axes) + 1
+        dims = spec.axes if whole else spec.axes[1:]
         for axis, (size, dim) in enumerate(zip(array.shape[1:], dims, strict=True), 1):
             if isinstance(dim, int) and dim != size:
                 raise DataError(

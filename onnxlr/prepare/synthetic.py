@@ -14,7 +14,8 @@ from onnxlr.layers.tracing import trace
 from onnxlr.model.attributes import int_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard
-from onnxlr.prepare.inputs import InputSpec, input_specs, list_inputs
+from onnxlr.prepare.dimensions import Sizes
+from onnxlr.prepare.inputs import Dims, InputSpec, check_ranks, input_specs, list_inputs
 from onnxlr.system.session import Feed
 from onnxlr.types import Shape
 
@@ -138,7 +139,9 @@ def _rows(gather: ir.Node) -> int:
 def candidate_shapes(
     specs: Sequence[InputSpec], fixed: Mapping[str, Shape], batch: int
 ) -> Iterator[dict[str, Shape]]:
-    """Static input shapes worth trying, in which a symbol has the same size everywhere.
+    """Static input shapes worth trying, in which sizes hang together as the model says.
+
+    Inputs of unknown rank have none, unless the user has set one.
 
     Parameters
     ----------
@@ -148,16 +151,28 @@ def candidate_shapes(
     batch : int
         Size of dynamic sample axes.
     """
+    texts = dict.fromkeys(d for s in specs for d in s.dims or () if isinstance(d, str))
     tried = set()
-    for image, length in _SIZES:
-        symbols: dict[str, int] = {}
+    for image, length, past in _sizes_to_try([t for t in texts if re.search("past", t)]):
+        sizes = Sizes(texts)
         for spec in specs:
-            for symbol, size in zip(spec.dims, fixed.get(spec.name, ()), strict=False):
-                if isinstance(symbol, str):
-                    symbols[symbol] = size
+            for dim, size in zip(spec.dims or (), fixed.get(spec.name, ()), strict=False):
+                if isinstance(dim, str):
+                    sizes.set(dim, size)
+        for symbol, size in past.items():
+            if sizes.get(symbol) is None:
+                sizes.set(symbol, size)
+        guesses = {
+            s.name: _guess(s.dims, image, length, batch) for s in specs if s.dims is not None
+        }
+        for spec in specs:
+            for dim, size in zip(spec.dims or (), guesses.get(spec.name, ()), strict=True):
+                if dim in sizes.symbols and sizes.get(str(dim)) is None:
+                    sizes.set(str(dim), size)
         shapes = {
-            spec.name: fixed.get(spec.name) or _fill(spec, image, length, batch, symbols)
+            spec.name: fixed.get(spec.name) or _fill(spec.axes, guesses[spec.name], sizes)
             for spec in specs
+            if spec.name in fixed or spec.dims is not None
         }
         key = tuple(shapes.values())
         if key not in tried:
@@ -165,24 +180,39 @@ def candidate_shapes(
             yield shapes
 
 
-def _fill(
-    spec: InputSpec, image: tuple[int, int], length: int, batch: int, symbols: Mapping[str, int]
-) -> Shape:
-    """A static shape for an input: its sizes, those of its symbols, or what its axes suggest."""
-    shape = []
-    channels_last = len(spec.dims) == 4 and spec.dims[3] in (1, 3)
-    for axis, dim in enumerate(spec.dims):
+def _sizes_to_try(
+    past: Sequence[str],
+) -> Iterator[tuple[tuple[int, int], int, Mapping[str, int]]]:
+    """Sizes of images and of sequences, and of the symbols of what decoders have cached."""
+    for image, length in _SIZES:
+        yield image, length, {}
+    if past:
+        (image, length), *_ = _SIZES
+        yield image, length, dict.fromkeys(past, 0)
+        yield image, 1, dict.fromkeys(past, length)
+
+
+def _fill(dims: Dims, guess: Shape, sizes: Sizes) -> Shape:
+    """A static shape: the sizes that are fixed, those that follow from symbols, or the guess."""
+    known = (sizes.get(dim) if isinstance(dim, str) else dim for dim in dims)
+    return tuple(g if size is None else size for size, g in zip(known, guess, strict=True))
+
+
+def _guess(dims: Dims, image: tuple[int, int], length: int, batch: int) -> Shape:
+    """What the axes of an input suggest where they are open."""
+    shape: list[int] = []
+    channels_last = len(dims) == 4 and dims[3] in (1, 3)
+    for axis, dim in enumerate(dims):
         if isinstance(dim, int):
             shape.append(dim)
-        elif isinstance(dim, str) and dim in symbols:
-            shape.append(symbols[dim])
         elif axis == 0 or (isinstance(dim, str) and re.search("batch", dim, re.IGNORECASE)):
             shape.append(batch)
-        elif axis == 1 and len(spec.dims) == 3 and isinstance(spec.dims[0], int) and shape[0] > 1:
+        elif axis == 1 and len(dims) == 3 and isinstance(dims[0], int) and shape[0] > 1:
             shape.append(batch)  # a recurrent state: (layers, batch, features)
-        elif len(spec.dims) == 4:
+        elif len(dims) == 4:
+            cached = isinstance(dim, str) and re.search("past|seq", dim)
             places = (None, *image, None) if channels_last else (None, None, *image)
-            shape.append(places[axis] or 3)
+            shape.append(length if cached else places[axis] or 3)
         else:
             shape.append(length)
     return tuple(shape)
@@ -210,6 +240,7 @@ def find_runnable_shapes(
         If the model runs with none of the sizes; the message has the reason for the first.
     """
     specs = input_specs(model)
+    check_ranks(specs, fixed)
     first: ModelError | None = None
     for shapes in candidate_shapes(specs, fixed, batch):
         for level in (0, 1):
@@ -222,13 +253,10 @@ def find_runnable_shapes(
                 return shapes, level
     if isinstance(first, CrashError):
         raise first
-    dynamic = any(not isinstance(d, int) for s in specs for d in s.dims)
-    remedy = (
-        f"give the sizes with --shape (inputs: {list_inputs(specs)})"
-        if dynamic
-        else ("does it run at all? give real samples with --data")
-    )
-    raise ModelError(f"{first}; {remedy}")
+    dynamic = [s for s in specs if any(not isinstance(d, int) for d in s.dims or ())]
+    if not dynamic:
+        raise ModelError(f"{first}; does it run at all? give real samples with --data")
+    raise ModelError(f"{first}; give the sizes with --shape ({list_inputs(dynamic)})")
 
 
 def synthetic_feeds(

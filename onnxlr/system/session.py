@@ -6,7 +6,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -187,7 +187,7 @@ class Session:
     def bind(self, feed: Feed) -> Callable[[], None]:
         """Bind a feed on the device; returns a function that runs the model on it, to be timed.
 
-        The model is run once here with a time limit, which shows whether it comes to an end on this
+        The model is run here with a time limit, which shows whether it comes to an end on this
         feed. The function itself has none: run options add 20 µs to each bound run.
 
         Raises
@@ -197,34 +197,49 @@ class Session:
         ModelError
             If the model fails on this feed.
         """
-        run = self._bound_run(feed)
-
-        def run_once(options: Any = None) -> None:
-            try:
-                run(options)
-            except RuntimeError as error:  # where a bound output has another shape than declared
-                raise run_error(self.label, feed, runtime_reason(error)) from None
-
-        self._run_in_time(run_once)
-        return run_once
-
-    def _bound_run(self, feed: Feed) -> Callable[[Any], None]:
-        runtime = _onnxruntime()
         if not self._all_tensors:
-            inputs = dict(feed)
-            return lambda options: self.raw.run(None, inputs, options)
+            self.run(feed)
+            return self._plain_run(feed)
+        binding = self._binding(feed)
+
+        def run(options: Any = None) -> None:
+            self.raw.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+
+        try:
+            self._run_in_time(run)
+            if not self._as_declared(binding.get_outputs()):
+                # What this run gave is where the next one writes: it fails for outputs of another
+                # shape than the model declares, of which the runtime only warns otherwise.
+                self._run_in_time(run)
+        except RuntimeError:
+            self.run(feed)
+            return self._plain_run(feed)
+        return run
+
+    def _plain_run(self, feed: Feed) -> Callable[[], None]:
+        inputs = dict(feed)
+        return lambda: self.raw.run(None, inputs)
+
+    def _as_declared(self, outputs: Sequence[Any]) -> bool:
+        """Whether outputs have the numbers of axes that the model declares, and its fixed sizes."""
+        pairs = [(o.shape(), d.shape) for o, d in zip(outputs, self.raw.get_outputs(), strict=True)]
+        return all(
+            len(shape) == len(declared)
+            and all(d == n for n, d in zip(shape, declared, strict=True) if isinstance(d, int))
+            for shape, declared in pairs
+        )
+
+    def _binding(self, feed: Feed) -> Any:
+        """A feed on the device, and outputs that stay there."""
+        runtime = _onnxruntime()
         device = "cuda" if self.machine.provider == "cuda" else "cpu"
         binding = self.raw.io_binding()
         for name, array in feed.items():
             binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(array, device))
         for name in self.output_names:
             binding.bind_output(name, device)
-
-        def run(options: Any) -> None:
-            self.raw.run_with_iobinding(binding, options)
-            binding.synchronize_outputs()
-
-        return run
+        return binding
 
 
 def open_exposed(model: bytes, machine: Machine, label: str, folder: str | None) -> Session:
