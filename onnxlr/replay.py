@@ -20,6 +20,7 @@ from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Builder
 from onnxlr.rewrite.factorizer import Factorizer
+from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.sequential import correct
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import open_cache
@@ -109,6 +110,7 @@ def _build(
         samples = fitted.take(plan.calibration.sequential)
         variant = correct(
             *(prepared, variant, calibrated.statistics, samples, plan.seed, progress),
+            Originals(prepared),
             processes=pool.count,
         )
     with progress.stage("write", None):

@@ -16,7 +16,7 @@ from onnxlr.calibrate.statistics import (
     weight_only_reason,
 )
 from onnxlr.layers.layer import Layer
-from onnxlr.prepare.opening import session_with_outputs
+from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
@@ -121,7 +121,7 @@ def shard_statistics(
     layers = [prepared.layer(name) for name in names]
     moments = {layer.name: RunningMoments(layer, runs, seed + first) for layer in layers}
     inputs = {use.x.name or "" for layer in layers for use in layer.uses}
-    session = session_with_outputs(prepared.model, inputs, machine, prepared.source)
+    session = session_of_values(prepared.model, inputs, machine, prepared.source)
     for feed, _, _ in itertools.islice(samples.batches(), first, last):
         values = dict(feed) | session.run(feed)
         for layer in layers:

@@ -16,7 +16,8 @@ _WIDEST = 4608  # elements of an input, beyond which a covariance costs more tha
 _ROWS = 48  # rows of inputs that are sampled for each element of a row
 _MOST_ROWS = 65536
 _LARGEST = 1e100  # value of an input up to which its row counts
-_BLOCK = 512  # rows that are multiplied at once
+_BLOCK = 2048  # rows that are multiplied at once
+_SINGLE = (1e-12, 1e12)  # largest values whose squares and their sums single precision holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,14 +198,14 @@ class RunningMoments:
             self._shift = rows.mean(axis=1, keepdims=True)
         rows -= self._shift
         self._first += rows.sum(axis=1)
-        self._second += rows.transpose(0, 2, 1) @ rows
+        self._second += _products(rows, rows)
         if paired:
             others = np.concatenate(paired, axis=1)
             if self._other_shift is None:
                 self._other_shift = others.mean(axis=1, keepdims=True)
             others -= self._other_shift
             self._other += others.sum(axis=1)
-            self._cross += others.transpose(0, 2, 1) @ rows
+            self._cross += _products(others, rows)
 
     def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
         """Some rows of a user's inputs as an array of shape (g, rows, n)."""
@@ -244,6 +245,20 @@ class RunningMoments:
         first, second = self._other / self.rows, self._first / self.rows
         cross = self._cross / self.rows - first[:, :, None] * second[:, None, :]
         return self._other_shift[:, 0] + first, cross
+
+
+def _products(a: Array, b: Array) -> Array:
+    """Sums of products of the elements of rows, (g, n, n), for rows (g, rows, n) about their mean.
+
+    They are summed in single precision, as most rows came, in half the time. The error is
+    some 1e-6 of the deviations of both, a thousandth of what the sampling of rows leaves.
+    """
+    largest = [float(np.abs(rows).max(initial=0.0)) for rows in (a, b)]
+    if not all(_SINGLE[0] < value < _SINGLE[1] for value in largest):
+        return np.asarray(a.transpose(0, 2, 1) @ b)
+    left = a.astype(np.float32)
+    right = left if b is a else b.astype(np.float32)
+    return (left.transpose(0, 2, 1) @ right).astype(np.float64)
 
 
 def sample_patches(

@@ -18,6 +18,7 @@ from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite.builder import Builder, Built
 from onnxlr.rewrite.factorizer import Factorizer
+from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.session import Session
@@ -203,10 +204,15 @@ class Evaluator:
             fitted.take(samples),
             self.options.seed,
             progress,
+            self._originals,
             glance=glance,
             processes=self.factorizer.pool.count,
         )
         return replace(corrected, sequential=samples)
+
+    @cached_property
+    def _originals(self) -> Originals:
+        return Originals(self.prepared)
 
     def can_correct(self, choices: Mapping[str, Choice]) -> bool:
         """Whether sequential correction is tried on a set."""

@@ -111,10 +111,10 @@ def open_trial(source: Source, machine: Machine) -> Trial:
     return Trial(_runnable(source), machine, source.label, source.nbytes)
 
 
-def session_with_outputs(
+def session_of_values(
     model: ir.Model, names: Iterable[str], machine: Machine, source: Source
 ) -> Session:
-    """A session of a model that has the values of these names as further outputs.
+    """A session that gives the values of these names, as far as they aren't inputs.
 
     Parameters
     ----------
@@ -125,17 +125,20 @@ def session_with_outputs(
     source : Source
         The source that the model comes from, by which messages call it.
     """
-    return open_exposed(
-        model_with_outputs(model, names, source), machine, source.label, source.folder
-    )
+    return open_exposed(model_of_values(model, names, source), machine, source.label, source.folder)
 
 
-def model_with_outputs(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
-    """A model, serialized, that has the values of these names as further outputs."""
+def model_of_values(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
+    """A model, serialized, whose outputs are the values of these names; inputs are left out.
+
+    The runtime leaves out what is only behind them. Where all are inputs, outputs are as before.
+    """
     proto = to_proto(model)
     inputs = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
-    present = inputs | {v.name for v in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.ValueInfoProto(name=n) for n in sorted(names) if n not in present
-    )
+    declared = {v.name: v for v in proto.graph.output}
+    wanted = [name for name in sorted(set(names)) if name not in inputs]
+    if wanted:
+        outputs = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in wanted]
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
     return serialize(proto, source.label)

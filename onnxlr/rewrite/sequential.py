@@ -8,7 +8,7 @@ is what it lets through: y is replaced by the z that costs least there, and the 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,13 +23,14 @@ from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, Factored, Factors
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
-from onnxlr.prepare.opening import session_with_outputs
+from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
+from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.replace import rewrite
 from onnxlr.rewrite.variant import Variant
-from onnxlr.system.session import ONE_CPU_THREAD, Feed
+from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.types import Array
 
 Rows = NDArray[np.float32]
@@ -38,7 +39,8 @@ Rows = NDArray[np.float32]
 _RIDGE = 1e-2
 # Weights of ‖z − W̃x̂‖² beside the error behind the Relu, one for each repetition.
 _PENALTIES = (0.1, 0.3, 1.0)
-_MEMORY = 256 << 20  # bytes of inputs that are held for it
+_MEMORY = 256 << 20  # bytes of inputs that are held for it, at most
+_HELD_ROWS = 24  # inputs for each of their elements that are enough for it
 # Inputs for each of their elements, below which a regression would learn the samples by heart.
 _ROWS = 2
 
@@ -50,6 +52,7 @@ def correct(
     samples: Samples,
     seed: int,
     progress: Progress,
+    originals: Originals,
     *,
     glance: bool = False,
     processes: int = 1,
@@ -68,6 +71,8 @@ def correct(
     seed : int
         Of the positions that are sampled.
     progress : Progress
+    originals : Originals
+        What layers are given in the original on such samples.
     glance : bool
         Whether Relus are passed over: what tells sets apart in a third of the time.
     processes : int
@@ -78,7 +83,7 @@ def correct(
     ModelError
         If a model so far fails on the samples.
     """
-    choices, feeds = plain.choices, [feed for feed, _, _ in samples.batches()]
+    choices = plain.choices
     corrected: dict[str, Factored] = {}
     layers = [layer for layer in prepared.layers if layer.name in choices]
     with progress.stage("correct in sequence", len(layers)) as step, _helper(processes) as helper:
@@ -89,7 +94,8 @@ def correct(
             if corrected and form is not None and weight_only_reason(layer) is None:
                 before = {name: choices[name] for name in corrected}
                 pairs = _pairs(
-                    *(prepared, before, corrected, layer, feeds, seed, helper), rows=not glance
+                    *(prepared, before, corrected, layer, samples, originals, seed, helper),
+                    rows=not glance,
                 )
                 if pairs is not None:
                     moments = statistics.get(layer.name)
@@ -138,7 +144,8 @@ def _pairs(
     choices: Mapping[str, Choice],
     factors: Mapping[str, Factored],
     layer: Layer,
-    feeds: Sequence[Feed],
+    samples: Samples,
+    originals: Originals,
     seed: int,
     helper: Executor | None,
     *,
@@ -148,20 +155,17 @@ def _pairs(
 
     It is None where the two inputs don't belong together, or too few were seen.
     """
-    names = {use.x.name or "" for use in layer.uses}
+    names = frozenset(use.x.name or "" for use in layer.uses)
     changed = rewrite(prepared.model, prepared.shapes, choices, factors)
-    before, after = (
-        session_with_outputs(model, names, ONE_CPU_THREAD, prepared.source)
-        for model in (prepared.model, changed)
-    )
-    moments = RunningMoments(layer, len(feeds), seed, paired=True, helper=helper)
+    after = session_of_values(changed, names, ONE_CPU_THREAD, prepared.source)
+    moments = RunningMoments(layer, samples.runs, seed, paired=True, helper=helper)
     bias = bias_before_relu(layer) if rows else None
-    step = -(-4 * layer.group * input_size(layer) * moments.row_target // _MEMORY)
+    held = min(_HELD_ROWS * input_size(layer), _MEMORY // (4 * layer.group * input_size(layer)))
+    step = max(1, moments.row_target // max(held, 1))
     kept: list[tuple[Rows, Rows]] = []
     weight = as_matrix(layer, layer.array()).astype(np.float32)
-    for feed in feeds:
-        x = dict(feed) | before.run(feed)
-        x_hat = dict(feed) | after.run(feed)
+    for feed, before in originals.values(names, samples):
+        x, x_hat = dict(feed) | dict(before), dict(feed) | after.run(feed)
         for use in layer.uses:
             pair = moments.add_pair(use, x_hat[use.x.name or ""], x[use.x.name or ""])
             if bias is not None and pair is not None:
@@ -233,6 +237,7 @@ def _behind_relu(
     wanted = np.maximum(y, 0.0)
     weight = as_matrix(layer, layer.array())
     mean = inputs.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    centred = inputs - mean
 
     def output(factored: Factored) -> Rows:
         """What the replaced layer gives for these inputs."""
@@ -249,7 +254,7 @@ def _behind_relu(
         # Only what differs from y is told from the rows at hand: y itself is from all of them.
         change = _let_through(wanted, reached, penalty) - y
         average = change.mean(axis=1, keepdims=True, dtype=np.float64)
-        cross = (change - average).transpose(0, 2, 1) @ (inputs - mean) / inputs.shape[1]
+        cross = (change - average).transpose(0, 2, 1) @ centred / inputs.shape[1]
         if not (np.isfinite(cross).all() and np.isfinite(average).all()):
             break
         current = moved(cross, average[:, 0], current.factors)

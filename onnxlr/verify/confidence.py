@@ -28,7 +28,7 @@ _MOST_STAKE = 0.99  # of all that a bet may stake, so that no single sample lose
 _FIRST_VARIANCE = 1e-2  # of losses scaled to 0 … 1, before the first sample
 _STAKES = 64  # among which the best constant one is looked for
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
-_MOST_DOUBLINGS = 60
+_FARTHEST = 1e15  # a limit beyond which none is looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,15 @@ class Losses:
             lambda limit: self.shows(self.scale * limit, confidence),
             self.mean / self.scale,
             math.inf if self.kind == "errors" else 1.0,
+            max(_PRECISION, self._first_step),
         )
+
+    @property
+    def _first_step(self) -> float:
+        """About how far from the mean a bound is, in the unit of the values."""
+        if self.kind == "errors":
+            return self.mean / self.scale
+        return 2 * float(self.values.std()) / math.sqrt(len(self))
 
     def at_least(self, confidence: float) -> float:
         """The largest loss that the samples show the true loss to be above."""
@@ -140,16 +148,20 @@ def _significant(p_value: float, confidence: float) -> bool:
     return p_value <= (1 - confidence) * (1 + 1e-9)
 
 
-def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The least value from which on a statement holds; the upper end where it never does."""
+def _boundary(
+    holds: Callable[[float], bool], low: float, high: float, step: float = math.inf
+) -> float:
+    """The least value from which on a statement holds; the upper end where it never does.
+
+    With a step it is looked for in ever larger steps from the lower end on.
+    """
+    while low + step < min(high, _FARTHEST):
+        if holds(low + step):
+            high = low + step
+            break
+        low, step = low + step, 2 * step
     if math.isinf(high):
-        high = max(2 * low, _PRECISION)
-        for _ in range(_MOST_DOUBLINGS):
-            if holds(high):
-                break
-            high *= 2
-        else:
-            return math.inf
+        return high
     while high - low > _PRECISION * max(abs(low), abs(high), 0.01):
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)

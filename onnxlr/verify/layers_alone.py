@@ -14,7 +14,7 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.model.graph import Names, opset
 from onnxlr.model.protobuf import serialize, to_proto
-from onnxlr.prepare.opening import model_with_outputs
+from onnxlr.prepare.opening import model_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress
 from onnxlr.rewrite.replace import replace_layer
@@ -165,7 +165,7 @@ def _inputs(
     if feeds and use.node.graph is prepared.model.graph:
         source, seen = prepared.source, list[NDArray[np.generic]]()
         blob, longest = (
-            model_with_outputs(prepared.model, [name], source),
+            model_of_values(prepared.model, [name], source),
             trial_seconds(source.nbytes),
         )
         run = blob, source.label, source.folder, name, list(feeds)

@@ -292,13 +292,13 @@ def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch
     model = make_model(nodes, {"x": (5, 6)}, ["y"], {"a": rand(6, 7), "b": rand(7, 4)})
     prepared, feeds = prepared_of(model)
     seen: list[int] = []
-    whole: Any = opening.session_with_outputs
+    whole: Any = opening.session_of_values
 
-    def session_with_outputs(model: ir.Model, names: set[str], *rest: Any) -> Any:
+    def session_of_values(model: ir.Model, names: set[str], *rest: Any) -> Any:
         seen.append(len(names))
         return whole(model, names, *rest)
 
-    monkeypatch.setattr(collect_module, "session_with_outputs", session_with_outputs)
+    monkeypatch.setattr(collect_module, "session_of_values", session_of_values)
     moments: list[Mapping[str, Statistics]] = []
     for limit in (10**9, 1):
         monkeypatch.setattr(collect_module, "_OUTPUT_BYTES", limit)

@@ -60,7 +60,7 @@ def test_the_whole_model_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("the whole model was opened")
 
     monkeypatch.setattr("onnxlr.pipeline.open_with_feeding", opened)
-    monkeypatch.setattr("onnxlr.verify.layers_alone.model_with_outputs", opened)
+    monkeypatch.setattr("onnxlr.verify.layers_alone.model_of_values", opened)
     assert worst_of(network(), rank=4, max_drop=1).plan.replaced
 
 
