@@ -15,7 +15,7 @@ from onnxlr.prepare.feeding import open_with_feeding
 from onnxlr.prepare.inputs import InputSpec, input_specs, parse_shapes
 from onnxlr.prepare.synthetic import candidate_shapes
 from onnxlr.system.session import ONE_CPU_THREAD, Session
-from tests.support.builders import linear, low_rank, make_model, node, run
+from tests.support.builders import low_rank, make_model, node, run
 
 FLOAT = np.dtype(np.float32)
 RNG = np.random.default_rng(0)
@@ -85,6 +85,12 @@ CACHE = ("past", ("batch", 4, "past_length", 16))
 def test_decoders(ids: Any, mask: str, cache: Any, expected: list[tuple[int, ...]]) -> None:
     specs = ("ids", ("batch", ids)), ("mask", ("batch", mask)), cache
     assert first_shapes(*specs) == expected
+
+
+def test_at_last_nothing_is_cached_or_one_token_comes_in() -> None:
+    specs = [InputSpec("ids", FLOAT, (1, "length")), InputSpec("past", FLOAT, (1, "past_length"))]
+    *_, empty, one = candidate_shapes(specs, {}, 1)
+    assert [*empty.values(), *one.values()] == [(1, 128), (1, 0), (1, 1), (1, 128)]
 
 
 def test_sizes_of_the_users_decide_the_others() -> None:
@@ -185,10 +191,10 @@ def test_inputs_without_a_rank_take_that_of_the_samples_or_of_the_shape(tmp_path
 
 @pytest.mark.parametrize("declared", [["n"], ["n", 1, "m"], [3, 9], []])
 def test_outputs_of_another_shape_than_declared_are_timed(declared: list[Any]) -> None:
-    model = linear(low_rank(RNG, 8, 4, 2), rows=3)
-    x = np.ones((3, 8), np.float32)
+    nodes = [node("Cast", ["sizes"], "s", to=7), node("Reshape", ["x", "s"], "y")]  # any rank
+    model = make_model(nodes, {"x": (3, 8), "sizes": (2,)}, ["y"], {})
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, declared))
     session = Session(model.SerializeToString(), ONE_CPU_THREAD)
-    timed = session.bind({"x": x})
+    timed = session.bind({"x": np.ones((3, 8), np.float32), "sizes": np.array([4, 6], np.float32)})
     for _ in range(3):
         timed()
