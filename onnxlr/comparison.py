@@ -115,6 +115,8 @@ def compare_models(
         ends = endings(simplified_model(sources[0]))
         judge = Judge(session_a, feeding.judging, metric, ends=ends)
         quality = judge.judge(session_b)
+    if judge.random_line:
+        progress.tell(judge.random_line)
     with progress.stage("time both in turn", None):
         speed = compare_sessions(session_a, session_b, feed, limits)
     size_a, size_b = (_size(source, feed, machine) for source in sources)
@@ -168,10 +170,15 @@ def _check_same_outputs(a: Session, b: Session, feed: Feed) -> None:
         )
     outputs_a, outputs_b = a.run(feed), b.run(feed)
     for name, output in outputs_a.items():
-        if output.shape != outputs_b[name].shape:
+        other, declared = outputs_b[name], a.declared_shape(name)
+        follows = output.ndim == other.ndim == len(declared) and all(
+            size == others or not isinstance(dim, int)
+            for size, others, dim in zip(output.shape, other.shape, declared, strict=True)
+        )
+        if output.shape != other.shape and not follows:  # by its values, as boxes that are found
             raise UsageError(
                 f"the output {name!r} has shape {list(output.shape)} in {a.label} and "
-                f"{list(outputs_b[name].shape)} in {b.label}: compare models that do the same"
+                f"{list(other.shape)} in {b.label}: compare models that do the same"
             )
 
 

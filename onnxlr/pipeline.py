@@ -235,6 +235,8 @@ def _examine(
         )
     if examination.promise.choice_line:
         progress.tell(examination.promise.choice_line)
+    if examination.judge.random_line:
+        progress.tell(examination.judge.random_line)
     progress.tell(examination.promise.scope())
     return examination
 

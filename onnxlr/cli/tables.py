@@ -316,6 +316,8 @@ def _speed_words(speed: Comparison) -> str:
 
 def _fidelity_words(fidelity: Fidelity) -> str:
     words = f"rel. error {fidelity.rel_error:.2g}, cosine {fidelity.cosine:.6f}"
+    if not fidelity.same_shapes:
+        words += " (some outputs have other shapes)"
     return words if fidelity.agreement is None else f"{words}, agreement {fidelity.agreement:.2%}"
 
 

@@ -109,5 +109,10 @@ class Verdicts:
         if self.judge is not None and self.judge.sees_nothing:
             return "the original gives nothing but NaN and infinities on the inputs that judge"
         if not math.isfinite(quality.fidelity.rel_error):
-            return "an output would differ in shape or in where it is finite"
+            return "an output would be NaN or infinite where the original's isn't, or the reverse"
+        if not quality.fidelity.same_shapes and not (self.judge and self.judge.may_reshape):
+            return (
+                "an output would differ in shape, of which only a metric of yours can say whether "
+                "it may: --metric module:function"
+            )
         return None

@@ -64,6 +64,8 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
 def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
     """How the set that is handed over was corrected and judged."""
     notes = []
+    if evaluator.judge is not None and evaluator.judge.random_line:
+        notes.append(evaluator.judge.random_line)
     if selection.variant.sequential:
         notes.append(
             f"factors were corrected in sequence, each layer behind those before it, on "

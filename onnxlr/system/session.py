@@ -62,6 +62,8 @@ class Session:
     Attributes
     ----------
     raw : onnxruntime.InferenceSession
+    content, folder : bytes or str, and str or None
+        The model or the path of its file, and the folder of its external data.
     output_names : tuple of str
         Names of the outputs that are tensors; sequences and maps can be run, not compared.
 
@@ -98,7 +100,7 @@ class Session:
         self.label = label or (str(model) if not isinstance(model, bytes) else "the model")
         self.machine = machine
         content = model if isinstance(model, bytes) else str(Path(model).absolute())
-        self._model, self._folder, self._optimized = content, folder, optimized
+        self.content, self.folder, self._optimized = content, folder, optimized
         self._time_limit = trial_seconds(_nbytes(content))
         try:
             # Another provider isn't what the user asked for, and the runtime would print about it.
@@ -123,7 +125,11 @@ class Session:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments: the session is opened again in the process that unpickles it."""
         open_again = partial(Session, optimized=self._optimized)
-        return open_again, (self._model, self.machine, self.label, self._folder)
+        return open_again, (self.content, self.machine, self.label, self.folder)
+
+    def declared_shape(self, name: str) -> list[int | str | None]:
+        """What the model declares of an output's axes: sizes, symbols or nothing."""
+        return next(list(o.shape) for o in self.raw.get_outputs() if o.name == name)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """Run the model on named inputs; returns all tensor outputs by name.

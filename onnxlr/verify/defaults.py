@@ -20,7 +20,7 @@ _FEW = 16  # numbers; embeddings have as many or more
 _PEAKED, _FLAT = 0.3, 0.05  # how sure the softmax of scores is, between chance (0) and certain (1)
 _APART = 10  # times the limit of cosine that outputs are from their mean direction
 
-Kind = Literal["classes", "embedding", "numbers"]
+Kind = Literal["classes", "labels", "embedding", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def choose_default(
 ) -> MetricChoice:
     """The metric for a model whose user names none.
 
-    Class scores are judged by their labels, else by the arg-max that the original has;
+    Class scores are judged by their labels, else by the arg-max that the original has; outputs that
+    are labels themselves as well;
     embeddings by cosine; all else, and what these say little about, by relative error.
 
     Parameters
@@ -120,13 +121,20 @@ def choose_default(
         for name, profile in profiles.items()
     }
     # Where arg-max is taken: of the first output that has vectors.
-    scores = next((n for n, p in profiles.items() if (p.axes or 0) > 1 and p.columns != 1), None)
+    scores = next(
+        (
+            n
+            for n, p in profiles.items()
+            if (p.axes or 0) > 1 and p.columns != 1 and kinds[n][0] != "labels"
+        ),
+        None,
+    )
     unused = ""
     if labels:
         why_not = _why_not_labels(profiles, kinds, scores)
         if why_not is None:
-            assert scores is not None
-            return _default("top1", f"there are labels, and {profiles[scores].columns} classes")
+            what = "the output is one" if scores is None else f"{profiles[scores].columns} classes"
+            return _default("top1", f"there are labels, and {what}")
         unused = f"; the labels aren't used: {why_not}"
     name, because = _without_labels(profiles, kinds, synthetic)
     return _default(name, because + unused)
@@ -140,6 +148,11 @@ def _why_not_labels(
     profiles: Mapping[str, Profile], kinds: Mapping[str, tuple[Kind, str]], scores: str | None
 ) -> str | None:
     """Why labels can't judge; None if they can."""
+    if len(kinds) == 1:
+        ((name, (only, _)),) = kinds.items()
+        if only == "labels" and profiles[name].single:
+            right = profiles[name].right_for_sure
+            return None if right else "they have nothing to do with those that the model gives"
     if scores is None:
         return "no output has class scores"
     profile, kind = profiles[scores], kinds[scores][0]
@@ -157,11 +170,15 @@ def _without_labels(
 ) -> tuple[str, str]:
     """The metric that compares with the original, and why it was chosen."""
     if len(kinds) > 1:
+        if all(kind == "labels" for kind, _ in kinds.values()):
+            return "agreement", f"all {len(kinds)} outputs hold labels"
         if all(kind == "embedding" for kind, _ in kinds.values()) and _are_apart(profiles):
             return "cosine", f"all {len(kinds)} outputs are embeddings"
         words = list(dict.fromkeys(_PLURAL[kind] for kind, _ in kinds.values()))
         return "rel-error", f"{len(kinds)} outputs, of {' and of '.join(words)}: the worst counts"
     ((name, (kind, why)),) = kinds.items()
+    if kind == "labels":
+        return "agreement", why
     if kind == "classes":
         if synthetic:
             return "rel-error", f"{why}, but inputs are synthetic, where its arg-max says little"
@@ -177,6 +194,7 @@ def _without_labels(
 
 _PLURAL: dict[Kind, str] = {
     "classes": "class scores",
+    "labels": "labels",
     "embedding": "embeddings",
     "numbers": "numbers",
 }
@@ -190,8 +208,11 @@ def _kind(profile: Profile, end: Ending, synthetic: bool) -> tuple[Kind, str]:
     """What an output holds, and by what it was told."""
     columns, axes = profile.columns, profile.axes or 0
     each = "a sample" if axes == 2 else "a position"
+    if profile.label:
+        one = "is a label" if profile.single else "holds labels"
+        return "labels", f"the output {one}: integers or truth values"
     if profile.integer:
-        return "numbers", "the output is of integers"
+        return "numbers", "the output is of small integers"
     if profile.single:
         return "numbers", "the output is one number a sample"
     if not profile.by_sample or axes < 2:

@@ -33,12 +33,16 @@ class Fidelity:
     divergence : float or None
         Mean Kullback–Leibler divergence of the class probabilities from the original's, in nats;
         None as for agreement.
+    same_shapes : bool
+        Whether every output has the original's shape. Where one hasn't, what only one of both has
+        counts as an error.
     """
 
     rel_error: float
     cosine: float
     agreement: float | None
     divergence: float | None = None
+    same_shapes: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,19 @@ class Quality:
 
     @property
     def drop(self) -> float:
-        """What the candidate loses, in the metric's unit; infinite if it isn't a number."""
+        """What the candidate loses, in the metric's unit; infinite if it isn't a number.
+
+        Numbers in other shapes can't be compared as the metrics do.
+        """
+        if not self.fidelity.same_shapes and self.metric in ("rel-error", "cosine"):
+            return math.inf
         worse = self.original - self.optimized
         worse = -worse if self.metric == "rel-error" else worse
         return worse if math.isfinite(worse) else math.inf
 
 
 class Classes:
-    """The output of class scores, if there is one.
+    """The output of class scores, if there is one; or labels, where no output holds real numbers.
 
     Parameters
     ----------
@@ -80,27 +89,48 @@ class Classes:
     Attributes
     ----------
     output : str or None
-        The first whose last axis has more than one entry, in every batch.
+        The first whose last axis has more than one entry, in every batch; None for labels.
+    labels : tuple of str
+        The outputs, if all of them hold labels: integers of 32 bits and more, or truth values.
     one_vector : bool
         Whether it is one vector a sample.
+    one_label : bool
+        Whether the only output holds one label a sample.
     fewest : int
         Classes it has, of all batches the fewest.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.output: str | None = None
-        self.one_vector = False
+        self.labels: tuple[str, ...] = ()
+        self.one_vector = self.one_label = False
         self.fewest = sys.maxsize
         self._names = names
         self._begun = False
         self._probable = True  # as long as no sample's scores say otherwise
 
+    @property
+    def answered(self) -> bool:
+        """Whether outputs answer with a class: by its label, or by the largest of scores."""
+        return self.output is not None or bool(self.labels)
+
+    @property
+    def one_answer(self) -> bool:
+        """Whether there is one answer a sample."""
+        return self.one_vector or self.one_label
+
     def add(self, outputs: Outputs, samples: int, index: NDArray[np.intp] | None) -> None:
         """One batch of the original's outputs; ``index`` says which of the samples they are."""
         if not self._begun:
             self._begun = True
-            self.output = next((n for n in self._names if _are_scores(outputs[n])), None)
+            if self._names and all(are_labels(outputs[n]) for n in self._names):
+                self.labels = tuple(self._names)
+                self.one_label = len(self.labels) == 1
+            else:
+                self.output = next((n for n in self._names if _are_scores(outputs[n])), None)
             self.one_vector = self.output is not None
+        if self.one_label:
+            self.one_label = outputs[self.labels[0]].size == samples
         if self.output is None:
             return
         scores = outputs[self.output]
@@ -114,6 +144,22 @@ class Classes:
         with np.errstate(invalid="ignore", over="ignore"):  # infinities are no shares
             whole = np.abs(scores.sum(-1) - 1.0).max(initial=0.0) < _WHOLE
         self._probable &= bool(whole and scores.min(initial=0.0) >= 0)
+
+    def answers(self, outputs: Outputs) -> list[NDArray[Any] | None]:
+        """The class of each vector, or the labels of each output; None for what isn't there."""
+        if self.output is None:
+            return [outputs.get(name) for name in self.labels]
+        scores = outputs.get(self.output)
+        return [None if scores is None or not scores.ndim else scores.argmax(-1)]
+
+    def changed(self, before: Outputs, after: Outputs) -> list[NDArray[np.bool_]]:
+        """Which answers are others; answers that only one of both has are."""
+        pairs = zip(self.answers(before), self.answers(after), strict=True)
+        if self.output is not None:  # where there are other classes, none is the same
+            scores = after.get(self.output)
+            if scores is None or before[self.output].shape[-1:] != scores.shape[-1:]:
+                return [np.ones(a.shape, np.bool_) for a, _ in pairs if a is not None]
+        return [_differ(a, b) for a, b in pairs if a is not None]
 
     def divergence(self, before: NDArray[Any], after: NDArray[Any]) -> float:
         """Σ p · log(p / q) over the samples."""
@@ -133,12 +179,25 @@ class Classes:
         return logarithms
 
 
-def guess_as(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.intp]:
-    """The arg-max class of each vector; -1 where the output's shape isn't the original's."""
-    if after is None or after.shape != before.shape:
-        return np.full(before.shape[:-1], -1, np.intp)
-    classes: NDArray[np.intp] = after.argmax(-1)
-    return classes
+def _differ(before: NDArray[Any], after: NDArray[Any] | None) -> NDArray[np.bool_]:
+    if after is None or before.shape != after.shape:
+        before, after = _padded(before, after)
+    return np.asarray(before != after)
+
+
+def _padded(
+    before: NDArray[Any], after: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two outputs made as large as both together, with NaN where there is nothing."""
+    after = np.zeros((0,) * before.ndim) if after is None else after
+    if before.ndim != after.ndim:
+        before, after = before.reshape(-1), after.reshape(-1)
+    shape = tuple(map(max, before.shape, after.shape))
+    arrays = []
+    for array in (before, after):
+        arrays.append(np.full(shape, np.nan))
+        arrays[-1][tuple(map(slice, array.shape))] = array
+    return arrays[0], arrays[1]
 
 
 def as_finite(output: NDArray[Any]) -> NDArray[np.float64]:
@@ -156,6 +215,11 @@ def outputs_of_numbers(outputs: Outputs) -> list[str]:
 
 def _are_scores(output: NDArray[Any]) -> bool:
     return output.ndim >= 2 and output.shape[-1] > 1
+
+
+def are_labels(output: NDArray[Any]) -> bool:
+    """Whether an output holds truth values or integers that are no bytes, as of images."""
+    return output.dtype.kind == "b" or (output.dtype.kind in "iu" and output.dtype.itemsize > 2)
 
 
 def _is_float(array: NDArray[Any]) -> bool:
@@ -227,13 +291,14 @@ class Totals:
     """Sums over the samples of one output of a candidate."""
 
     def __init__(self) -> None:
+        self.same_shape = True
         self._error = self._dot = self._before = self._after = 0.0
 
     def add(self, before: NDArray[Any], after: NDArray[Any] | None) -> None:
         """One batch of the original's output and of the candidate's."""
         if after is None or after.shape != before.shape:
-            self._error = math.inf
-            return
+            self.same_shape = False
+            before, after = map(as_finite, _padded(before, after))
         y, z = before.astype(np.float64), after.astype(np.float64)
         if not np.array_equal(np.isfinite(y), np.isfinite(z)):
             self._error = math.inf

@@ -2,8 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import Feed, Machine, Session
+from onnxlr.verify.batches import Batch, batches_of, workable_batch
 from onnxlr.verify.confidence import Kind
 from onnxlr.verify.defaults import MetricChoice, choose_default, named_metric
+from onnxlr.verify.draws import Draws, differ
 from onnxlr.verify.endings import Ending
 from onnxlr.verify.fidelity import (
     Classes,
@@ -22,7 +23,6 @@ from onnxlr.verify.fidelity import (
     Quality,
     Spread,
     Totals,
-    guess_as,
     outputs_of_numbers,
 )
 from onnxlr.verify.metrics import METRICS, Tally, changes
@@ -77,7 +77,8 @@ class Judge:
         self._token = uuid.uuid4().hex
         self._original = original
         self._samples = samples
-        self._batch = _workable_batch(original, samples)
+        self._batch = workable_batch(original, samples)
+        self._draws: Draws | None = None
         self._references: list[Outputs] | None = []
         self._spreads: dict[str, Spread] = {}
         self.labels = samples.labels if isinstance(samples, Samples) else None
@@ -116,6 +117,18 @@ class Judge:
         return self._classes.one_vector
 
     @property
+    def may_reshape(self) -> bool:
+        """Whether outputs of other shapes than the original's can be judged: by labels, or by what
+        the user's metric makes of them.
+        """
+        return self._user is not None or (self.metric == "agreement" and bool(self._classes.labels))
+
+    @property
+    def random_line(self) -> str:
+        """That two runs of the original differ, and how it is judged; empty where they don't."""
+        return "" if self._draws is None else self._draws.line
+
+    @property
     def sees_nothing(self) -> bool:
         """Whether the original's outputs are all NaN or infinite, as a ruined model's are."""
         spreads = self._spreads.values()
@@ -135,7 +148,7 @@ class Judge:
             return "pairs" if bool(np.isin(values, (0.0, 1.0)).all()) else "differences"
         if self.metric == "top1":
             return "pairs"
-        if self.metric == "agreement" and self._classes.one_vector:
+        if self.metric == "agreement" and self._classes.one_answer:
             return "shares"
         return "errors" if self._apart else None
 
@@ -156,26 +169,28 @@ class Judge:
         tally = Tally(self.metric, classes, self.labels, self._spreads, self._count)
         agree = count = 0
         divergence = 0.0
-        for i, batch in enumerate(self._batches()):
-            before = self._reference(i, batch)
-            after = _cut(candidate.run(batch.feed), batch)
+        running = self._begun(candidate)
+        beside = self._begun(self._original) if self._references is None else self._original
+        for i, batch in enumerate(batches_of(self._samples, self._batch)):
+            before = self._reference(i, batch, beside)
+            after = batch.run(running)
             for name, total in totals.items():
                 total.add(before[name], after.get(name))
-            if classes.output is not None:
-                original = before[classes.output].argmax(-1)
-                guess = guess_as(before[classes.output], after.get(classes.output))
-                count += original.size
-                agree += int(np.count_nonzero(guess == original))
-                if classes.one_vector:
-                    divergence += classes.divergence(before[classes.output], after[classes.output])
+            if classes.answered:
+                changed = classes.changed(before, after)
+                count += sum(c.size for c in changed)
+                agree += sum(int(np.count_nonzero(~c)) for c in changed)
+            if classes.output is not None and classes.one_vector:
+                divergence += classes.divergence(before[classes.output], after[classes.output])
             if self._user is None:
                 tally.add(before, after, batch.samples, batch.index)
-        shown = classes.one_vector or self.metric == "agreement"
+        shown = classes.one_answer or self.metric == "agreement"
         fidelity = Fidelity(
             max(t.rel_error(self._spreads[n].norm2()) for n, t in totals.items()),
             min(t.cosine() for t in totals.values()),
             agree / count if count and shown else None,
             divergence / count if count and classes.one_vector else None,
+            all(t.same_shape for t in totals.values()),
         )
         if self._user is not None:
             return self._by_user(self._user, candidate, fidelity)
@@ -185,7 +200,7 @@ class Judge:
 
     def _by_user(self, metric: UserMetric, candidate: Session, fidelity: Fidelity) -> Quality:
         """The quality by a user's metric."""
-        before, after = self._values_before(metric), metric(candidate)
+        before, after = self._values_before(metric), metric(self._begun(candidate))
         if before.shape != after.shape:
             raise DataError(
                 f"the metric {metric.name} gave {before.size} numbers for the original and "
@@ -202,7 +217,7 @@ class Judge:
     def _values_before(self, metric: UserMetric) -> NDArray[np.float64]:
         """What a user's metric gives for the original."""
         if self._baseline is None:
-            self._baseline = metric(self._original)
+            self._baseline = metric(self._begun(self._original))
         return self._baseline
 
     def _default_metric(self, ends: Mapping[str, Ending]) -> MetricChoice:
@@ -219,9 +234,17 @@ class Judge:
             )
         if metric == "top1" and self.labels is None:
             raise DataError("the metric top1 needs labels: name their array with --labels")
-        if metric == "top1" and not self._classes.one_vector:
-            raise DataError("the metric top1 needs an output of shape (batch, classes)")
-        if metric == "top1" and self.labels is not None and isinstance(self._samples, Samples):
+        if metric == "top1" and not self._classes.one_answer:
+            raise DataError(
+                "the metric top1 needs an output of shape (batch, classes), or one of one label a "
+                "sample"
+            )
+        if (
+            metric == "top1"
+            and self._classes.one_vector
+            and self.labels is not None
+            and isinstance(self._samples, Samples)
+        ):
             used = self.labels[self._samples.index]
             if used.min() < 0 or used.max() >= self._classes.fewest:
                 raise DataError(
@@ -229,16 +252,23 @@ class Judge:
                     f"the output {self._classes.output!r} has the classes 0 to "
                     f"{self._classes.fewest - 1}: shift the labels, or leave those samples out"
                 )
-        if metric == "agreement" and self._classes.output is None:
-            raise DataError("the metric agreement needs an output with a last axis of classes")
+        if metric == "agreement" and not self._classes.answered:
+            raise DataError(
+                "the metric agreement needs an output with a last axis of classes, or of labels"
+            )
 
     def _measure_original(self) -> None:
         held = self._count = 0
         self._apart = True  # as long as every output has its samples along the first axis
-        for batch in self._batches():
+        running = self._original
+        for batch in batches_of(self._samples, self._batch):
             self._count += batch.samples
-            outputs = _cut(self._original.run(batch.feed), batch)
+            outputs = batch.run(running)
             if not self._spreads:
+                if differ(outputs, batch.run(running)):
+                    self._draws = Draws(self._original, batch.feed)
+                    running = self._begun(self._original)
+                    outputs = batch.run(running)
                 names = outputs_of_numbers(outputs)
                 if not names:
                     raise ModelError(
@@ -261,19 +291,12 @@ class Judge:
                 if held > _REFERENCE_BUDGET:
                     self._references = None  # from now on the original runs beside each candidate
 
-    def _reference(self, i: int, batch: "_Batch") -> Outputs:
-        if self._references is not None:
-            return self._references[i]
-        return _cut(self._original.run(batch.feed), batch)
+    def _begun(self, session: Session) -> Session:
+        """The session, or one that draws the same numbers as all others, from the first on."""
+        return session if self._draws is None else self._draws.begin(session)
 
-    def _batches(self) -> "Iterator[_Batch]":
-        if isinstance(self._samples, Samples):
-            for feed, index, padded in self._samples.batches(self._batch):
-                yield _Batch(feed, len(index), padded, index)
-        else:
-            for feed in self._samples:
-                rows = next((a.shape[0] for a in feed.values() if a.ndim), 1)
-                yield _Batch(feed, rows, rows, None)
+    def _reference(self, i: int, batch: Batch, beside: Session) -> Outputs:
+        return batch.run(beside) if self._references is None else self._references[i]
 
 
 _LATEST: dict[str, Judge] = {}  # the last that arrived in this process
@@ -286,39 +309,3 @@ def _judge(
         _LATEST.clear()
         _LATEST[token] = Judge(original, samples, metric)
     return _LATEST[token]
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """One run: what is fed, how many samples count, and how many rows it was padded to."""
-
-    feed: Feed
-    samples: int
-    padded: int
-    index: NDArray[np.intp] | None
-
-
-def _workable_batch(session: Session, samples: Samples | Sequence[Feed]) -> int | None:
-    """The batch a model takes; one where it declares an open batch that it doesn't keep."""
-    if not isinstance(samples, Samples):
-        return None
-    fixed = samples.batch == 1 or any(s.fixed_batch is not None for s in samples.specs)
-    feed, index, _ = next(iter(samples.batches()))
-    try:
-        outputs = session.run(feed)
-    except ModelError:
-        if fixed:
-            raise
-        return 1
-    by_sample = all(outputs[n].shape[:1] == (len(index),) for n in outputs_of_numbers(outputs))
-    return samples.batch if fixed or by_sample else 1
-
-
-def _cut(outputs: Outputs, batch: _Batch) -> Outputs:
-    """Drop the rows that only pad a last batch."""
-    if batch.padded == batch.samples:
-        return outputs
-    return {
-        n: y[: batch.samples] if y.ndim and y.shape[0] == batch.padded else y
-        for n, y in outputs.items()
-    }

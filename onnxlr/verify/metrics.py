@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.verify.confidence import Array, Kind, Losses
-from onnxlr.verify.fidelity import Classes, Fidelity, Outputs, Spread, as_finite, guess_as
+from onnxlr.verify.fidelity import Classes, Fidelity, Outputs, Spread, as_finite
 
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 
@@ -23,7 +23,7 @@ class Tally:
     ----------
     metric : str
     classes : Classes
-        The output of class scores, for ``top1`` and ``agreement``.
+        The output of class scores or the labels, for ``top1`` and ``agreement``.
     labels : array of int or None
         The right classes, for ``top1``.
     spreads : mapping of str to Spread
@@ -68,20 +68,26 @@ class Tally:
     def _add_classes(
         self, before: Outputs, after: Outputs, samples: int, index: NDArray[np.intp] | None
     ) -> None:
-        output = self._classes.output
-        assert output is not None
-        original = before[output].argmax(-1)
-        guess = guess_as(before[output], after.get(output))
-        self._vectors += original.size
-        self._agree += int(np.count_nonzero(guess == original))
+        classes = self._classes
         if self._metric == "agreement":
-            changed = _rows(guess != original, samples)
-            self._apart &= changed is not None
-            if changed is not None:
-                self._values[""].append(changed.mean(axis=1))
+            changed = classes.changed(before, after)
+            self._vectors += sum(c.size for c in changed)
+            self._agree += sum(int(np.count_nonzero(~c)) for c in changed)
+            rows = [_rows(c, samples) for c in changed]
+            means = [r.mean(axis=1) if r.size else np.zeros(samples) for r in rows if r is not None]
+            self._apart &= len(means) == len(changed)
+            if self._apart:
+                self._values[""].append(np.mean(means, axis=0))
             return
         assert self._labels is not None
-        right_before, right = (y == self._labels[index] for y in (original, guess))
+        labels = self._labels[index]
+        (original,), (guess,) = (classes.answers(y) for y in (before, after))
+        assert original is not None
+        right_before = original.reshape(labels.shape) == labels
+        right = np.zeros(labels.shape, np.bool_)
+        if guess is not None and guess.shape == original.shape:
+            right = guess.reshape(labels.shape) == labels
+        self._vectors += labels.size
         self._right_before += int(np.count_nonzero(right_before))
         self._right += int(np.count_nonzero(right))
         self._values[""].append(right_before.astype(np.float64) - right)
@@ -92,7 +98,7 @@ class Tally:
         if self._metric == "top1":
             return self._right_before / vectors, self._right / vectors
         if self._metric == "agreement":
-            return 1.0, self._agree / vectors
+            return 1.0, self._agree / vectors if self._vectors else 1.0
         if self._metric == "rel-error":
             return 0.0, fidelity.rel_error
         losses = self.losses()
@@ -105,7 +111,7 @@ class Tally:
         kind: Kind = "errors"
         if self._metric == "top1":
             kind = "pairs"
-        elif self._metric == "agreement" and self._classes.one_vector:
+        elif self._metric == "agreement" and self._classes.one_answer:
             kind = "shares"
         power = 2 if self._metric == "rel-error" else 1
         return tuple(

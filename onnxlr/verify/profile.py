@@ -9,6 +9,8 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
+from onnxlr.verify.fidelity import are_labels
+
 _SIGNIFICANT = 3.0  # standard deviations
 _WHOLE = 1e-2  # within which probabilities of low precision add up to 1
 _ALIKE = 1e-3  # relative difference of lengths that are meant to be the same
@@ -34,8 +36,8 @@ class Profile:
         Length of the vectors; None where it varies, or there is no axis.
     by_sample, single : bool
         Whether the first axis counts the samples; whether there is one number a sample.
-    integer : bool
-        Whether it holds integers or truth values.
+    integer, label : bool
+        Whether it holds integers or truth values, and whether those are labels (``are_labels``).
     as_input : bool
         Whether it is as large as an input of real numbers.
     probable : bool
@@ -51,7 +53,7 @@ class Profile:
         self.columns: int | None = None
         self.by_sample = self.single = True
         self.probable = self.same_length = self.positive = True
-        self.integer, self.as_input = False, True
+        self.integer, self.label, self.as_input = False, False, True
         self._labels = labels
         self._guessed: Counter[int] = Counter()
         self._labelled: Counter[int] = Counter()
@@ -72,7 +74,7 @@ class Profile:
         columns = output.shape[-1] if output.ndim else None
         if self.axes is None:
             self.axes, self.columns = output.ndim, columns
-            self.integer = output.dtype.kind in "biu"
+            self.integer, self.label = output.dtype.kind in "biu", are_labels(output)
         if columns != self.columns or output.ndim != self.axes:
             self.columns = None
         self.by_sample &= output.ndim > 0 and len(output) == samples
@@ -80,6 +82,9 @@ class Profile:
         self.as_input &= output.ndim > 1 and any(
             x.size == output.size and x.dtype.kind not in "biu" for x in inputs
         )
+        if self.label and self.single:
+            self._add_guesses(output.reshape(-1), index)
+            return
         if self.columns is None or output.ndim not in (2, 3) or not output.size:
             return
         vectors = output.reshape(-1, output.shape[-1]).astype(np.float64)

@@ -294,7 +294,7 @@ def test_images_are_judged_by_relative_error(model: onnx.ModelProto, line: str) 
     assert chosen == MetricChoice("rel-error", LIMITS["rel-error"], line)
 
 
-def test_a_map_of_labels_has_integers() -> None:
+def test_a_map_of_labels_is_judged_by_agreement() -> None:
     nodes = [
         node("Conv", ["x", "k"], "z", pads=[1, 1, 1, 1]),
         node("ArgMax", ["z"], "y", axis=1),
@@ -302,7 +302,43 @@ def test_a_map_of_labels_has_integers() -> None:
     model = make_model(nodes, {"x": ["n", 1, 8, 8]}, ["y"], CONV)
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     chosen = default_of(model, IMAGES)
-    assert (chosen.name, chosen.because) == ("rel-error", "the output is of integers")
+    because = "the output holds labels: integers or truth values"
+    assert (chosen.name, chosen.because) == ("agreement", because)
+
+
+def answers_of(op: str = "ArgMax", kind: int = onnx.TensorProto.INT64) -> onnx.ModelProto:
+    """A classifier that gives the class, or whether a score is above a threshold."""
+    threshold = node("ReduceMax", ["s"], "m", axes=[1], keepdims=0)
+    ends = {
+        "ArgMax": [node("ArgMax", ["s"], "y", axis=1, keepdims=0)],
+        "Greater": [threshold, node("Greater", ["m", "t"], "y")],
+        "Cast": [node("Cast", ["s"], "y", to=kind)],
+    }
+    model = scores_of(5, 3.0, *ends[op])
+    if op == "Greater":
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.full((), 2, np.float32), "t")
+        )
+    model.graph.output[0].type.tensor_type.elem_type = (
+        onnx.TensorProto.BOOL if op == "Greater" else kind
+    )
+    return model
+
+
+def test_labels_that_a_model_gives() -> None:
+    for op in ("ArgMax", "Greater"):
+        chosen = default_of(answers_of(op), FEATURES)
+        assert (chosen.name, chosen.max_drop) == ("agreement", LIMITS["agreement"])
+        assert chosen.because == "the output is a label: integers or truth values"
+    session = Session(answers_of().SerializeToString(), ONE_CPU_THREAD)
+    right = session.run({"x": FEATURES})["y"]
+    chosen = default_of(answers_of(), FEATURES, right)
+    assert (chosen.name, chosen.because) == ("top1", "there are labels, and the output is one")
+    chosen = default_of(answers_of(), FEATURES, np.roll(right, 1) + 9)
+    assert chosen.name == "agreement"
+    assert "they have nothing to do with those that the model gives" in chosen.because
+    chosen = default_of(answers_of("Cast", onnx.TensorProto.UINT8), np.abs(FEATURES))
+    assert (chosen.name, chosen.because) == ("rel-error", "the output is of small integers")
 
 
 @pytest.mark.parametrize("labels", [None, np.arange(ROWS) % 2])
