@@ -14,7 +14,7 @@ from onnxlr.errors import ModelError, one_line
 from onnxlr.model.checks import check_attributes, check_tensors, check_text, check_versions
 from onnxlr.model.external import FileStamp, external_files, read_inner
 from onnxlr.model.graph import all_graphs
-from onnxlr.model.protobuf import TRAINING_INFO, serialize
+from onnxlr.model.protobuf import OTHER_TYPE, TRAINING_INFO, serialize, set_aside_types
 from onnxlr.model.topology import check_topology
 
 # Location and stamp of each external data file, by location.
@@ -142,13 +142,14 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
 
 def _build_graph(proto: onnx.ModelProto, label: str) -> ir.Model:
     """The model as a graph of onnx-ir, its connections checked."""
+    others = set_aside_types(proto.graph)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx-ir raises whatever the malformed part leads to
         cause: BaseException = error
         while cause.__cause__ is not None:  # it wraps the reason in errors that say where it was
             cause = cause.__cause__
-        if isinstance(cause, NotImplementedError):  # for maps, say, in which classical models end
+        if isinstance(cause, NotImplementedError):  # for maps within a body, say
             reason = one_line(cause).split(". Please")[0]
             raise ModelError(
                 f"{label} can't be read by onnx-ir {ir.__version__}: {reason}"
@@ -157,6 +158,9 @@ def _build_graph(proto: onnx.ModelProto, label: str) -> ir.Model:
     check_topology(model, label)
     # onnx-ir has no place for it; ``to_proto`` puts it back.
     model.graph.meta[TRAINING_INFO] = list(proto.training_info)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in others:
+            value.meta[OTHER_TYPE] = others[value.name]
     return model
 
 

@@ -13,6 +13,21 @@ from onnxlr.errors import ModelError
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message
 TRAINING_INFO = "onnxlr_training_info"  # where a graph's ``meta`` keeps the model's training_info
+OTHER_TYPE = "onnxlr_type"  # where a value's ``meta`` keeps a type that onnx-ir doesn't know
+
+
+def set_aside_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    """Remove maps, in which classical models end, from the types of a graph's values.
+
+    onnx-ir has no place for them. Returns them by the names of values.
+    """
+    others = {}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if any(isinstance(m, onnx.TypeProto.Map) for m in messages_in(info.type)):
+            others[info.name] = onnx.TypeProto()
+            others[info.name].CopyFrom(info.type)
+            info.ClearField("type")
+    return others
 
 
 def messages_in(*roots: Message) -> Iterator[Any]:
@@ -55,10 +70,18 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """A model as a protocol buffer that holds what the file held, no more and no less.
 
     onnx-ir adds descriptions of initializers to ``value_info``, which are removed here, and has no
-    place for ``training_info``, which is put back.
+    place for ``training_info`` and for maps, which are put back.
     """
     proto = ir.to_proto(model)
     proto.training_info.extend(model.graph.meta.get(TRAINING_INFO, ()))
+    others = {
+        v.name: v.meta[OTHER_TYPE]
+        for v in (*model.graph.inputs, *model.graph.outputs)
+        if OTHER_TYPE in v.meta
+    }
+    for info in (*proto.graph.input, *proto.graph.output):
+        if info.name in others:
+            info.type.CopyFrom(others[info.name])
     initializers = {t.name for t in proto.graph.initializer}
     value_info = [v for v in proto.graph.value_info if v.name not in initializers]
     if len(value_info) != len(proto.graph.value_info):

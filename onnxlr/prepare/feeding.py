@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
-from onnxlr.prepare.inputs import input_specs, parse_shapes
+from onnxlr.prepare.inputs import check_feedable, input_specs, parse_shapes
 from onnxlr.prepare.opening import open_session, open_trial
 from onnxlr.prepare.samples import Samples, load_samples, share_of
 from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feeds
@@ -97,6 +97,7 @@ def choose_feeding(
     ModelError
         If the model runs on none of the synthetic inputs.
     """
+    check_feedable(source.model)
     specs = input_specs(source.model)
     fixed_shapes = parse_shapes(shapes, specs)
     if data is None:

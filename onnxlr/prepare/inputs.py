@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlr.errors import ModelError, UsageError
+from onnxlr.model.protobuf import OTHER_TYPE
 from onnxlr.types import Shape
 
 # For each axis a size, what stands there in its place, or None.
@@ -28,9 +29,19 @@ class InputSpec:
 
     def __str__(self) -> str:
         if self.dims is None:
-            return f"{self.name} {self.dtype.name} of unknown rank"
+            return f"{self.name} {self.type_name} of unknown rank"
         dims = ", ".join("?" if d is None else str(d) for d in self.dims)
-        return f"{self.name} {self.dtype.name}[{dims}]"
+        return f"{self.name} {self.type_name}[{dims}]"
+
+    @property
+    def type_name(self) -> str:
+        """Its type in words."""
+        return "string" if self.is_text else self.dtype.name
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes strings, which are objects in NumPy."""
+        return self.dtype == np.dtype(object)
 
     @property
     def axes(self) -> Dims:
@@ -50,27 +61,55 @@ class InputSpec:
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """The inputs that a caller has to feed: those without an initializer.
+    """The inputs that samples feed: tensors without an initializer.
+
+    Optional ones are left out, and so are those that ``check_feedable`` refuses.
 
     Raises
     ------
     ModelError
-        If one is no tensor, takes strings, or has no declared type.
+        If one has no declared type.
     """
     specs = []
     for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
+        if value.name in model.graph.initializers or _kind(value) != "tensor":
             continue
-        none = (None, ir.DataType.UNDEFINED)
-        if not isinstance(value.type, ir.TensorType) or value.dtype in none or not value.dtype:
-            raise ModelError(
-                f"the input {value.name!r} is no tensor of a declared type: not supported"
-            )
-        if value.dtype == ir.DataType.STRING:
-            raise ModelError(f"the input {value.name!r} takes strings: not supported")
+        assert value.dtype is not None
+        text = value.dtype == ir.DataType.STRING
         dims = None if value.shape is None else tuple(map(_dim, value.shape, itertools.count()))
-        specs.append(InputSpec(value.name or "", value.dtype.numpy(), dims))
+        dtype = np.dtype(object) if text else value.dtype.numpy()
+        specs.append(InputSpec(value.name or "", dtype, dims))
     return tuple(specs)
+
+
+def check_feedable(model: ir.Model) -> None:
+    """Refuse inputs that no file of samples holds.
+
+    Raises
+    ------
+    ModelError
+        For the first sequence or map.
+    """
+    for value in model.graph.inputs:
+        if (kind := _kind(value)) not in ("tensor", "optional"):
+            raise ModelError(
+                f"the input {value.name!r} is a {kind}, which no file of samples holds: --verify "
+                "layers compares each layer alone"
+            )
+
+
+def _kind(value: ir.Value) -> str:
+    """What an input is: a tensor, optional, a sequence or a map."""
+    if isinstance(value.type, ir.OptionalType):
+        return "optional"
+    if isinstance(value.type, ir.SequenceType):
+        return "sequence"
+    if OTHER_TYPE in value.meta:
+        return "map"
+    none = (None, ir.DataType.UNDEFINED)
+    if not isinstance(value.type, ir.TensorType) or value.dtype in none or not value.dtype:
+        raise ModelError(f"the input {value.name!r} has no declared type: export the model again")
+    return "tensor"
 
 
 def _dim(dim: object, axis: int) -> int | str | None:

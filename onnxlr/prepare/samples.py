@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxlr.errors import DataError, one_line
 from onnxlr.prepare.inputs import InputSpec
-from onnxlr.system.npz import read_npz
+from onnxlr.system.npz import read_npz, read_text_array
 from onnxlr.system.session import Feed
 
 _READ_WHOLE = 256 << 20  # bytes after which arrays stay mapped, of those that can be
@@ -65,7 +65,10 @@ class Samples:
         for feed, index, _ in self.batches():
             for name, array in sorted(feed.items()):
                 content.update(f"{name} {array.dtype} {array.shape} {len(index)}".encode())
-                content.update(np.ascontiguousarray(array).view(np.uint8).data)
+                if array.dtype == object:
+                    content.update("\0".join(array.reshape(-1)).encode("utf-8", "surrogatepass"))
+                else:
+                    content.update(np.ascontiguousarray(array).view(np.uint8).data)
         return content.hexdigest()
 
     def _with(self, index: NDArray[np.intp]) -> "Samples":
@@ -223,6 +226,9 @@ def _read(file: Path, specs: Sequence[InputSpec], *, mapped: bool) -> dict[str, 
             f"{', '.join(s.name for s in specs)}"
         )
     try:
+        if file.suffix == ".npy" and specs[0].is_text:
+            text = read_text_array(file)
+            return {specs[0].name: np.load(file) if text is None else text}
         if file.suffix == ".npy":
             # A mapped array ends with its file: if that is cut short, this process crashes.
             array = np.lib.format.open_memmap(file, mode="r")
@@ -246,10 +252,13 @@ def _checked(
                 f"{', '.join(sorted(arrays)) or 'nothing'}"
             )
         array = arrays[spec.name]
+        if spec.is_text and array.dtype.kind in "USO":
+            array = _as_text(array, spec, file)
         if array.dtype != spec.dtype:
+            kind = "text" if array.dtype.kind in "USO" else str(array.dtype)
             raise DataError(
-                f"{file}: {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: convert "
-                f"it with .astype({spec.dtype.name!r})"
+                f"{file}: {spec.name!r} is {kind}, the model takes {spec.type_name}: convert "
+                f"it with .astype({'str' if spec.is_text else repr(spec.dtype.name)})"
             )
         if array.ndim not in (len(spec.axes), len(spec.axes) + 1) or array.ndim == 0:
             raise DataError(
@@ -271,6 +280,15 @@ def _checked(
             + ", ".join(f"{n} {c}" for n, c in counts.items())
         )
     return part
+
+
+def _as_text(array: NDArray[Any], spec: InputSpec, file: Path) -> NDArray[Any]:
+    """Strings as the runtime takes them: objects that are text."""
+    try:
+        texts = [t.decode() if isinstance(t, bytes) else str(t) for t in array.reshape(-1)]
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: {spec.name!r} holds bytes that are no UTF-8 text") from None
+    return np.array(texts, dtype=object).reshape(array.shape)
 
 
 def _labels(

@@ -34,9 +34,11 @@ _MOST_ELEMENTS = 2**27  # elements of a synthetic input
 # Operators that hand on the values of their first input, and of any input.
 _FORWARD = (
     *("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"),
-    *("Slice", "Split", "Gather", "Expand", "Tile", "Pad"),
+    *("Slice", "Split", "Gather", "Expand", "Tile", "Pad", "StringNormalizer"),
 )
 _JOINING = ("Concat", "Where", "Max", "Min")
+# Attributes of LabelEncoder, CategoryMapper, OneHotEncoder and TfIdfVectorizer.
+_VOCABULARIES = ("keys_strings", "cats_strings", "pool_strings", "classes_strings")
 _BY_NAME = ((r"mask", 1), (r"type_?id|segment", 0), (r"^sr$|sampl\w*_?rate", 16000))
 
 
@@ -74,8 +76,12 @@ def synthetic_feed(
     values = {v.name: v for v in model.graph.inputs}
     for spec in input_specs(model):
         shape = shapes[spec.name]
-        if np.issubdtype(spec.dtype, np.bool_):
-            array: NDArray[Any] = np.ones(shape)
+        array: NDArray[Any]
+        if spec.is_text:
+            words = np.array(_words(values[spec.name]), dtype=object)
+            array = words[rng.integers(0, len(words), size=shape)]
+        elif np.issubdtype(spec.dtype, np.bool_):
+            array = np.ones(shape)
         elif np.issubdtype(spec.dtype, np.integer):
             low, high = _integer_range(values[spec.name], spec, level)
             array = rng.integers(low, high, size=shape)
@@ -109,19 +115,37 @@ def _integer_range(value: ir.Value, spec: InputSpec, level: int) -> tuple[int, i
 
 def _table_size(value: ir.Value) -> int | None:
     """Rows of the smallest table that a value indexes, through reshapes and casts; None if none."""
-    sizes, waiting, visited = [], [value], {value}
+    sizes = []
+    for node, slot in _readers(value):
+        if is_standard(node, "Gather") and slot == 1:
+            sizes.append(_rows(node))
+        elif is_standard(node, "OneHot") and slot == 0:
+            depth = constant(node.inputs[1])
+            if depth is not None and depth.size == 1:
+                sizes.append(int(depth.numpy().reshape(-1)[0]))
+    return min((size for size in sizes if size > 0), default=None)
+
+
+def _words(value: ir.Value) -> list[str]:
+    """The words that what reads an input of strings knows; some words where that can't be told."""
+    for node, _ in _readers(value):
+        for name in _VOCABULARIES:
+            attribute = node.attributes.get(name)
+            is_list = attribute is not None and attribute.type == ir.AttributeType.STRINGS
+            if attribute is not None and is_list and attribute.as_strings():
+                return [*attribute.as_strings()]
+    return ["one", "two", "three"]
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that read a value, through those that hand it on, with the inputs it has there."""
+    waiting, visited = [value], {value}
     while waiting:
         for node, slot in waiting.pop().uses():
-            if is_standard(node, "Gather") and slot == 1:
-                sizes.append(_rows(node))
-            elif is_standard(node, "OneHot") and slot == 0:
-                depth = constant(node.inputs[1])
-                if depth is not None and depth.size == 1:
-                    sizes.append(int(depth.numpy().reshape(-1)[0]))
-            elif is_standard(node, *_JOINING) or (is_standard(node, *_FORWARD) and slot == 0):
+            yield node, slot
+            if is_standard(node, *_JOINING) or (is_standard(node, *_FORWARD) and slot == 0):
                 waiting += [value for value in node.outputs if value not in visited]
                 visited.update(node.outputs)
-    return min((size for size in sizes if size > 0), default=None)
 
 
 def _rows(gather: ir.Node) -> int:

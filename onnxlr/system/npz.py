@@ -1,5 +1,6 @@
-"""Reads .npz files: sizes are checked before memory is spent, and nothing is unpickled."""
+"""Reads .npz files: sizes are checked before memory is spent, and of Python objects only text."""
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +19,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises
     ------
     OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error
-        If it is no .npz file, if it holds Python objects, if an array isn't as long as its header
-        says, or if all arrays together don't fit into memory.
+        If it is no .npz file, if it holds Python objects other than text, if an array isn't as long
+        as its header says, or if all arrays together don't fit into memory.
     """
     arrays = {}
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -31,16 +32,52 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         for member in members:
             if not member.filename.endswith(".npy"):
                 continue
+            name = member.filename.removesuffix(".npy")
             with archive.open(member) as stream:
-                _check_size(stream, member.file_size)  # type: ignore[arg-type]
+                if _check_header(stream, member.file_size):  # type: ignore[arg-type]
+                    arrays[name] = _read_text(stream)  # type: ignore[arg-type]
+                    continue
             with archive.open(member) as stream:
-                name = member.filename.removesuffix(".npy")
                 arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     return arrays
 
 
-def _check_size(stream: BinaryIO, size: int) -> None:
-    """Refuse an array whose header doesn't fit the bytes that follow it; ``size`` is of both."""
+def read_text_array(path: Path) -> NDArray[Any] | None:
+    """The array of a .npy file that holds text as Python objects; None if it holds anything else.
+
+    Raises
+    ------
+    OSError, ValueError, pickle.UnpicklingError
+        If it is no .npy file, or holds Python objects other than text.
+    """
+    with path.open("rb") as file:
+        return _read_text(file) if _check_header(file, path.stat().st_size) else None
+
+
+class _TextUnpickler(pickle.Unpickler):
+    """Makes arrays and nothing else: a file of samples must not run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what NumPy makes arrays with."""
+        made_by = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
+        if module in made_by and name in ("_reconstruct", "ndarray", "dtype", "scalar"):
+            return super().find_class(module, name)
+        raise ValueError("an array holds Python objects, of which only text is loaded")
+
+
+def _read_text(stream: BinaryIO) -> NDArray[Any]:
+    """An array of text that NumPy stored as objects; its header is read."""
+    array = np.asarray(_TextUnpickler(stream).load())
+    if not all(isinstance(item, str | bytes) for item in array.reshape(-1)):
+        raise ValueError("an array holds Python objects, of which only text is loaded")
+    return array
+
+
+def _check_header(stream: BinaryIO, size: int) -> bool:
+    """Refuse an array whose header doesn't fit the bytes that follow it; ``size`` is of both.
+
+    Returns whether Python objects follow.
+    """
     version = np.lib.format.read_magic(stream)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -50,7 +87,7 @@ def _check_size(stream: BinaryIO, size: int) -> None:
         raise ValueError(f"an array is of format version {version}, not supported")
     shape, _, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise ValueError("an array holds Python objects, which are never loaded")
+        return True
     if any(d < 0 for d in shape):
         raise ValueError(f"an array has shape {list(shape)}")
     needed = dtype.itemsize
@@ -61,3 +98,4 @@ def _check_size(stream: BinaryIO, size: int) -> None:
             f"an array of {dtype}{list(shape)} needs {needed:,} bytes and has "
             f"{size - stream.tell():,}"
         )
+    return False

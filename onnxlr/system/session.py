@@ -117,6 +117,9 @@ class Session:
                 f"ONNX Runtime fell back from {provider} to {self.raw.get_providers()[0]}: "
                 "check the CUDA and cuDNN libraries, or use --provider cpu"
             )
+        self._absent = {
+            i.name: None for i in self.raw.get_inputs() if i.type.startswith("optional(")
+        }
         outputs = self.raw.get_outputs()
         self._tensors = {i: o.name for i, o in enumerate(outputs) if o.type.startswith("tensor(")}
         self._all_tensors = len(self._tensors) == len(outputs)
@@ -149,7 +152,9 @@ class Session:
 
     def _run(self, feed: Feed) -> list[Any]:
         outputs: list[list[Any]] = []
-        self._run_in_time(lambda options: outputs.append(self.raw.run(None, dict(feed), options)))
+        self._run_in_time(
+            lambda options: outputs.append(self.raw.run(None, self._absent | dict(feed), options))
+        )
         return outputs[0]
 
     def _run_in_time(self, run: Callable[[Any], None]) -> None:
@@ -203,7 +208,7 @@ class Session:
         ModelError
             If the model fails on this feed.
         """
-        if not self._all_tensors:
+        if not self._all_tensors or self._absent or any(a.dtype == object for a in feed.values()):
             self.run(feed)
             return self._plain_run(feed)
         binding = self._binding(feed)
@@ -224,7 +229,7 @@ class Session:
         return run
 
     def _plain_run(self, feed: Feed) -> Callable[[], None]:
-        inputs = dict(feed)
+        inputs = self._absent | dict(feed)
         return lambda: self.raw.run(None, inputs)
 
     def _as_declared(self, outputs: Sequence[Any]) -> bool:
