@@ -55,7 +55,13 @@ class ConstantChain:
     """
 
     def __init__(self, value: ir.Value, version: int) -> None:
-        """The chain of a value, all of whose nodes are in ``FOLDED``, in a model of this opset."""
+        """The chain of a value, all of whose nodes are in ``FOLDED``, in a model of this opset.
+
+        Raises
+        ------
+        FoldingError
+            If it casts to what holds no numbers.
+        """
         self._keys: dict[ir.Value, str] = {}
         self._tensors: dict[str, ir.TensorProtocol] = {}
         self._steps: list[_Step] = []
@@ -79,7 +85,7 @@ class ConstantChain:
         proto = ir.to_proto(node)
         proto.input[:] = ["" if v is None else self._key(v) for v in node.inputs]
         proto.output[:] = [self._key(v) for v in node.outputs]
-        target = ir.DataType(int_attr(node, "to", 1)) if node.op_type == "Cast" else None
+        target = _cast_target(node)
         self._steps.append(_Step(proto, target))
 
     def narrower_types(self) -> list[ir.DataType]:
@@ -130,6 +136,19 @@ class ConstantChain:
             kept = step.target or first
             real = arrays[key].dtype.kind == "f"
             types[key] = kept if real else ir.DataType.from_numpy(arrays[key].dtype)
+
+
+def _cast_target(node: ir.Node) -> ir.DataType | None:
+    """The type that a Cast gives; None for other operators."""
+    if node.op_type != "Cast":
+        return None
+    try:
+        target = ir.DataType(int_attr(node, "to", 1))
+    except ValueError:  # no type of ONNX
+        target = ir.DataType.UNDEFINED
+    if target in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise FoldingError
+    return target
 
 
 def _sources(value: ir.Value) -> Iterator[ir.Value]:

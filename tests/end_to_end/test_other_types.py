@@ -11,6 +11,11 @@ from onnx import helper
 
 import onnxlr
 from onnxlr.errors import DataError, ModelError
+from onnxlr.model.load import load
+from onnxlr.prepare.feeding import open_with_feeding
+from onnxlr.prepare.inputs import input_specs
+from onnxlr.prepare.samples import load_samples
+from onnxlr.system.session import ONE_CPU_THREAD
 from tests.support.builders import Array, low_rank, node, run
 
 RNG = np.random.default_rng(0)
@@ -77,9 +82,21 @@ def test_strings(text: Array | None, file: str, tmp_path: Path) -> None:
 
 def test_synthetic_strings_are_words_that_are_known() -> None:
     """All words unknown would be one row of the table: its factors would be judged by that."""
-    result = onnxlr.optimize(embedding(flat=True), rank="1", max_drop=1.0, measure=False)
-    assert result.report.quality is not None
-    assert result.report.quality.fidelity.rel_error > 0.1
+    source = load(embedding(flat=True))
+    session, feeding = open_with_feeding(source, ONE_CPU_THREAD)
+    words = feeding.first_feed["text"]
+    assert set(words.ravel()) <= set(WORDS)
+    assert len(set(words.ravel())) > 20
+    session.bind(feeding.first_feed)()  # which the runtime can't for text
+
+
+def test_the_digest_of_text_is_that_of_its_words(tmp_path: Path) -> None:
+    digests = []
+    for text in (TEXT, TEXT.astype(str), TEXT[::-1]):
+        np.save(tmp_path / "x.npy", text)
+        specs = input_specs(load(embedding()).model)
+        digests.append(load_samples(tmp_path / "x.npy", specs, None).digest())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_plan_that_was_fitted_to_strings_is_replayed(tmp_path: Path) -> None:

@@ -202,6 +202,22 @@ def test_what_is_not_finite_stays() -> None:
     assert fold_weights(load(model).model) == 0
 
 
+@pytest.mark.parametrize("to", [8, 2**40])
+def test_a_cast_to_what_holds_no_numbers_stays(to: int) -> None:
+    chain = [node("Cast", ["w"], "c", to=to), node("Reshape", ["c", "s"], "v")]
+    chain += [node("MatMul", ["x", "v"], "y", "fc")]
+    graph = onnx.helper.make_graph(
+        chain,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [4, 12])],
+        [onnx.helper.make_tensor_value_info("y", 1, [4, 8])],
+        [onnx.numpy_helper.from_array(a, n) for n, a in (("w", W), ("s", ints(12, 8)))],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    assert fold_weights(load(model).model) == 0
+
+
 def test_quantized_weights_behind_more_nodes_stay() -> None:
     chain = [
         node("DequantizeLinear", ["q", "scale"], "d"),
