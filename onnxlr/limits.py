@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+# Of layers whose inputs have too many elements for a covariance: rows that are kept of each, and
+# bytes that those of all layers take together, at most. Fitting takes as much again for what is in
+# between. They aren't in Limits, since a plan that is replayed has to find the same rows.
+SAMPLED_ROWS = 2048
+SAMPLED_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Limits:

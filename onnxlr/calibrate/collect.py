@@ -1,7 +1,8 @@
 """The mean and the covariance of each layer's inputs on the calibration samples.
 
 The error of an approximation W̃ of a layer y = W·x with a free bias is exactly
-tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors are fitted to.
+tr((W − W̃)·C·(W − W̃)ᵀ), C the covariance of x: that is what factors are fitted to. Where x has too
+many elements for that, a sample of its rows and the covariance of y take the place of C.
 """
 
 import itertools
@@ -9,13 +10,18 @@ import math
 from collections.abc import Iterable, Sequence
 
 from onnxlr.calibrate.statistics import (
+    WIDEST,
     RunningMoments,
     Statistics,
     input_size,
+    is_wide,
     merge_statistics,
     weight_only_reason,
 )
+from onnxlr.calibrate.wide import WideMoments, centred, gives_product, rows_to_sample, watched
+from onnxlr.layers.kernel import output_count
 from onnxlr.layers.layer import Layer
+from onnxlr.limits import SAMPLED_BYTES
 from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
@@ -91,7 +97,7 @@ def _merged_statistics(
     """The statistics of each layer's inputs, merged from those of the shards."""
     statistics: dict[str, Statistics] = {}
     needs = 6 * prepared.source.nbytes + max(
-        (sum(_covariance_bytes(prepared.layer(n)) for n in names) for names, *_ in shards),
+        (sum(_statistics_bytes(prepared.layer(n)) for n in names) for names, *_ in shards),
         default=0,
     )
     with progress.stage("calibrate", len(shards)) as step:
@@ -101,7 +107,7 @@ def _merged_statistics(
                 earlier = statistics.get(name)
                 statistics[name] = item if earlier is None else merge_statistics(earlier, item)
             step(f"{len(names)} layers")
-    return {name: item for name, item in statistics.items() if item.rows > 1}
+    return {name: centred(item) for name, item in statistics.items() if item.rows > 1}
 
 
 def shard_statistics(
@@ -119,28 +125,48 @@ def shard_statistics(
     ``runs`` is the number of runs in all shards. Layers whose inputs are empty are absent.
     """
     layers = [prepared.layer(name) for name in names]
-    moments = {layer.name: RunningMoments(layer, runs, seed + first) for layer in layers}
-    inputs = {use.x.name or "" for layer in layers for use in layer.uses}
-    session = session_of_values(prepared.model, inputs, machine, prepared.source)
+    moments = {layer.name: _moments(prepared, layer, first, runs, seed + first) for layer in layers}
+    watching = set[str]().union(*(watched(layer) for layer in layers))
+    session = session_of_values(prepared.model, watching, machine, prepared.source)
     for feed, _, _ in itertools.islice(samples.batches(), first, last):
         values = dict(feed) | session.run(feed)
         for layer in layers:
+            item = moments[layer.name]
             for use in layer.uses:
-                moments[layer.name].add(use, values[use.x.name or ""])
+                x, y = values[use.x.name or ""], values.get(use.node.outputs[0].name or "")
+                if isinstance(item, WideMoments):
+                    item.add(use, x, y)
+                else:
+                    item.add(use, x)
     return {name: item.statistics() for name, item in moments.items() if item.rows}
 
 
-def _covariance_bytes(layer: Layer) -> int:
-    """Bytes of a layer's covariances, in the sums and in the statistics."""
+def _moments(
+    prepared: Prepared, layer: Layer, first: int, runs: int, seed: int
+) -> RunningMoments | WideMoments:
+    """What collects the statistics of a layer, from the first of some runs on."""
+    if not is_wide(layer):
+        return RunningMoments(layer, runs, seed)
+    layers = sum(weight_only_reason(item) is None and is_wide(item) for item in prepared.layers)
+    return WideMoments(layer, rows_to_sample(layer, layers), first, runs, seed)
+
+
+def _statistics_bytes(layer: Layer) -> int:
+    """Bytes of a layer's moments, in the sums and in the statistics."""
+    if is_wide(layer):
+        return 2 * SAMPLED_BYTES + 16 * layer.group * min(output_count(layer), WIDEST) ** 2
     return 16 * layer.group * input_size(layer) ** 2
 
 
 def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:
-    """Layers in batches whose inputs take at most so many bytes; one layer may take more."""
+    """Layers in batches that expose at most so many bytes in a run; one layer may take more."""
     batch: list[Layer] = []
     size = 0
     for layer in layers:
-        nbytes = sum(4 * math.prod(use.x_shape or ()) for use in layer.uses)
+        shapes = [use.x_shape or () for use in layer.uses]
+        if is_wide(layer) and gives_product(layer):
+            shapes += [use.y_shape or () for use in layer.uses]
+        nbytes = sum(4 * math.prod(shape) for shape in shapes)
         if batch and size + nbytes > most:
             yield batch
             batch, size = [], 0

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.layers.kernel import as_matrix
+from onnxlr.layers.kernel import as_matrix, output_count
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.shapes import shape_of
 from onnxlr.model.attributes import int_attr, ints_attr
@@ -65,7 +65,7 @@ class _Backward:
         """Compute G, (m, m) over all groups' outputs, where every user has them along one axis."""
         if layer.kind not in ("matrix", "conv", "conv-transpose") or len(layer.shape) < 2:
             return
-        channels = _outputs(layer)
+        channels = output_count(layer)
         if channels > _WIDEST or not all(_has_first_orientation(layer, use) for use in layer.uses):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # a mean that isn't finite ends it below
@@ -114,7 +114,7 @@ class _Backward:
             return None
         if not _has_first_orientation(layer, use):
             return None
-        if _input_axis(layer, use) != location.axis or _outputs(layer) > _WIDEST:
+        if _input_axis(layer, use) != location.axis or output_count(layer) > _WIDEST:
             return None
         if location.places.shape[1] == 1 and _inputs(layer) <= _WIDEST:
             if layer.name not in self._grams:
@@ -214,13 +214,6 @@ def _reshaped(
 def _places(channels: int) -> NDArray[np.int64]:
     """The places of channels that are one after the other: an array of shape (channels, 1)."""
     return np.arange(channels, dtype=np.int64)[:, None]
-
-
-def _outputs(layer: Layer) -> int:
-    """The number of output channels of all groups."""
-    if layer.convolves:
-        return layer.shape[0] if layer.kind == "conv" else layer.group * layer.shape[1]
-    return layer.shape[-2] if layer.uses[0].contracts_last else layer.shape[-1]
 
 
 def _inputs(layer: Layer) -> int:

@@ -7,26 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.calibrate.statistics import Statistics, input_size, weight_only_reason
+from onnxlr.calibrate.statistics import (
+    NO_COVARIANCE,
+    Statistics,
+    input_size,
+    is_wide,
+    weight_only_reason,
+)
+from onnxlr.calibrate.wide import gives_product
+from onnxlr.layers.kernel import output_count
 from onnxlr.layers.layer import Layer
 from onnxlr.system.cache import Cache
 from onnxlr.types import Array
 
 # Those of few samples are made faster: a file is read at some hundred megabytes a second.
 _BYTES_PER_SECOND = 20e6
+_OUTPUT = "output-"  # before the names of moments of outputs
 
 
 def read_statistics(cache: Cache, key: str, layers: Sequence[Layer]) -> dict[str, Statistics]:
     """The statistics that the cache has of some layers."""
     arrays = cache.read_arrays("statistics", key)
-    return {
-        name: Statistics(
-            arrays[f"mean {name}"],
-            unpack_symmetric(arrays[f"covariance {name}"]),
-            int(arrays[f"rows {name}"]),
-        )
-        for name in (layer.name for layer in layers if _are_statistics(arrays, layer))
-    }
+    return {layer.name: _read(arrays, layer) for layer in layers if _are_statistics(arrays, layer)}
 
 
 def write_statistics(
@@ -35,11 +37,32 @@ def write_statistics(
     """Keep the statistics of some layers, unless so few seconds made them that it doesn't pay."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, item in statistics.items():
-        arrays[f"mean {name}"] = item.mean
-        arrays[f"covariance {name}"] = pack_symmetric(item.covariance)
-        arrays[f"rows {name}"] = np.array(item.rows)
+        arrays |= _arrays_of(name, item)
+        if item.outputs is not None:
+            arrays |= _arrays_of(name, item.outputs, _OUTPUT)
     if sum(array.nbytes for array in arrays.values()) <= _BYTES_PER_SECOND * seconds:
         cache.write_arrays("statistics", key, arrays)
+
+
+def _arrays_of(name: str, item: Statistics, kind: str = "") -> dict[str, NDArray[Any]]:
+    """The arrays that statistics consist of, by what they are and the layer's name."""
+    arrays: dict[str, NDArray[Any]] = {f"{kind}mean {name}": item.mean}
+    if item.sample is None:
+        arrays[f"{kind}covariance {name}"] = pack_symmetric(item.covariance)
+    else:
+        arrays[f"{kind}sample {name}"] = item.sample
+    return arrays | {f"{kind}rows {name}": np.array(item.rows)}
+
+
+def _read(arrays: Mapping[str, NDArray[Any]], layer: Layer, kind: str = "") -> Statistics:
+    """What ``_arrays_of`` made arrays of."""
+    mean, rows = (arrays[f"{kind}{word} {layer.name}"] for word in ("mean", "rows"))
+    if kind or not is_wide(layer):
+        covariance = unpack_symmetric(arrays[f"{kind}covariance {layer.name}"])
+        return Statistics(mean, covariance, int(rows))
+    sample = arrays[f"sample {layer.name}"]
+    outputs = _read(arrays, layer, _OUTPUT) if gives_product(layer) else None
+    return Statistics(mean, NO_COVARIANCE, int(rows), sample=sample, outputs=outputs)
 
 
 def pack_symmetric(matrices: Array) -> Array:
@@ -92,16 +115,42 @@ def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
     if weight_only_reason(layer) is not None:
         return False
     groups, n = layer.group, input_size(layer)
+    if not is_wide(layer):
+        return _are_moments(arrays, layer.name, groups, n)
+    sample, rows = (arrays.get(f"{word} {layer.name}") for word in ("sample", "rows"))
+    if sample is None or rows is None or rows.shape or rows.dtype.kind != "i":
+        return False
+    shapes = {"mean": (groups, n), "sample": (groups, int(rows), n)}
+    if not all(
+        _is_array(arrays, f"{word} {layer.name}", [shape]) for word, shape in shapes.items()
+    ):
+        return False
+    if sample.dtype != np.float32:
+        return False
+    outputs = output_count(layer) // groups
+    return not gives_product(layer) or _are_moments(arrays, layer.name, groups, outputs, _OUTPUT)
+
+
+def _are_moments(
+    arrays: Mapping[str, NDArray[Any]], name: str, groups: int, n: int, kind: str = ""
+) -> bool:
+    """Whether there are a mean and a covariance for so many elements."""
     shapes: dict[str, list[tuple[int, ...]]] = {
         "mean": [(groups, n)],
         "covariance": [(groups, n * (n + 1) // 2), (groups, n, n)],
         "rows": [()],
     }
-    for word, allowed in shapes.items():
-        array = arrays.get(f"{word} {layer.name}")
-        kind = "i" if word == "rows" else "f"
-        if array is None or array.shape not in allowed or array.dtype.kind != kind:
-            return False
-        if not np.isfinite(array).all():
-            return False
-    return True
+    return all(
+        _is_array(arrays, f"{kind}{word} {name}", allowed) for word, allowed in shapes.items()
+    )
+
+
+def _is_array(
+    arrays: Mapping[str, NDArray[Any]], name: str, shapes: Sequence[tuple[int, ...]]
+) -> bool:
+    """Whether there is a finite array of this name and one of these shapes."""
+    array = arrays.get(name)
+    if array is None or array.shape not in shapes:
+        return False
+    kind = "i" if "rows" in name.split(" ")[0] else "f"
+    return array.dtype.kind == kind and bool(np.isfinite(array).all())

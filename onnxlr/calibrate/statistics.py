@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxlr.calibrate.sampling import doubled, is_finite, sample_rows
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.model.attributes import auto_pad, int_attr, ints_attr
 from onnxlr.types import Array
 
-_WIDEST = 4608  # elements of an input, beyond which a covariance costs more than it gains
+Rows = NDArray[np.float32]
+
+NO_COVARIANCE: Array = np.zeros((0, 0, 0))  # of inputs that have a sample
+WIDEST = 4608  # elements of an input, beyond which a covariance costs more than it gains
 _ROWS = 48  # rows of inputs that are sampled for each element of a row
 _MOST_ROWS = 65536
-_LARGEST = 1e100  # value of an input up to which its row counts
 _BLOCK = 2048  # rows that are multiplied at once
 _SINGLE = (1e-12, 1e12)  # largest values whose squares and their sums single precision holds
 
@@ -29,17 +31,25 @@ class Statistics:
     mean : ndarray of shape (g, n)
         For a convolution a row of inputs is a patch of n = S/g · kh · kw elements.
     covariance : ndarray of shape (g, n, n)
+        Empty where it would be too large: then there is a sample.
     rows : int
         How many rows of inputs they come from.
     metric : ndarray of shape (g, m, m) or None
         What errors of the outputs are multiplied by before they are measured: the symmetric root of
         their influence on the outputs of the layers behind. None measures them as they are.
+    sample : ndarray of shape (g, N, n) or None
+        Rows of inputs in single precision; about their mean, once all are there.
+    outputs : Statistics or None
+        Beside a sample, moments of the layer's outputs, of many more rows: all that a closed form
+        needs. None where outputs aren't the product of the weight alone, or too many.
     """
 
     mean: Array
     covariance: Array
     rows: int
     metric: Array | None = None
+    sample: Rows | None = None
+    outputs: "Statistics | None" = None
 
 
 def weight_only_reason(layer: Layer) -> str | None:
@@ -52,9 +62,12 @@ def weight_only_reason(layer: Layer) -> str | None:
         return "fitted to the weight: its users multiply it from both sides"
     if any(use.x_shape is None for use in layer.uses):
         return "fitted to the weight: a layer in a body, or of unknown shape"
-    if input_size(layer) > _WIDEST:
-        return f"fitted to the weight: an input has {input_size(layer):,} elements"
     return None
+
+
+def is_wide(layer: Layer) -> bool:
+    """Whether covariances of a layer's inputs would cost more than they gain: rows serve."""
+    return layer.group * input_size(layer) ** 2 > WIDEST**2
 
 
 def input_size(layer: Layer) -> int:
@@ -69,28 +82,27 @@ def merge_statistics(a: Statistics, b: Statistics) -> Statistics:
     rows = a.rows + b.rows
     share = b.rows / rows
     distance = b.mean - a.mean
+    mean = a.mean + share * distance
+    if a.sample is not None and b.sample is not None:
+        outputs = None
+        if a.outputs is not None and b.outputs is not None:
+            outputs = merge_statistics(a.outputs, b.outputs)
+        sample = np.concatenate([a.sample, b.sample], axis=1)
+        return Statistics(mean, a.covariance, rows, sample=sample, outputs=outputs)
     covariance = (1 - share) * a.covariance + share * b.covariance
     covariance += share * (1 - share) * distance[:, :, None] * distance[:, None, :]
-    return Statistics(a.mean + share * distance, covariance, rows)
+    return Statistics(mean, covariance, rows)
 
 
-def _is_finite(rows: Array) -> bool:
-    """Whether all values are numbers whose squares can be summed."""
-    return bool((np.abs(rows) < _LARGEST).all())
-
-
-class RunningMoments:
-    """Running sums of a layer's inputs in double precision, about the mean of the first rows.
+class RunningSums:
+    """Running sums of rows in double precision, about the mean of the first of them.
 
     Parameters
     ----------
-    layer : Layer
-    feeds : int
-        How many runs of the model there will be, among which the rows are shared out.
-    seed : int
-        Seed of the positions that are sampled.
+    groups, size : int
+        A row has so many elements in each group.
     paired : bool
-        Whether another model's inputs at the same places come with them (``add_pair``).
+        Whether rows of another model at the same places come with them.
     helper : Executor, optional
         A thread in which rows are summed while the caller gets the next ones ready.
 
@@ -100,68 +112,28 @@ class RunningMoments:
         How many rows are in the sums.
     row_target : int
         How many rows all runs together are to sample; it may be somewhat more.
-    shapes_differ : bool
-        Whether two models once gave the layer inputs of different shapes.
     """
 
     def __init__(
-        self,
-        layer: Layer,
-        feeds: int,
-        seed: int,
-        *,
-        paired: bool = False,
-        helper: Executor | None = None,
+        self, groups: int, size: int, *, paired: bool = False, helper: Executor | None = None
     ) -> None:
         self.rows = 0
-        self.shapes_differ = False
+        self.row_target = min(_MOST_ROWS, _ROWS * size)
         self._pending: list[tuple[Array, Array | None]] = []
         self._helper = helper
         self._summing: Future[None] | None = None
-        self._layer = layer
-        n, g = input_size(layer), layer.group
-        self.row_target = min(_MOST_ROWS, _ROWS * n)
-        # Rows of one batch, of one user.
-        self._share = max(16, -(-self.row_target // max(1, feeds * len(layer.uses))))
-        self._rng = np.random.default_rng(seed)
         self._shift: Array | None = None
-        self._first = np.zeros((g, n))
-        self._second = np.zeros((g, n, n))
+        self._first = np.zeros((groups, size))
+        self._second = np.zeros((groups, size, size))
         self._other_shift: Array | None = None
-        self._other = np.zeros((g, n) if paired else 0)
-        self._cross = np.zeros((g, n, n) if paired else 0)
+        self._other = np.zeros((groups, size) if paired else 0)
+        self._cross = np.zeros((groups, size, size) if paired else 0)
 
-    def add(self, use: Use, x: NDArray[np.generic]) -> None:
-        """Add rows of the inputs of one run, evenly sampled."""
-        if not x.size:  # a detector, say, that detects nothing: the layer has no inputs
-            return
-        rows = self._sample(use, x, self._rng)
-        if _is_finite(rows):
-            self._collect(rows, None)
+    def share(self, runs: int) -> int:
+        """How many rows one of so many runs is to sample."""
+        return max(16, -(-self.row_target // max(1, runs)))
 
-    def add_pair(
-        self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
-    ) -> tuple[Array, Array] | None:
-        """Add rows of inputs beside those of another model at the same places.
-
-        Returns
-        -------
-        rows, others : ndarray of shape (g, rows, n)
-            The rows that were added; None where the two don't belong together or aren't finite.
-        """
-        if x.shape != other.shape:  # the models chose by values, which differ
-            self.shapes_differ = True
-        if self.shapes_differ or not x.size:
-            return None
-        seed = int(self._rng.integers(2**63))
-        rows, others = (self._sample(use, a, np.random.default_rng(seed)) for a in (x, other))
-        # Both or neither: one count of rows serves the moments of both.
-        if not (_is_finite(rows) and _is_finite(others)):
-            return None
-        self._collect(rows, others)
-        return rows, others
-
-    def _collect(self, rows: Array, others: Array | None) -> None:
+    def collect(self, rows: Array, others: Array | None) -> None:
         """Keep rows until there are enough: products of a few cost as much as of many."""
         self.rows += rows.shape[1]
         self._pending.append((rows, others))
@@ -207,29 +179,6 @@ class RunningMoments:
             self._other += others.sum(axis=1)
             self._cross += _products(others, rows)
 
-    def _sample(self, use: Use, x: NDArray[np.generic], rng: np.random.Generator) -> Array:
-        """Some rows of a user's inputs as an array of shape (g, rows, n)."""
-        if self._layer.convolves:
-            rows = sample_patches(self._layer, use, x, self._share, rng)
-        else:
-            rows = self._sample_rows(use, x, rng)
-        with np.errstate(invalid="ignore"):  # NaN of any kind stays NaN, and is left out
-            return rows.astype(np.float64)
-
-    def _sample_rows(
-        self, use: Use, x: NDArray[np.generic], rng: np.random.Generator
-    ) -> NDArray[np.generic]:
-        """Some rows of a matrix's inputs as an array of shape (1, rows, n)."""
-        left = use.slot == 0  # the data stands on the right: its columns are the inputs
-        if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
-            x = x.swapaxes(-1, -2)
-        if left and x.ndim > 1:
-            x = x.swapaxes(-1, -2)
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) > self._share:
-            rows = rows[np.sort(rng.choice(len(rows), self._share, replace=False))]
-        return rows[None]
-
     def statistics(self) -> Statistics:
         """The moments of all rows so far."""
         self._sum_all()
@@ -261,51 +210,71 @@ def _products(a: Array, b: Array) -> Array:
     return (left.transpose(0, 2, 1) @ right).astype(np.float64)
 
 
-def sample_patches(
-    layer: Layer, use: Use, x: NDArray[np.generic], rows: int, rng: np.random.Generator
-) -> NDArray[np.generic]:
-    """Patches of a Conv's input, at positions drawn without repetition, the same for all samples.
+class RunningMoments(RunningSums):
+    """Running sums of a layer's inputs.
 
-    Returns
-    -------
-    ndarray of shape (g, patches, S/g · kh · kw)
-        About ``rows`` patches, at least one of each sample.
+    Parameters
+    ----------
+    layer : Layer
+    feeds : int
+        How many runs of the model there will be, among which the rows are shared out.
+    seed : int
+        Seed of the positions that are sampled.
+    paired : bool
+        Whether another model's inputs at the same places come with them (``add_pair``).
+    helper : Executor, optional
+        A thread in which rows are summed while the caller gets the next ones ready.
+
+    Attributes
+    ----------
+    shapes_differ : bool
+        Whether two models once gave the layer inputs of different shapes.
     """
-    group, kernel = layer.group, layer.shape[2:]
-    dims = len(kernel)
-    strides = ints_attr(use.node, "strides", (1,) * dims)
-    dilations = ints_attr(use.node, "dilations", (1,) * dims)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = _pads(use, x.shape[2:], reach, strides)
-    x = np.pad(x, ((0, 0), (0, 0), *pads))
-    sizes = x.shape[2:]
-    counts = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
-    samples, channels = x.shape[:2]
-    total = math.prod(counts)
-    number = min(total, max(1, -(-rows // samples)))
-    positions = np.sort(rng.choice(total, number, replace=False))
-    corners = np.stack(np.unravel_index(positions, counts)) * np.array(strides)[:, None]
-    offsets = np.stack([o.ravel() for o in np.indices(kernel)]) * np.array(dilations)[:, None]
-    places = np.ravel_multi_index(tuple(corners[:, :, None] + offsets[:, None, :]), sizes)
-    patches = x.reshape(samples, channels, -1)[:, :, places]  # (samples, channels, number, kh·kw)
-    patches = patches.reshape(samples, group, channels // group, number, -1)
-    return patches.transpose(1, 0, 3, 2, 4).reshape(group, samples * number, -1)
 
+    def __init__(
+        self,
+        layer: Layer,
+        feeds: int,
+        seed: int,
+        *,
+        paired: bool = False,
+        helper: Executor | None = None,
+    ) -> None:
+        super().__init__(layer.group, input_size(layer), paired=paired, helper=helper)
+        self.shapes_differ = False
+        self._layer = layer
+        self._share = self.share(feeds * len(layer.uses))  # of one batch, of one user
+        self._rng = np.random.default_rng(seed)
 
-def _pads(
-    use: Use, sizes: Sequence[int], reach: Sequence[int], strides: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Padding before and after each spatial axis, with auto_pad as the runtime reads it."""
-    dims = len(sizes)
-    mode = auto_pad(use.node)
-    if mode == "NOTSET":
-        pads = ints_attr(use.node, "pads", (0,) * (2 * dims))
-        return [(pads[i], pads[dims + i]) for i in range(dims)]
-    if mode == "VALID":
-        return [(0, 0)] * dims
-    both = []
-    for size, r, s in zip(sizes, reach, strides, strict=True):
-        whole = max(0, (-(-size // s) - 1) * s + r - size)
-        small, large = whole // 2, whole - whole // 2
-        both.append((small, large) if mode == "SAME_UPPER" else (large, small))
-    return both
+    def add(self, use: Use, x: NDArray[np.generic]) -> None:
+        """Add rows of the inputs of one run, evenly sampled."""
+        if not x.size:  # a detector, say, that detects nothing: the layer has no inputs
+            return
+        rows = doubled(sample_rows(self._layer, use, x, self._share, self._rng))
+        if is_finite(rows):
+            self.collect(rows, None)
+
+    def add_pair(
+        self, use: Use, x: NDArray[np.generic], other: NDArray[np.generic]
+    ) -> tuple[Array, Array] | None:
+        """Add rows of inputs beside those of another model at the same places.
+
+        Returns
+        -------
+        rows, others : ndarray of shape (g, rows, n)
+            The rows that were added; None where the two don't belong together or aren't finite.
+        """
+        if x.shape != other.shape:  # the models chose by values, which differ
+            self.shapes_differ = True
+        if self.shapes_differ or not x.size:
+            return None
+        seed = int(self._rng.integers(2**63))
+        rows, others = (
+            doubled(sample_rows(self._layer, use, a, self._share, np.random.default_rng(seed)))
+            for a in (x, other)
+        )
+        # Both or neither: one count of rows serves the moments of both.
+        if not (is_finite(rows) and is_finite(others)):
+            return None
+        self.collect(rows, others)
+        return rows, others

@@ -1,13 +1,26 @@
 """Factors fitted to a layer's inputs, for any method that has a form."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.calibrate.statistics import Statistics
-from onnxlr.decompose import Form, closed_form, has_closed_form, weighted_fit
+from onnxlr.decompose import (
+    Covariance,
+    Form,
+    Moments,
+    SampledMoments,
+    closed_form,
+    has_closed_form,
+    leading_eigenvectors,
+    leading_outputs,
+    output_energies,
+    shrunk_moments,
+    weighted_fit,
+)
 from onnxlr.errors import ModelError
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
@@ -28,6 +41,7 @@ class Effort:
 GLANCE = Effort(2, 3)  # tells an error to some per cent
 THOROUGH = Effort(12, 3)  # of factors that are handed over
 _WIDE = 1024  # elements of an input, beyond which a sweep takes a second: half as many there
+_MANY = 1 << 23  # elements of sampled rows, beyond which a sweep takes seconds: a quarter as many
 _FLOOR = 1e-9  # of the mean variance: where there is none, no error would be too large
 
 
@@ -54,8 +68,40 @@ def fit_to_inputs(
         Factors of the weight to begin with, where they are computed already.
     """
     weight = as_matrix(layer, layer.array())
-    covariance, metric = statistics.covariance, statistics.metric
-    return fit_matrix(graph_pass, layer, rank, weight, covariance, metric, effort, start)
+    return fit_matrix(
+        *(graph_pass, layer, rank, weight, input_moments(statistics), statistics.metric),
+        *(effort, start),
+        outputs=output_covariance(statistics, weight),
+    )
+
+
+def input_moments(statistics: Statistics) -> list[Moments]:
+    """Second moments of a layer's inputs, group by group, that factors are fitted to."""
+    if statistics.sample is None:
+        return [Covariance(floored(c)) for c in statistics.covariance]
+    fitted = statistics.sample[:, : _fitted_rows(statistics.sample)]
+    return [shrunk_moments(rows) for rows in fitted]
+
+
+def _fitted_rows(sample: NDArray[np.float32]) -> int:
+    """How many of the sampled rows factors are fitted to: the others tell errors.
+
+    Where there are fewer rows than elements, factors could learn them by heart.
+    """
+    return max(1, int(sample.shape[1]) * 3 // 4)
+
+
+def output_covariance(statistics: Statistics, weight: Array) -> Array | None:
+    """W·C·Wᵀ from the outputs, (g, m, m), where they were looked at; floored as C is."""
+    if statistics.outputs is None:
+        return None
+    all_groups = []
+    for covariance, w in zip(statistics.outputs.covariance, weight, strict=True):
+        gram = w @ w.T
+        whole = float(np.trace(gram))
+        share = float(np.trace(covariance)) / whole if whole > 0 else 0.0
+        all_groups.append(covariance + (_FLOOR * share or 1.0) * gram)
+    return np.stack(all_groups)
 
 
 def fit_layer(
@@ -84,7 +130,7 @@ def fit_layer(
         )
     shift = None
     if statistics is not None and not graph_pass.at_load:
-        shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics)
+        shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics.mean)
     return Factored(factors, shift)
 
 
@@ -93,10 +139,11 @@ def fit_matrix(
     layer: Layer,
     rank: Rank,
     weight: Array,
-    covariance: Array,
+    moments: Sequence[Moments],
     metric: Array | None,
     effort: Effort,
     start: tuple[Array, ...] | None = None,
+    outputs: Array | None = None,
 ) -> tuple[Array, ...]:
     """Factors that approximate a matrix, as ``fit_to_inputs`` does a layer's weight.
 
@@ -104,38 +151,47 @@ def fit_matrix(
     ----------
     weight : ndarray of shape (g, m, n)
         What the factors stand for, outputs × inputs.
-    covariance : ndarray of shape (g, n, n)
-        Of the inputs.
+    moments : sequence of Moments
+        Of the inputs of each group.
     metric : ndarray of shape (g, m, m), optional
         What errors of the outputs are multiplied by before they are squared.
+    outputs : ndarray of shape (g, m, m), optional
+        The covariance of what the matrix gives, where that is known better than by the moments.
     """
     form = graph_pass.form(layer)
     if form is None or not form.mixes:
         metric = None
     if metric is not None:
         weight = metric @ weight  # undone in the factor of the outputs, in the end
-    covariance = np.stack([_floored(c) for c in covariance])
+        outputs = None if outputs is None else metric @ outputs @ metric
     if form is not None and has_closed_form(form):
         empty = _empty(graph_pass, layer, rank)
+        most = min(weight.shape[1], max(rank))
+        leading = (
+            [leading_outputs(w, c, most) for w, c in zip(weight, moments, strict=True)]
+            if outputs is None
+            else [leading_eigenvectors(c, most) for c in outputs]
+        )
         groups = [
-            closed_form(form, shapes, w, c)
-            for shapes, w, c in zip(empty, weight, covariance, strict=True)
+            closed_form(form, shapes, w, u)
+            for shapes, w, u in zip(empty, weight, leading, strict=True)
         ]
         return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
     factors = start if start is not None else graph_pass.factorize(layer, rank)
     if form is None:
         return factors
     if weight.shape[2] > _WIDE:
-        effort = Effort(effort.sweeps // 2, effort.steps)
+        large = isinstance(moments[0], SampledMoments) and moments[0].rows.size > _MANY
+        effort = Effort(max(1, effort.sweeps // (4 if large else 2)), effort.steps)
     starts = _turned(form, graph_pass.unpack(layer, rank, factors), metric)
     groups = [
         weighted_fit(form, group, w, c, effort.sweeps, effort.steps)[0]
-        for group, w, c in zip(starts, weight, covariance, strict=True)
+        for group, w, c in zip(starts, weight, moments, strict=True)
     ]
     return graph_pass.pack(layer, rank, _turned(form, groups, metric, back=True))
 
 
-def _floored(covariance: Array) -> Array:
+def floored(covariance: Array) -> Array:
     """A covariance of few samples without the eigenvalues below zero that rounding leaves it.
 
     In directions that these inputs don't have the floor makes factors keep to the weight: other
@@ -174,9 +230,19 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
     """Relative output error at every rank from 0 on; None if the method has no closed form."""
     if not closes(graph_pass, layer):
         return None
-    weight = weighed(statistics, as_matrix(layer, layer.array()))
-    values = np.linalg.eigvalsh(weight @ statistics.covariance @ weight.swapaxes(1, 2))
-    energy = np.maximum(values[:, ::-1], 0.0).sum(axis=0)
+    whole = as_matrix(layer, layer.array())
+    outputs, weight = output_covariance(statistics, whole), weighed(statistics, whole)
+    if outputs is not None:
+        metric = statistics.metric
+        weighted = outputs if metric is None else metric @ outputs @ metric
+        energy = np.maximum(np.linalg.eigvalsh(weighted)[:, ::-1], 0.0).sum(axis=0)
+    else:
+        moments = (
+            [Covariance(c) for c in statistics.covariance]
+            if statistics.sample is None
+            else input_moments(statistics)
+        )
+        energy = np.sum([output_energies(w, c) for w, c in zip(weight, moments, strict=True)], 0)
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
     return np.sqrt(tail / tail[0]) if tail[0] > 0 else np.zeros_like(tail)
 
@@ -205,14 +271,24 @@ def weighed(statistics: Statistics, weight: Array) -> Array:
 def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
     """√( tr(R·C·Rᵀ) / tr(W·C·Wᵀ) ): the relative error of a layer's output for the rest R = W − W̃.
 
-    It is exact for the inputs of the statistics, with a free bias. Outputs are weighed by the
-    metric of the statistics, if there is one: by what the layers behind make of them.
+    It is exact for the inputs of the statistics, with a free bias; from a sample it is that of the
+    rows that nothing was fitted to. Outputs are weighed by the metric of the statistics, if there
+    is one: by what the layers behind make of them.
     """
     both = (weighed(statistics, w) for w in (rest, as_matrix(layer, layer.array())))
-    apart, whole = (float(np.sum((w @ statistics.covariance) * w)) for w in both)
+    apart, whole = (_output_energy(w, statistics) for w in both)
     return math.sqrt(max(apart, 0.0) / whole) if whole > 0 else 0.0
 
 
-def bias_shift(rest: Array, statistics: Statistics) -> Array:
+def _output_energy(weight: Array, statistics: Statistics) -> float:
+    """tr(W·C·Wᵀ) over all groups."""
+    if statistics.sample is None:
+        return float(np.sum((weight @ statistics.covariance) * weight))
+    rows = statistics.sample[:, _fitted_rows(statistics.sample) :]
+    outputs = rows @ weight.swapaxes(1, 2).astype(np.float32)
+    return float(np.sum(np.square(outputs, dtype=np.float64)))
+
+
+def bias_shift(rest: Array, mean: Array) -> Array:
     """(W − W̃)·μ for every output, of shape (g · m,): the bias has to make up for it."""
-    return np.asarray(np.einsum("gmn,gn->gm", rest, statistics.mean).reshape(-1))
+    return np.asarray(np.einsum("gmn,gn->gm", rest, mean).reshape(-1))

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from onnxlr.decompose.form import Form, outer_and_inner
+from onnxlr.decompose.moments import Covariance, Moments
 from onnxlr.decompose.weighted_factor import fit_factor
 from onnxlr.types import Array
 
@@ -25,11 +26,11 @@ def weighted_fit(
     form: Form,
     factors: Sequence[Array],
     weight: Array,
-    covariance: Array,
+    moments: Moments,
     sweeps: int = _SWEEPS,
     steps: int = _STEPS,
 ) -> tuple[list[Array], list[float]]:
-    """Improve the factors of a weight for inputs of a covariance.
+    """Improve the factors of a weight for its inputs.
 
     Parameters
     ----------
@@ -37,7 +38,8 @@ def weighted_fit(
     factors : sequence of ndarray
         The factors to start from, of the shapes that the form's terms name.
     weight : ndarray of shape (m, n)
-    covariance : ndarray of shape (n, n)
+    moments : Moments
+        Second moments of the inputs.
     sweeps : int
         The most times that every factor is fitted in turn.
     steps : int
@@ -60,18 +62,17 @@ def weighted_fit(
     >>> rng = np.random.default_rng(0)
     >>> W, X = rng.standard_normal((6, 8)), rng.standard_normal((8, 200)) * np.arange(1, 9)[:, None]
     >>> start = [np.linalg.svd(W)[2][:2], W @ np.linalg.svd(W)[2][:2].T]
-    >>> _, errors = weighted_fit(Form("rn,mr->mn"), start, W, X @ X.T / 200)
+    >>> _, errors = weighted_fit(Form("rn,mr->mn"), start, W, Covariance(X @ X.T / 200))
     >>> bool(errors[-1] < errors[0])
     True
     """
     factors = list(factors)
-    energy = float(np.sum((weight @ covariance) * weight))
+    energy = moments.energy(weight)
     if energy <= 0:
         return factors, [0.0]
 
     def error_of(factors: Sequence[Array]) -> float:
-        rest = weight - form.compose(factors)
-        return math.sqrt(max(0.0, float(np.sum((rest @ covariance) * rest))) / energy)
+        return math.sqrt(max(0.0, moments.loss(form, factors, weight)) / energy)
 
     errors = [error_of(factors)]
     before, momentum = factors, 0.0
@@ -79,11 +80,11 @@ def weighted_fit(
         start = factors
         if momentum:
             start = [f + momentum * (f - b) for f, b in zip(factors, before, strict=True)]
-        trial = _sweep(form, start, weight, covariance, steps)
+        trial = _sweep(form, start, weight, moments, steps)
         error = error_of(trial)
         if error > errors[-1] and momentum:  # too far: a plain sweep instead, which can't rise
             momentum = 0.0
-            trial = _sweep(form, factors, weight, covariance, steps)
+            trial = _sweep(form, factors, weight, moments, steps)
             error = error_of(trial)
         if error > errors[-1]:  # rounding, at the bottom
             break
@@ -96,18 +97,16 @@ def weighted_fit(
 
 
 def _sweep(
-    form: Form, factors: Sequence[Array], weight: Array, covariance: Array, steps: int
+    form: Form, factors: Sequence[Array], weight: Array, moments: Moments, steps: int
 ) -> list[Array]:
     """Every factor fitted in turn, the last one first."""
     factors = list(factors)
     for k in reversed(range(len(factors))):
-        factors[k] = fit_factor(form, factors, k, weight, covariance, steps)
+        factors[k] = fit_factor(form, factors, k, weight, moments, steps)
     return factors
 
 
-def closed_form(
-    form: Form, shapes: Sequence[Array], weight: Array, covariance: Array
-) -> list[Array]:
+def closed_form(form: Form, shapes: Sequence[Array], weight: Array, leading: Array) -> list[Array]:
     """The best factors of all, for a form that ``has_closed_form``.
 
     With U the leading eigenvectors of W·C·Wᵀ they are U and Uᵀ·W, and what is lost is the sum of
@@ -119,7 +118,9 @@ def closed_form(
     shapes : sequence of ndarray
         Factors whose shapes count, not their values.
     weight : ndarray of shape (m, n)
-    covariance : ndarray of shape (n, n)
+    leading : ndarray of shape (m, count)
+        U, with at least as many columns as the rank, or with all there are: see
+        ``leading_outputs``.
 
     Returns
     -------
@@ -130,22 +131,52 @@ def closed_form(
     --------
     >>> W = np.diag([3.0, 2.0, 1.0])
     >>> shapes = [np.empty((3, 1)), np.empty((1, 3))]
-    >>> U, V = closed_form(Form("mr,rn->mn"), shapes, W, np.diag([1, 9, 1]))
+    >>> leading = leading_outputs(W, Covariance(np.diag([1.0, 9, 1])), 1)
+    >>> U, V = closed_form(Form("mr,rn->mn"), shapes, W, leading)
     >>> np.abs(U @ V).round(6).tolist()
     [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
     """
     outer, inner = outer_and_inner(form)
     out = form.result[0]
     bottleneck = form.terms[outer].replace(out, "")
-    rank, m = shapes[outer].shape[form.terms[outer].index(bottleneck)], len(weight)
-    count = min(rank, m)  # no more than outputs: the rest stays empty
-    _, vectors = scipy.linalg.eigh(
-        weight @ covariance @ weight.T, subset_by_index=(m - count, m - 1)
-    )
-    u = np.pad(vectors[:, ::-1], ((0, 0), (0, rank - count)))
+    rank = shapes[outer].shape[form.terms[outer].index(bottleneck)]
+    u = leading[:, :rank]  # no more than outputs: the rest stays empty
+    u = np.pad(u, ((0, 0), (0, rank - u.shape[1])))
     v = u.T @ weight
     factors = list(shapes)
     factors[outer] = u if form.terms[outer][0] == out else u.T
     turned = v if form.terms[inner][0] == bottleneck else v.T
     factors[inner] = turned.reshape(shapes[inner].shape)
     return factors
+
+
+def leading_outputs(weight: Array, moments: Moments, count: int) -> Array:
+    """The leading eigenvectors of W·C·Wᵀ, (m, count); fewer where there are fewer outputs."""
+    if isinstance(moments, Covariance) and len(weight) > 2 * len(moments.matrix):
+        root, square = _input_side(weight, moments)
+        return np.asarray(np.linalg.qr(weight @ root @ leading_eigenvectors(square, count))[0])
+    return leading_eigenvectors(moments.output_moments(weight), count)
+
+
+def leading_eigenvectors(square: Array, count: int) -> Array:
+    """The leading eigenvectors of a symmetric matrix, (m, count); all there are if fewer."""
+    m = len(square)
+    _, vectors = scipy.linalg.eigh(square, subset_by_index=(m - min(count, m), m - 1))
+    return np.asarray(vectors[:, ::-1])
+
+
+def output_energies(weight: Array, moments: Moments) -> Array:
+    """The eigenvalues of W·C·Wᵀ in descending order: what each direction of the output has."""
+    if isinstance(moments, Covariance) and len(weight) > 2 * len(moments.matrix):
+        square = _input_side(weight, moments)[1]
+    else:
+        square = moments.output_moments(weight)
+    return np.asarray(np.maximum(np.linalg.eigvalsh(square)[::-1], 0.0))
+
+
+def _input_side(weight: Array, covariance: Covariance) -> tuple[Array, Array]:
+    """C½ and C½·Wᵀ·W·C½, whose eigenvalues are those of W·C·Wᵀ: of many outputs the small side."""
+    values, vectors = np.linalg.eigh(covariance.matrix)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    made = weight @ root
+    return root, made.T @ made

@@ -9,17 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.linalg
 
 from onnxlr.decompose.form import Form
+from onnxlr.decompose.moments import Moments, solver, without
 from onnxlr.types import Array
-
-_EPS = 1e-10  # of the trace: directions that the inputs don't have
-_FREE = "Z"  # a letter that no form uses
 
 
 def fit_factor(
-    form: Form, factors: list[Array], k: int, weight: Array, covariance: Array, steps: int
+    form: Form, factors: list[Array], k: int, weight: Array, moments: Moments, steps: int
 ) -> Array:
     """The k-th factor, fitted to the weight while the others stay.
 
@@ -30,7 +27,8 @@ def fit_factor(
     k : int
         Index of the factor.
     weight : ndarray of shape (m, n)
-    covariance : ndarray of shape (n, n)
+    moments : Moments
+        Of the inputs.
     steps : int
         The most steps of conjugate gradients, where they are needed.
 
@@ -40,72 +38,30 @@ def fit_factor(
         Of the k-th factor's shape.
     """
     letters = form.terms[k]
-    others = [t for i, t in enumerate(form.terms) if i != k]
+    others = without(form.terms, k)
     first = form.result[0]
     if form.outputs == 1 and letters[0] == first and not any(first in t for t in others):
-        return _regress(form, factors, k, weight, covariance)
-    return _descend(form, factors, k, weight, covariance, steps)
+        return _regress(form, factors, k, weight, moments)
+    return _descend(form, factors, k, weight, moments, steps)
 
 
-def _regress(form: Form, factors: list[Array], k: int, weight: Array, covariance: Array) -> Array:
+def _regress(form: Form, factors: list[Array], k: int, weight: Array, moments: Moments) -> Array:
     """The factor that has the outputs: a regression on what the others make of the inputs."""
-    shape, term = factors[k].shape, form.terms[k]
-    inner, inputs = term[1:], form.result[1:]
-    others = [f for i, f in enumerate(factors) if i != k]
-    terms = ",".join(t for i, t in enumerate(form.terms) if i != k)
-    sizes = form.sizes(factors)
-    spread = tuple(sizes[letter] for letter in inputs)
-    rest = math.prod(shape[1:])
-    # The features are what the others make of the inputs, (rest, n): sparse, and never built.
-    weighted = np.einsum(  # features · C
-        f"{terms},{inputs}{_FREE}->{inner}{_FREE}",
-        *others,
-        covariance.reshape(*spread, -1),
-        optimize=True,
-    ).reshape(rest, -1)
-    gram = np.einsum(  # features · C · featuresᵀ
-        f"{terms},{_FREE}{inputs}->{inner}{_FREE}",
-        *others,
-        weighted.reshape(rest, *spread),
-        optimize=True,
-    ).reshape(rest, rest)
-    current = factors[k].reshape(shape[0], rest)
-    residual = weight @ weighted.T - current @ gram
+    shape = factors[k].shape
+    gram, right = moments.regression(form, factors, k, weight)
+    residual = right - factors[k].reshape(shape[0], -1) @ gram
     # What the inputs don't have stays as it is: the ridge leaves a singular problem solvable.
-    return np.asarray(factors[k] + _solver(gram)(residual.T).T.reshape(shape))
-
-
-def _solver(gram: Array) -> Callable[[Array], Array]:
-    """A function that solves with a positive semidefinite matrix, with as small a ridge as works.
-
-    It takes and returns right-hand sides of shape (n, columns) for a matrix of shape (n, n).
-    """
-    n = len(gram)
-    ridge = _EPS * float(np.trace(gram)) + np.finfo(np.float64).tiny
-    cholesky = scipy.linalg.cho_factor((gram + gram.T) / 2 + ridge * np.eye(n), check_finite=False)
-    return lambda right: np.asarray(scipy.linalg.cho_solve(cholesky, right, check_finite=False))
+    return np.asarray(factors[k] + solver(gram)(residual.T).T.reshape(shape))
 
 
 def _descend(
-    form: Form, factors: list[Array], k: int, weight: Array, covariance: Array, steps: int
+    form: Form, factors: list[Array], k: int, weight: Array, moments: Moments, steps: int
 ) -> Array:
     """Some steps of preconditioned conjugate gradients on one factor's normal equations."""
     factors, weight = _narrow(form, factors, k, weight)
-    terms = form.terms
-    others = [f for i, f in enumerate(factors) if i != k]
-    back = ",".join([form.result, *(t for i, t in enumerate(terms) if i != k)]) + "->" + terms[k]
-    sizes = form.sizes(factors)
-    result = tuple(sizes[letter] for letter in form.result)
-    precondition = _preconditioner(form, factors, k, covariance)
-
-    def forward(x: Array) -> Array:
-        return form.compose([*factors[:k], x, *factors[k + 1 :]])
-
-    def backward(weighted: Array) -> Array:
-        return np.asarray(np.einsum(back, weighted.reshape(result), *others, optimize=True))
-
+    precondition = _preconditioner(form, factors, k, moments)
     x = factors[k].copy()
-    residual = backward((weight - forward(x)) @ covariance)
+    residual = moments.gradient(form, factors, k, weight)
     gradient = precondition(residual)
     direction = gradient.copy()
     size = float(np.sum(residual * gradient))
@@ -113,14 +69,12 @@ def _descend(
     for _ in range(steps):
         if size <= 1e-24 * start or size <= 0.0:
             break
-        change = forward(direction)
-        weighted = change @ covariance
-        curvature = float(np.sum(weighted * change))
+        change, curvature = moments.curve(form, [*factors[:k], direction, *factors[k + 1 :]], k)
         if curvature <= 0:
             break
         length = size / curvature
         x += length * direction
-        residual -= length * backward(weighted)
+        residual -= length * change
         gradient = precondition(residual)
         before, size = size, float(np.sum(residual * gradient))
         direction = gradient + (size / before) * direction
@@ -128,7 +82,7 @@ def _descend(
 
 
 def _preconditioner(
-    form: Form, factors: list[Array], k: int, covariance: Array
+    form: Form, factors: list[Array], k: int, moments: Moments
 ) -> Callable[[Array], Array]:
     """The inverse of a Kronecker product near a factor's normal equations.
 
@@ -154,20 +108,11 @@ def _preconditioner(
         ",".join(t for t, _ in outer) + f"->{left}{rest}", *(f for _, f in outer), optimize=True
     ).reshape(m, -1)
     gram = product @ product.T
-    spread = tuple(sizes[letter] for letter in inputs)
-    twin = "".join(letter if letter in letters else letter.upper() for letter in inputs)
-    terms = [t for t, _ in inner]
-    average = np.einsum(
-        ",".join([*terms, f"{inputs}{twin}", *(t.upper() for t in terms)])
-        + f"->{right}{right.upper()}",
-        *(f for _, f in inner),
-        covariance.reshape(*spread, *spread),
-        *(f for _, f in inner),
-        optimize=True,
-    ).reshape(n, n)
+    solve_left = solver(gram)
+    shared = "".join(letter for letter in inputs if letter in letters)
+    solve_right = moments.average_solver(sizes, inputs, inner, shared, right)
     order = [term.index(letter) for letter in left + right]
     back = np.argsort(order)
-    solve_left, solve_right = _solver(gram), _solver(average)
 
     def precondition(residual: Array) -> Array:
         turned = residual.transpose(order)

@@ -77,3 +77,11 @@ def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
     else:
         loaded = (array if layer.uses[0].contracts_last else array.swapaxes(0, 1))[None]
     return loaded.astype(np.float64)
+
+
+def output_count(layer: Layer) -> int:
+    """The number of output channels of all groups."""
+    if layer.convolves:
+        kernel = kernel_of(layer)
+        return kernel.group * kernel.outputs
+    return layer.shape[-2] if layer.uses[0].contracts_last else layer.shape[-1]

@@ -1,6 +1,5 @@
 """Factors fitted to inputs: the optimum in closed form, never worse anywhere."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -8,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxlr.decompose import Form, closed_form, has_closed_form, weighted_fit
+from onnxlr.decompose import (
+    Covariance,
+    Form,
+    closed_form,
+    has_closed_form,
+    leading_outputs,
+    output_energies,
+    weighted_fit,
+)
 from onnxlr.types import Array
+from tests.support.forms import FORMS
 
 
 def problem(m: int, n: int, seed: int, rows: int = 400) -> tuple[Array, Array, Array]:
@@ -25,17 +33,6 @@ def lost(weight: Array, other: Array, inputs: Array) -> float:
     return float(np.linalg.norm((weight - other) @ inputs) / np.linalg.norm(weight @ inputs))
 
 
-FORMS: dict[str, tuple[Form, Callable[[int], tuple[tuple[int, ...], ...]]]] = {
-    "channel": (Form("rsp,tr->tsp"), lambda r: ((r, 4, 6), (8, r))),
-    "input-channel": (Form("rs,trp->tsp"), lambda r: ((r, 4), (8, r, 6))),
-    "spatial": (Form("rsa,trb->tsab"), lambda r: ((r, 4, 2), (8, r, 3))),
-    "tucker2": (Form("xs,yxp,ty->tsp"), lambda r: ((r, 4), (r, r, 6), (8, r))),
-    "cp": (Form("rs,ra,rb,tr->tsab"), lambda r: ((r, 4), (r, 2), (r, 3), (8, r))),
-    "tiles": (Form("jirsp,itjr->itjsp", outputs=2), lambda r: ((2, 2, r, 2, 6), (2, 4, 2, r))),
-    "product": (Form("ar,rb->ba"), lambda r: ((24, r), (r, 8))),
-}
-
-
 @pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), rank=st.integers(1, 3))
@@ -44,7 +41,7 @@ def test_the_error_is_that_of_the_output_and_never_rises(name: str, seed: int, r
     weight, inputs, covariance = problem(8, 24, seed)
     rng = np.random.default_rng(seed)
     start = [rng.standard_normal(shape) for shape in shapes(rank)]
-    fitted, errors = weighted_fit(form, start, weight, covariance, 30, 30)
+    fitted, errors = weighted_fit(form, start, weight, Covariance(covariance), 30, 30)
     assert errors[0] == pytest.approx(lost(weight, form.compose(start), inputs), rel=1e-6)
     assert errors[-1] == pytest.approx(lost(weight, form.compose(fitted), inputs), rel=1e-5)
     assert all(b <= a for a, b in pairwise(errors))
@@ -63,7 +60,12 @@ def test_the_closed_form_is_the_optimum(form: Form, shapes: tuple[tuple[int, ...
     """Beside the whitened SVD, an oracle that takes a square root of the covariance."""
     assert has_closed_form(form)
     weight, inputs, covariance = problem(8, 24, 3)
-    fitted = closed_form(form, [np.empty(s) for s in shapes], weight, covariance)
+    fitted = closed_form(
+        form,
+        [np.empty(s) for s in shapes],
+        weight,
+        leading_outputs(weight, Covariance(covariance), 3),
+    )
     assert [f.shape for f in fitted] == list(shapes)
     values = np.linalg.svd(weight @ inputs, compute_uv=False)
     best = np.linalg.norm(values[3:]) / np.linalg.norm(values)
@@ -72,7 +74,9 @@ def test_the_closed_form_is_the_optimum(form: Form, shapes: tuple[tuple[int, ...
     u, s, vt = np.linalg.svd(weight)
     plain = (u[:, :3] * s[:3]) @ vt[:3]
     assert lost(weight, plain, inputs) > 1.05 * best
-    _, errors = weighted_fit(form, [f + 0.1 for f in fitted], weight, covariance, 200, 60)
+    _, errors = weighted_fit(
+        form, [f + 0.1 for f in fitted], weight, Covariance(covariance), 200, 60
+    )
     assert errors[-1] == pytest.approx(best, rel=1e-2)
 
 
@@ -91,11 +95,16 @@ def test_a_singular_covariance_is_no_problem() -> None:
         form, shapes = FORMS[name]
         rng = np.random.default_rng(0)
         start = [rng.standard_normal(shape) for shape in shapes(3)]
-        fitted, errors = weighted_fit(form, start, weight, covariance, 40, 40)
+        fitted, errors = weighted_fit(form, start, weight, Covariance(covariance), 40, 40)
         assert all(np.isfinite(f).all() for f in fitted)
         assert errors[-1] < 0.5 * errors[0]
     form, shapes = FORMS["channel"]
-    exact = closed_form(form, [np.empty(s) for s in shapes(5)], weight, covariance)
+    exact = closed_form(
+        form,
+        [np.empty(s) for s in shapes(5)],
+        weight,
+        leading_outputs(weight, Covariance(covariance), 5),
+    )
     assert lost(weight, form.compose(exact), inputs) < 1e-6
 
 
@@ -104,6 +113,18 @@ def test_a_weight_that_is_a_chain_already_stays_one() -> None:
     rng = np.random.default_rng(0)
     factors = [rng.standard_normal(shape) for shape in shapes(3)]
     _, _, covariance = problem(8, 24, 2)
-    fitted, errors = weighted_fit(form, factors, form.compose(factors), covariance)
+    fitted, errors = weighted_fit(form, factors, form.compose(factors), Covariance(covariance))
     assert errors[-1] < 1e-6
     np.testing.assert_allclose(form.compose(fitted), form.compose(factors), atol=1e-6)
+
+
+def test_many_outputs_are_decomposed_on_the_side_of_the_inputs() -> None:
+    """The leading directions of 60 outputs of 8 inputs: those of the outputs themselves."""
+    weight, inputs, covariance = problem(60, 8, 5)
+    u, s, _ = np.linalg.svd(weight @ inputs, full_matrices=False)
+    leading = leading_outputs(weight, Covariance(covariance), 3)
+    np.testing.assert_allclose(leading.T @ leading, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(leading @ (leading.T @ u[:, :3]), u[:, :3], atol=1e-7)
+    energies = output_energies(weight, Covariance(covariance))
+    np.testing.assert_allclose(energies, s[:8] ** 2 / 400, rtol=1e-9, atol=1e-9 * energies[0])
+    assert leading_outputs(weight, Covariance(covariance), 20).shape == (60, 8)
