@@ -577,7 +577,7 @@ def test_correction_knows_of_a_relu(data: Path, monkeypatch: pytest.MonkeyPatch)
 
     held_out = {"x": images(256, 99)}
     with_relu = apart()
-    monkeypatch.setattr("onnxlr.rewrite.sequential.bias_before_relu", lambda _: None)
+    monkeypatch.setattr("onnxlr.rewrite.pairs.bias_before_relu", lambda _: None)
     assert with_relu < 0.98 * apart()
 
 
