@@ -75,7 +75,9 @@ def _build(
     progress: Progress,
 ) -> Path:
     """The file that a plan makes."""
-    prepared, choices, cache = prepare(source, feed=None), plan.choices(), open_cache()
+    prepared, cache = prepare(source, feed=None), open_cache()
+    plan = plan.named_as(prepared.layers)
+    choices = plan.choices()
     layers = {layer.name: layer for layer in prepared.layers}
     for name, choice in choices.items():
         refusal = _misfit(layers.get(name), choice)

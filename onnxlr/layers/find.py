@@ -1,7 +1,6 @@
 """Finding the layers of a model: every constant weight of a heavy operator, with all its users."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import onnx_ir as ir
 
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.names import layer_names
 from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, weight_slots
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, trace
@@ -49,22 +49,8 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
                 places.setdefault(item.trace.root, place)
     layers = [_layer(root, items, places.get(root)) for root, items in inputs.items()]
     return tuple(
-        replace(layer, name=name) for layer, name in zip(layers, _unique_names(layers), strict=True)
+        replace(layer, name=name) for layer, name in zip(layers, layer_names(layers), strict=True)
     )
-
-
-def _unique_names(layers: Sequence[Layer]) -> list[str]:
-    """A name for each layer: the first user's, else the weight's, with a number if it is taken."""
-    users = Counter(layer.name for layer in layers)
-    names: dict[str, None] = {}
-    for layer in layers:
-        unique = bool(layer.name) and users[layer.name] == 1
-        stem = layer.name if unique else layer.weight.name or "weight"
-        name, i = stem, 1
-        while name in names or (not unique and users[name] == 1):
-            name, i = f"{stem}_{i}", i + 1
-        names[name] = None
-    return list(names)
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:

@@ -74,7 +74,7 @@ class Layer:
     Attributes
     ----------
     name : str
-        The first user's name; the weight's where that user has none.
+        The first user's name, or the weight's (``onnxlr.layers.names``).
     op : str
         Operator of the first user.
     kind : str

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -116,6 +116,25 @@ class Plan:
             If a method isn't installed.
         """
         return {d.name: Choice(find_pass(d.decision), d.rank or ()) for d in self.replaced}
+
+    def named_as(self, layers: Sequence[Layer]) -> "Plan":
+        """The same plan with the names that layers have now.
+
+        Versions before named a layer after a node where the weight says more.
+        """
+        names = {layer.name for layer in layers}
+        former = {use.node.name or "": layer.name for layer in layers for use in layer.uses[:1]}
+        changed = {
+            d.name: former[d.name]
+            for d in self.decisions
+            if d.name not in names and d.name in former
+        }
+        calibration = self.calibration
+        if calibration is not None:
+            called = tuple(changed.get(name, name) for name in calibration.layers)
+            calibration = replace(calibration, layers=called)
+        decisions = tuple(replace(d, name=changed.get(d.name, d.name)) for d in self.decisions)
+        return replace(self, decisions=decisions, calibration=calibration)
 
     def to_json(self) -> str:
         """Readable, diffable JSON with a row a layer."""

@@ -1,0 +1,49 @@
+"""Names of layers: those by which the owner of a model knows them."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from onnxlr.layers.layer import Layer
+
+# What exporters call a node after: its operator, or the function of the framework that it was.
+_FUNCTIONS = frozenset(
+    f"{name}{dimensions}"
+    for name in ("conv", "convolution", "conv_transpose")
+    for dimensions in ("", "1d", "2d", "3d")
+) | {"", "addmm", "baddbmm", "bmm", "einsum", "embedding", "linear", "matmul", "mm"}
+_NUMBERED = re.compile(r"(?P<prefix>node_|n)?(?P<word>.*?)(?P<number>_?\d+)?", re.DOTALL)
+# A place in the network: words with dots or slashes between them, or something's weight.
+_PLACE = re.compile(r"[\w-]+([./][\w-]+)+(:\d+)?|[\w-]+_(weight|kernel)", re.ASCII)
+
+
+def layer_names(layers: Sequence[Layer]) -> list[str]:
+    """A name for each layer, no two alike.
+
+    It is the first user's, unless that is none, says nothing ("node_Conv_211") where the weight's
+    says where in the network it is ("r3.a.0.weight"), or is another layer's too: then the weight's,
+    with a number if that is taken.
+    """
+    users = Counter(layer.name for layer in layers)
+    names: dict[str, None] = {}
+    for layer in layers:
+        weight = layer.weight.name or ""
+        unique = bool(layer.name) and users[layer.name] == 1
+        if unique and _says_nothing(layer.name, layer.op) and _PLACE.fullmatch(weight):
+            unique = weight in users
+        stem = layer.name if unique else weight or "weight"
+        name, i = stem, 1
+        while name in names or (not unique and users[name] == 1):
+            name, i = f"{stem}_{i}", i + 1
+        names[name] = None
+    return list(names)
+
+
+def _says_nothing(name: str, op: str) -> bool:
+    """Whether a node's name is that of what it computes, and a number."""
+    parts = _NUMBERED.fullmatch(name)
+    assert parts is not None
+    if not (parts["prefix"] or parts["number"]):
+        return False
+    word = parts["word"].lower()
+    return word == op.lower() or word in _FUNCTIONS
