@@ -18,6 +18,7 @@ from onnxlr.options import Options, command_of
 from onnxlr.outputs import OutputNames, model_destination, optimize_to_files
 from onnxlr.pipeline import Result
 from onnxlr.plan.plan import Plan
+from onnxlr.prepare.in_memory import InMemory, SampleData, as_data
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.system.session import Provider
@@ -29,8 +30,8 @@ def optimize(
     model: Model,
     out: FileName | None = None,
     *,
-    data: str | Path | None = None,
-    validation: str | Path | None = None,
+    data: SampleData | None = None,
+    validation: SampleData | None = None,
     labels: str | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
@@ -64,13 +65,17 @@ def optimize(
 
     Parameters
     ----------
-    model : path, bytes or ModelProto
+    model : path, bytes, ModelProto, or another library's model
+        An ``onnx_ir.Model``, an ``onnx_graphsurgeon.Graph`` or the ``ONNXProgram`` of torch.
     out : path, optional
         Where to write the result, whole or not at all. Without it nothing is written.
-    data, validation : path, optional
+    data, validation : path, dict of arrays, array, or iterable of batches, optional
         Samples: a ``.npz`` with one array of shape (samples, ...) per input, a ``.npy``, or a
-        folder of such files. One half of ``data`` tests the models that the other half fits and
-        chooses, unless ``validation`` tests. Without data, synthetic inputs judge.
+        folder of such files; or the same in memory, as a dict of arrays, an array for a model with
+        one input, or an iterable of batches, such as a ``DataLoader`` gives: dicts, or arrays in
+        the order of the model's inputs, after which labels may come. One half of ``data`` tests the
+        models that the other half fits and chooses, unless ``validation`` tests. Without data,
+        synthetic inputs judge.
     labels : str, optional
         Name of the array of integer labels, one per sample, in the data.
     metric : str, optional
@@ -154,14 +159,15 @@ def optimize(
     >>> len(result.plan.replaced) > 0
     True
     """
+    given, testing = as_data(data), as_data(validation)
     goal, fraction = arguments.parse_target(target)
     arguments.check_rank(rank, target, fraction)
     verification, allowed_drop = arguments.parse_verify(verify), arguments.parse_max_drop(max_drop)
     arguments.check_runs_whole(
-        verification, goal, fraction, labels, metric, confidence, data, validation, latency_table
+        verification, goal, fraction, labels, metric, confidence, given, testing, latency_table
     )
     arguments.check_remeasure(remeasure, measure, verification)
-    arguments.check_confidence(confidence, data, metric)
+    arguments.check_confidence(confidence, given, metric)
     left_out = arguments.parse_ingredients(without)
     arguments.check_jobs(jobs)
     seconds = arguments.parse_time_limit(time_limit)
@@ -178,8 +184,8 @@ def optimize(
         machine=arguments.parse_machine(provider, threads, batch, seed),
         batch=int(batch),
         shapes=arguments.as_tuple(shape),
-        data=data,
-        validation=validation,
+        data=given,
+        validation=testing,
         labels=labels,
         verify=verification,
         expand_at_load=expand_at_load,
@@ -246,7 +252,7 @@ def apply(
     model: Model,
     out: FileName | None = None,
     *,
-    data: str | Path | None = None,
+    data: SampleData | None = None,
     progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Replay a plan on the model that it was made for: the same bytes again.
@@ -257,7 +263,7 @@ def apply(
     model : path, bytes or ModelProto
     out : path, optional
         Where to write the result, whole or not at all. Without it nothing is written.
-    data : path, optional
+    data : path or samples, optional
         The samples that factors were fitted to, if they aren't where they were.
     progress : Progress, optional
 
@@ -274,8 +280,10 @@ def apply(
     """
     plan_path, plan = (None, plan) if isinstance(plan, Plan) else (plan, arguments.read_plan(plan))
     samples = None if plan.calibration is None else plan.calibration.data
-    path = model_destination(out, model, plan_path, data, samples)
+    given = as_data(data)
+    read = None if isinstance(given, InMemory) else given
+    path = model_destination(out, model, plan_path, read, samples)
     source = load(model)
     if path is not None:
         check_external(path, source, path)
-    return replay(plan, source, path, data, progress or Silent())
+    return replay(plan, source, path, given, progress or Silent())

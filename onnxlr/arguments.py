@@ -4,19 +4,18 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
-
-import onnx
+from typing import Any, get_args
 
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
+from onnxlr.prepare.in_memory import Data
 from onnxlr.system.process import can_start_threads
 from onnxlr.system.session import Machine, Provider
 
 FileName = str | os.PathLike[str]
-Model = FileName | bytes | onnx.ModelProto | Source
+Model = Any  # a path, bytes, a ModelProto, a Source, or a model that as_message knows
 
 
 def as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -210,8 +209,8 @@ def check_runs_whole(
     labels: str | None,
     metric: str | None,
     confidence: float | None,
-    data: str | Path | None,
-    validation: str | Path | None,
+    data: Data | None,
+    validation: Data | None,
     latency_table: str | Path | None,
 ) -> None:
     """Refuse what needs the whole model to be run, or anything, where ``verify`` runs less.

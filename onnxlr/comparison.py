@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnxlr.arguments import Model
 from onnxlr.errors import UsageError
@@ -11,6 +10,7 @@ from onnxlr.limits import Limits
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_with_feeding
+from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.opening import open_after_trial
 from onnxlr.prepare.prepared import prepare, simplified_model
 from onnxlr.progress import Progress
@@ -81,7 +81,7 @@ def compare_models(
     b: Model,
     machine: Machine,
     *,
-    data: str | Path | None,
+    data: Data | None,
     labels: str | None,
     metric: str | None,
     shapes: Sequence[str],
@@ -131,7 +131,7 @@ def bench_models(
     b: Model | None,
     machine: Machine,
     *,
-    data: str | Path | None,
+    data: Data | None,
     shapes: Sequence[str],
     batch: int,
     limits: Limits,

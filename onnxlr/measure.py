@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from onnxlr import api, arguments
 from onnxlr.arguments import Model
 from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_models
+from onnxlr.prepare.in_memory import SampleData, as_data
 from onnxlr.progress import Progress, Silent
 from onnxlr.system.session import Provider
 
@@ -15,7 +15,7 @@ def compare(
     a: Model,
     b: Model,
     *,
-    data: str | Path | None = None,
+    data: SampleData | None = None,
     labels: str | None = None,
     metric: str | None = None,
     provider: Provider = "cpu",
@@ -30,7 +30,7 @@ def compare(
     Parameters
     ----------
     a, b : path, bytes or ModelProto
-    data : path, optional
+    data : path or samples in memory, optional
         Samples, all of which judge; synthetic inputs do without.
     labels, metric, provider, threads, batch, shape, seed, progress
         As for ``optimize``.
@@ -44,7 +44,7 @@ def compare(
         a,
         b,
         arguments.parse_machine(provider, threads, batch, seed),
-        data=data,
+        data=as_data(data),
         labels=labels,
         metric=metric,
         shapes=arguments.as_tuple(shape),
@@ -59,7 +59,7 @@ def bench(
     a: Model,
     b: Model | None = None,
     *,
-    data: str | Path | None = None,
+    data: SampleData | None = None,
     provider: Provider = "cpu",
     threads: int = 1,
     batch: int = 1,
@@ -73,7 +73,7 @@ def bench(
     Parameters
     ----------
     a, b : path, bytes or ModelProto
-    data : path, optional
+    data : path or samples in memory, optional
         Samples to time on; synthetic inputs are used without.
     provider, threads, batch, shape, seed, progress
         As for ``optimize``.
@@ -91,7 +91,7 @@ def bench(
         a,
         b,
         machine,
-        data=data,
+        data=as_data(data),
         shapes=arguments.as_tuple(shape),
         batch=batch,
         limits=replace(api.LIMITS, timing_seconds=seconds, timing_seconds_least=seconds),

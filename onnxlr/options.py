@@ -8,6 +8,7 @@ from typing import Literal
 
 from onnxlr.decompose import AUTO, RankRule
 from onnxlr.limits import USUAL, Limits
+from onnxlr.prepare.in_memory import Data
 from onnxlr.system.session import ONE_CPU_THREAD, Machine
 
 Target = Literal["latency", "macs", "params", "bytes"]
@@ -75,8 +76,8 @@ class Options:
     machine: Machine = ONE_CPU_THREAD
     batch: int = 1
     shapes: tuple[str, ...] = ()
-    data: str | Path | None = None
-    validation: str | Path | None = None
+    data: Data | None = None
+    validation: Data | None = None
     labels: str | None = None
     verify: Verify = "full"
     expand_at_load: bool = False

@@ -11,6 +11,7 @@ from onnxlr.model.destinations import check_destination, check_distinct, check_e
 from onnxlr.model.load import Source, load
 from onnxlr.options import Options
 from onnxlr.pipeline import Result, optimize
+from onnxlr.prepare.in_memory import InMemory
 from onnxlr.progress import Progress
 from onnxlr.report.html import write_page
 from onnxlr.report.report import json_text
@@ -53,7 +54,8 @@ def optimize_to_files(
     OnnxlrError
         If one of them can't be written, before the work begins; and whatever the work refuses.
     """
-    inputs = (options.data, options.validation, options.latency_table)
+    data = (d for d in (options.data, options.validation) if not isinstance(d, InMemory))
+    inputs = (*data, options.latency_table)
     path = model_destination(out, model, *inputs)
     plan_path, page_path, json_path, folder = (
         None if n is None else Path(n) for n in (names.plan, names.page, names.json, names.frontier)

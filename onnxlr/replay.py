@@ -14,6 +14,7 @@ from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import first_feed
+from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.opening import trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
@@ -30,7 +31,7 @@ from onnxlr.system.session import ONE_CPU_THREAD
 
 
 def replay(
-    plan: Plan, source: Source, path: Path | None, data: str | Path | None, progress: Progress
+    plan: Plan, source: Source, path: Path | None, data: Data | None, progress: Progress
 ) -> onnx.ModelProto:
     """Build what a plan says, from the samples that it was made with.
 
@@ -69,7 +70,7 @@ def _build(
     plan: Plan,
     source: Source,
     file_name: str,
-    data: str | Path | None,
+    data: Data | None,
     folder: Path,
     pool: Pool,
     progress: Progress,
@@ -120,7 +121,7 @@ def _build(
 
 
 def _calibration_samples(
-    plan: Plan, calibration: Calibration, prepared: Prepared, data: str | Path | None
+    plan: Plan, calibration: Calibration, prepared: Prepared, data: Data | None
 ) -> tuple[Samples, Samples]:
     """The samples that a plan's factors could be fitted to, and those that they were fitted to."""
     path = data if data is not None else calibration.data

@@ -5,14 +5,16 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from onnxlr.errors import ModelError, one_line
+from onnxlr.errors import ModelError, UsageError, one_line
 from onnxlr.model.checks import check_attributes, check_tensors, check_text, check_versions
 from onnxlr.model.external import FileStamp, external_files, read_inner
+from onnxlr.model.foreign import as_message
 from onnxlr.model.graph import all_graphs
 from onnxlr.model.protobuf import OTHER_TYPE, TRAINING_INFO, serialize, set_aside_types
 from onnxlr.model.topology import check_topology
@@ -66,7 +68,7 @@ class Source:
 
 
 def load(
-    model: "str | os.PathLike[str] | bytes | onnx.ModelProto | Source",
+    model: Any,
     *,
     cached_digest: tuple[str, DataStamps] | None = None,
 ) -> Source:
@@ -76,8 +78,8 @@ def load(
 
     Parameters
     ----------
-    model : path, bytes, ModelProto or Source
-        A Source is returned as it is.
+    model : path, bytes, ModelProto, another library's model or Source
+        ``as_message`` says which others; a Source is returned as it is.
     cached_digest : (str, DataStamps), optional
         The digest of this very model, computed when its external data had these stamps. While they
         have them still, the data needn't be read for the digest.
@@ -90,11 +92,17 @@ def load(
     """
     if isinstance(model, Source):
         return model
+    model = as_message(model)
     path, file_stamp = None, None
     if isinstance(model, onnx.ModelProto):
         label, data = "<model>", serialize(model, "<model>")
     elif isinstance(model, bytes):
         label, data = "<model>", model
+    elif not isinstance(model, (str, os.PathLike)):
+        raise UsageError(
+            f"a model of type {type(model).__name__} can't be read: give a path, bytes, a "
+            "ModelProto, an onnx_ir.Model, an onnx_graphsurgeon.Graph or a torch ONNXProgram"
+        )
     else:
         path = Path(model)
         check_name(path)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
+from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.inputs import check_feedable, input_specs, parse_shapes
 from onnxlr.prepare.opening import open_session, open_trial
 from onnxlr.prepare.samples import Samples, load_samples, share_of
@@ -64,8 +64,8 @@ def choose_feeding(
     source: Source,
     session: Session | Trial,
     *,
-    data: str | Path | None = None,
-    validation: str | Path | None = None,
+    data: Data | None = None,
+    validation: Data | None = None,
     labels: str | None = None,
     shapes: Sequence[str] = (),
     batch: int = 1,
@@ -139,8 +139,8 @@ def open_with_feeding(
     source: Source,
     machine: Machine,
     *,
-    data: str | Path | None = None,
-    validation: str | Path | None = None,
+    data: Data | None = None,
+    validation: Data | None = None,
     labels: str | None = None,
     shapes: Sequence[str] = (),
     batch: int = 1,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.errors import DataError, one_line
+from onnxlr.prepare.in_memory import Data, InMemory
 from onnxlr.prepare.inputs import InputSpec
 from onnxlr.system.npz import read_npz, read_text_array
 from onnxlr.system.session import Feed
@@ -146,7 +147,7 @@ def share_of(samples: int, share: tuple[int, int]) -> int:
 
 
 def load_samples(
-    path: str | Path,
+    data: Data,
     specs: Sequence[InputSpec],
     labels: str | None,
     *,
@@ -156,7 +157,7 @@ def load_samples(
 
     Parameters
     ----------
-    path : str or Path
+    data : str, Path or InMemory
         ``.npz`` with one array per input, ``.npy`` for a model with one input, or a folder of
         such files.
     specs : sequence of InputSpec
@@ -171,13 +172,14 @@ def load_samples(
     DataError
         If a file can't be read, or a name, shape or type doesn't fit the model.
     """
-    path = Path(path)
     if not specs:
-        raise DataError(f"the model has no inputs that {path} could feed: leave out --data")
-    files = _files(path)
+        raise DataError(f"the model has no inputs that {data} could feed: leave out --data")
     parts, targets, nbytes = [], [], 0
-    for file in files:
-        arrays = _read(file, specs, mapped=nbytes > _READ_WHOLE)
+    for place in _places(data, specs, labels):
+        if isinstance(place, Path):
+            file, arrays = place, _read(place, specs, mapped=nbytes > _READ_WHOLE)
+        else:
+            file, arrays = Path(str(data)), place
         specs = [s.with_rank(getattr(arrays.get(s.name), "ndim", 0)) for s in specs]
         nbytes += sum(array.nbytes for array in arrays.values())
         parts.append(_checked(arrays, specs, file))
@@ -185,14 +187,23 @@ def load_samples(
             targets.append(_labels(arrays, labels, file, _count(parts[-1])))
     total = sum(_count(part) for part in parts)
     if total == 0:
-        raise DataError(f"{path} holds no samples: every array's first axis is 0 long")
+        raise DataError(f"{data} holds no samples: every array's first axis is 0 long")
     return Samples(
-        str(path),
+        str(data),
         tuple(parts),
         np.concatenate(targets) if targets else None,
         np.arange(total),
         tuple(specs),
     )
+
+
+def _places(
+    data: Data, specs: Sequence[InputSpec], labels: str | None
+) -> Sequence[Path | dict[str, NDArray[Any]]]:
+    """The files of samples, or their arrays where they are in memory."""
+    if isinstance(data, InMemory):
+        return data.arrays([spec.name for spec in specs], labels)
+    return _files(Path(data))
 
 
 def _files(path: Path) -> list[Path]:
