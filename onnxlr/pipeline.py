@@ -44,7 +44,7 @@ from onnxlr.system.pool import Pool
 from onnxlr.system.session import Session
 from onnxlr.system.time_limit import TimeLimit
 from onnxlr.verify.endings import endings
-from onnxlr.verify.examination import Examination, examine
+from onnxlr.verify.examination import Examination, doubts_of, examine
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
 
@@ -238,6 +238,8 @@ def _examine(
     if examination.judge.random_line:
         progress.tell(examination.judge.random_line)
     progress.tell(examination.promise.scope())
+    for doubt in doubts_of(feeding, examination.judge):
+        progress.tell(f"warning: {doubt}")
     return examination
 
 

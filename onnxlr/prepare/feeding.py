@@ -6,6 +6,7 @@ from functools import partial
 
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
+from onnxlr.prepare.doubts import doubts_about
 from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.inputs import check_feedable, input_specs, parse_shapes
 from onnxlr.prepare.opening import open_session, open_trial
@@ -39,6 +40,8 @@ class Feeding:
         there are no samples, or only one.
     share : tuple of int
         Numerator and denominator of the share of the user's samples that ``fit`` is.
+    doubts : tuple of str
+        What looks wrong with the user's samples, in sentences.
     """
 
     first_feed: Feed
@@ -46,6 +49,7 @@ class Feeding:
     fit: Samples | None = None
     test: Samples | None = None
     share: tuple[int, int] = (1, 1)
+    doubts: tuple[str, ...] = ()
 
     @property
     def judging(self) -> Samples | Sequence[Feed]:
@@ -125,6 +129,7 @@ def choose_feeding(
         fit,
         test if len(samples) > 1 or validation is not None else None,
         share,
+        doubts_about(samples, source.model),
     )
 
 

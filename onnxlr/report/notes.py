@@ -8,6 +8,7 @@ from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import path_exists
+from onnxlr.verify.examination import doubts_of
 from onnxlr.verify.latency_table import LatencyTable
 
 _NAMED = 5  # weights that a note names; the others are counted
@@ -18,6 +19,9 @@ def notes_of(
 ) -> list[str]:
     """All notes on a run, the most important first."""
     notes, speed = [], selection.speed
+    if evaluator.feeding is not None:
+        doubts = doubts_of(evaluator.feeding, evaluator.judge)
+        notes += [f"warning: {doubt}" for doubt in doubts]
     if speed is not None and plan.replaced and speed.verdict == "slower":
         notes.append(
             f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "

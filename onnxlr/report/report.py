@@ -99,7 +99,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that there is to say about a run.
+    """Everything that there is to say about a run, by the names of the JSON too.
+
+    ``report["speed"]["speedup"]`` is what ``--json`` writes there.
 
     Attributes
     ----------
@@ -147,6 +149,10 @@ class Report:
     promise: Promise | None = None
     parts: tuple[Part, ...] = ()
     frontier: tuple[Point, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        """A part of the report, as ``--json`` writes it."""
+        return self.to_dict()[name]
 
     @property
     def choice(self) -> str:

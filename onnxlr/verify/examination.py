@@ -47,6 +47,12 @@ class Examination:
         )
 
 
+def doubts_of(feeding: Feeding, judge: Judge | None) -> tuple[str, ...]:
+    """What looks wrong with the user's samples, in sentences."""
+    doubt = None if judge is None else judge.doubt
+    return (*feeding.doubts, *(() if doubt is None else (doubt,)))
+
+
 def examine(
     session: Session,
     feeding: Feeding,

@@ -83,7 +83,8 @@ class Judge:
         self._spreads: dict[str, Spread] = {}
         self.labels = samples.labels if isinstance(samples, Samples) else None
         self._classes = Classes(())
-        self._profiles: dict[str, Profile] | None = {} if metric is None else None
+        wanted = metric is None or self.labels is not None
+        self._profiles: dict[str, Profile] | None = {} if wanted else None
         started = time.perf_counter()
         self._measure_original()
         self._seconds = time.perf_counter() - started
@@ -127,6 +128,13 @@ class Judge:
     def random_line(self) -> str:
         """That two runs of the original differ, and how it is judged; empty where they don't."""
         return "" if self._draws is None else self._draws.line
+
+    @property
+    def doubt(self) -> str | None:
+        """Why labels and class scores seem not to belong together; None if they do."""
+        if self.metric != "top1" or not self._profiles or self._classes.output is None:
+            return None
+        return self._profiles[self._classes.output].doubt
 
     @property
     def sees_nothing(self) -> bool:

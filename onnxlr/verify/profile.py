@@ -15,6 +15,8 @@ _SIGNIFICANT = 3.0  # standard deviations
 _WHOLE = 1e-2  # within which probabilities of low precision add up to 1
 _ALIKE = 1e-3  # relative difference of lengths that are meant to be the same
 _TINY = 1e-30
+_UNLIKELY = 0.05  # the probability below which so many right labels aren't luck
+_POOR, _MANY_CLASSES = 3, 6  # times chance, which is much only among many classes
 
 
 class Profile:
@@ -143,6 +145,22 @@ class Profile:
     def right_by_chance(self) -> bool:
         """Whether no more labels are right than a guess among all classes would get."""
         return self._right * (self.columns or 1) <= sum(self._labelled.values())
+
+    @property
+    def doubt(self) -> str | None:
+        """Why labels and outputs seem not to belong together, in a sentence; None if they do."""
+        count, classes = sum(self._labelled.values()), self.columns or 0
+        if not count or classes < 2 or self.has_labels_beyond:
+            return None
+        by_luck = float(scipy.special.bdtrc(self._right - 1, count, 1 / classes))
+        poor = classes >= _MANY_CLASSES and self._right * classes < _POOR * count
+        if by_luck < _UNLIKELY and not poor:
+            return None
+        return (
+            f"the original gets {self._right / count:.0%} of {count:,} samples right, where chance "
+            f"gets {1 / classes:.1%}: are the inputs prepared as in training (scale, order of the "
+            "channels), and do the labels count the classes as the model does?"
+        )
 
     @property
     def right_for_sure(self) -> bool:
