@@ -18,9 +18,9 @@ from onnxlr.options import Options, command_of
 from onnxlr.outputs import OutputNames, model_destination, optimize_to_files
 from onnxlr.pipeline import Result
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.in_memory import InMemory, SampleData, as_data
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
+from onnxlr.system.in_memory import InMemory, SampleData, as_data
 from onnxlr.system.session import Provider
 
 LIMITS = USUAL  # the effort of every run

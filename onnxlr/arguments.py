@@ -10,7 +10,7 @@ from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.in_memory import Data
+from onnxlr.system.in_memory import Data
 from onnxlr.system.process import can_start_threads
 from onnxlr.system.session import Machine, Provider
 

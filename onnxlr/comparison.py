@@ -10,11 +10,11 @@ from onnxlr.limits import Limits
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_with_feeding
-from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.opening import open_after_trial
 from onnxlr.prepare.prepared import prepare, simplified_model
 from onnxlr.progress import Progress
 from onnxlr.report.report import Size
+from onnxlr.system.in_memory import Data
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.endings import endings

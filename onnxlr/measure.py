@@ -6,8 +6,8 @@ from dataclasses import replace
 from onnxlr import api, arguments
 from onnxlr.arguments import Model
 from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_models
-from onnxlr.prepare.in_memory import SampleData, as_data
 from onnxlr.progress import Progress, Silent
+from onnxlr.system.in_memory import SampleData, as_data
 from onnxlr.system.session import Provider
 
 

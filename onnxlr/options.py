@@ -8,7 +8,7 @@ from typing import Literal
 
 from onnxlr.decompose import AUTO, RankRule
 from onnxlr.limits import USUAL, Limits
-from onnxlr.prepare.in_memory import Data
+from onnxlr.system.in_memory import Data
 from onnxlr.system.session import ONE_CPU_THREAD, Machine
 
 Target = Literal["latency", "macs", "params", "bytes"]

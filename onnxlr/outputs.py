@@ -11,12 +11,12 @@ from onnxlr.model.destinations import check_destination, check_distinct, check_e
 from onnxlr.model.load import Source, load
 from onnxlr.options import Options
 from onnxlr.pipeline import Result, optimize
-from onnxlr.prepare.in_memory import InMemory
 from onnxlr.progress import Progress
 from onnxlr.report.html import write_page
 from onnxlr.report.report import json_text
 from onnxlr.report.svg import start_figures
 from onnxlr.system.files import path_exists, write_failure
+from onnxlr.system.in_memory import InMemory
 
 
 @dataclass(frozen=True)

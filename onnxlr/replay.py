@@ -14,7 +14,6 @@ from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import first_feed
-from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.opening import trial_run
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
@@ -26,6 +25,7 @@ from onnxlr.rewrite.sequential import correct
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import open_cache
 from onnxlr.system.files import workspace
+from onnxlr.system.in_memory import Data
 from onnxlr.system.pool import Pool
 from onnxlr.system.session import ONE_CPU_THREAD
 

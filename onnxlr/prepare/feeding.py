@@ -7,12 +7,12 @@ from functools import partial
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.prepare.doubts import doubts_about
-from onnxlr.prepare.in_memory import Data
 from onnxlr.prepare.inputs import check_feedable, input_specs, parse_shapes
 from onnxlr.prepare.opening import open_session, open_trial
 from onnxlr.prepare.samples import Samples, load_samples, share_of
 from onnxlr.prepare.synthetic import find_runnable_shapes, synthetic_feeds
 from onnxlr.system.deadline import trials_enabled
+from onnxlr.system.in_memory import Data
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.system.trial import Trial
 

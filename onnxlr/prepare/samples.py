@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.errors import DataError, one_line
-from onnxlr.prepare.in_memory import Data, InMemory
 from onnxlr.prepare.inputs import InputSpec
+from onnxlr.system.in_memory import Data, InMemory
 from onnxlr.system.npz import read_npz, read_text_array
 from onnxlr.system.session import Feed
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 import onnxlr
 from onnxlr.model.load import load
 from onnxlr.prepare.doubts import doubts_about
-from onnxlr.prepare.in_memory import InMemory
 from onnxlr.prepare.inputs import input_specs
 from onnxlr.prepare.samples import load_samples
 from onnxlr.progress import Silent
+from onnxlr.system.in_memory import InMemory
 from onnxlr.verify.profile import Profile
 from tests.support.builders import make_model, node
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 import onnxlr
 from onnxlr.errors import DataError, UsageError
 from onnxlr.model.load import load
-from onnxlr.prepare.in_memory import as_data
 from onnxlr.prepare.inputs import input_specs
 from onnxlr.prepare.samples import load_samples
+from onnxlr.system.in_memory import as_data
 from tests.support.builders import linear
 
 WEIGHT = np.random.default_rng(0).standard_normal((12, 64)).astype(np.float32)
