@@ -162,14 +162,18 @@ def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
     ]
 
 
-def show_passes(console: Console, passes: Mapping[str, InstalledPass]) -> None:
-    """Print a row for every method."""
+def show_passes(
+    console: Console, passes: Mapping[str, InstalledPass], broken: Mapping[str, str]
+) -> None:
+    """Print a row for every method, and a line for each that can't be used."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in PASS_COLUMNS:
         table.add_column(column, overflow="fold")
     for row in pass_rows(passes):
         table.add_row(*row)
     console.print(table)
+    for reason in broken.values():
+        console.print(f"not usable: {reason}", markup=False)
 
 
 def sparkline(values: Any, width: int = 24) -> str:

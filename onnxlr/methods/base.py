@@ -25,8 +25,8 @@ class GraphPass(RanksBySpectra):
     summary: ClassVar[str]
     ops: ClassVar[tuple[str, ...]]
     paper: ClassVar[str] = ""
-    # Whether `--method auto` tries it; the others are there when they are named.
-    automatic: ClassVar[bool] = True
+    # Whether `--method auto` tries it too; if not, it is there when it is named.
+    automatic: ClassVar[bool] = False
     # Whether factors are multiplied back when a session loads: every user stays as it is.
     at_load: ClassVar[bool] = False
 
@@ -116,7 +116,6 @@ class WeightPass(GraphPass):
     """
 
     ops: ClassVar[tuple[str, ...]] = ()
-    automatic: ClassVar[bool] = False
     at_load: ClassVar[bool] = True
 
     @abstractmethod

@@ -26,7 +26,6 @@ class CpPass(ConvPass):
     tried unasked, and where the error decides, ranks are bisected by decomposing.
     """
 
-    automatic: ClassVar[bool] = False
     fallback: ClassVar[str] = "tucker2"
 
     def refuse(self, layer: Layer) -> str | None:

@@ -17,16 +17,27 @@ class InstalledPass:
     distribution: str
 
 
-@cache
-def installed_passes() -> dict[str, InstalledPass]:
-    """Every pass that an installed package announces in the group ``onnxlr.passes``, by name.
+@dataclass(frozen=True)
+class _Found:
+    """What entry points announce: passes, and why others can't be used, both by name."""
 
-    Raises
-    ------
-    UsageError
-        If one can't be imported, isn't a pass, or two have the same name.
-    """
-    passes: dict[str, InstalledPass] = {}
+    passes: dict[str, InstalledPass]
+    broken: dict[str, str]
+
+
+def installed_passes() -> dict[str, InstalledPass]:
+    """Every usable pass that an installed package announces in the group ``onnxlr.passes``."""
+    return _found().passes
+
+
+def broken_passes() -> dict[str, str]:
+    """Why passes that are announced can't be used, by name: only who names one is stopped."""
+    return _found().broken
+
+
+@cache
+def _found() -> _Found:
+    found = _Found({}, {})
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=_order):
         origin = entry.dist.name if entry.dist is not None else "unknown"
         try:
@@ -35,23 +46,26 @@ def installed_passes() -> dict[str, InstalledPass]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package that ends the process is none of ours either
-            raise UsageError(
+            found.broken[entry.name] = (
                 f"the pass {entry.name!r} of {origin} can't be loaded ({one_line(error)}): "
                 f"repair or uninstall {origin}"
-            ) from None
+            )
+            continue
         if not whole:
-            raise UsageError(
+            found.broken[entry.name] = (
                 f"the entry point {entry.name!r} of {origin} is no pass of that name, whose "
                 f"summary, ops and numbers say what it does: repair or uninstall {origin}"
             )
-        earlier = passes.get(entry.name)
+            continue
+        earlier = found.passes.get(entry.name)
         if earlier is not None and type(earlier.graph_pass) is not type(loaded):
-            raise UsageError(
+            found.broken[entry.name] = (
                 f"{origin} and {earlier.distribution} both bring a pass {entry.name!r}: "
                 "uninstall one"
             )
-        passes[entry.name] = InstalledPass(loaded, origin)
-    return passes
+            continue
+        found.passes[entry.name] = InstalledPass(loaded, origin)
+    return found
 
 
 def _is_pass(loaded: object, name: str) -> bool:
@@ -89,9 +103,11 @@ def find_pass(name: str) -> GraphPass:
     Raises
     ------
     UsageError
-        If none is installed.
+        If none is installed, or what is can't be used.
     """
-    installed = installed_passes()
+    installed, broken = installed_passes(), broken_passes()
+    if name in broken:
+        raise UsageError(broken[name])
     if name not in installed:
         raise UsageError(
             f"the method {name!r} is not installed: choose from auto, {', '.join(installed)}"

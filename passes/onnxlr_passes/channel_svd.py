@@ -14,4 +14,5 @@ class ChannelSvd(ConvPass):
     name: ClassVar[str] = "channel-svd"
     summary: ClassVar[str] = "S→T as k×k conv S→r, 1×1 conv r→T"
     paper: ClassVar[str] = "Zhang et al. 2015, arXiv 1505.06798"
+    automatic: ClassVar[bool] = True
     equation: ClassVar[str] = "rsp,tr->tsp"

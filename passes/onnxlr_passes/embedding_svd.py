@@ -31,6 +31,7 @@ class EmbeddingSvd(ChainPass):
     summary: ClassVar[str] = "V×d table, indexed along any axis, as V×r table, MatMul r→d"
     ops: ClassVar[tuple[str, ...]] = ("Gather",)
     paper: ClassVar[str] = "Lan et al. 2019, arXiv 1909.11942 (factorized embedding)"
+    automatic: ClassVar[bool] = True
 
     def refuse(self, layer: Layer) -> str | None:
         """Tables of two axes or more, indexed along the same one by all users."""

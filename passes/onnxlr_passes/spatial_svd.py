@@ -15,6 +15,7 @@ class SpatialSvd(ConvPass):
     name: ClassVar[str] = "spatial-svd"
     summary: ClassVar[str] = "S→T as kh×1 conv S→r, 1×kw conv r→T"
     paper: ClassVar[str] = "Jaderberg et al. 2014, arXiv 1405.3866"
+    automatic: ClassVar[bool] = True
     equation: ClassVar[str] = "rsa,trb->tsab"
 
     def refuse(self, layer: Layer) -> str | None:

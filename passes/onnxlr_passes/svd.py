@@ -29,6 +29,7 @@ class Svd(ChainPass):
     summary: ClassVar[str] = "MatMul/Gemm n→m as n→r, r→m"
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
     paper: ClassVar[str] = "Eckart & Young 1936"
+    automatic: ClassVar[bool] = True
 
     def refuse(self, layer: Layer) -> str | None:
         """Only matrices, and stacks of matrices."""

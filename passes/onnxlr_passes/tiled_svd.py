@@ -45,7 +45,6 @@ class TiledSvd(TiledPass, ChainPass):
     name: ClassVar[str] = "tiled-svd"
     summary: ClassVar[str] = "p×q tiles of rank r as two batched MatMuls, or two grouped convs"
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
-    automatic: ClassVar[bool] = False
     paper: ClassVar[str] = "Lee et al. 2019, arXiv 1905.10145"
 
     def refuse(self, layer: Layer) -> str | None:

@@ -18,6 +18,7 @@ class Tucker2(ConvPass):
     summary: ClassVar[str] = "S→T as 1×1 conv S→r_s, k×k conv r_s→r_t, 1×1 conv r_t→T"
     numbers: ClassVar[tuple[int, ...]] = (1, 2)
     paper: ClassVar[str] = "Kim et al. 2015, arXiv 1511.06530"
+    automatic: ClassVar[bool] = True
     equation: ClassVar[str] = "xs,yxp,ty->tsp"
 
     def factorize(self, layer: Layer, rank: Rank) -> tuple[Array, ...]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import onnxlr
+from onnxlr.cli.actions import passes
 from onnxlr.errors import UsageError
-from onnxlr.methods.registry import installed_passes
+from onnxlr.methods.registry import choose_passes, find_pass, installed_passes
 from onnxlr.system.cache import key_of
 from tests.support.builders import linear
 from tests.support.installed import forget_installed, write_metadata
@@ -116,5 +117,50 @@ NAMELESS = """
 )
 def test_what_is_no_pass_is_told_with_who_brings_it(install: Install, source: str) -> None:
     install(source, "1.0")
+    assert "others" not in installed_passes()
     with pytest.raises(UsageError, match="'others' of others_0 is no pass"):
-        installed_passes()
+        find_pass("others")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (NAMELESS, "is no pass of that name"),
+        ("import a_module_that_is_not_there", "can't be loaded"),
+        ("raise SystemExit(3)", "can't be loaded"),
+        ("class Another: pass", "can't be loaded"),
+    ],
+)
+def test_a_broken_pass_stops_only_who_names_it(
+    install: Install, source: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(source, "1.0")
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    model = linear(weight)
+    assert len(onnxlr.optimize(model, rank=8, verify="none").plan.replaced) == 1
+    assert onnxlr.inspect(model)
+    with pytest.raises(UsageError, match=f"'others' of others_0 {reason}"):
+        onnxlr.optimize(model, rank=8, verify="none", method="others")
+    passes()
+    printed = capsys.readouterr().out
+    assert "channel-svd" in printed
+    assert "others_0" in printed
+    assert reason in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(("line", "joins"), [("automatic = True", True), ("", False)])
+def test_a_new_pass_joins_auto_only_if_it_says_so(install: Install, line: str, joins: bool) -> None:
+    source = """
+        from onnxlr.methods import ChainPass
+        from onnxlr_passes.svd import Svd
+
+        class Others(ChainPass):
+            name, summary, ops, paper = "others", "as svd", ("MatMul",), ""
+            LINE
+            refuse, factorize, write = Svd.refuse, Svd.factorize, Svd.write
+            factor_shapes, compose = Svd.factor_shapes, Svd.compose
+            full_rank, unfoldings = Svd.full_rank, Svd.unfoldings
+    """
+    install(source.replace("LINE", line), "1.0")
+    assert ("others" in {p.name for p in choose_passes(("auto",))}) == joins
+    assert [p.name for p in choose_passes(("others",))] == ["others"]

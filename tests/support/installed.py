@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnxlr.methods.registry import installed_passes
+from onnxlr.methods import registry
 from onnxlr.system import cache
 
 
@@ -20,5 +20,5 @@ def write_metadata(folder: Path, name: str, version: str, passes: Mapping[str, s
 
 def forget_installed() -> None:
     """Have this process look up anew which packages with methods are installed."""
-    installed_passes.cache_clear()
+    registry._found.cache_clear()
     cache._pass_packages.cache_clear()
