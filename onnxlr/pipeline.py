@@ -11,7 +11,7 @@ import onnx
 from onnxlr.calibrate.stage import Calibrated, calibrate_layers
 from onnxlr.candidates.fits import Fits, fit_all
 from onnxlr.candidates.spectra import decompose
-from onnxlr.errors import OutputError, UsageError
+from onnxlr.errors import ModelError, OutputError, UsageError
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.select import name_filter
 from onnxlr.methods.base import GraphPass
@@ -41,7 +41,7 @@ from onnxlr.system.cache import Cache, open_cache
 from onnxlr.system.cluster import Cluster
 from onnxlr.system.files import staged_texts, workspace, write_failure
 from onnxlr.system.pool import Pool
-from onnxlr.system.session import Session
+from onnxlr.system.session import NO_KERNEL, Session
 from onnxlr.system.time_limit import TimeLimit
 from onnxlr.verify.endings import endings
 from onnxlr.verify.examination import Examination, doubts_of, examine
@@ -49,6 +49,12 @@ from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
 
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
+
+# What to do about operators that the runtime has no kernel for, by --verify.
+_WITHOUT_RUNNING = {
+    "full": "--verify layers does without, and compares each layer that is replaced alone",
+    "layers": "leave out --data, and each layer is compared on inputs that are made up",
+}
 
 
 @dataclass(frozen=True)
@@ -160,20 +166,25 @@ def _open(
 ) -> tuple[Session | None, Feeding | None]:
     """The original in the runtime, with what it is run on; neither where nothing is run whole."""
     if options.verify == "none" or (options.verify == "layers" and options.data is None):
-        run_onnx_checker(source)
+        run_onnx_checker(source, plugins=options.verify == "layers")
         return None, None
     with progress.stage("open the model", None):
         check_memory(source, options.machine, 2)  # it, and what it becomes
-        return open_with_feeding(
-            source,
-            options.machine,
-            data=options.data,
-            validation=options.validation,
-            labels=options.labels,
-            shapes=options.shapes,
-            batch=options.batch,
-            seed=options.seed,
-        )
+        try:
+            return open_with_feeding(
+                source,
+                options.machine,
+                data=options.data,
+                validation=options.validation,
+                labels=options.labels,
+                shapes=options.shapes,
+                batch=options.batch,
+                seed=options.seed,
+            )
+        except ModelError as error:
+            if any(words in str(error) for words in NO_KERNEL):
+                raise ModelError(f"{error}; {_WITHOUT_RUNNING[options.verify]}") from None
+            raise
 
 
 def _prepare(
@@ -290,7 +301,7 @@ def _finish(evaluator: Evaluator, selection: Selection, table: LatencyTable | No
     if selection.chosen:
         built = builder.build(selection.variant)
         if evaluator.judge is None:
-            run_onnx_checker(load(built.path))
+            run_onnx_checker(load(built.path), plugins=evaluator.options.verify == "layers")
     else:
         path, nbytes = copy_source(source, builder.folder, builder.file_name)
         built = Built(path, nbytes, count_params(source.model))

@@ -10,9 +10,11 @@ from onnxlr import api, measure
 from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
 from onnxlr.methods.registry import broken_passes, installed_passes
+from onnxlr.model.constants import count_params
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
 from onnxlr.model.load import Source, load
 from onnxlr.progress import Progress, Silent
+from onnxlr.report.notes import fed_note
 from onnxlr.report.report import json_text
 from onnxlr.system.files import write_text
 
@@ -57,10 +59,11 @@ def inspect(
     progress = Silent() if quiet else ProgressBars()
     source = _read_model(progress, model, (json_out,))
     rows = api.inspect(source, method=_split(method), progress=progress, **options)
+    params = count_params(source.model)
     if json_out:
-        _write_json(json_out, tables.inspection_dict(rows))
+        _write_json(json_out, tables.inspection_dict(rows, params))
     if not quiet and json_out != STANDARD_OUTPUT:
-        tables.show_inspection(open_console(), rows)
+        tables.show_inspection(open_console(), rows, params, fed_note(source.model))
 
 
 def apply(plan: str, model: str, out: str, *, data: str | None, quiet: bool) -> None:

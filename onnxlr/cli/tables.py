@@ -88,8 +88,13 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         console.print(f"note: {result.metric.line_without_limit}", style="yellow")
 
 
-def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
-    """Print a row for every method that fits a layer; one with the reasons if none does."""
+def show_inspection(
+    console: Console, rows: Sequence[LayerInspection], params: int, notes: Sequence[str]
+) -> None:
+    """Print a row for every method that fits a layer; one with the reasons if none does.
+
+    ``params`` counts those of the whole file.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("layer", "op", "shape", "method"):
         table.add_column(column, overflow="fold")
@@ -119,9 +124,12 @@ def show_inspection(console: Console, rows: Sequence[LayerInspection]) -> None:
     users = sum(len(r.layer.uses) for r in rows)
     fitting = sum(any(0 not in f.break_even for f in r.fits) for r in rows)
     console.print(
-        f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} parameters; "
-        f"{fitting} can be factorized with a saving",
+        f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} of the file's "
+        f"{params:,} parameters (vectors and small arrays aren't listed); {fitting} can be "
+        "factorized with a saving",
     )
+    for note in notes:
+        console.print(f"note: {note}", style="yellow")
 
 
 def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -> None:
@@ -196,9 +204,10 @@ def sparkline(values: Any, width: int = 24) -> str:
     return "".join(blocks[math.ceil(8 * float(v) / top)] for v in picks)
 
 
-def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
-    """The content that ``inspect --json`` writes."""
+def inspection_dict(rows: Sequence[LayerInspection], params: int) -> dict[str, Any]:
+    """The content that ``inspect --json`` writes; ``params`` counts those of the whole file."""
     return {
+        "params": params,
         "layers": [
             {
                 "name": r.layer.name,
@@ -221,7 +230,7 @@ def inspection_dict(rows: Sequence[LayerInspection]) -> dict[str, Any]:
                 ],
             }
             for r in rows
-        ]
+        ],
     }
 
 

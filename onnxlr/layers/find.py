@@ -11,9 +11,10 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.names import layer_names
 from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, weight_slots
 from onnxlr.layers.shapes import shape_of
-from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, trace
+from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, is_large_matrix, is_view, trace
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
 _LARGEST = 1e100  # value of a weight up to which squares, and sums of them, stay in range
@@ -31,7 +32,8 @@ class _WeightInput:
 def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     """Every layer of a model, in graph order; those that can't be factorized have their reason.
 
-    The nodes of subgraph bodies and of local functions count too.
+    The nodes of subgraph bodies and of local functions count too. So do large matrices of real
+    numbers that any other operator reads, which no method replaces.
 
     Parameters
     ----------
@@ -41,13 +43,22 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
     """
     axes = axis_counts(model.graph)
     inputs: dict[ir.Value, list[_WeightInput]] = {}
+    others: dict[ir.Value, list[_WeightInput]] = {}
     places: dict[ir.Value, str] = {}
-    for place, node in _nodes(model):
-        for item in _weight_inputs(node, model.graph, shapes, axes):
-            inputs.setdefault(item.trace.root, []).append(item)
-            if place:
-                places.setdefault(item.trace.root, place)
-    layers = [_layer(root, items, places.get(root)) for root, items in inputs.items()]
+    order: dict[ir.Value, int] = {}
+    for i, (place, node) in enumerate(_nodes(model)):
+        found = [*_weight_inputs(node, model.graph, shapes, axes)]
+        unlisted = [*_other_inputs(node, {item.use.slot for item in found})]
+        for items, by_root in ((found, inputs), (unlisted, others)):
+            for item in items:
+                by_root.setdefault(item.trace.root, []).append(item)
+                order.setdefault(item.trace.root, i)
+                if place:
+                    places.setdefault(item.trace.root, place)
+    for root in others.keys() - inputs.keys():
+        inputs[root] = others[root]
+    roots = sorted(inputs, key=lambda root: order[root])
+    layers = [_layer(root, inputs[root], places.get(root)) for root in roots]
     return tuple(
         replace(layer, name=name) for layer, name in zip(layers, layer_names(layers), strict=True)
     )
@@ -89,6 +100,41 @@ def _weight_inputs(
         yield _WeightInput(use, kind, origin)
 
 
+def _other_inputs(node: ir.Node, listed: set[int]) -> Iterator[_WeightInput]:
+    """The inputs of a node that are large matrices, though not known as its weights."""
+    slots = [
+        (slot, value)
+        for slot, value in enumerate(node.inputs)
+        if value is not None and slot not in listed and is_large_matrix(value)
+    ]
+    if not slots or is_view(node) or all(v is None or trace(v) for v in node.inputs):
+        return  # a session computes with constants alone when it loads
+    for slot, value in slots:
+        origin = trace(value)
+        if origin is not None and origin.dtype is not None:
+            none = (None, None, None, None)
+            yield _WeightInput(Use(node, slot, False, origin.dtype, *none), "other", origin)
+
+
+def fed_weights(model: ir.Model) -> list[str]:
+    """Names of inputs without a value that layers would multiply by, or look up in."""
+    fed: dict[str, None] = {}
+    for node in model.graph:
+        slots, kind = weight_slots(node)
+        if kind not in ("matrix", "conv", "conv-transpose", "gather", "recurrent"):
+            continue
+        for slot in [max(slots)] if kind == "matrix" else slots:
+            value = node.inputs[slot] if slot < len(node.inputs) else None
+            while value is not None and (view := value.producer()) is not None and is_view(view):
+                value = view.inputs[0]
+            if value is None or not value.is_graph_input() or constant(value) is not None:
+                continue
+            shape = value.shape
+            if shape is not None and len(shape) > 1 and all(isinstance(d, int) for d in shape):
+                fed[value.name or ""] = None
+    return list(fed)
+
+
 def _is_embedding(origin: Trace) -> bool:
     """Whether what a Gather looks up in is a table of features, quantized or not."""
     tensor = constant(origin.root)
@@ -109,8 +155,8 @@ def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Lay
     perm = first.trace.perm
     uses = []
     reason = next((item.trace.reason for item in inputs if item.trace.reason), None)
-    if first.kind == "recurrent":
-        reason = reason or f"no method replaces the weights of {first.use.node.op_type}"
+    if first.kind in ("recurrent", "other"):
+        reason = reason or _no_method(first.use.node)
     for item in inputs:
         swapped = item.trace.perm != perm
         if swapped and item.trace.perm != _swap_last(perm):
@@ -132,6 +178,17 @@ def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Lay
     weight_refusal = _weight_refusal(layer, tensor, inputs, place)
     refusal = weight_refusal or reason or _refusal(layer, inputs)
     return replace(layer, weight_refusal=weight_refusal, refusal=refusal)
+
+
+def _no_method(node: ir.Node) -> str:
+    """That an operator's weights have no method."""
+    if node.domain == "com.microsoft.nchwc":
+        return (
+            "ONNX Runtime has put the weight into the order of this processor: optimize the model "
+            "that it was made of, or save that with fewer optimizations"
+        )
+    domain = "" if is_standard(node, node.op_type) else f"{node.domain}."
+    return f"no method replaces the weights of {domain}{node.op_type}"
 
 
 def _swap_last(perm: Shape) -> Shape:

@@ -47,10 +47,9 @@ class Use:
 
     @property
     def x(self) -> ir.Value:
-        """The operand that isn't the weight."""
-        other = self.node.op_type in ("MatMul", "Gemm", "Gather") and self.slot == 0
-        index = 1 if other else 0
-        value = self.node.inputs[index]
+        """The operand that isn't the weight; the weight itself where there is none."""
+        values = [v for i, v in enumerate(self.node.inputs) if i != self.slot and v is not None]
+        value = values[0] if values else self.node.inputs[self.slot]
         assert value is not None
         return value
 
@@ -159,17 +158,27 @@ class Layer:
         ModelError
             If it holds NaN or infinity.
         """
-        tensor = constant(self.weight)
-        assert tensor is not None
-        array = values_of(tensor)
-        with np.errstate(invalid="ignore"):  # a signaling NaN counts, and warns of nothing
-            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        if bad:
+        array = self._values()
+        if bad := _count_not_finite(array):
             raise ModelError(
                 f"the weight {self.weight.name!r} of {self.op} {self.name!r} holds {bad} NaN or "
                 f"infinite values out of {array.size}: repair or re-export the model"
             )
         return array
+
+    def is_finite(self) -> bool:
+        """Whether the weight holds numbers throughout."""
+        return not _count_not_finite(self._values())
+
+    def _values(self) -> NDArray[np.generic]:
+        tensor = constant(self.weight)
+        assert tensor is not None
+        return values_of(tensor)
+
+
+def _count_not_finite(array: NDArray[np.generic]) -> int:
+    with np.errstate(invalid="ignore"):  # a signaling NaN counts, and warns of nothing
+        return int(array.size - np.count_nonzero(np.isfinite(array)))
 
 
 def _use_macs(use: Use, shape: Shape) -> int | None:

@@ -22,13 +22,16 @@ def layer_names(layers: Sequence[Layer]) -> list[str]:
 
     It is the first user's, unless that is none, says nothing ("node_Conv_211") where the weight's
     says where in the network it is ("r3.a.0.weight"), or is another layer's too: then the weight's,
-    with a number if that is taken.
+    with a number if that is taken. A user of several weights gives its name to the one that it
+    multiplies by, if there is one.
     """
-    users = Counter(layer.name for layer in layers)
+    known = Counter(layer.name for layer in layers if layer.kind != "other")
+    users = Counter(layer.name for layer in layers if layer.name not in known) + known
     names: dict[str, None] = {}
     for layer in layers:
         weight = layer.weight.name or ""
-        unique = bool(layer.name) and users[layer.name] == 1
+        beside = layer.kind == "other" and layer.name in known
+        unique = bool(layer.name) and users[layer.name] == 1 and not beside
         if unique and _says_nothing(layer.name, layer.op) and _PLACE.fullmatch(weight):
             unique = weight in users
         stem = layer.name if unique else weight or "weight"

@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
+from onnxlr.layers.operators import FLOATS
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.folding import FOLDED
 from onnxlr.model.graph import is_standard
 
+_LARGE = 1024  # elements of a matrix that is listed whatever reads it
 _VIEWS = ("Identity", "Transpose", "Cast")
 
 
@@ -151,6 +153,21 @@ def foreign_user(value: ir.Value, inputs: set[tuple[ir.Node, int]]) -> str | Non
                 return f"{node.op_type} {node.name or '(unnamed)'!r} also needs the whole weight"
             values.append(output)
     return None
+
+
+def is_view(node: ir.Node) -> bool:
+    """Whether a node only shows what it reads in another order or type."""
+    return is_standard(node, *_VIEWS)
+
+
+def is_large_matrix(value: ir.Value) -> bool:
+    """Whether a value shows a constant of real numbers with two sides, and many elements."""
+    while (node := value.producer()) is not None and is_view(node) and node.inputs[0] is not None:
+        value = node.inputs[0]
+    tensor = constant(value)
+    if tensor is None or tensor.dtype not in FLOATS or tensor.size < _LARGE:
+        return False
+    return sum(int(d) > 1 for d in tensor.shape) > 1  # type: ignore[arg-type]
 
 
 def is_fixed(origin: Trace | None) -> bool:

@@ -137,6 +137,11 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
     That makes a copy of a ``ModelProto`` too, which is needed: onnx-ir keeps the messages it gets,
     and changes names in them.
     """
+    if data[4:8] == b"ORTM":
+        raise ModelError(
+            f"{label} is in ONNX Runtime's own format (.ort), which nothing else reads: give the "
+            ".onnx file that it was made of"
+        )
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import onnx_ir as ir
+
+from onnxlr.layers.find import fed_weights
 from onnxlr.model.graph import DEFAULT_VALUES_IR
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
@@ -31,6 +34,7 @@ def notes_of(
     notes += _judgement_notes(evaluator, selection)
     notes += _timing_notes(evaluator, table)
     notes += _lost_inputs(evaluator, plan)
+    notes += fed_note(evaluator.prepared.model)
     pool = evaluator.factorizer.pool
     notes += pool.notes
     if isinstance(pool.workers, Cluster):
@@ -135,6 +139,17 @@ def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:
     return [
         f"{len(lost)} of the weights that were replaced could be given as inputs too, which is "
         f"over: {named}"
+    ]
+
+
+def fed_note(model: ir.Model) -> list[str]:
+    """That weights aren't in the file, so that nothing can be made of them."""
+    if not (fed := fed_weights(model)):
+        return []
+    named = ", ".join(fed[:_NAMED]) + (", …" if len(fed) > _NAMED else "")
+    return [
+        f"{len(fed)} inputs are used as weights are, and have no value in the file: {named}; "
+        "export the model with its weights (export_params=True) to have them replaced"
     ]
 
 

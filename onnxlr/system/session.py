@@ -30,6 +30,8 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 # A file and line of ONNX Runtime's source in a message, and the signature of the function there.
 _SOURCE_LINE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
 _MOST_INPUTS = 8  # that a message names
+# What the runtime says of operators that it doesn't know, or not for these types.
+NO_KERNEL = ("Could not find an implementation", "not a registered function/op", "No Op registered")
 _STOP_SECONDS = 10.0  # for a run to notice that it is to end
 _LOG_FATAL = 4  # failures arrive as exceptions, so that printing them too would say them twice
 

@@ -40,7 +40,8 @@ class ExpandAtLoad(TiledPass, WeightPass):
         """Only what has no two sides."""
         _, m, n = self.sides(layer)
         if min(m, n) > 1:
-            return None
+            mask = layer.kind == "other" and not layer.is_finite()
+            return "the weight isn't finite, as masks aren't" if mask else None
         return f"expand-at-load has nothing to factorize in a weight of shape {layer.stored_shape}"
 
     def grids(self, layer: Layer) -> tuple[Grid, ...]:
