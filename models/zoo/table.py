@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,31 +14,7 @@ from rich.table import Table
 
 import onnxlr
 from models.zoo.models import ZooModel
-
-# Which words in the reason for keeping a layer make which kind. The first that match count: they
-# name the hurdle at which the most promising method of the layer fell.
-_KINDS = (
-    ("no method was chosen", "NO REASON"),
-    ("put back: the whole model is not", "put back: not faster as a whole"),
-    ("put back: not verified within", "put back: trials used up"),
-    ("put back: the file would grow", "put back: the file would grow"),
-    ("other layers save more", "other layers save more for less"),
-    ("the limit is", "put back: accuracy"),
-    ("put back:", "put back: other"),
-    ("faster", "not faster alone"),
-    ("saves anything (rank 1 takes", "no rank saves anything"),
-    ("only up to", "needs too high a rank"),
-    ("above the noise", "nothing above the noise"),
-    ("all zeros", "all zeros"),
-    ("bodies are not rewritten", "in the body of an If, Loop or function"),
-    ("quantized", "quantized"),
-    ("is a vector of", "a vector"),
-    ("computed by", "computed from constants"),
-    ("also needs the whole weight", "needed whole elsewhere"),
-    ("shared by", "shared between operators"),
-    ("its users", "its users rule it out"),
-    (" replaces ", "operator without a method yet"),
-)
+from onnxlr.report.reasons import counted
 
 COLUMNS = (
     *("model", "layers found", "replaced", "kept", "MB", "million MACs"),
@@ -61,17 +35,9 @@ class Outcome:
     failures: tuple[str, ...]
 
 
-def kind_of(reason: str) -> str:
-    """Return the kind of a reason for which a layer was kept."""
-    kinds = (kind for part, kind in _KINDS if part in reason)
-    # A reason that isn't listed above makes one kind too, so its numbers are left out.
-    return next(kinds, f"other ({re.sub(r'[0-9][0-9.,]*', '#', reason)})")
-
-
 def kept_words(report: dict[str, Any]) -> str:
     """Return how many layers of a report were kept for each kind of reason."""
-    kinds = Counter(kind_of(r["reason"]) for r in report["layers"] if r["decision"] == "keep")
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"
+    return counted(r["reason"] for r in report["layers"] if r["decision"] == "keep") or "none"
 
 
 def row(outcome: Outcome) -> tuple[str, ...]:

@@ -39,8 +39,10 @@ def spectra_section(report: Report) -> str:
         ]
     )
     words = (
-        "Singular values of the weight as the method unfolds it, as shares of the largest. The "
-        "steeper they fall, the less a rank leaves out. Where a method has several ranks, each has "
+        "The spectrum of a layer: the singular values of its weight as the method unfolds it, as "
+        "shares of the largest. The steeper they fall, the less a rank leaves out. EVBMF (the "
+        "empirical variational Bayes matrix factorization) takes small ones for noise, which it "
+        "estimates, and keeps those that stand out. Where a method has several ranks, each has "
         "its curve: solid for the first, dashed for the second, dotted for the third."
     )
     return section(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = (
+    ("word", ""),
     ("number", "loss"),
     ("number", "between"),
     ("number", "ms"),
@@ -43,7 +44,7 @@ def frontier_section(report: Report) -> str:
         "What more or less loss would buy",
         f"<p>{escape(_WORDS)}</p>",
         f'<figure class="panel">{_curve(points, promise, label)}</figure>',
-        table("Every model that was judged", (("word", ""), *_COLUMNS), rows),
+        table("Every model that was judged", _COLUMNS, rows),
     )
 
 
@@ -59,8 +60,8 @@ def _row(point: Point, promise: Promise) -> str:
         str(point.layers),
         point.file_name,
     )
-    cells = zip((kind for kind, _ in _COLUMNS), texts, strict=True)
-    return table_row("this one" if point.chosen else "", cells, "" if point.chosen else "kept")
+    head, kind = ("this one", "") if point.chosen else ("", "kept")
+    return table_row(head, _COLUMNS, texts, kind)
 
 
 def _curve(points: Sequence[Point], promise: Promise, label: str) -> str:

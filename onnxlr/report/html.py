@@ -7,6 +7,7 @@ from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
 from onnxlr.report.frontier_figure import frontier_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
+from onnxlr.report.reasons import counted
 from onnxlr.report.report import Report
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Quality
@@ -50,11 +51,11 @@ def write_page(report: Report) -> str:
     style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = (
         _outcome(report),
+        _decisions(report),
         frontier_section(report),
         spectra_section(report),
         tradeoff_section(report),
         latency_section(report),
-        _decisions(report),
         _circumstances(report),
     )
     content = "\n".join(s for s in sections if s)
@@ -76,7 +77,7 @@ def write_page(report: Report) -> str:
 <header>
 <p class="kicker">Low-rank factorization by onnxlr {escape(report.version)}</p>
 <h1>{name_element(model)}</h1>
-<p class="verdict">{escape(_capital(report.verdict))}.</p>
+<p class="verdict">{escape(_headline(report))}</p>
 <p class="kicker">{escape(_capital(report.claim))}</p>{choice}
 </header>
 {content}
@@ -84,6 +85,17 @@ def write_page(report: Report) -> str:
 </body>
 </html>
 """
+
+
+def _headline(report: Report) -> str:
+    """The verdict with the speed-up and the limit: what a reader takes away."""
+    speed, promise = report.speed, report.promise
+    sentences = [f"{_capital(report.verdict)}."]
+    if report.replaced and speed is not None:
+        sentences.append(f"{speed.speedup:.2f}× measured ({speed.verdict}).")
+    if report.replaced and promise is not None and report.loss_words:
+        sentences.append(f"{_capital(report.loss_words)}; the limit is {promise.limit_text}.")
+    return " ".join(sentences)
 
 
 def _outcome(report: Report) -> str:
@@ -106,7 +118,9 @@ def _tiles(report: Report) -> str:
         tiles[0] = ("speed-up", f"{speed.speedup:.2f}×", interval)
     if quality is not None:
         values = f"{quality.original:.4f} → {quality.optimized:.4f}"
-        tiles[1] = (quality.metric, report.loss_words or _drop(quality), values)
+        lost, _, ends = (report.loss_words or _drop(quality)).partition(" (")
+        aside = f"{ends.rstrip(')')}; {values}" if ends else values
+        tiles[1] = (quality.metric, lost, aside)
     for name, before, after in _sizes(report)[:2]:
         tiles.append((name, _percent(before, after), f"{before:,} → {after:,}"))
     content = definition_list(
@@ -131,10 +145,7 @@ def _rows(report: Report) -> list[str]:
         times = (ms_text(speed.a.median_ms), ms_text(speed.b.median_ms))
         ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
         rows.append(("median ms", *times, f"{ratio}, {speed.verdict}"))
-    return [
-        table_row(escape(name), (("number", a), ("number", b), ("", change)))
-        for name, a, b, change in rows
-    ]
+    return [table_row(escape(name), _BEFORE_AFTER, values) for name, *values in rows]
 
 
 def _sizes(report: Report) -> tuple[tuple[str, int, int], ...]:
@@ -177,10 +188,12 @@ def _sentences(report: Report) -> list[str]:
 def _decisions(report: Report) -> str:
     methods = ", ".join(f"{method} {count}" for method, count in report.methods().most_common())
     words = f"{len(report.replaced)} of {len(report.decisions)} layers replaced"
+    kept = counted(d.reason for d in report.decisions if d.decision == KEEP)
     return section(
         "Decisions",
-        f"<p>{escape(f'{words}: {methods}' if methods else words)}. Errors are relative; – is what "
-        "does not apply or was not measured.</p>",
+        f"<p>{escape(f'{words}: {methods}' if methods else words)}.</p>",
+        f"<p>{escape(f'Kept: {kept}')}.</p>" if kept else "",
+        "<p>Errors are relative; – is what does not apply or was not measured.</p>",
         table("Every layer, and why", _LAYER_COLUMNS, map(_decision, report.decisions)),
     )
 
@@ -202,8 +215,8 @@ def _decision(decision: Decision) -> str:
         times,
         d.reason,
     )
-    cells = zip((kind for kind, _ in _LAYER_COLUMNS[1:]), texts, strict=True)
-    return table_row(name_element(d.name), cells, "kept" if d.decision == KEEP else "")
+    kind = "kept" if d.decision == KEEP else ""
+    return table_row(name_element(d.name), _LAYER_COLUMNS, texts, kind)
 
 
 def _circumstances(report: Report) -> str:

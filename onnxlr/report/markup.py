@@ -56,16 +56,23 @@ def table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[str])
     )
 
 
-def table_row(head: str, cells: Iterable[tuple[str, str]], kind: str = "") -> str:
-    """A row of a table: its heading, which is HTML already, and cells of (class, text).
+def table_row(
+    head: str, columns: Sequence[tuple[str, str]], texts: Sequence[str], kind: str = ""
+) -> str:
+    """A row of a table: its heading, which is HTML already, and a cell for each other column.
+
+    Where the page is narrow, a row is a card: the title of its column stands before each cell.
 
     Examples
     --------
-    >>> table_row("bytes", [("number", "12")])
-    '<tr><th scope="row">bytes</th><td class="number">12</td></tr>'
+    >>> table_row("bytes", [("", "size"), ("number", "original")], ["12"])
+    '<tr><th scope="row">bytes</th><td class="number" data-title="original">12</td></tr>'
     """
-    data = "".join(f"<td{_class(style)}>{escape(text)}</td>" for style, text in cells)
-    return f'<tr{_class(kind)}><th scope="row">{head}</th>{data}</tr>'
+    cells = "".join(
+        f'<td{_class(style)} data-title="{escape(title)}">{escape(text)}</td>'
+        for (style, title), text in zip(columns[1:], texts, strict=True)
+    )
+    return f'<tr{_class(kind)}><th scope="row">{head}</th>{cells}</tr>'
 
 
 def _class(kind: str) -> str:

@@ -204,10 +204,10 @@ def test_sections_come_in_order_and_only_with_data() -> None:
     titles = [h["text"] for h in Page(plain()).all("h2")]
     assert titles == [
         "Before and after",
+        "Decisions",
         "Singular values and ranks",
         "Error against cost",
         "Latency of the replaced layers",
-        "Decisions",
         "Circumstances",
     ]
     untimed = (replace(weighed("a"), after_ms=None),)
@@ -218,6 +218,30 @@ def test_sections_come_in_order_and_only_with_data() -> None:
     assert "Error against cost" not in write_page(
         report((replace(weighed("a"), alternatives=unpredicted),))
     )
+
+
+def test_the_verdict_comes_with_the_speed_and_the_limit() -> None:
+    made = report(tuple(weighed(name) for name in "ab"))
+    (verdict,) = Page(write_page(made)).all("p", "verdict")
+    assert verdict["text"].startswith(made.verdict[0].upper() + made.verdict[1:] + ". ")
+    assert made.speed is not None
+    assert f"{made.speed.speedup:.2f}× measured ({made.speed.verdict})." in verdict["text"]
+
+
+def test_reasons_are_counted_by_kind() -> None:
+    kept = [replace(decision(name, KEEP), reason="not measurably faster") for name in "abc"]
+    others = [replace(decision("d", KEEP), reason="put back: top1 falls; the limit is 0.01")]
+    page = Page(write_page(report((*kept, *others))))
+    assert "Kept: 3 not faster alone, 1 put back: accuracy." in page.all("section")[1]["text"]
+
+
+def test_a_cell_knows_the_title_of_its_column() -> None:
+    """Where the page is narrow, a row is a card without the table's head."""
+    page = Page(plain())
+    titles = [h["text"] for h in page.all("th") if h["attrs"].get("scope") == "col"]
+    cells = [td["attrs"]["data-title"] for td in page.all("td")]
+    assert set(cells) <= set(titles)
+    assert {"rank", "reason", "original", "change"} <= set(cells)
 
 
 def test_bars_are_in_proportion_and_the_most_saving_comes_first() -> None:
