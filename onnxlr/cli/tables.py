@@ -30,6 +30,7 @@ def show_report(console: Console, report: Report) -> None:
     table.add_column("reason", overflow="fold")
     for row in report.decisions:
         replaced = row.decision != KEEP
+        error = row.output_error if row.output_error is not None else row.error
         table.add_row(
             row.name,
             row.op,
@@ -38,7 +39,7 @@ def show_report(console: Console, report: Report) -> None:
             rank_text(row.rank) if row.rank else "",
             _change(row.params_before, row.params_after) if replaced else f"{row.params_before:,}",
             _change(row.macs_before, row.macs_after) if replaced else _count(row.macs_before),
-            f"{row.error:.3f}" if row.error is not None else "",
+            "" if error is None else f"{error:.3f}",
             row.reason,
             style=None if replaced else "dim",
         )

@@ -7,6 +7,7 @@ from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluation, Evaluator
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen, choices_of
+from onnxlr.plan.verdicts import put_back_reasons
 from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
@@ -125,7 +126,7 @@ def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict
         items = chosen
         ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
         half = len(ranked) // 2
-        reasons |= dict.fromkeys(ranked[half:], f"put back: {why}")
+        reasons |= put_back_reasons(ranked[half:], why)
         chosen, evaluation = {name: items[name] for name in ranked[:half]}, None
     return None, reasons
 

@@ -10,6 +10,7 @@ from onnxlr.plan.ladder import Ladder, Rung, why_too_slow
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen, choices_of
+from onnxlr.plan.verdicts import put_back_reasons
 from onnxlr.prepare.samples import Samples
 from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
@@ -98,7 +99,7 @@ def settle(
     if refused is not None:
         if evaluator.options.fraction is not None:
             raise BudgetError(f"the budget can't be met: {refused.why}")
-        reasons |= dict.fromkeys(refused.rung.chosen, f"put back: {refused.why}")
+        reasons |= put_back_reasons(refused.rung.chosen, refused.why)
     for rung, quality in reversed(holding):
         speed, why = None, None
         if evaluator.timed:
@@ -111,7 +112,7 @@ def settle(
                 *(evaluator, proposal, rung.chosen, quality, speed),
                 *(reasons, rung.variant, refused),
             )
-        reasons |= dict.fromkeys(rung.chosen, f"put back: {why}")
+        reasons |= put_back_reasons(rung.chosen, why)
     with evaluator.progress.stage("verify", None):
         quality = (examiner or judge).judge(evaluator.session)
         empty = evaluator.factorizer.variant({})

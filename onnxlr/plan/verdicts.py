@@ -1,6 +1,7 @@
 """What is said of a model's quality: outside the limit, or not shown to be within it."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnxlr.verify.fidelity import Quality
@@ -116,3 +117,16 @@ class Verdicts:
                 "it may: --metric module:function"
             )
         return None
+
+
+def put_back_reasons(names: Collection[str], why: str) -> dict[str, str]:
+    """The reason for each layer that a trial put back, by name; a joint one is called so.
+
+    Examples
+    --------
+    >>> put_back_reasons(["a", "b"], "slower")["a"]
+    'put back together with 1 other: slower'
+    """
+    others = len(names) - 1
+    together = "" if not others else f" together with {others} other{'s' if others > 1 else ''}"
+    return dict.fromkeys(names, f"put back{together}: {why}")

@@ -37,7 +37,6 @@ PROBES: tuple[float, ...] = (0.1, 0.25, 0.6)
 FEW_PROBES: tuple[float, ...] = (0.25,)
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
-_TOLD = 2  # candidates that aren't faster, of which the reason speaks
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ def _timed(
         if time is None:
             share = 1.0 if item.choice.graph_pass.at_load else _share_of_work(layer, item)
         elif time is CRASHED:
-            slow.append(time.refusal(item.choice))
+            slow.append((time.after_ms / time.before_ms, time.refusal(item.choice)))
             continue
         else:
             times[item.choice] = time
@@ -234,14 +233,14 @@ def _timed(
         if time is None or time.faster or not aim.vetoed:
             shares.append((item, share))
         else:
-            slow.append(time.refusal(item.choice))
+            slow.append((time.after_ms / time.before_ms, time.refusal(item.choice)))
     # One time for the layer as it is, so that the noise of many measurements doesn't choose.
     whole = float(np.median(before)) if before else _usual_ms(layer)
     return _Priced(
         whole + _PER_PARAMETER * layer.params,
         [replace(c, cost=share * whole + _PER_PARAMETER * c.params) for c, share in shares],
         times,
-        "; ".join(slow[-_TOLD:]) if slow and not shares else "" if considered else why,
+        min(slow)[1] if slow and not shares else "" if considered else why,
     )
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 # Which words in a reason make which kind. The first that match count: they name the hurdle at
 # which the most promising method of the layer fell.
 _KINDS = (
-    ("put back: the whole model is not", "put back: not faster as a whole"),
-    ("put back: not verified within", "put back: trials used up"),
-    ("put back: the file would grow", "put back: the file would grow"),
+    ("the whole model is", "put back: not faster as a whole"),
+    ("not verified within", "put back: trials used up"),
+    ("the file would grow", "put back: the file would grow"),
     ("other layers save more", "other layers save more for less"),
     ("the limit is", "put back: accuracy"),
-    ("put back:", "put back: other"),
+    ("put back", "put back: other"),
     ("faster", "not faster alone"),
     ("saves anything (rank 1 takes", "no rank saves anything"),
     ("only up to", "needs too high a rank"),
