@@ -99,8 +99,12 @@ def add_initializer(
     return value
 
 
-def copy_metadata(source: ir.Value, target: ir.Value) -> None:
-    """Copy what a value carries besides its name, type and shape."""
+Described = ir.Value | ir.Node | ir.TensorProtocol
+
+
+def copy_metadata(source: Described, target: Described | None) -> None:
+    """Copy what a value, a node or a tensor carries besides what it is."""
+    assert target is not None
     target.meta.update(source.meta)
     target.metadata_props.update(source.metadata_props)
     target.doc_string = source.doc_string

@@ -82,6 +82,12 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     for info in (*proto.graph.input, *proto.graph.output):
         if info.name in others:
             info.type.CopyFrom(others[info.name])
+    for tensor in all_tensors(proto):  # onnx-ir writes what describes an initializer twice
+        if len(tensor.metadata_props) > 1:
+            entries = {entry.key: entry.value for entry in tensor.metadata_props}
+            del tensor.metadata_props[:]
+            for key, value in entries.items():
+                tensor.metadata_props.add(key=key, value=value)
     initializers = {t.name for t in proto.graph.initializer}
     value_info = [v for v in proto.graph.value_info if v.name not in initializers]
     if len(value_info) != len(proto.graph.value_info):

@@ -130,6 +130,7 @@ def _fold_batch_norm(
         "", "Conv", [conv.inputs[0], *weights], conv.attributes.values(), name=conv.name
     )
     constants = [v for v in (*conv.inputs[1:], *norm.inputs[1:]) if v is not None]
+    copy_metadata(conv, replacement)
     copy_metadata(norm.outputs[0], replacement.outputs[0])
     ir.convenience.replace_nodes_and_values(
         graph, norm, [conv, norm], [replacement], [norm.outputs[0]], [replacement.outputs[0]]

@@ -1,6 +1,6 @@
 """Writing chains into a graph in place of the layers that a plan names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,10 @@ from onnxlr.model.graph import (
     opset,
     remove_unused,
 )
-from onnxlr.types import Shapes
+from onnxlr.types import Shapes, rank_text
+
+_NODE_METADATA_IR = 10  # since this version of the format, nodes have metadata
+_OURS = "onnxlr_"  # before the names of those that say how a node was made
 
 
 def rewrite(
@@ -60,7 +63,7 @@ def replace_layer(
     Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
     initializers of the main graph, which every body sees.
     """
-    site = _GraphSite(model, layer, choice.graph_pass.name.replace("-", "_"), factored, names)
+    site = _GraphSite(model, layer, choice, factored, names)
     choice.graph_pass.install(layer, choice.rank, site)
 
 
@@ -68,15 +71,21 @@ class _GraphSite:
     """A layer's place in a graph, with its factors stored there (the ``Site`` of a pass)."""
 
     def __init__(
-        self, model: ir.Model, layer: Layer, method: str, factored: Factored, names: Names
+        self, model: ir.Model, layer: Layer, choice: Choice, factored: Factored, names: Names
     ) -> None:
+        method = choice.graph_pass.name.replace("-", "_")
         self._model, self._layer, self._method, self._names = model, layer, method, names
-        self._shift = factored.shift
+        self._choice, self._shift = choice, factored.shift
         stem = layer.weight.name or layer.name
         self._stored = tuple(
             add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
             for i, factor in enumerate(factored.stored)
         )
+        tensor = constant(layer.weight)
+        assert tensor is not None
+        for factor in self._stored:
+            copy_metadata(layer.weight, factor)
+            copy_metadata(tensor, factor.const_value)
 
     def replace_use(self, use: Use, write: Write) -> None:
         """Put a chain in the place of a user, with a bias that makes up for the mean's loss."""
@@ -91,6 +100,7 @@ class _GraphSite:
         if shift is not None and node.op_type == "MatMul":
             output = _shifted(use, shift, output, writer)
         copy_metadata(node.outputs[0], output)
+        self._describe(writer.nodes, node)
         if writer.graph is not model.graph and use.y_axes is not None:
             # Runtimes want to know of bodies how many axes they give. Before opset 13 they don't
             # find out behind a Reshape to sizes that are read.
@@ -99,6 +109,20 @@ class _GraphSite:
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
         remove_unused(stale)
+
+    def _describe(self, chain: Sequence[ir.Node], node: ir.Node) -> None:
+        """Have the nodes of a chain say what the replaced one said, and what they are."""
+        made = {}
+        if self._model.ir_version >= _NODE_METADATA_IR:
+            first = node.metadata_props.get(f"{_OURS}replaces", node.name or node.outputs[0].name)
+            made = {
+                f"{_OURS}method": self._choice.graph_pass.name,
+                f"{_OURS}rank": rank_text(self._choice.rank),
+                f"{_OURS}replaces": first or "",
+            }
+        for written in chain:
+            written.doc_string = node.doc_string
+            written.metadata_props.update({**node.metadata_props, **made})
 
     def replace_weight(self, write: Write) -> None:
         """Put what multiplies the factors at the head of the main graph, in the weight's place."""
