@@ -13,15 +13,22 @@ from onnxlr.calibrate.statistics import (
     WIDEST,
     RunningMoments,
     Statistics,
-    input_size,
     is_wide,
     merge_statistics,
     weight_only_reason,
 )
-from onnxlr.calibrate.wide import WideMoments, centred, gives_product, rows_to_sample, watched
-from onnxlr.layers.kernel import output_count
+from onnxlr.calibrate.wide import (
+    Lookups,
+    WideMoments,
+    centred,
+    gives_product,
+    rows_to_sample,
+    watched,
+)
+from onnxlr.layers.kernel import matrix_sides
 from onnxlr.layers.layer import Layer
 from onnxlr.limits import SAMPLED_BYTES
+from onnxlr.model.constants import constant
 from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
@@ -133,9 +140,12 @@ def shard_statistics(
         for layer in layers:
             item = moments[layer.name]
             for use in layer.uses:
-                x, y = values[use.x.name or ""], values.get(use.node.outputs[0].name or "")
+                fixed = constant(use.x)
+                x = values[use.x.name or ""] if fixed is None else fixed.numpy()
                 if isinstance(item, WideMoments):
-                    item.add(use, x, y)
+                    item.add(use, x, values.get(use.node.outputs[0].name or ""))
+                elif isinstance(item, Lookups):
+                    item.add(x)
                 else:
                     item.add(use, x)
     return {name: item.statistics() for name, item in moments.items() if item.rows}
@@ -143,8 +153,10 @@ def shard_statistics(
 
 def _moments(
     prepared: Prepared, layer: Layer, first: int, runs: int, seed: int
-) -> RunningMoments | WideMoments:
+) -> RunningMoments | WideMoments | Lookups:
     """What collects the statistics of a layer, from the first of some runs on."""
+    if layer.kind == "gather":
+        return Lookups(layer)
     if not is_wide(layer):
         return RunningMoments(layer, runs, seed)
     layers = sum(weight_only_reason(item) is None and is_wide(item) for item in prepared.layers)
@@ -153,9 +165,12 @@ def _moments(
 
 def _statistics_bytes(layer: Layer) -> int:
     """Bytes of a layer's moments, in the sums and in the statistics."""
+    groups, m, n = matrix_sides(layer)
+    if layer.kind == "gather":
+        return 16 * n
     if is_wide(layer):
-        return 2 * SAMPLED_BYTES + 16 * layer.group * min(output_count(layer), WIDEST) ** 2
-    return 16 * layer.group * input_size(layer) ** 2
+        return 2 * SAMPLED_BYTES + 16 * min(groups * m**2, WIDEST**2)
+    return 16 * groups * n**2
 
 
 def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:

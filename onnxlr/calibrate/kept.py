@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from onnxlr.calibrate.statistics import (
     NO_COVARIANCE,
     Statistics,
-    input_size,
     is_wide,
     weight_only_reason,
 )
 from onnxlr.calibrate.wide import gives_product
-from onnxlr.layers.kernel import output_count
+from onnxlr.layers.kernel import matrix_sides
 from onnxlr.layers.layer import Layer
 from onnxlr.system.cache import Cache
 from onnxlr.types import Array
@@ -47,7 +46,9 @@ def write_statistics(
 def _arrays_of(name: str, item: Statistics, kind: str = "") -> dict[str, NDArray[Any]]:
     """The arrays that statistics consist of, by what they are and the layer's name."""
     arrays: dict[str, NDArray[Any]] = {f"{kind}mean {name}": item.mean}
-    if item.sample is None:
+    if item.lookups is not None:
+        arrays[f"lookups {name}"] = item.lookups
+    elif item.sample is None:
         arrays[f"{kind}covariance {name}"] = pack_symmetric(item.covariance)
     else:
         arrays[f"{kind}sample {name}"] = item.sample
@@ -57,6 +58,9 @@ def _arrays_of(name: str, item: Statistics, kind: str = "") -> dict[str, NDArray
 def _read(arrays: Mapping[str, NDArray[Any]], layer: Layer, kind: str = "") -> Statistics:
     """What ``_arrays_of`` made arrays of."""
     mean, rows = (arrays[f"{kind}{word} {layer.name}"] for word in ("mean", "rows"))
+    if layer.kind == "gather":
+        lookups = arrays[f"lookups {layer.name}"].astype(np.int64)
+        return Statistics(mean, NO_COVARIANCE, int(rows), lookups=lookups)
     if kind or not is_wide(layer):
         covariance = unpack_symmetric(arrays[f"{kind}covariance {layer.name}"])
         return Statistics(mean, covariance, int(rows))
@@ -114,7 +118,10 @@ def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
     """Whether there are arrays for a layer, and they are what its ``Statistics`` are made of."""
     if weight_only_reason(layer) is not None:
         return False
-    groups, n = layer.group, input_size(layer)
+    groups, m, n = matrix_sides(layer)
+    if layer.kind == "gather":
+        shapes: dict[str, tuple[int, ...]] = {"mean": (1, n), "lookups": (n,), "rows": ()}
+        return all(_is_array(arrays, f"{w} {layer.name}", [shape]) for w, shape in shapes.items())
     if not is_wide(layer):
         return _are_moments(arrays, layer.name, groups, n)
     sample, rows = (arrays.get(f"{word} {layer.name}") for word in ("sample", "rows"))
@@ -127,8 +134,7 @@ def _are_statistics(arrays: Mapping[str, NDArray[Any]], layer: Layer) -> bool:
         return False
     if sample.dtype != np.float32:
         return False
-    outputs = output_count(layer) // groups
-    return not gives_product(layer) or _are_moments(arrays, layer.name, groups, outputs, _OUTPUT)
+    return not gives_product(layer) or _are_moments(arrays, layer.name, groups, m, _OUTPUT)
 
 
 def _are_moments(
@@ -152,5 +158,6 @@ def _is_array(
     array = arrays.get(name)
     if array is None or array.shape not in shapes:
         return False
-    kind = "i" if "rows" in name.split(" ")[0] else "f"
+    word = name.split(" ")[0]
+    kind = "i" if word.endswith("rows") or word == "lookups" else "f"
     return array.dtype.kind == kind and bool(np.isfinite(array).all())

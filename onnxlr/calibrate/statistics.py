@@ -1,6 +1,5 @@
 """Statistics of a layer's inputs: mean and covariance, by running sums over sampled rows."""
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.calibrate.sampling import doubled, is_finite, sample_rows
+from onnxlr.layers.kernel import matrix_sides
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.types import Array
 
@@ -42,6 +42,8 @@ class Statistics:
     outputs : Statistics or None
         Beside a sample, moments of the layer's outputs, of many more rows: all that a closed form
         needs. None where outputs aren't the product of the weight alone, or too many.
+    lookups : ndarray of shape (n,) or None
+        How often each entry of a table is looked up: of a Gather that is all there is.
     """
 
     mean: Array
@@ -50,15 +52,17 @@ class Statistics:
     metric: Array | None = None
     sample: Rows | None = None
     outputs: "Statistics | None" = None
+    lookups: NDArray[np.int64] | None = None
 
 
 def weight_only_reason(layer: Layer) -> str | None:
     """Why a layer's factors are fitted to its weight alone; None if its inputs have statistics."""
-    if layer.kind not in ("matrix", "conv"):
+    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather"):
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
-    if layer.kind == "matrix" and len(layer.shape) != 2:
-        return "fitted to the weight: a stack of matrices"
-    if len({use.contracts_last for use in layer.uses}) > 1:
+    if layer.kind == "gather":
+        if len({layer.lookup_axis(use) for use in layer.uses}) > 1:
+            return "fitted to the weight: its users look up along different axes"
+    elif len({use.contracts_last for use in layer.uses}) > 1:
         return "fitted to the weight: its users multiply it from both sides"
     if any(use.x_shape is None for use in layer.uses):
         return "fitted to the weight: a layer in a body, or of unknown shape"
@@ -67,14 +71,8 @@ def weight_only_reason(layer: Layer) -> str | None:
 
 def is_wide(layer: Layer) -> bool:
     """Whether covariances of a layer's inputs would cost more than they gain: rows serve."""
-    return layer.group * input_size(layer) ** 2 > WIDEST**2
-
-
-def input_size(layer: Layer) -> int:
-    """Elements of a row of a group's inputs: S/g · kh · kw, or the contracted side of a matrix."""
-    if layer.convolves:
-        return math.prod(layer.shape[1:])
-    return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
+    groups, _, n = matrix_sides(layer)
+    return layer.kind != "gather" and groups * n**2 > WIDEST**2
 
 
 def merge_statistics(a: Statistics, b: Statistics) -> Statistics:
@@ -83,6 +81,8 @@ def merge_statistics(a: Statistics, b: Statistics) -> Statistics:
     share = b.rows / rows
     distance = b.mean - a.mean
     mean = a.mean + share * distance
+    if a.lookups is not None and b.lookups is not None:
+        return Statistics(mean, a.covariance, rows, lookups=a.lookups + b.lookups)
     if a.sample is not None and b.sample is not None:
         outputs = None
         if a.outputs is not None and b.outputs is not None:
@@ -240,7 +240,8 @@ class RunningMoments(RunningSums):
         paired: bool = False,
         helper: Executor | None = None,
     ) -> None:
-        super().__init__(layer.group, input_size(layer), paired=paired, helper=helper)
+        groups, _, n = matrix_sides(layer)
+        super().__init__(groups, n, paired=paired, helper=helper)
         self.shapes_differ = False
         self._layer = layer
         self._share = self.share(feeds * len(layer.uses))  # of one batch, of one user

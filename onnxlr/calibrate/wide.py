@@ -13,10 +13,9 @@ from onnxlr.calibrate.statistics import (
     Rows,
     RunningSums,
     Statistics,
-    input_size,
     is_wide,
 )
-from onnxlr.layers.kernel import output_count
+from onnxlr.layers.kernel import matrix_sides
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.limits import SAMPLED_BYTES, SAMPLED_ROWS
 from onnxlr.model.attributes import float_attr
@@ -30,7 +29,8 @@ def rows_to_sample(layer: Layer, layers: int) -> int:
 
     All together take at most ``SAMPLED_BYTES``.
     """
-    row = 4 * layer.group * input_size(layer)
+    groups, _, n = matrix_sides(layer)
+    row = 4 * groups * n
     return min(SAMPLED_ROWS, SAMPLED_BYTES // max(1, layers) // row)
 
 
@@ -39,12 +39,13 @@ def gives_product(layer: Layer) -> bool:
 
     It is looked at only if it is of a size that a closed form can take.
     """
-    return output_count(layer) <= WIDEST and all(_scale(use) for use in layer.uses)
+    groups, m, _ = matrix_sides(layer)
+    return groups * m**2 <= WIDEST**2 and all(_scale(use) for use in layer.uses)
 
 
 def watched(layer: Layer) -> set[str]:
     """Names of the values that statistics of a layer are made from."""
-    names = {use.x.name or "" for use in layer.uses}
+    names = {use.x.name or "" for use in layer.uses if constant(use.x) is None}
     if is_wide(layer) and gives_product(layer):
         names |= {use.node.outputs[0].name or "" for use in layer.uses}
     return names
@@ -94,7 +95,7 @@ class WideMoments:
         self._kept: list[Rows] = []
         self._outputs = None
         if gives_product(layer):
-            self._outputs = RunningSums(layer.group, output_count(layer) // layer.group)
+            self._outputs = RunningSums(*matrix_sides(layer)[:2])
 
     def add(self, use: Use, x: Values, y: Values | None) -> None:
         """Keep some rows of the inputs of one run, and sum some of its outputs."""
@@ -125,6 +126,32 @@ class WideMoments:
             outputs = self._outputs.statistics()
         mean = sample.mean(axis=1, dtype=np.float64)
         return Statistics(mean, NO_COVARIANCE, self.rows, sample=sample, outputs=outputs)
+
+
+class Lookups:
+    """How often each entry of a table is looked up.
+
+    Attributes
+    ----------
+    rows : int
+        The number of lookups.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.rows = 0
+        self._counts = np.zeros(matrix_sides(layer)[2], np.int64)
+
+    def add(self, indices: Values) -> None:
+        """Count the lookups of one run; indices below zero count from the end."""
+        entries = len(self._counts)
+        flat = indices.reshape(-1).astype(np.int64)
+        self._counts += np.bincount(flat % entries, minlength=entries)
+        self.rows += flat.size
+
+    def statistics(self) -> Statistics:
+        """What was seen so far. A lookup has no bias that could make up for a mean: it is zero."""
+        mean = np.zeros((1, len(self._counts)))
+        return Statistics(mean, NO_COVARIANCE, self.rows, lookups=self._counts)
 
 
 def centred(statistics: Statistics) -> Statistics:

@@ -77,10 +77,25 @@ def fit_to_inputs(
 
 def input_moments(statistics: Statistics) -> list[Moments]:
     """Second moments of a layer's inputs, group by group, that factors are fitted to."""
+    if statistics.lookups is not None:
+        nothing = np.empty((0, len(statistics.lookups)), np.float32)
+        return [SampledMoments(nothing, 0.0, lookup_shares(statistics.lookups))]
     if statistics.sample is None:
         return [Covariance(floored(c)) for c in statistics.covariance]
     fitted = statistics.sample[:, : _fitted_rows(statistics.sample)]
     return [shrunk_moments(rows) for rows in fitted]
+
+
+def lookup_shares(counts: NDArray[np.int64]) -> Array:
+    """How likely a lookup meets each entry of a table.
+
+    Entries that weren't seen have together what those have that were seen once (Good 1953), and all
+    are given as much of it.
+    """
+    total, entries = int(counts.sum()), len(counts)
+    unseen = max(1, int(np.count_nonzero(counts == 1))) / max(1, total)
+    share = min(unseen, 1.0)
+    return (1 - share) * counts / max(1, total) + share / entries
 
 
 def _fitted_rows(sample: NDArray[np.float32]) -> int:
@@ -129,7 +144,7 @@ def fit_layer(
             f"the factors of {name!r} at rank {list(rank)} are beyond what {layer.dtype.name} holds"
         )
     shift = None
-    if statistics is not None and not graph_pass.at_load:
+    if statistics is not None and not graph_pass.at_load and layer.kind != "gather":
         shift = bias_shift(rest_of(graph_pass, layer, rank, factors), statistics.mean)
     return Factored(factors, shift)
 
@@ -162,6 +177,7 @@ def fit_matrix(
     if form is None or not form.mixes:
         metric = None
     if metric is not None:
+        metric = np.broadcast_to(metric, (len(weight), *metric.shape[1:]))
         weight = metric @ weight  # undone in the factor of the outputs, in the end
         outputs = None if outputs is None else metric @ outputs @ metric
     if form is not None and has_closed_form(form):
@@ -239,7 +255,7 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
     else:
         moments = (
             [Covariance(c) for c in statistics.covariance]
-            if statistics.sample is None
+            if len(statistics.covariance)
             else input_moments(statistics)
         )
         energy = np.sum([output_energies(w, c) for w, c in zip(weight, moments, strict=True)], 0)
@@ -282,6 +298,8 @@ def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
 
 def _output_energy(weight: Array, statistics: Statistics) -> float:
     """tr(W·C·Wᵀ) over all groups."""
+    if statistics.lookups is not None:
+        return float(np.sum(np.square(weight) @ lookup_shares(statistics.lookups)))
     if statistics.sample is None:
         return float(np.sum((weight @ statistics.covariance) * weight))
     rows = statistics.sample[:, _fitted_rows(statistics.sample) :]

@@ -70,13 +70,32 @@ def kernel_of(layer: Layer) -> Kernel:
 
 
 def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
-    """A weight in the layer's shape as g matrices of outputs × inputs, (g, m, n), in float64."""
+    """A weight in the layer's shape as g matrices of outputs × inputs, (g, m, n), in float64.
+
+    The inputs of a lookup are its entries: one of them is 1, all others are 0.
+    """
     if layer.convolves:
         kernel = kernel_of(layer)
         loaded = kernel.load(array).reshape(kernel.group, kernel.outputs, -1)
+    elif layer.kind == "gather":
+        entries = np.moveaxis(array, layer.lookup_axis(layer.uses[0]), -1)
+        loaded = entries.reshape(1, -1, entries.shape[-1])
     else:
-        loaded = (array if layer.uses[0].contracts_last else array.swapaxes(0, 1))[None]
+        stack = array.reshape(-1, *array.shape[-2:])
+        loaded = stack if layer.uses[0].contracts_last else stack.swapaxes(1, 2)
     return loaded.astype(np.float64)
+
+
+def matrix_sides(layer: Layer) -> tuple[int, int, int]:
+    """The shape (g, m, n) of ``as_matrix``."""
+    if layer.convolves:
+        kernel = kernel_of(layer)
+        return kernel.group, kernel.outputs, kernel.inputs * kernel.positions
+    if layer.kind == "gather":
+        entries = layer.shape[layer.lookup_axis(layer.uses[0])]
+        return 1, layer.params // max(1, entries), entries
+    *lead, a, b = layer.shape
+    return math.prod(lead), *((a, b) if layer.uses[0].contracts_last else (b, a))
 
 
 def output_count(layer: Layer) -> int:

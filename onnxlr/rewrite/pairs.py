@@ -14,11 +14,11 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxlr.calibrate.sampling import is_finite
-from onnxlr.calibrate.statistics import RunningMoments, input_size, is_wide
+from onnxlr.calibrate.statistics import RunningMoments, is_wide
 from onnxlr.calibrate.wide import few_rows
 from onnxlr.candidates.fitting import floored
 from onnxlr.decompose import Covariance, Moments, shrunk_moments
-from onnxlr.layers.kernel import as_matrix
+from onnxlr.layers.kernel import as_matrix, matrix_sides
 from onnxlr.layers.layer import Layer
 from onnxlr.limits import SAMPLED_BYTES
 from onnxlr.methods.choice import Choice, Factored
@@ -230,7 +230,8 @@ def _dense_pairs(
     layer: Layer, inputs: Inputs, feeds: int, seed: int, helper: Executor | None, bias: Rows | None
 ) -> Pairs | None:
     moments = RunningMoments(layer, feeds, seed, paired=True, helper=helper)
-    held = min(_HELD_ROWS * input_size(layer), _MEMORY // (4 * layer.group * input_size(layer)))
+    groups, _, n = matrix_sides(layer)
+    held = min(_HELD_ROWS * n, _MEMORY // (4 * groups * n))
     step = max(1, moments.row_target // max(held, 1))
     kept: list[tuple[Rows, Rows]] = []
     weight = as_matrix(layer, layer.array())
@@ -241,7 +242,7 @@ def _dense_pairs(
             if bias is not None and pair is not None:
                 here, there = (p[:, ::step].astype(np.float32) for p in pair)
                 kept.append((here, there @ single + bias))
-    if moments.shapes_differ or moments.rows < _ROWS * input_size(layer):
+    if moments.shapes_differ or moments.rows < _ROWS * n:
         return None
     return DensePairs(weight, moments, kept)
 
@@ -251,7 +252,8 @@ def _wide_pairs(
 ) -> Pairs | None:
     weight = as_matrix(layer, layer.array())
     single = weight.astype(np.float32).transpose(0, 2, 1)
-    most = min(_WIDE_ROWS, SAMPLED_BYTES // (4 * layer.group * input_size(layer)))
+    groups, _, n = matrix_sides(layer)
+    most = min(_WIDE_ROWS, SAMPLED_BYTES // (4 * groups * n))
     calls, seen, count = feeds * len(layer.uses), 0, 0
     rng = np.random.default_rng(seed)
     kept: list[tuple[Rows, Rows]] = []

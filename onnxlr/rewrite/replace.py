@@ -20,7 +20,7 @@ from onnxlr.model.graph import (
     opset,
     remove_unused,
 )
-from onnxlr.types import Shapes, rank_text
+from onnxlr.types import Shape, Shapes, rank_text
 
 _NODE_METADATA_IR = 10  # since this version of the format, nodes have metadata
 _OURS = "onnxlr_"  # before the names of those that say how a node was made
@@ -98,7 +98,7 @@ class _GraphSite:
         factors = tuple(_cast(f, use.dtype, writer) if wider else f for f in self._stored)
         output = write(factors, writer)
         if shift is not None and node.op_type == "MatMul":
-            output = _shifted(use, shift, output, writer)
+            output = _shifted(use, shift, self._layer.shape[:-2], output, writer)
         copy_metadata(node.outputs[0], output)
         self._describe(writer.nodes, node)
         if writer.graph is not model.graph and use.y_axes is not None:
@@ -149,12 +149,18 @@ def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Va
 
 
 def _shifted(
-    use: Use, shift: NDArray[np.float64], output: ir.Value, writer: "_GraphWriter"
+    use: Use,
+    shift: NDArray[np.float64],
+    stack: Shape,
+    output: ir.Value,
+    writer: "_GraphWriter",
 ) -> ir.Value:
     """What a MatMul gives, with what its mean lost; without, where W may meet a vector."""
     if use.slot == 0 and use.x_axes is None:
         return output
-    column = (-1, 1) if use.slot == 0 and use.x_axes != 1 else (-1,)
+    column: Shape = (-1, 1) if use.slot == 0 and use.x_axes != 1 else (-1,)
+    if stack:  # of matrices, each with outputs of its own
+        column = (*stack, -1, 1) if use.slot == 0 else (*stack, 1, -1)
     return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
 
 

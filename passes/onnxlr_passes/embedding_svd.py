@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxlr.methods import (
     Array,
     ChainPass,
+    Form,
     Layer,
     Rank,
     Shape,
@@ -67,6 +68,10 @@ class EmbeddingSvd(ChainPass):
         axis = layer.lookup_axis(layer.uses[0])
         others = _without(layer.shape, axis)
         return np.moveaxis((factors[0] @ factors[1]).reshape(-1, *others), 0, axis)
+
+    def form(self, layer: Layer) -> Form:
+        """(P·Q)ᵀ: what is given for an entry, by entries."""
+        return Form("vr,rd->dv")
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

@@ -72,10 +72,19 @@ class Svd(ChainPass):
         return np.asarray(factors[0] @ factors[1])
 
     def form(self, layer: Layer) -> Form | None:
-        """P·Q, or its transpose where the first axis is contracted; a stack has no form."""
-        if len(layer.shape) != 2:
-            return None
+        """P·Q, or its transpose where the first axis is contracted, for every matrix alone."""
         return Form("ar,rb->ab" if layer.uses[0].contracts_last else "ar,rb->ba")
+
+    def unpack(self, layer: Layer, rank: Rank, factors: tuple[Array, ...]) -> list[list[Array]]:
+        """P and Q of each matrix of a stack."""
+        stacks = (factor.reshape(-1, *factor.shape[-2:]) for factor in factors)
+        return [list(pair) for pair in zip(*stacks, strict=True)]
+
+    def pack(self, layer: Layer, rank: Rank, groups: list[list[Array]]) -> tuple[Array, ...]:
+        """All P and all Q, in the axes of the stack."""
+        shapes = self.factor_shapes(layer, rank)
+        stacks = zip(*groups, strict=True)
+        return tuple(np.stack(s).reshape(shape) for s, shape in zip(stacks, shapes, strict=True))
 
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer

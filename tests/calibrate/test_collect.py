@@ -74,6 +74,37 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "1-d": (lambda: conv((4, 6, 20), (8, 6, 5), strides=[2], pads=[2, 1]), "channel-svd"),
     "3-d": (lambda: conv((2, 4, 5, 6, 7), (6, 4, 3, 2, 3)), "cp"),
     "slices": (lambda: conv((4, 6, 9, 8), (8, 6, 3, 3)), "slice-svd"),
+    "transposed": (lambda: transposed((4, 6, 5, 4), (6, 8, 3, 3)), "spatial-svd"),
+    "transposed stride": (
+        lambda: transposed((4, 6, 5, 4), (6, 8, 3, 4), strides=[2, 3], pads=[1, 0, 2, 1]),
+        "channel-svd",
+    ),
+    "transposed dilation": (
+        lambda: transposed(
+            (4, 6, 5, 4), (6, 8, 3, 2), dilations=[2, 3], strides=[3, 2], output_padding=[2, 1]
+        ),
+        "tucker2",
+    ),
+    "transposed grouped": (
+        lambda: transposed((4, 6, 5, 4), (6, 3, 3, 3), group=3, strides=[2, 2]),
+        "channel-svd",
+    ),
+    "transposed upper": (
+        lambda: transposed((4, 6, 5, 4), (6, 8, 4, 3), auto_pad="SAME_UPPER", strides=[1, 2]),
+        "channel-svd",
+    ),
+    "transposed lower": (
+        lambda: transposed((4, 6, 5, 4), (6, 8, 4, 3), auto_pad="SAME_LOWER", strides=[1, 2]),
+        "input-channel-svd",
+    ),
+    "transposed shape": (
+        lambda: transposed((4, 6, 5, 4), (6, 8, 4, 5), output_shape=[9, 8], strides=[2, 2]),
+        "channel-svd",
+    ),
+    "transposed 1-d": (lambda: transposed((4, 6, 9), (6, 8, 5), strides=[2]), "channel-svd"),
+    "stack": (lambda: matmul((3, 4, 7), (3, 7, 5)), "svd"),
+    "stack for all": (lambda: matmul((4, 7), (3, 7, 5)), "svd"),
+    "stack on the left": (lambda: matmul((2, 3, 7, 4), (3, 5, 7), left=True), "svd"),
     "matmul": (lambda: matmul((4, 8), (8, 6)), "svd"),
     "matmul 3-d": (lambda: matmul((2, 4, 8), (8, 6)), "tiled-svd"),
     "matmul left": (lambda: matmul((6, 4), (8, 6), left=True), "svd"),
@@ -223,20 +254,21 @@ def test_shared_weights_see_all_their_users() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (lambda: transposed((1, 4, 5, 5), (4, 6, 3, 3)), "inputs of ConvTranspose are not looked"),
-        (lambda: matmul((3, 4, 7), (3, 7, 5)), "a stack of matrices"),
-    ],
-)
-def test_layers_that_are_not_looked_at_say_why(
-    model: Callable[[], onnx.ModelProto], reason: str
-) -> None:
-    prepared, feeds = prepared_of(model(), rows=1)
-    (layer,) = prepared.layers
-    assert reason in (weight_only_reason(layer) or "")
-    assert calibrated(prepared, [layer], feeds) == {}
+def test_layers_that_are_not_looked_at_say_why() -> None:
+    model = make_model(
+        [
+            node("MatMul", ["x", "w"], "h"),
+            node("MatMul", ["w", "h"], "y"),
+            node("MatMul", ["x", "v"], "z"),
+        ],
+        {"x": (6, 6)},
+        ["y", "z"],
+        {"w": rand(6, 6), "v": rand(6, 6)},
+    )
+    prepared, feeds = prepared_of(model, rows=2)
+    reasons = [weight_only_reason(layer) for layer in prepared.layers]
+    assert reasons == ["fitted to the weight: its users multiply it from both sides", None]
+    assert len(calibrated(prepared, prepared.layers, feeds)) == 1
 
 
 def test_batches_of_layers_bound_what_is_exposed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,11 @@ def outputs(model: onnx.ModelProto, feeds: list[Feed]) -> list[Array]:
 
 def by_channel(layer: Layer, arrays: list[Array]) -> Array:
     """Outputs as (channels, everything else)."""
+    if layer.kind == "matrix" and len(layer.shape) > 2:  # of a stack each matrix has its own
+        axis = -2 if layer.uses[0].slot == 0 else -1
+        sides = arrays[0].shape[-3] * arrays[0].shape[axis]
+        moved = [np.moveaxis(a, (-3, axis), (0, 1)).reshape(sides, -1) for a in arrays]
+        return np.concatenate(moved, axis=1)
     left = layer.kind == "matrix" and layer.uses[0].slot == 0
     axis = 1 if layer.convolves else -2 if left else -1
     moved = [np.moveaxis(a, axis, 0) for a in arrays]
