@@ -3,6 +3,7 @@
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, eigsh
 
 from onnxlr.types import Array
 
@@ -11,6 +12,11 @@ from onnxlr.types import Array
 _FAR_BELOW = 4
 _LARGE = 128
 _TINY = np.finfo(np.float64).tiny
+# Lanczos iterations are for so many times fewer eigenvectors than there are, of matrices with at
+# least so many rows: for more of them LAPACK takes less time.
+_FEW, _LANCZOS = 24, 512
+# Vectors that look for what they left out, products with each, and what may be rounding.
+_PROBES, _PROBING, _ABOVE = 4, 8, 1e-6
 # Sine of the largest angle to the exact subspace that rounding may bring.
 _ANGLE = 1e-8
 
@@ -131,8 +137,63 @@ def leading_vectors(matrix: Array, rank: int) -> Array:
         return np.asarray(full)
     # The Gram matrix is far smaller, and what its squaring loses lies below 1e-8 of the largest.
     scaled = matrix / max(float(np.abs(matrix).max(initial=0.0)), _TINY)
-    _, vectors = scipy.linalg.eigh(scaled @ scaled.T, subset_by_index=(m - rank, m - 1))
+    _, vectors = top_eigenpairs(scaled @ scaled.T, rank)
     return np.asarray(_signed(vectors[:, ::-1])[0])
+
+
+def top_eigenpairs(gram: Array, count: int) -> tuple[Array, Array]:
+    """The largest eigenvalues of a positive semidefinite matrix, and their eigenvectors.
+
+    Where few of many are wanted, Lanczos iterations with implicit restarts find them (Sorensen
+    1992); they start at a fixed vector, so that the same matrix gives the same bits. What repeats
+    exactly may hide from a single start: then, and where they don't converge, LAPACK decomposes.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n)
+        It may be overwritten.
+    count : int
+        1 to n.
+
+    Returns
+    -------
+    values : ndarray of shape (count,)
+        In ascending order.
+    vectors : ndarray of shape (n, count)
+
+    Examples
+    --------
+    >>> top_eigenpairs(np.diag([1.0, 3.0, 2.0]), 2)[0].tolist()
+    [2.0, 3.0]
+    """
+    n = len(gram)
+    if n >= _LANCZOS and count * _FEW <= n and (pairs := _lanczos(gram, count)) is not None:
+        return pairs
+    values, vectors = scipy.linalg.eigh(
+        gram, subset_by_index=(n - count, n - 1), overwrite_a=True, check_finite=False
+    )
+    return values, vectors
+
+
+def _lanczos(gram: Array, count: int) -> tuple[Array, Array] | None:
+    """The largest eigenpairs by Lanczos iterations; None where they don't show all of them."""
+    n = len(gram)
+    rng = np.random.default_rng(0)
+    try:
+        values, vectors = eigsh(gram, count, which="LA", v0=rng.standard_normal(n))
+    except ArpackError:
+        return None
+    order = np.argsort(values, kind="stable")
+    values, vectors = values[order], vectors[:, order]
+    # What is left of the matrix may have nothing above the smallest of them.
+    block = rng.standard_normal((n, _PROBES))
+    largest = 0.0
+    for _ in range(_PROBING):
+        block = np.linalg.qr(block - vectors @ (vectors.T @ block))[0]
+        after = gram @ block
+        largest = max(largest, float(np.linalg.norm(after, 2)))
+        block = after
+    return (values, vectors) if largest <= values[0] * (1 + _ABOVE) else None
 
 
 def _signed(left: Array) -> tuple[Array, Array]:
@@ -150,11 +211,8 @@ def _partial_svd(a: Array, rank: int) -> tuple[Array, Array, Array] | None:
         return None
     scaled = a / top
     gram = scaled @ scaled.T if m <= n else scaled.T @ scaled
-    last = smaller - 1
     # One more than the rank, to see the gap: rounding turns the subspace by eps·σ₁² over it.
-    values, vectors = scipy.linalg.eigh(
-        gram, subset_by_index=(last - rank, last), overwrite_a=True, check_finite=False
-    )
+    values, vectors = top_eigenpairs(gram, rank + 1)
     gap = float(values[1] - values[0])
     if smaller * np.finfo(np.float64).eps * float(values[-1]) > _ANGLE * gap:
         return None

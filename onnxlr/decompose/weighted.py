@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.linalg
 
 from onnxlr.decompose.form import Form, outer_and_inner
 from onnxlr.decompose.moments import Covariance, Moments
+from onnxlr.decompose.svd import top_eigenpairs
 from onnxlr.decompose.weighted_factor import fit_factor
 from onnxlr.types import Array
 
@@ -160,8 +160,7 @@ def leading_outputs(weight: Array, moments: Moments, count: int) -> Array:
 
 def leading_eigenvectors(square: Array, count: int) -> Array:
     """The leading eigenvectors of a symmetric matrix, (m, count); all there are if fewer."""
-    m = len(square)
-    _, vectors = scipy.linalg.eigh(square, subset_by_index=(m - min(count, m), m - 1))
+    _, vectors = top_eigenpairs(square, min(count, len(square)))
     return np.asarray(vectors[:, ::-1])
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxlr.decompose import singular_values, tail_error, truncated_svd
-from onnxlr.decompose.svd import _partial_svd, leading_vectors
+from onnxlr.decompose import svd as svd_module
+from onnxlr.decompose.svd import _lanczos, _partial_svd, leading_vectors, top_eigenpairs
 from onnxlr.types import Array
 
 
@@ -135,3 +136,60 @@ def test_more_vectors_than_columns_complete_a_basis() -> None:
     vectors = leading_vectors(matrix, 6)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(6), atol=1e-12)
     np.testing.assert_allclose(vectors[:, :3] @ (vectors[:, :3].T @ matrix), matrix, atol=1e-12)
+
+
+def symmetric(values: Array, seed: int = 0) -> Array:
+    """A matrix with these eigenvalues."""
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.standard_normal((len(values), len(values))))[0]
+    matrix: Array = (vectors * values) @ vectors.T
+    return (matrix + matrix.T) / 2
+
+
+SPECTRA: dict[str, Array] = {
+    "decaying": 1.0 / np.arange(1, 601.0),
+    "flat": np.linspace(0.5, 1.0, 600),
+    "repeated": np.repeat([5.0, 3.0, 1.0, 0.5], [3, 4, 10, 583]),
+    "identity": np.ones(600),
+    "of low rank": np.append(np.arange(1.0, 6.0), np.zeros(595)),
+    "zero": np.zeros(600),
+}
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_few_of_many_eigenpairs(kind: str, count: int) -> None:
+    """By Lanczos iterations or, where what repeats may hide from them, by LAPACK."""
+    matrix = symmetric(SPECTRA[kind])
+    values, vectors = top_eigenpairs(matrix.copy(), count)
+    wanted = np.sort(SPECTRA[kind])[-count:]
+    np.testing.assert_allclose(values, wanted, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(count), atol=1e-10)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-10)
+    again = top_eigenpairs(matrix.copy(), count)
+    assert [a.tobytes() for a in again] == [values.tobytes(), vectors.tobytes()]
+
+
+def test_iterations_serve_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For few of many, and not where they left a direction out that is as large."""
+    assert _lanczos(symmetric(SPECTRA["decaying"]), 20) is not None
+    seen: list[int] = []
+
+    def counted(_: Array, count: int) -> None:
+        seen.append(count)
+
+    monkeypatch.setattr(svd_module, "_lanczos", counted)
+    for n, count in ((600, 25), (600, 26), (500, 2)):
+        top_eigenpairs(np.eye(n), count)
+    assert seen == [25]
+    monkeypatch.undo()
+
+    def lacking(gram: Array, count: int, **_: object) -> tuple[Array, Array]:
+        values, vectors = np.linalg.eigh(gram)
+        kept = np.append(np.arange(len(gram) - count - 1, len(gram) - 2), len(gram) - 1)
+        return values[kept], vectors[:, kept]  # all but the second largest
+
+    monkeypatch.setattr(svd_module, "eigsh", lacking)
+    assert _lanczos(symmetric(SPECTRA["decaying"]), 20) is None
+    values, _ = top_eigenpairs(symmetric(SPECTRA["decaying"]), 20)
+    np.testing.assert_allclose(values, np.sort(SPECTRA["decaying"])[-20:], rtol=1e-10)
