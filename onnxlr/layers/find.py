@@ -148,6 +148,9 @@ def _is_embedding(origin: Trace) -> bool:
 
 def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Layer:
     """The layer of a stored constant, by all the inputs that lead back to it."""
+    kinds = {item.kind for item in inputs}
+    if tied := kinds == {"gather", "matrix"}:  # it is a table first of all
+        inputs = sorted(inputs, key=lambda item: item.kind != "gather")
     first = inputs[0]
     tensor = constant(root)
     assert tensor is not None
@@ -166,7 +169,7 @@ def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Lay
     layer = Layer(
         first.use.node.name or "",
         first.use.node.op_type,
-        first.kind,
+        "tied" if tied else first.kind,
         root,
         shape,
         tensor.dtype,
@@ -228,7 +231,7 @@ def _refusal(layer: Layer, inputs: list[_WeightInput]) -> str | None:
     if any(item.use.dtype not in FLOATS for item in inputs):
         return "its users cast it to something other than floating point"
     kinds = {item.kind for item in inputs}
-    if len(kinds) > 1:
+    if len(kinds) > 1 and layer.kind != "tied":
         ops = ", ".join(dict.fromkeys(item.use.node.op_type for item in inputs))
         return f"shared by {ops}, which no one factorization serves"
     if layer.convolves:

@@ -6,7 +6,10 @@ import onnx_ir as ir
 
 from onnxlr.model.graph import is_standard
 
-Kind = Literal["matrix", "conv", "conv-transpose", "gather", "recurrent", "quantized", "other"]
+# A table that is looked up and multiplied too, as in language models, is tied.
+Kind = Literal[
+    "matrix", "conv", "conv-transpose", "gather", "tied", "recurrent", "quantized", "other"
+]
 
 # Operator → which inputs may hold its weight, and what kind of layer that makes.
 STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {

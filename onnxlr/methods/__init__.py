@@ -28,6 +28,7 @@ from onnxlr.methods.convolution import (
     swap_groups,
 )
 from onnxlr.methods.cp import CpPass
+from onnxlr.methods.products import write_product
 from onnxlr.methods.tiled import Grid, TiledPass
 from onnxlr.methods.writer import ALLOWZERO, AttributeValue, Writer, integers, reshaped, sizes_of
 from onnxlr.model.attributes import float_attr, int_attr, ints_attr
@@ -73,4 +74,5 @@ __all__ = [
     "tiled_svd",
     "truncated_svd",
     "tucker2",
+    "write_product",
 ]

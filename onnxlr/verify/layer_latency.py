@@ -128,7 +128,7 @@ def measure(
         for shape in choice.graph_pass.factor_shapes(target, choice.rank)
     )
     replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
-    if layer.kind == "gather":
+    if use.node.op_type == "Gather":
         feed = {"x": rng.integers(0, layer.shape[layer.lookup_axis(use)], use.x_shape)}
     else:
         feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
@@ -216,7 +216,7 @@ def layer_model(
         In the layer's shape; random without it.
     """
     rng = np.random.default_rng(0)
-    x_type = ir.DataType.INT64 if layer.kind == "gather" else use.dtype
+    x_type = ir.DataType.INT64 if use.node.op_type == "Gather" else use.dtype
     shape = None if use.x_shape is None else ir.Shape(use.x_shape)
     x = ir.Value(name="x", shape=shape, type=ir.TensorType(x_type))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
@@ -231,7 +231,7 @@ def layer_model(
     )
     biased = len(use.node.inputs) > 2 and use.node.inputs[2] is not None
     if biased and use.y_shape is not None:
-        size = use.y_shape[1] if layer.kind != "matrix" else use.y_shape[-1]
+        size = use.y_shape[1] if layer.convolves else use.y_shape[-1]
         inputs.append(add_initializer(graph, "bias", np.zeros(size), use.dtype))
     elif use.node.op_type == "Gemm" and version < _BARE_GEMM:
         inputs.append(add_initializer(graph, "bias", np.zeros(1), use.dtype))

@@ -159,7 +159,7 @@ def _inputs(
         For operators that no model of one node is made of.
     """
     use = layer.uses[0]
-    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather"):
+    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather", "tied"):
         raise ModelError(f"{layer.op} isn't run alone")
     name = use.x.name or ""
     if feeds and use.node.graph is prepared.model.graph:
@@ -186,7 +186,7 @@ def _inputs(
         shape = _usual_shape(layer, use)
     # As many as it takes to see a spread of outputs: one row of a product has none.
     draws = -(-_ROWS // max(1, math.prod(shape) // shape[-1])) if layer.kind == "matrix" else 1
-    if layer.kind == "gather":
+    if layer.kind in ("gather", "tied"):  # which is looked up first
         return [rng.integers(0, layer.shape[layer.lookup_axis(use)], shape)]
     return [rng.standard_normal(shape).astype(use.dtype.numpy()) for _ in range(draws)]
 
@@ -196,7 +196,7 @@ def _usual_shape(layer: Layer, use: Use) -> tuple[int, ...]:
     if layer.convolves:
         inputs = layer.shape[0] if layer.kind == "conv-transpose" else layer.shape[1] * layer.group
         return (1, inputs, *(_EXTENT + k for k in layer.shape[2:]))
-    if layer.kind == "gather":
+    if layer.kind in ("gather", "tied"):  # which is looked up first
         return (_ROWS,)
     contracted = layer.shape[-1] if use.contracts_last else layer.shape[-2]
     return (contracted, _ROWS) if use.slot == 0 else (_ROWS, contracted)

@@ -1,4 +1,8 @@
-"""embedding-svd: a Gather from a V × d table becomes one from V × r, and a MatMul r → d."""
+"""embedding-svd: a Gather from a V × d table becomes one from V × r, and a MatMul r → d.
+
+A table that is multiplied too, as language models tie theirs to the last layer, has the same two
+factors there: d → r, r → V.
+"""
 
 import math
 from typing import ClassVar
@@ -19,6 +23,7 @@ from onnxlr.methods import (
     reshaped,
     sizes_of,
     truncated_svd,
+    write_product,
 )
 
 
@@ -29,17 +34,20 @@ class EmbeddingSvd(ChainPass):
     """
 
     name: ClassVar[str] = "embedding-svd"
-    summary: ClassVar[str] = "V×d table, indexed along any axis, as V×r table, MatMul r→d"
+    summary: ClassVar[str] = "V×d table, indexed along any axis (tied: multiplied too), as V×r, r×d"
     ops: ClassVar[tuple[str, ...]] = ("Gather",)
     paper: ClassVar[str] = "Lan et al. 2019, arXiv 1909.11942 (factorized embedding)"
     automatic: ClassVar[bool] = True
 
     def refuse(self, layer: Layer) -> str | None:
         """Tables of two axes or more, indexed along the same one by all users."""
-        if layer.kind != "gather":
+        if layer.kind not in ("gather", "tied"):
             return f"embedding-svd replaces Gather, not {layer.op}"
-        if len({layer.lookup_axis(use) for use in layer.uses}) > 1:
+        axes = {layer.lookup_axis(use) for use in layer.uses if use.node.op_type == "Gather"}
+        if len(axes) > 1:
             return "embedding-svd: its users look up along different axes"
+        if layer.kind == "tied" and len(layer.shape) != 2:
+            return "embedding-svd: what is multiplied as well is no table of two axes"
         if 1 in (_sides(layer)):
             return f"embedding-svd has nothing to factorize in a table of shape {layer.shape}"
         return None
@@ -76,7 +84,12 @@ class EmbeddingSvd(ChainPass):
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
-        """The same lookup in the narrow table, then the product."""
+        """The same lookup in the narrow table, then the product; the two products of a tied one."""
+        if use.node.op_type != "Gather":
+            if layer.lookup_axis(layer.uses[0]) == 1:  # then the table is (P·Q)ᵀ = Qᵀ·Pᵀ
+                p, q = (writer.op("Transpose", [f], {"perm": (1, 0)}) for f in factors)
+                factors = q, p
+            return write_product(layer, use, factors, writer)
         axis = layer.lookup_axis(use)
         if len(layer.shape) == 2 and axis == 0 and not use.swapped:
             rows = writer.op("Gather", [factors[0], use.x], {"axis": 0})

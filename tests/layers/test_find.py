@@ -160,6 +160,18 @@ def tied() -> onnx.ModelProto:
     )
 
 
+def test_a_table_that_is_looked_up_and_multiplied_is_one_layer() -> None:
+    (layer,) = layers_in(tied())
+    assert (layer.kind, layer.op, layer.refusal) == ("tied", "Gather", None)
+    assert [use.node.op_type for use in layer.uses] == ["Gather", "MatMul"]
+
+
+def both_convs() -> onnx.ModelProto:
+    kernel = RNG.standard_normal((6, 6, 3, 3)).astype(np.float32)
+    nodes = [node("Conv", ["x", "k"], "c"), node("ConvTranspose", ["c", "k"], "y")]
+    return make_model(nodes, {"x": (1, 6, 5, 5)}, ["y"], {"k": kernel})
+
+
 def transposed_conv() -> onnx.ModelProto:
     return make_model(
         [node("ConvTranspose", ["x", "k"], "y")], {"x": (1, 8, 5, 5)}, ["y"], {"k": K}
@@ -172,7 +184,7 @@ def transposed_conv() -> onnx.ModelProto:
         (foreign(), "ReduceSum 'sum' also needs the whole weight"),
         (quantized(), "the weight is quantized"),
         (computed(), "Mul 'square' computes the weight from constants that take less room"),
-        (tied(), "shared by Gather, MatMul"),
+        (both_convs(), "shared by Conv, ConvTranspose, which no one factorization serves"),
     ],
 )
 def test_reasons(model: onnx.ModelProto, reason: str) -> None:

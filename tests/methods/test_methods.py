@@ -182,7 +182,7 @@ def multiplied(layer: Layer, method: str, factors: tuple[Array, ...], rank: Rank
     """The weight that a chain stands for, by einsum from the stored factors; group by group."""
     if method == "tiled-svd":
         return multiplied_tiles(layer, factors, rank)
-    if layer.kind == "gather":
+    if layer.kind in ("gather", "tied"):
         axis = layer.lookup_axis(layer.uses[0])
         lead, trail = layer.shape[:axis], layer.shape[axis + 1 :]
         q = factors[1].reshape(-1, int(np.prod(lead)), int(np.prod(trail)))

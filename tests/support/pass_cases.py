@@ -94,6 +94,34 @@ def gather_both(dims: int) -> onnx.ModelProto:
     return make_model(nodes, {"x": (2, 3)}, ["y", "z"], {"w": rand(*(5,) * (dims - 2), 11, 6)})
 
 
+def tied(*last: Any, table: tuple[int, int] = (11, 6), axis: int = 0) -> onnx.ModelProto:
+    """A table that is looked up, and multiplied by the last nodes, from ``h`` to ``y``."""
+    nodes = [
+        node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
+        node("Gather", ["w", "i"], "e", "embedding", axis=axis),
+        node("Tanh", ["e"], "h"),
+        *last,
+    ]
+    indices = (5,) if axis or any(n.op_type == "Gemm" for n in last) else (2, 3)
+    return make_model(
+        nodes, {"x": indices}, ["y"], {"w": rand(*table), "c": rand(table[axis], seed=1)}
+    )
+
+
+def tied_in_branches(table: tuple[int, int]) -> onnx.ModelProto:
+    """Both branches multiply the table that was looked up before them."""
+    out = onnx.helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, [2, 3, table[0]])
+    nodes = [node("Transpose", ["w"], "v"), node("MatMul", ["h", "v"], "o", "head")]
+    plus = [nodes[0], node("MatMul", ["h", "v"], "m", "other"), node("Add", ["m", "c"], "o")]
+    gate = onnx.helper.make_node(
+        *("If", ["yes"], ["y"]),
+        then_branch=onnx.helper.make_graph(nodes, "then", [], [out]),
+        else_branch=onnx.helper.make_graph(plus, "else", [], [out]),
+    )
+    above = node("GreaterOrEqual", ["last", "last"], "yes")
+    return tied(node("ReduceMax", ["h"], "last", keepdims=0), above, gate, table=table)
+
+
 def viewed(op: str, **attributes: Any) -> onnx.ModelProto:
     """A weight behind a view."""
     shape = (6, 8) if op == "Transpose" else (8, 6)
@@ -220,6 +248,26 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "gather-planes": (lambda: gather((5,), (11, 4, 3)), ("embedding-svd",)),
     "gather-transposed": (lambda: gather_both(2), ("embedding-svd",)),
     "gather-transposed-3d": (lambda: gather_both(3), ("embedding-svd",)),
+    "tied-gemm": (
+        lambda: tied(node("Gemm", ["h", "w", "c"], "y", "head", transB=1, alpha=0.5, beta=2.0)),
+        ("embedding-svd",),
+    ),
+    "tied-matmul": (
+        lambda: tied(node("Transpose", ["w"], "v"), node("MatMul", ["h", "v"], "y", "head")),
+        ("embedding-svd",),
+    ),
+    "tied-columns": (
+        lambda: tied(
+            *(node("Transpose", ["h"], "t"), node("MatMul", ["t", "w"], "y", "head")),
+            table=(6, 11),
+            axis=1,
+        ),
+        ("embedding-svd",),
+    ),
+    "tied-columns-gemm": (
+        lambda: tied(node("Gemm", ["h", "w", "c"], "y", "head", transA=1), table=(6, 11), axis=1),
+        ("embedding-svd",),
+    ),
 }
 ROWS = [(case, method) for case, (_, methods) in CASES.items() for method in methods]
 
