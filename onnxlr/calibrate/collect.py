@@ -7,8 +7,11 @@ many elements for that, a sample of its rows and the covariance of y take the pl
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import onnx_ir as ir
+
+from onnxlr.calibrate.sampling import Values
 from onnxlr.calibrate.statistics import (
     WIDEST,
     RunningMoments,
@@ -25,11 +28,12 @@ from onnxlr.calibrate.wide import (
     rows_to_sample,
     watched,
 )
+from onnxlr.errors import ModelError
 from onnxlr.layers.kernel import matrix_sides
-from onnxlr.layers.layer import Layer
+from onnxlr.layers.layer import Layer, Use
 from onnxlr.limits import SAMPLED_BYTES
 from onnxlr.model.constants import constant
-from onnxlr.prepare.opening import session_of_values
+from onnxlr.prepare.opening import lifted_name, session_of_values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
@@ -39,6 +43,7 @@ from onnxlr.system.session import Machine
 _MOST_SHARDS, _RUNS_A_SHARD = 8, 32  # shards of the samples; each opens the model anew
 _OUTPUT_BYTES = 256 << 20  # bytes of activations that one run may return
 _LEAST_OUTPUT_BYTES = 1 << 20  # below this, fewer layers at once won't help
+_UNKNOWN = 8  # layers whose inputs are of unknown size that are looked at at once
 _Shard = tuple[list[str], int, int, int, int, Machine]  # what ``shard_statistics`` takes last
 
 
@@ -76,14 +81,18 @@ def calibrate(
         By layer name. A layer with fewer than two rows of inputs is absent.
     """
     layers = [layer for layer in layers if weight_only_reason(layer) is None]
+    # Values of bodies may be of another size in each iteration: then they can't be had.
+    inner = [layer for layer in layers if _is_inner(layer)]
+    outer = [layer for layer in layers if not _is_inner(layer)]
     runs = samples.runs
     count = min(_MOST_SHARDS, max(1, runs // _RUNS_A_SHARD))
     bounds = [runs * i // count for i in range(count + 1)]
     output_bytes = _OUTPUT_BYTES
     while True:
+        batches = [*_batches(outer, output_bytes), *_batches(inner, output_bytes)]
         shards: list[_Shard] = [
             ([layer.name for layer in batch], first, last, runs, seed, machine)
-            for batch in _batches(layers, output_bytes)
+            for batch in batches
             for first, last in itertools.pairwise(bounds)
         ]
         try:
@@ -133,22 +142,58 @@ def shard_statistics(
     """
     layers = [prepared.layer(name) for name in names]
     moments = {layer.name: _moments(prepared, layer, first, runs, seed + first) for layer in layers}
-    watching = set[str]().union(*(watched(layer) for layer in layers))
-    session = session_of_values(prepared.model, watching, machine, prepared.source)
+    graph = prepared.model.graph
+    outer, inner = set[str](), dict[str, ir.DataType]()
+    for layer in layers:
+        for use, value in watched(layer):
+            if value.graph is graph:
+                outer.add(value.name or "")
+            else:
+                looked_up = layer.kind == "gather" and value is use.x
+                usual = ir.DataType.INT64 if looked_up else use.dtype
+                inner[value.name or ""] = value.dtype or usual
+    session = session_of_values(prepared.model, outer, machine, prepared.source, inner)
     for feed, _, _ in itertools.islice(samples.batches(), first, last):
-        values = dict(feed) | session.run(feed)
+        try:
+            values = dict(feed) | session.run(feed)
+        except ModelError:
+            if not inner:
+                raise
+            return {}
         for layer in layers:
-            item = moments[layer.name]
             for use in layer.uses:
-                fixed = constant(use.x)
-                x = values[use.x.name or ""] if fixed is None else fixed.numpy()
-                if isinstance(item, WideMoments):
-                    item.add(use, x, values.get(use.node.outputs[0].name or ""))
-                elif isinstance(item, Lookups):
-                    item.add(x)
-                else:
-                    item.add(use, x)
+                _add(moments[layer.name], use, values, graph)
     return {name: item.statistics() for name, item in moments.items() if item.rows}
+
+
+def _add(
+    item: RunningMoments | WideMoments | Lookups,
+    use: Use,
+    values: Mapping[str, Values],
+    graph: ir.Graph,
+) -> None:
+    """Add what a user was given in one run, and what it gave."""
+
+    def seen(value: ir.Value) -> Values | None:
+        tensor = constant(value)
+        if tensor is not None:
+            return tensor.numpy()
+        name = value.name or ""
+        return values.get(name if value.graph is graph else lifted_name(name))
+
+    x = seen(use.x)
+    if x is None:
+        return
+    if isinstance(item, WideMoments):
+        item.add(use, x, seen(use.node.outputs[0]))
+    elif isinstance(item, Lookups):
+        item.add(x)
+    else:
+        item.add(use, x)
+
+
+def _is_inner(layer: Layer) -> bool:
+    return any(use.inner for use in layer.uses)
 
 
 def _moments(
@@ -182,6 +227,8 @@ def _batches(layers: Sequence[Layer], most: int) -> Iterable[list[Layer]]:
         if is_wide(layer) and gives_product(layer):
             shapes += [use.y_shape or () for use in layer.uses]
         nbytes = sum(4 * math.prod(shape) for shape in shapes)
+        if any(use.x_shape is None for use in layer.uses):  # in a body, say
+            nbytes = max(nbytes, most // _UNKNOWN)
         if batch and size + nbytes > most:
             yield batch
             batch, size = [], 0

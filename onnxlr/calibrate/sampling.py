@@ -19,7 +19,7 @@ _LARGEST, _LARGEST_SINGLE = 1e100, 1e15
 def sample_rows(layer: Layer, use: Use, x: Values, count: int, rng: np.random.Generator) -> Values:
     """About so many rows of a user's inputs, as an array of shape (g, rows, n)."""
     if layer.convolves:
-        return sample_patches(layer, use, x, count, rng)
+        return sample_patches(layer, use, whole_batch(layer, x), count, rng)
     left = use.slot == 0  # the data stands on the right: its columns are the inputs
     if use.node.op_type == "Gemm" and int_attr(use.node, "transB" if left else "transA", 0):
         x = x.swapaxes(-1, -2)
@@ -32,10 +32,16 @@ def sample_outputs(
     """At most so many rows of a user's outputs, as an array of shape (g, rows, m)."""
     if not layer.convolves:
         return _some_rows(layer, y, use.slot == 0, count, rng)
+    y = whole_batch(layer, y)
     samples, channels = y.shape[:2]
     rows = y.reshape(samples, channels, -1).swapaxes(1, 2).reshape(1, -1, channels)
     rows = _chosen(rows, count, rng)
     return rows.reshape(rows.shape[1], layer.group, -1).swapaxes(0, 1)
+
+
+def whole_batch(layer: Layer, x: Values) -> Values:
+    """What a convolution is given or gives, with the iterations of a Loop among the samples."""
+    return x.reshape(-1, *x.shape[1 - len(layer.shape) :])
 
 
 def _some_rows(layer: Layer, x: Values, left: bool, count: int, rng: np.random.Generator) -> Values:

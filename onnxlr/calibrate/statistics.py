@@ -64,8 +64,8 @@ def weight_only_reason(layer: Layer) -> str | None:
             return "fitted to the weight: its users look up along different axes"
     elif len({use.contracts_last for use in layer.uses}) > 1:
         return "fitted to the weight: its users multiply it from both sides"
-    if any(use.x_shape is None for use in layer.uses):
-        return "fitted to the weight: a layer in a body, or of unknown shape"
+    if any(use.slot == 0 and use.x_axes in (None, 1) for use in layer.uses if use.inner):
+        return "fitted to the weight: in a body it stands on the left of what may be a vector"
     return None
 
 

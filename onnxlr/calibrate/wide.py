@@ -4,9 +4,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxlr.calibrate.sampling import doubled, is_finite, sample_outputs, sample_rows
+from onnxlr.calibrate.sampling import doubled, is_finite, sample_outputs, sample_rows, whole_batch
 from onnxlr.calibrate.statistics import (
     NO_COVARIANCE,
     WIDEST,
@@ -43,12 +44,12 @@ def gives_product(layer: Layer) -> bool:
     return groups * m**2 <= WIDEST**2 and all(_scale(use) for use in layer.uses)
 
 
-def watched(layer: Layer) -> set[str]:
-    """Names of the values that statistics of a layer are made from."""
-    names = {use.x.name or "" for use in layer.uses if constant(use.x) is None}
+def watched(layer: Layer) -> list[tuple[Use, ir.Value]]:
+    """The values that statistics of a layer are made from."""
+    values = [(use, use.x) for use in layer.uses if constant(use.x) is None]
     if is_wide(layer) and gives_product(layer):
-        names |= {use.node.outputs[0].name or "" for use in layer.uses}
-    return names
+        values += [(use, use.node.outputs[0]) for use in layer.uses]
+    return values
 
 
 def _scale(use: Use) -> float:
@@ -108,7 +109,7 @@ class WideMoments:
             if is_finite(rows):
                 self.rows += rows.shape[1]
                 self._kept.append(rows)
-        if self._outputs is not None and y is not None:
+        if self._outputs is not None and y is not None and y.size:
             share = self._outputs.share(self._all)
             outputs = doubled(sample_outputs(self._layer, use, y, share, self._rng))
             if is_finite(outputs):
@@ -165,6 +166,8 @@ def centred(statistics: Statistics) -> Statistics:
 
 def few_rows(layer: Layer, use: Use, x: Values, count: int, rng: np.random.Generator) -> Rows:
     """At most so many rows of a user's inputs, (g, rows, n): of a few of the samples only."""
+    if layer.convolves:
+        x = whole_batch(layer, x)
     if layer.convolves and len(x) > count:
         x = x[np.sort(rng.choice(len(x), count, replace=False))]
     rows = sample_rows(layer, use, x, count, rng)

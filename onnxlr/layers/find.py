@@ -88,7 +88,8 @@ def _weight_inputs(
         if kind == "gather" and not _is_embedding(origin):
             continue  # shapes and indices, not an embedding
         use = Use(node, slot, False, origin.dtype or ir.DataType.UNDEFINED, None, None, None, None)
-        x = shape_of(use.x, graph, shapes) if node.inputs and node.inputs[0] is not None else None
+        present = bool(node.inputs) and node.inputs[0] is not None
+        x = shape_of(use.x, graph, shapes) if present else None
         y = node.outputs[0]
         use = replace(
             use,
@@ -96,6 +97,7 @@ def _weight_inputs(
             y_shape=shape_of(y, graph, shapes),
             x_axes=axes.get(use.x),
             y_axes=axes.get(y),
+            inner=present and use.x.graph is not graph and constant(use.x) is None,
         )
         yield _WeightInput(use, kind, origin)
 

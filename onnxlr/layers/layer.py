@@ -34,6 +34,8 @@ class Use:
         Static shapes of the other operand and of the output; None where they are unclear.
     x_axes, y_axes : int or None
         Their numbers of axes, where every feed gives them the same number.
+    inner : bool
+        Whether the other operand is a value in the body of an If, Loop or Scan.
     """
 
     node: ir.Node
@@ -44,6 +46,7 @@ class Use:
     y_shape: Shape | None
     x_axes: int | None
     y_axes: int | None
+    inner: bool = False
 
     @property
     def x(self) -> ir.Value:

@@ -1,6 +1,6 @@
 """Sessions of a model in ONNX Runtime: memory is checked, and a child process tries it first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxlr.errors import ModelError
 from onnxlr.model.graph import all_graphs
+from onnxlr.model.lifting import lift
 from onnxlr.model.load import Source
 from onnxlr.model.protobuf import serialize, to_proto
 from onnxlr.system.memory import available_memory, format_bytes
@@ -112,7 +113,11 @@ def open_trial(source: Source, machine: Machine) -> Trial:
 
 
 def session_of_values(
-    model: ir.Model, names: Iterable[str], machine: Machine, source: Source
+    model: ir.Model,
+    names: Iterable[str],
+    machine: Machine,
+    source: Source,
+    inner: Mapping[str, ir.DataType] | None = None,
 ) -> Session:
     """A session that gives the values of these names, as far as they aren't inputs.
 
@@ -124,21 +129,40 @@ def session_of_values(
     machine : Machine
     source : Source
         The source that the model comes from, by which messages call it.
+    inner : mapping of str to onnx_ir.DataType, optional
+        Names and types of values in bodies: what can't be had of them is left out.
     """
-    return open_exposed(model_of_values(model, names, source), machine, source.label, source.folder)
+    exposed = model_of_values(model, names, source, inner)
+    return open_exposed(exposed, machine, source.label, source.folder)
 
 
-def model_of_values(model: ir.Model, names: Iterable[str], source: Source) -> bytes:
+def model_of_values(
+    model: ir.Model,
+    names: Iterable[str],
+    source: Source,
+    inner: Mapping[str, ir.DataType] | None = None,
+) -> bytes:
     """A model, serialized, whose outputs are the values of these names; inputs are left out.
 
     The runtime leaves out what is only behind them. Where all are inputs, outputs are as before.
+    Values of bodies are called as ``lifted_name`` says.
     """
     proto = to_proto(model)
     inputs = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
     declared = {v.name: v for v in proto.graph.output}
     wanted = [name for name in sorted(set(names)) if name not in inputs]
+    for name, dtype in sorted((inner or {}).items()):
+        if (lifted := lift(proto.graph, name, int(dtype))) is not None:
+            renamed = lifted_name(name)
+            proto.graph.node.append(onnx.helper.make_node("Identity", [lifted], [renamed]))
+            wanted.append(renamed)
     if wanted:
         outputs = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in wanted]
         del proto.graph.output[:]
         proto.graph.output.extend(outputs)
     return serialize(proto, source.label)
+
+
+def lifted_name(name: str) -> str:
+    """What a session calls a value of a body."""
+    return f"{name}/lifted"

@@ -75,8 +75,9 @@ def correct(
             choice, factored = choices[layer.name], plain.factors[layer.name]
             form = choice.graph_pass.form(layer)
             # Before the first of them nothing has changed; without a form nothing can be fitted.
-            # What is looked up is no sum that inputs could change.
-            fitted = form is not None and layer.kind != "gather"
+            # What is looked up is no sum that inputs could change, and bodies are left as they are.
+            inner = any(use.inner for use in layer.uses)
+            fitted = form is not None and layer.kind != "gather" and not inner
             if corrected and fitted and weight_only_reason(layer) is None:
                 before = {name: choices[name] for name in corrected}
                 pairs = pairs_of(
