@@ -66,6 +66,32 @@ def test_a_name_is_given_once() -> None:
     assert [item.layer.name for item in onnxlr.inspect(model)] == ["node_MatMul_1", "a.weight"]
 
 
+@pytest.mark.parametrize(
+    ("scopes", "shown"),
+    [
+        ("['', 'enc', 'enc.layers.0', 'enc.layers.0.linear1', 'linear_3']", "enc.layers.0.linear1"),
+        ("['', 'linear']", "node_MatMul_91"),
+        ("", "node_MatMul_91"),
+    ],
+)
+def test_a_weight_without_a_name_is_called_by_its_module(scopes: str, shown: str) -> None:
+    """The exporter transposes weights, and numbers what comes of it."""
+    model = two_layers("node_MatMul_91", "val_12", "MatMul")
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    assert first_name(model) == shown
+
+
+def test_layers_of_one_module_are_numbered() -> None:
+    nodes = [
+        node("MatMul", ["x", "val_1"], "h", "node_MatMul_1"),
+        node("MatMul", ["h", "val_2"], "y", "node_MatMul_2"),
+    ]
+    for item in nodes:
+        item.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'a.b', 'linear']")
+    model = make_model(nodes, {"x": (3, 8)}, ["y"], {"val_1": rand(8, 8), "val_2": rand(8, 8)})
+    assert [item.layer.name for item in onnxlr.inspect(model)] == ["a.b", "a.b_1"]
+
+
 def test_filters_match_what_is_shown() -> None:
     model = two_layers("node_Gemm_2", "r3.a.weight")
     result = onnxlr.optimize(model, rank=4, verify="none", include=r"^r3\.a\.weight$")
