@@ -13,6 +13,7 @@ _KINDS = (
     ("other layers save more", "other layers save more for less"),
     ("the limit is", "put back: accuracy"),
     ("put back", "put back: other"),
+    (": undecided", "timings undecided"),
     ("faster", "not faster alone"),
     ("saves anything (rank 1 takes", "no rank saves anything"),
     ("only up to", "needs too high a rank"),
