@@ -55,6 +55,10 @@ class Statistics:
     lookups: NDArray[np.int64] | None = None
 
 
+# Of a layer that has no such reason, and no statistics either.
+UNSEEN = "fitted to the weight: what it is given wasn't there, or can't be taken out of its body"
+
+
 def weight_only_reason(layer: Layer) -> str | None:
     """Why a layer's factors are fitted to its weight alone; None if its inputs have statistics."""
     if layer.kind not in ("matrix", "conv", "conv-transpose", "gather"):

@@ -42,6 +42,7 @@ GLANCE = Effort(2, 3)  # tells an error to some per cent
 THOROUGH = Effort(12, 3)  # of factors that are handed over
 _WIDE = 1024  # elements of an input, beyond which a sweep takes a second: half as many there
 _MANY = 1 << 23  # elements of sampled rows, beyond which a sweep takes seconds: a quarter as many
+_GLANCED = 1 << 24  # elements of sampled rows that tell an error
 _FLOOR = 1e-9  # of the mean variance: where there is none, no error would be too large
 
 
@@ -68,21 +69,28 @@ def fit_to_inputs(
         Factors of the weight to begin with, where they are computed already.
     """
     weight = as_matrix(layer, layer.array())
+    most = _GLANCED if effort == GLANCE else None
     return fit_matrix(
-        *(graph_pass, layer, rank, weight, input_moments(statistics), statistics.metric),
+        *(graph_pass, layer, rank, weight, input_moments(statistics, most), statistics.metric),
         *(effort, start),
         outputs=output_covariance(statistics, weight),
     )
 
 
-def input_moments(statistics: Statistics) -> list[Moments]:
-    """Second moments of a layer's inputs, group by group, that factors are fitted to."""
+def input_moments(statistics: Statistics, most: int | None = None) -> list[Moments]:
+    """Second moments of a layer's inputs, group by group, that factors are fitted to.
+
+    Of sampled rows as many are taken as have so many elements, at most.
+    """
     if statistics.lookups is not None:
         nothing = np.empty((0, len(statistics.lookups)), np.float32)
         return [SampledMoments(nothing, 0.0, lookup_shares(statistics.lookups))]
     if statistics.sample is None:
         return [Covariance(floored(c)) for c in statistics.covariance]
-    fitted = statistics.sample[:, : _fitted_rows(statistics.sample)]
+    rows = _fitted_rows(statistics.sample)
+    if most is not None:
+        rows = max(1, min(rows, most // statistics.sample.shape[2]))
+    fitted = statistics.sample[:, :rows]
     return [shrunk_moments(rows) for rows in fitted]
 
 

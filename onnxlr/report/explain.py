@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxlr.calibrate.stage import Calibrated
+from onnxlr.calibrate.statistics import UNSEEN, weight_only_reason
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.candidates.fits import Fits
 from onnxlr.decompose import parse_rank
@@ -202,6 +203,9 @@ class Outcome:
             words.append("multiplied back when the session loads")
         elif layer.macs and item.macs is not None:
             words.append(f"{item.macs / layer.macs:.0%} of the MACs")
+        by_data = self.calibrated.calibration is not None and not item.choice.graph_pass.at_load
+        if by_data and layer.name not in self.calibrated.statistics:
+            words.append(weight_only_reason(layer) or UNSEEN)
         return ", ".join(words)
 
     def _spectra(self) -> tuple[LayerSpectrum, ...]:

@@ -1,6 +1,7 @@
 """Layers whose inputs have too many elements for a covariance: fitted to data all the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from onnxlr.calibrate.kept import read_statistics, write_statistics
 from onnxlr.calibrate.statistics import Statistics, is_wide, weight_only_reason
 from onnxlr.calibrate.wide import gives_product, rows_to_sample
 from onnxlr.candidates.fitting import (
+    GLANCE,
     THOROUGH,
     bias_shift,
     closed_errors,
@@ -118,6 +120,42 @@ def test_the_covariance_of_the_outputs_tells_the_error(case: str) -> None:
             prepared, model, feeds, layer, Choice(graph_pass, rank), Factored(factors, shift)
         )
         assert errors[rank[0]] == pytest.approx(found, rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_the_influence_on_layers_behind_counts_as_with_a_covariance(
+    group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same errors at every rank, and factors of the same product."""
+    model = conv((8, 6, 9, 8), (9, 6 // group, 3, 3), group=group)
+    prepared, feeds = prepared_of(model, rows=10)
+    monkeypatch.setattr(statistics_module, "_ROWS", 10**6)
+    layer, graph_pass, _, dense = fit_of(prepared, feeds, "channel-svd")
+    monkeypatch.setattr(statistics_module, "WIDEST", 1)
+    wide = calibrated(prepared, [layer], feeds)[layer.name]
+    assert wide.outputs is not None
+    rng = np.random.default_rng(0)
+    roots = rng.standard_normal((group, 9 // group, 9 // group))
+    metric = roots @ roots.swapaxes(1, 2) + np.eye(9 // group)
+    told = [
+        closed_errors(graph_pass, layer, replace(item, metric=metric)) for item in (dense, wide)
+    ]
+    assert told[0] is not None
+    assert told[1] is not None
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-3, atol=1e-4)
+    plain = closed_errors(graph_pass, layer, wide)
+    assert plain is not None
+    assert not np.allclose(told[1], plain, rtol=0.01)
+    rank: Rank = (2,)
+    made = [
+        graph_pass.compose(
+            layer,
+            rank,
+            fit_to_inputs(graph_pass, layer, rank, replace(item, metric=metric), THOROUGH),
+        )
+        for item in (dense, wide)
+    ]
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.usefixtures("every_row")
@@ -226,6 +264,9 @@ def test_wide_layers_profit_from_data(
         fresh = calibrated(prepared, [layer], held)[name]
         errors.append(output_error(layer, rest, fresh))
     assert errors[1] < 0.8 * errors[0]
+    glanced = fit_to_inputs(graph_pass, layer, rank, statistics, GLANCE)
+    rest = rest_of(graph_pass, layer, rank, glanced)
+    assert output_error(layer, rest, statistics) < 0.9 * errors[0]
     closed = closed_errors(graph_pass, layer, statistics)
     if closed is not None:
         assert closed[rank[0]] == pytest.approx(errors[1], rel=0.5)
