@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from onnxlr.cli.commands import main as onnxlr_command
-from onnxlr.cli.tables import PASS_COLUMNS, pass_rows
+from onnxlr.cli.method_tables import PASS_COLUMNS, pass_rows
 from onnxlr.errors import OnnxlrError
 from onnxlr.methods.registry import installed_passes
 from onnxlr.system.signals import EXIT_INTERRUPTED

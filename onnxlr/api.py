@@ -9,7 +9,7 @@ import onnx
 from onnxlr import arguments
 from onnxlr.arguments import FileName, Model
 from onnxlr.decompose import parse_rank
-from onnxlr.inspection import LayerInspection, inspect_source
+from onnxlr.inspection import Inspection, inspect_source
 from onnxlr.limits import USUAL
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.destinations import check_external
@@ -119,7 +119,7 @@ def optimize(
     latency_table : path, optional
         JSON file of latencies in milliseconds to use in place of this machine's; it is written if
         it isn't there. A table of another machine is used as it is.
-    without : str or sequence of {"data", "sensitivity", "sequential"}
+    without : str or sequence of {"data", "sensitivity", "sequential", "widths"}
         Ingredients to leave out, to see what each brings.
     plan_out, report, json : path, optional
         Where to write the plan, for ``apply``; the report as a self-contained HTML page; and the
@@ -215,8 +215,11 @@ def inspect(
     batch: int = 1,
     shape: str | Sequence[str] = (),
     progress: Progress | None = None,
-) -> tuple[LayerInspection, ...]:
+) -> Inspection:
     """Describe every layer: its spectrum, EVBMF and break-even ranks, methods that fit, reasons.
+
+    The rows come as a tuple, whose ``widths`` are the channels between layers: who writes, carries
+    and reads them, and why some can't be narrowed.
 
     Nothing is run and nothing is written.
 

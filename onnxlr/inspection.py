@@ -11,6 +11,7 @@ from onnxlr.candidates.spectra import decompose
 from onnxlr.decompose import RankRule
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.select import name_filter
+from onnxlr.methods.channels import names_channels
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import Source
 from onnxlr.prepare.prepared import prepare
@@ -18,6 +19,8 @@ from onnxlr.progress import Progress
 from onnxlr.system.cache import open_cache
 from onnxlr.system.pool import Pool
 from onnxlr.types import Rank
+from onnxlr.widths.find import Width
+from onnxlr.widths.narrowing import widths_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,19 @@ class LayerInspection:
     reasons: tuple[str, ...]
 
 
+class Inspection(tuple[LayerInspection, ...]):
+    """A row for every layer, and the widths between them.
+
+    Attributes
+    ----------
+    widths : tuple of Width
+        Those that may be narrowed, and those that have to stay with their reason; none where
+        methods were named and ``interpolative`` isn't among them.
+    """
+
+    widths: tuple[Width, ...] = ()
+
+
 def inspect_source(
     source: Source,
     methods: Sequence[str],
@@ -67,16 +83,17 @@ def inspect_source(
     shapes: Sequence[str],
     batch: int,
     progress: Progress,
-) -> tuple[LayerInspection, ...]:
+) -> Inspection:
     """Find every layer, and fit every method to it; nothing is run."""
     passes = choose_passes(tuple(methods))
     excluded = name_filter(include, exclude)
     prepared = prepare(source, feed=None, shapes=shapes, batch=batch)
     layers = [layer for layer in prepared.layers if excluded(layer) is None]
     fits = fit_all(layers, passes, lambda _: None)
-    with progress.stage("decompose", len(layers)) as step:
-        fits = decompose(prepared, fits, Pool(None), open_cache(), step)
-    return tuple(
+    if passes:
+        with progress.stage("decompose", len(layers)) as step:
+            fits = decompose(prepared, fits, Pool(None), open_cache(), step)
+    rows = Inspection(
         LayerInspection(
             layer,
             tuple(_describe(fit) for fit in fits.by_layer[layer.name]),
@@ -84,6 +101,10 @@ def inspect_source(
         )
         for layer in layers
     )
+    if not methods or "auto" in methods or names_channels(methods):
+        left_out = {x.name: why for x in prepared.layers if (why := excluded(x)) is not None}
+        rows.widths = widths_of(prepared).without(left_out).rows
+    return rows
 
 
 def _describe(fit: Fit) -> MethodFit:

@@ -51,6 +51,10 @@ class Limits:
         Samples that sensitivities are measured on.
     probe_seconds : float
         Time for one of those measurements, by the work in it.
+    narrow_trials : int
+        Models with fewer channels that a search builds, saves and judges.
+    narrow_corrections : int
+        Of those that come next, how many are corrected in sequence: each bolder than the last.
     budget_corrections : int
         Choices within a budget that are tightened because the written file misses it.
     refined_sets, refined_sets_least : int
@@ -81,6 +85,8 @@ class Limits:
     probe_samples: int = 64
     probe_samples_least: int = 24
     probe_seconds: float = 0.5
+    narrow_trials: int = 6
+    narrow_corrections: int = 3
     budget_corrections: int = 5
     refined_sets: int = 24
     refined_sets_least: int = 8

@@ -13,7 +13,7 @@ from onnxlr.system.session import ONE_CPU_THREAD, Machine
 
 Target = Literal["latency", "macs", "params", "bytes"]
 Verify = Literal["full", "layers", "none"]
-Ingredient = Literal["data", "sensitivity", "sequential"]
+Ingredient = Literal["data", "sensitivity", "sequential", "widths"]
 
 
 @dataclass(frozen=True)

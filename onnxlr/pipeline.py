@@ -2,19 +2,19 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 
-from onnxlr.calibrate.stage import Calibrated, calibrate_layers
-from onnxlr.candidates.fits import Fits, fit_all
-from onnxlr.candidates.spectra import decompose
+from onnxlr.calibrate.stage import Calibrated
+from onnxlr.courses.beginning import Base, Beginning
+from onnxlr.courses.course import best_course
 from onnxlr.errors import ModelError, OutputError, UsageError
-from onnxlr.layers.layer import Layer
-from onnxlr.layers.select import name_filter
 from onnxlr.methods.base import GraphPass
+from onnxlr.methods.channels import names_channels
 from onnxlr.methods.registry import choose_passes, find_pass
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, check_unchanged, load
@@ -22,10 +22,8 @@ from onnxlr.model.onnx_checker import run_onnx_checker
 from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
-from onnxlr.plan.choose import propose
 from onnxlr.plan.estimate import estimate
 from onnxlr.plan.evaluate import Evaluator
-from onnxlr.plan.ladder import build_ladder
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
@@ -47,6 +45,7 @@ from onnxlr.verify.endings import endings
 from onnxlr.verify.examination import Examination, doubts_of, examine
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
+from onnxlr.widths.narrowing import reader_names
 
 EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 
@@ -90,18 +89,19 @@ def optimize(
     OnnxlrError
         Whatever stage refuses; nothing is written then.
     """
-    passes, excluded = _passes(options), name_filter(options.include, options.exclude)
+    passes = _passes(options)
     # One thread of linear algebra here as in the processes of --jobs: sums come out the same.
     with one_blas_thread(), _resources(options, out, progress) as resources:
         started, limit = time.perf_counter(), TimeLimit(options.time_limit)
 
         session, feeding = _open(source, options, progress)
         prepared = _prepare(source, feeding, options, progress)
-        fits = _fit(prepared, passes, excluded, options, resources, progress)
-        calibrated = calibrate_layers(
-            *(prepared, fits.layers(prepared.layers), feeding, options),
-            *(resources.cache, resources.pool, progress),
+        begin = Beginning(
+            *(options, passes, feeding, resources.folder.parent, resources.pool, resources.cache),
+            progress,
         )
+        fits, widths = begin.fit(prepared), begin.widths(prepared)
+        calibrated = begin.calibrate(prepared, fits, reader_names(widths))
         table = _open_table(options, resources.cache)
         examination = _examine(prepared, session, feeding, options, progress)
         evaluator = _evaluator(
@@ -110,13 +110,15 @@ def optimize(
         )
         if (line := estimate(evaluator, fits, table)) is not None:
             progress.tell(line)
-        proposal = propose(evaluator, fits, table)
-        ladder = build_ladder(evaluator, proposal)
+        original = Base(evaluator, fits, calibrated)
+        path = begin.narrow(original, widths)
+        course = best_course(original, path, partial(begin.narrowed, original), table)
+        evaluator = course.base.evaluator
         examiner = _open_examiner(examination, progress)
-        selection = settle(evaluator, proposal, ladder, examiner)
+        selection = settle(evaluator, course.proposal, course.ladder, examiner)
         built = _finish(evaluator, selection, table)
 
-        outcome = Outcome(evaluator, calibrated, fits, table, proposal, selection, built)
+        outcome = Outcome(course, original, table, selection, built, widths, path)
         result = Result(
             read_back(built.path, whole=out is None),
             outcome.plan,
@@ -139,7 +141,8 @@ def _passes(options: Options) -> tuple[GraphPass, ...]:
     passes = choose_passes(options.methods)
     if options.expand_at_load:
         passes += tuple(p for p in (find_pass(EXPAND),) if p not in passes)
-    if all(p.takes(options.rank) is not None for p in passes):
+    named = passes and not names_channels(options.methods)
+    if named and all(p.takes(options.rank) is not None for p in passes):
         raise UsageError(
             f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
             f"{', '.join(p.name for p in passes)} takes"
@@ -199,22 +202,6 @@ def _prepare(
             shapes=options.shapes,
             batch=options.batch,
         )
-
-
-def _fit(
-    prepared: Prepared,
-    passes: Sequence[GraphPass],
-    excluded: Callable[[Layer], str | None],
-    options: Options,
-    resources: _Resources,
-    progress: Progress,
-) -> Fits:
-    """The methods that fit each layer, with the spectra that the rank asks for."""
-    fits = fit_all(prepared.layers, passes, excluded)
-    if not options.rank.needs_spectrum:
-        return fits
-    with progress.stage("decompose", len(fits.by_layer)) as step:
-        return decompose(prepared, fits, resources.pool, resources.cache, step)
 
 
 def _open_table(options: Options, cache: Cache) -> LatencyTable | None:
@@ -297,8 +284,8 @@ def _evaluator(
 def _finish(evaluator: Evaluator, selection: Selection, table: LatencyTable | None) -> Built:
     """The file to hand over: the one that was verified, or the original."""
     _save_times(table, evaluator.options)
-    builder, source = evaluator.builder, evaluator.prepared.source
-    if selection.chosen:
+    builder, source = evaluator.builder, evaluator.original.source
+    if selection.variant.changes_anything:
         built = builder.build(selection.variant)
         if evaluator.judge is None:
             run_onnx_checker(load(built.path), plugins=evaluator.options.verify == "layers")

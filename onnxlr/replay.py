@@ -1,11 +1,14 @@
 """Replaying a plan on the model that it was made for."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from onnxlr.calibrate.calibration import Calibration
 from onnxlr.calibrate.stage import calibrate_as, uncalibrated
+from onnxlr.calibrate.statistics import Statistics
 from onnxlr.errors import DataError, UsageError
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
@@ -15,19 +18,20 @@ from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import first_feed
 from onnxlr.prepare.opening import trial_run
+from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.progress import Progress
 from onnxlr.rewrite.builder import Builder
 from onnxlr.rewrite.factorizer import Factorizer
-from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.sequential import correct
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import open_cache
 from onnxlr.system.files import workspace
 from onnxlr.system.in_memory import Data
 from onnxlr.system.pool import Pool
-from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.system.session import ONE_CPU_THREAD, Feed
+from onnxlr.widths.narrowing import Narrower, Narrowing, moments_for, widths_of
 
 
 def replay(
@@ -79,33 +83,33 @@ def _build(
     prepared, cache = prepare(source, feed=None), open_cache()
     plan = plan.named_as(prepared.layers)
     choices = plan.choices()
-    layers = {layer.name: layer for layer in prepared.layers}
-    for name, choice in choices.items():
-        refusal = _misfit(layers.get(name), choice)
-        if refusal is not None:
-            raise UsageError(f"the plan replaces {name!r}, but {refusal}")
-    if not choices:
+    if not choices and not plan.widths.kept:
         return copy_source(source, folder, file_name)[0]
-    calibrated, fitted = uncalibrated(prepared), None
+    original, fitted, feed = prepared, None, None
+    calibrated = uncalibrated(prepared)
     if plan.calibration is not None:
+        if not plan.widths.kept:  # else the layers aren't there yet
+            _check_fit(prepared, choices)
         samples, fitted = _calibration_samples(plan, plan.calibration, prepared, data)
         # Shapes count here too: which inputs can be looked at, and what layers make of others.
         feed = first_feed(samples, plan.calibration.batch)
         trial_run(source, ONE_CPU_THREAD, feed)
-        prepared = prepare(source, feed=feed)
+        prepared = original = prepare(source, feed=feed)
+    narrowing = None
+    if plan.widths.kept:
+        narrowing = _narrowed(plan, original, fitted, feed, folder.parent, pool, progress)
+        prepared = narrowing.prepared
+    _check_fit(prepared, choices)
+    by_data = plan.calibration is not None and bool(plan.calibration.layers or not narrowing)
+    if plan.calibration is not None and fitted is not None and choices and by_data:
         names = plan.calibration.layers or tuple(choices)
+        layers = [layer for layer in prepared.layers if layer.name in names]
         calibrated = calibrate_as(
-            prepared,
-            [layer for layer in prepared.layers if layer.name in names],
-            fitted,
-            plan.calibration,
-            plan.seed,
-            cache,
-            pool,
-            progress,
+            *(prepared, layers, fitted, plan.calibration, plan.seed, cache, pool, progress)
         )
     factorizer = Factorizer(
-        prepared, folder.parent, calibrated.statistics, pool, cache, calibrated.origin
+        *(prepared, folder.parent, calibrated.statistics, pool, cache, calibrated.origin),
+        narrowing,
     )
     with progress.stage("decompose", len(choices)) as step:
         variant = factorizer.variant(choices, step)
@@ -116,8 +120,52 @@ def _build(
             Originals(prepared),
             processes=pool.count,
         )
+    digest = "" if plan.calibration is None else plan.calibration.digest
     with progress.stage("write", None):
-        return Builder(prepared, folder, file_name, calibrated.digest).build(variant).path
+        return Builder(original, folder, file_name, digest).build(variant).path
+
+
+def _check_fit(prepared: Prepared, choices: Mapping[str, Choice]) -> None:
+    """Refuse a plan whose choices can't be carried out."""
+    layers = {layer.name: layer for layer in prepared.layers}
+    for name, choice in choices.items():
+        refusal = _misfit(layers.get(name), choice)
+        if refusal is not None:
+            raise UsageError(f"the plan replaces {name!r}, but {refusal}")
+
+
+def _narrowed(
+    plan: Plan,
+    prepared: Prepared,
+    fitted: Samples | None,
+    feed: Feed | None,
+    scratch: Path,
+    pool: Pool,
+    progress: Progress,
+) -> Narrowing:
+    """The model with fewer channels that a plan makes."""
+    widths, cache, kept = widths_of(prepared), open_cache(), plan.widths.kept
+    sizes = {width.name: width.size for width in widths.usable}
+    for row in plan.widths.decisions:
+        if row.kept is not None and sizes.get(row.name) != row.size:
+            raise UsageError(
+                f"the plan narrows {row.name!r}, but there is no such width of {row.size} channels"
+            )
+    statistics: Mapping[str, Statistics] = {}
+    if fitted is not None and plan.calibration is not None:
+        names = plan.widths.layers
+        layers = [layer for layer in prepared.layers if layer.name in names]
+        calibration = replace(plan.calibration, layers=names, influence=False)
+        statistics = calibrate_as(
+            *(prepared, layers, fitted, calibration, plan.seed, cache, pool, progress)
+        ).statistics
+    moments = moments_for(prepared, statistics, fitted, plan.seed)
+    digest = "" if plan.calibration is None else plan.calibration.digest
+    narrower = Narrower(prepared, widths, statistics, moments, scratch, digest, feed)
+    if plan.widths.sequential and fitted is not None:
+        samples = fitted.take(plan.widths.sequential)
+        return narrower.corrected(kept, samples, plan.seed, progress)
+    return narrower.narrow(kept)
 
 
 def _calibration_samples(

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "onnxlr"
 ROOMS = (
     *("errors", "version", "progress", "types", "limits"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
-    *("calibrate", "candidates", "rewrite", "verify", "plan", "report"),
+    *("calibrate", "candidates", "widths", "rewrite", "verify", "plan", "courses", "report"),
     *("inspection", "replay", "pipeline", "arguments", "outputs", "comparison", "api", "measure"),
     "training",
     "",  # the package itself: the public names

@@ -41,8 +41,9 @@ class Calibrated:
 
     @property
     def digest(self) -> str:
-        """The digest of the samples; empty where there are none."""
-        return "" if self.calibration is None else self.calibration.digest
+        """The digest of the samples; empty where no factor depends on any."""
+        calibration = self.calibration
+        return "" if calibration is None or not calibration.layers else calibration.digest
 
 
 def calibrate_layers(
@@ -53,6 +54,8 @@ def calibrate_layers(
     cache: Cache,
     pool: Pool,
     progress: Progress,
+    *,
+    sized_by: Prepared | None = None,
 ) -> Calibrated:
     """Moments of some layers' inputs on the samples: from the cache, or by running the model.
 
@@ -67,13 +70,23 @@ def calibrate_layers(
     cache : Cache
     pool : Pool
     progress : Progress
+    sized_by : Prepared, optional
+        The model by which it is told how many samples there is time for, if it isn't this one.
     """
     # At their numerical ranks factors are exact: inputs could only bring rounding in.
     by_data = options.rank.kind != "exact" and "data" not in options.without
     if feeding is None or feeding.fit is None or not by_data:
         return uncalibrated(prepared)
-    samples = calibration_samples(prepared, feeding.fit, options.limits)
-    calibration = Calibration(
+    samples = calibration_samples(sized_by or prepared, feeding.fit, options.limits)
+    calibration = described(samples, feeding, options, fitted)
+    return calibrate_as(prepared, fitted, samples, calibration, options.seed, cache, pool, progress)
+
+
+def described(
+    samples: Samples, feeding: Feeding, options: Options, fitted: Sequence[Layer]
+) -> Calibration:
+    """The samples that some layers are fitted to, as a plan names them."""
+    return Calibration(
         str(options.data),
         feeding.share,
         samples.digest(),
@@ -82,7 +95,6 @@ def calibrate_layers(
         influence="sensitivity" not in options.without,
         layers=tuple(layer.name for layer in fitted),
     )
-    return calibrate_as(prepared, fitted, samples, calibration, options.seed, cache, pool, progress)
 
 
 def uncalibrated(prepared: Prepared) -> Calibrated:

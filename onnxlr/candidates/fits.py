@@ -138,7 +138,9 @@ def fit_methods(
             fits.append(fit)
         elif layer.refusal is not None or layer.op in graph_pass.ops:
             reasons.append(fit)
-    if not fits and not reasons:  # all are for other operators
+    if not passes:
+        reasons.append(layer.refusal or "no method was asked for that replaces layers")
+    elif not fits and not reasons:  # all are for other operators
         reasons.append(f"no method replaces {layer.op} among {', '.join(p.name for p in passes)}")
     return tuple(fits), tuple(reasons)
 

@@ -9,6 +9,7 @@ import click
 from onnxlr import api, measure
 from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
+from onnxlr.cli.method_tables import show_passes
 from onnxlr.methods.registry import broken_passes, installed_passes
 from onnxlr.model.constants import count_params
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
@@ -100,7 +101,7 @@ def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> Non
 
 def passes() -> None:
     """List the installed methods."""
-    tables.show_passes(open_console(), installed_passes(), broken_passes())
+    show_passes(open_console(), installed_passes(), broken_passes())
 
 
 def cache(*, clear: bool, json_out: str | None) -> None:

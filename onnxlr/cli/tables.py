@@ -1,16 +1,16 @@
 """The tables that the commands print, and the JSON of all but ``optimize``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from onnxlr.cli.frontier import show_frontier
+from onnxlr.cli.width_tables import found_dict, show_found, show_widths
 from onnxlr.comparison import Benchmark, ModelComparison
-from onnxlr.inspection import LayerInspection
-from onnxlr.methods.registry import InstalledPass
+from onnxlr.inspection import Inspection
 from onnxlr.plan.plan import KEEP
 from onnxlr.report.report import Report, Size, metric_row, rank_value
 from onnxlr.system.session import Machine
@@ -51,6 +51,7 @@ def show_report(console: Console, report: Report) -> None:
         console.print()
     console.print(table)
     console.print()
+    show_widths(console, report.widths)
     _show_headline(
         console,
         report.input,
@@ -89,9 +90,7 @@ def show_comparison(console: Console, result: ModelComparison) -> None:
         console.print(f"note: {result.metric.line_without_limit}", style="yellow")
 
 
-def show_inspection(
-    console: Console, rows: Sequence[LayerInspection], params: int, notes: Sequence[str]
-) -> None:
+def show_inspection(console: Console, rows: Inspection, params: int, notes: Sequence[str]) -> None:
     """Print a row for every method that fits a layer; one with the reasons if none does.
 
     ``params`` counts those of the whole file.
@@ -129,6 +128,7 @@ def show_inspection(
         f"{params:,} parameters (vectors and small arrays aren't listed); {fitting} can be "
         "factorized with a saving",
     )
+    show_found(console, rows.widths)
     for note in notes:
         console.print(f"note: {note}", style="yellow")
 
@@ -154,37 +154,6 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
     console.print(f"{_speed_words(result.comparison)}; {where}")
 
 
-PASS_COLUMNS = ("method", "replaces", "by", "paper", "from")
-
-
-def pass_rows(passes: Mapping[str, InstalledPass]) -> list[tuple[str, ...]]:
-    """A row of ``PASS_COLUMNS`` for every method."""
-    return [
-        (
-            name,
-            ", ".join(e.graph_pass.ops) or "any operator",
-            e.graph_pass.summary,
-            e.graph_pass.paper,
-            e.distribution,
-        )
-        for name, e in passes.items()
-    ]
-
-
-def show_passes(
-    console: Console, passes: Mapping[str, InstalledPass], broken: Mapping[str, str]
-) -> None:
-    """Print a row for every method, and a line for each that can't be used."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in PASS_COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in pass_rows(passes):
-        table.add_row(*row)
-    console.print(table)
-    for reason in broken.values():
-        console.print(f"not usable: {reason}", markup=False)
-
-
 def sparkline(values: Any, width: int = 24) -> str:
     """A falling spectrum as a line of blocks, whose heights are relative to the largest value.
 
@@ -205,7 +174,7 @@ def sparkline(values: Any, width: int = 24) -> str:
     return "".join(blocks[math.ceil(8 * float(v) / top)] for v in picks)
 
 
-def inspection_dict(rows: Sequence[LayerInspection], params: int) -> dict[str, Any]:
+def inspection_dict(rows: Inspection, params: int) -> dict[str, Any]:
     """The content that ``inspect --json`` writes; ``params`` counts those of the whole file."""
     return {
         "params": params,
@@ -232,6 +201,7 @@ def inspection_dict(rows: Sequence[LayerInspection], params: int) -> dict[str, A
             }
             for r in rows
         ],
+        "widths": found_dict(rows.widths),
     }
 
 

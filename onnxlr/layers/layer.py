@@ -139,6 +139,10 @@ class Layer:
         axis = int_attr(use.node, "axis", 0) % count
         return 2 * count - 3 - axis if use.swapped and axis >= count - 2 else axis
 
+    def to_stored(self, array: NDArray[T]) -> NDArray[T]:
+        """An array in the layout that the first user sees turned to the stored layout."""
+        return array if self._perm is None else array.transpose(np.argsort(self._perm))
+
     def array(self) -> NDArray[np.generic]:
         """The weight as the first user sees it, in its stored type.
 

@@ -61,8 +61,14 @@ class Choice:
 
 
 def plan_digest(
-    model: str, chosen: Mapping[str, tuple[str, Rank | None]], calibration: str = ""
+    model: str,
+    chosen: Mapping[str, tuple[str, Rank | None]],
+    calibration: str = "",
+    kept: Mapping[str, tuple[int, ...]] | None = None,
 ) -> str:
-    """SHA-256 of a model's digest, the method and rank of each layer, and the samples' digest."""
-    text = json.dumps([model, sorted((n, m, r) for n, (m, r) in chosen.items()), calibration])
+    """SHA-256 of what makes a model: its digest, the choices, the samples', and channels kept."""
+    content = [model, sorted((n, m, r) for n, (m, r) in chosen.items()), calibration]
+    if kept:
+        content.append(sorted(kept.items()))
+    text = json.dumps(content)
     return hashlib.sha256(text.encode()).hexdigest()

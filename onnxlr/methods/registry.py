@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from onnxlr.errors import UsageError, one_line
 from onnxlr.methods.base import GraphPass
+from onnxlr.methods.channels import INTERPOLATIVE
 from onnxlr.system.cache import ENTRY_POINTS
 
 
@@ -90,7 +91,8 @@ def choose_passes(names: tuple[str, ...]) -> tuple[GraphPass, ...]:
     UsageError
         For a name that no installed pass has.
     """
-    chosen = {name: find_pass(name) for name in names if name != "auto"}
+    others = ("auto", INTERPOLATIVE.name)
+    chosen = {name: find_pass(name) for name in names if name not in others}
     if not names or "auto" in names:
         passes = [entry.graph_pass for entry in installed_passes().values()]
         return tuple(p for p in passes if p.automatic or p.name in chosen)
@@ -110,7 +112,8 @@ def find_pass(name: str) -> GraphPass:
         raise UsageError(broken[name])
     if name not in installed:
         raise UsageError(
-            f"the method {name!r} is not installed: choose from auto, {', '.join(installed)}"
+            f"the method {name!r} is not installed: choose from auto, "
+            f"{INTERPOLATIVE.name}, {', '.join(installed)}"
         )
     return installed[name].graph_pass
 

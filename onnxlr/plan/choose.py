@@ -17,6 +17,7 @@ from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Boldest, Chosen, Trials, boldest, choices_of
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.plan.weigh import FEW_PROBES, PROBES, Aim, weigh
+from onnxlr.prepare.samples import Samples
 from onnxlr.system.cache import key_of
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
@@ -115,23 +116,36 @@ def _cheapest(tradeoff: Tradeoff, loss: float, names: Set[str] | None = None) ->
     return tradeoff.allocate(most_loss=loss, names=names) or {}
 
 
+def probed_samples(evaluator: Evaluator, samples: Samples) -> Samples:
+    """The samples that sensitivities are measured on, of those that factors are fitted to."""
+    limits = evaluator.limits
+    affordable = int(limits.probe_seconds / sample_seconds(evaluator.prepared))
+    return samples.take(min(limits.probe_samples, max(limits.probe_samples_least, affordable)))
+
+
+def probing_judge(evaluator: Evaluator, judge: Judge) -> Judge:
+    """Who measures sensitivities: on samples that don't judge the result, where there are some."""
+    feeding = evaluator.feeding
+    if feeding is None or feeding.fit is None:
+        return judge
+    with evaluator.progress.stage("run the original", None):
+        probed = probed_samples(evaluator, feeding.fit)
+        return Judge(evaluator.base_session(), probed, "rel-error")
+
+
 def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable) -> Tradeoff:
     """All candidates weighed; sensitivities come from samples that don't judge the result."""
-    session, feeding = evaluator.session, evaluator.feeding
-    assert session is not None
-    assert feeding is not None
+    feeding = evaluator.feeding
     options, prepared, limits = evaluator.options, evaluator.prepared, evaluator.limits
-    probing, probes, samples = judge, FEW_PROBES, feeding.fit
     origin: list[object] = [prepared.source.digest, prepared.input_shapes]
-    if samples is not None:
-        affordable = int(limits.probe_seconds / sample_seconds(prepared))
-        probes = PROBES if affordable >= limits.probe_samples else FEW_PROBES
-        count = min(limits.probe_samples, max(limits.probe_samples_least, affordable))
-        probed = samples.take(count)
-        fitted = calibration_samples(prepared, samples, limits)
-        origin += [fitted.digest(), probed.digest()]
-        with evaluator.progress.stage("run the original", None):
-            probing = Judge(session, probed, "rel-error")
+    assert feeding is not None
+    if (samples := feeding.fit) is not None:
+        fitted = calibration_samples(evaluator.original, samples, limits)
+        origin += [fitted.digest(), probed_samples(evaluator, samples).digest()]
+    probing = probing_judge(evaluator, judge)
+    affordable = int(limits.probe_seconds / sample_seconds(prepared))
+    many = samples is not None and affordable >= limits.probe_samples
+    probes = PROBES if many else FEW_PROBES
     passes = {fit.graph_pass.name: None for rows in fits.by_layer.values() for fit in rows}
     aim = Aim(
         tuple(passes),

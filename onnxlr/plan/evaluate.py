@@ -14,13 +14,14 @@ from onnxlr.model.graph import all_graphs
 from onnxlr.options import Options
 from onnxlr.plan.verdicts import Verdicts
 from onnxlr.prepare.feeding import Feeding
+from onnxlr.prepare.opening import open_session
+from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite.builder import Builder, Built
 from onnxlr.rewrite.factorizer import Factorizer
-from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.sequential import correct
-from onnxlr.rewrite.variant import Variant
+from onnxlr.rewrite.variant import Key, Variant
 from onnxlr.system.session import Session
 from onnxlr.system.time_limit import TimeLimit
 from onnxlr.system.trial import Trial
@@ -29,10 +30,9 @@ from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, compare_sessions, time_session
 from onnxlr.verify.promise import Promise
+from onnxlr.widths.narrowing import Narrowing
 
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
-
-_Key = tuple[frozenset[tuple[str, Choice]], int]  # of a variant without its factors
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,23 @@ class Judged:
         On the samples that choose.
     nbytes : int
         Of the file.
+    narrowing : Narrowing or None
+        As in ``Variant``.
+    calibration : Calibration or None
+        The samples that its factors were fitted to.
     """
 
     choices: Mapping[str, Choice]
     sequential: int
     quality: Quality
     nbytes: int
+    narrowing: Narrowing | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from others."""
+        return Variant(self.choices, {}, self.sequential, self.narrowing).key
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Evaluator:
     Attributes
     ----------
     prepared : Prepared
+        The model whose layers are replaced: the original, or one with fewer channels.
     options : Options
     factorizer : Factorizer
     builder : Builder
@@ -103,7 +115,7 @@ class Evaluator:
     timed: bool
     progress: Progress
     _judged: list[Judged] = field(default_factory=list)
-    _speeds: dict[_Key, Comparison] = field(default_factory=dict)
+    _speeds: dict[Key, Comparison] = field(default_factory=dict)
     _tried: list[Built] = field(default_factory=list)  # the latest that ran in the child process
 
     @property
@@ -116,14 +128,24 @@ class Evaluator:
         """All that was built, saved and judged so far."""
         return tuple(self._judged)
 
-    def speed_of(self, choices: Mapping[str, Choice], sequential: int) -> Comparison | None:
+    @property
+    def narrowing(self) -> Narrowing | None:
+        """The model with fewer channels whose layers are replaced; None for the original."""
+        return self.factorizer.narrowing
+
+    @property
+    def original(self) -> Prepared:
+        """The model as it was, with all of its channels."""
+        return self.builder.prepared
+
+    def speed_of(self, variant: Variant | Judged) -> Comparison | None:
         """How a variant compared with the original; None where it wasn't timed."""
-        return self._speeds.get(_key(choices, sequential))
+        return self._speeds.get(variant.key)
 
     @property
     def speeds(self) -> tuple[Comparison, ...]:
         """How all variants that were timed compared with the original."""
-        return tuple(speed for (choices, _), speed in self._speeds.items() if choices)
+        return tuple(speed for key, speed in self._speeds.items() if key[0] or key[2] is not None)
 
     def evaluate(self, variant: Variant) -> Evaluation:
         """Build, save and judge a variant.
@@ -134,13 +156,13 @@ class Evaluator:
             If the runtime refuses it, or goes down with it.
         """
         assert self.judge is not None
-        key = _key(variant.choices, variant.sequential)
         for item in self._judged:
-            if _key(item.choices, item.sequential) == key:  # its bytes are the same
+            if item.key == variant.key:  # its bytes are the same
                 return Evaluation(variant, item.quality, item.nbytes)
         built = self.builder.build(variant)
         quality = self.judge.judge(self.open(built))
-        self._judged.append(Judged(variant.choices, variant.sequential, quality, built.nbytes))
+        row = variant.choices, variant.sequential, quality, built.nbytes, variant.narrowing
+        self._judged.append(Judged(*row, self.calibration))
         return Evaluation(variant, quality, built.nbytes)
 
     def variant(self, choices: Mapping[str, Choice], sequential: int) -> Variant:
@@ -196,7 +218,7 @@ class Evaluator:
     ) -> Variant:
         assert self.feeding is not None
         assert self.feeding.fit is not None
-        fitted = calibration_samples(self.prepared, self.feeding.fit, self.limits)
+        fitted = calibration_samples(self.original, self.feeding.fit, self.limits)
         corrected = correct(
             self.prepared,
             plain,
@@ -252,6 +274,13 @@ class Evaluator:
         nodes = sum(len(graph) for graph in all_graphs(self.prepared.model))
         return len(self.factorizer.statistics) * nodes * _NODE_SECONDS
 
+    def base_session(self) -> Session:
+        """The model whose layers are replaced, in the runtime."""
+        assert self.session is not None
+        if self.narrowing is None:
+            return self.session
+        return open_session(self.prepared.source, self.options.machine)
+
     def original_ms(self) -> float:
         """Median milliseconds of the original."""
         assert self.session is not None
@@ -263,9 +292,10 @@ class Evaluator:
         assert self.session is not None
         assert self.feeding is not None
         feed, limits = self.feeding.first_feed, self.limits
-        candidate = self.open(self.builder.build(variant)) if variant.choices else self.session
+        changed = variant.changes_anything
+        candidate = self.open(self.builder.build(variant)) if changed else self.session
         speed = compare_sessions(self.session, candidate, feed, limits)
-        self._speeds[_key(variant.choices, variant.sequential)] = speed
+        self._speeds[variant.key] = speed
         return speed
 
     def open(self, built: Built) -> Session:
@@ -281,8 +311,4 @@ class Evaluator:
     def verdicts(self) -> Verdicts:
         """What is said of a quality."""
         limit = layer_limit(self.options.max_drop) if self.promise is None else self.promise.limit
-        return Verdicts(self.judge, self.promise, limit, self.prepared.source.nbytes)
-
-
-def _key(choices: Mapping[str, Choice], sequential: int) -> _Key:
-    return frozenset(choices.items()), sequential
+        return Verdicts(self.judge, self.promise, limit, self.original.source.nbytes)

@@ -1,17 +1,21 @@
 """The frontier: every model that was judged, with its loss, its milliseconds and its bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from onnxlr.candidates.candidate import candidate
-from onnxlr.methods.choice import Choice
+from onnxlr.layers.layer import Layer
+from onnxlr.layers.macs import count_macs
 from onnxlr.methods.cost import layer_work
 from onnxlr.plan.evaluate import Evaluator, Judged
-from onnxlr.plan.plan import Decision, Plan, keep, use
+from onnxlr.plan.plan import Decision, Plan, keep, use, with_fewer_channels
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import Selection
+from onnxlr.plan.width_plan import WidthPlan
+from onnxlr.prepare.prepared import Prepared
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
+from onnxlr.widths.narrowing import Narrowing
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Point:
         Whether ``ms`` comes from timing the whole model, and not from its layers'.
     bytes : int
     layers : int
-        How many are replaced.
+        How many are replaced, or have fewer channels.
     chosen : bool
         Whether it is what was handed over.
     plan : Plan
@@ -59,45 +63,57 @@ class Point:
         return self.loss, self.bytes if self.ms is None else self.ms
 
 
+Proposals = Mapping[Narrowing | None, Proposal]  # on the original, and on fewer channels
+PlansOfWidths = Callable[[Narrowing | None], WidthPlan]
+
+
 def frontier(
-    evaluator: Evaluator, proposal: Proposal, selection: Selection, plan: Plan
+    evaluator: Evaluator,
+    proposals: Proposals,
+    selection: Selection,
+    plan: Plan,
+    width_plan: PlansOfWidths,
 ) -> tuple[Point, ...]:
     """The points of a run, from the least loss to the largest; the original is the first.
 
     Parameters
     ----------
     evaluator : Evaluator
-    proposal : Proposal
+    proposals : mapping of Narrowing or None to Proposal
+        What was learned about layers on each model that chains were looked for on.
     selection : Selection
     plan : Plan
         What is handed over.
+    width_plan : callable
+        Gives the decisions for widths.
     """
     if evaluator.judge is None or evaluator.promise is None:
         return ()
-    total = _original_ms(evaluator, proposal, selection.speed)
-    nbytes = evaluator.prepared.source.nbytes
+    total = _original_ms(evaluator, proposals[None], selection.speed)
+    nbytes = evaluator.original.source.nbytes
     nothing = replace(
         plan,
-        decisions=tuple(keep(layer, "the original") for layer in evaluator.prepared.layers),
+        decisions=tuple(keep(layer, "the original") for layer in evaluator.original.layers),
         calibration=None,
+        widths=WidthPlan(),
     )
-    unchanged = not selection.chosen
+    unchanged = not selection.variant.changes_anything
     points = [
         Point(
             *(0.0, 0.0, 0.0, total, selection.speed is not None, nbytes, 0, unchanged),
             plan if unchanged else nothing,
         )
     ]
-    chosen = selection.variant.choices, selection.variant.sequential
     for item in evaluator.judged:
-        is_chosen = not unchanged and (item.choices, item.sequential) == chosen
+        is_chosen = not unchanged and item.key == selection.variant.key
+        proposal = proposals.get(item.narrowing, Proposal({}, {}))
         ms, measured = _milliseconds(evaluator, proposal, item, total)
         low, high = _interval(evaluator, item.quality)
         points.append(
             Point(
-                *(item.quality.drop, low, high, ms, measured, item.nbytes, len(item.choices)),
+                *(item.quality.drop, low, high, ms, measured, item.nbytes, _changed(item)),
                 is_chosen,
-                plan if is_chosen else _plan_of(evaluator, proposal, item, plan),
+                plan if is_chosen else _plan_of(evaluator, proposal, item, plan, width_plan),
             )
         )
     points.sort(key=lambda p: (p.loss, p.bytes))
@@ -117,7 +133,7 @@ def _original_ms(
     if speed is not None:
         return speed.a.median_ms
     total = 0.0
-    for layer in evaluator.prepared.layers:
+    for layer in evaluator.original.layers:
         times = proposal.times.get(layer.name, {})
         work = layer_work(layer)
         if times:
@@ -133,34 +149,55 @@ def _milliseconds(
     """Milliseconds of a model, and whether it was timed as a whole."""
     if total is None:
         return None, False
-    if (speed := evaluator.speed_of(item.choices, item.sequential)) is not None:
+    if (speed := evaluator.speed_of(item)) is not None:
         return total / speed.speedup, True
     saved = 0.0
+    if item.narrowing is not None:
+        before, after = (count_macs(p.model, p.shapes) for p in _both(item.narrowing))
+        saved = total * (1 - after / before) if before else 0.0
     for name, choice in item.choices.items():
         time = proposal.times.get(name, {}).get(choice)
         saved += 0.0 if time is None else time.saved_ms
     return max(total - saved, 0.0), False
 
 
-def _plan_of(evaluator: Evaluator, proposal: Proposal, item: Judged, plan: Plan) -> Plan:
+def _changed(item: Judged) -> int:
+    """How many layers aren't as they were."""
+    if item.narrowing is None:
+        return len(item.choices)
+    pairs = zip(*(p.layers for p in _both(item.narrowing)), strict=True)
+    return sum(a.shape != b.shape or b.name in item.choices for a, b in pairs)
+
+
+def _both(narrowing: Narrowing) -> tuple[Prepared, Prepared]:
+    return narrowing.origin, narrowing.prepared
+
+
+def _plan_of(
+    evaluator: Evaluator,
+    proposal: Proposal,
+    item: Judged,
+    plan: Plan,
+    width_plan: PlansOfWidths,
+) -> Plan:
     """The plan that makes a model which was judged and not handed over."""
+    narrowing, calibration = item.narrowing, item.calibration
+    prepared = evaluator.original if narrowing is None else narrowing.prepared
+    now = {layer.name: layer for layer in prepared.layers}
     decisions = tuple(
-        _decision(evaluator, proposal, item.choices, name)
-        for name in (layer.name for layer in evaluator.prepared.layers)
+        with_fewer_channels(layer, now[layer.name], _decision(now[layer.name], proposal, item))
+        for layer in evaluator.original.layers
     )
-    calibration = evaluator.calibration
     if calibration is not None:
         calibration = replace(calibration, sequential=item.sequential)
-    return replace(plan, decisions=decisions, calibration=calibration)
+    widths = width_plan(narrowing)
+    return replace(plan, decisions=decisions, calibration=calibration, widths=widths)
 
 
-def _decision(
-    evaluator: Evaluator, proposal: Proposal, choices: Mapping[str, Choice], name: str
-) -> Decision:
-    layer = evaluator.prepared.layer(name)
-    if name not in choices:
+def _decision(layer: Layer, proposal: Proposal, item: Judged) -> Decision:
+    if layer.name not in item.choices:
         return keep(layer, "not replaced in this point of the frontier")
-    choice = choices[name]
-    item = candidate(layer, choice.graph_pass, choice.rank, "macs")
-    time = proposal.times.get(name, {}).get(choice)
-    return use(layer, item, "a point of the frontier", None, None, time)
+    choice = item.choices[layer.name]
+    row = candidate(layer, choice.graph_pass, choice.rank, "macs")
+    time = proposal.times.get(layer.name, {}).get(choice)
+    return use(layer, row, "a point of the frontier", None, None, time)

@@ -3,20 +3,22 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxlr.calibrate.calibration import Calibration
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.errors import UsageError
+from onnxlr.layers.kernel import kernel_of
 from onnxlr.layers.layer import Layer
+from onnxlr.methods.channels import INTERPOLATIVE
 from onnxlr.methods.choice import Choice, plan_digest
 from onnxlr.methods.registry import find_pass
+from onnxlr.plan.width_plan import KEEP as KEEP
+from onnxlr.plan.width_plan import WidthPlan
 from onnxlr.types import Rank
 from onnxlr.verify.layer_latency import LayerTime
 from onnxlr.version import __version__
-
-KEEP = "keep"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for one model; the same plan on the same model gives the same bytes."""
+    """The decisions for one model; the same plan on the same model gives the same bytes.
+
+    Chains are on the layers as they are once widths are narrowed.
+    """
 
     model: str
     decisions: tuple[Decision, ...]
     seed: int = 0
     calibration: Calibration | None = None
+    widths: WidthPlan = field(default_factory=WidthPlan)
 
     @property
     def replaced(self) -> tuple[Decision, ...]:
@@ -102,10 +108,14 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of what determines the bytes: the model, the samples, and each choice."""
-        chosen = {d.name: (d.decision, d.rank) for d in self.replaced}
-        return plan_digest(
-            self.model, chosen, self.calibration.digest if self.calibration is not None else ""
-        )
+        chosen = {d.name: (d.decision, d.rank) for d in self._chains}
+        digest = self.calibration.digest if self.calibration is not None else ""
+        return plan_digest(self.model, chosen, digest, self.widths.kept)
+
+    @property
+    def _chains(self) -> tuple[Decision, ...]:
+        """The decisions that put a chain in the place of a layer."""
+        return tuple(d for d in self.replaced if d.decision != INTERPOLATIVE.name)
 
     def choices(self) -> dict[str, Choice]:
         """The passes and ranks by layer name.
@@ -115,7 +125,7 @@ class Plan:
         UsageError
             If a method isn't installed.
         """
-        return {d.name: Choice(find_pass(d.decision), d.rank or ()) for d in self.replaced}
+        return {d.name: Choice(find_pass(d.decision), d.rank or ()) for d in self._chains}
 
     def named_as(self, layers: Sequence[Layer]) -> "Plan":
         """The same plan with the names that layers have now.
@@ -139,12 +149,14 @@ class Plan:
     def to_json(self) -> str:
         """Readable, diffable JSON with a row a layer."""
         fitted = None if self.calibration is None else asdict(self.calibration)
-        head = {
+        head: dict[str, Any] = {
             "onnxlr_version": __version__,
             "model": self.model,
             "seed": self.seed,
             "calibration": fitted,
         }
+        if self.widths.decisions:
+            head["widths"] = self.widths.to_dict()
         rows = ",\n".join(_written(d) for d in self.decisions)
         return json.dumps(head, indent=2)[:-2] + f',\n  "layers": [\n{rows}\n  ]\n}}\n'
 
@@ -168,7 +180,9 @@ class Plan:
             seed = int(data.get("seed", 0))
             if not 0 <= seed < 2**64:
                 raise ValueError(f"its seed is {seed}")
-            return cls(str(data["model"]), decisions, seed, calibration)
+            widths = data.get("widths")  # older plans have none
+            narrowed = WidthPlan() if widths is None else WidthPlan.from_dict(widths)
+            return cls(str(data["model"]), decisions, seed, calibration, narrowed)
         except (
             ValueError,
             TypeError,
@@ -279,3 +293,43 @@ def use(
         alternatives,
         layer.weight.name or "",
     )
+
+
+def with_fewer_channels(layer: Layer, now: Layer, decision: Decision) -> Decision:
+    """The decision on a layer that was made with fewer channels around it.
+
+    Parameters
+    ----------
+    layer, now : Layer
+        As the original has it, and the model with fewer channels.
+    decision : Decision
+        On the latter.
+    """
+    if layer.shape == now.shape:
+        return decision
+    before, after = _sizes(layer), _sizes(now)
+    words = ", ".join(
+        f"{word} {a} → {b}"
+        for word, a, b in zip(("inputs", "outputs"), before, after, strict=True)
+        if a != b
+    )
+    kept = decision.decision == KEEP
+    return replace(
+        decision,
+        shape=layer.shape,
+        decision=INTERPOLATIVE.name if kept else decision.decision,
+        rank=after if kept else decision.rank,
+        reason=f"{words}; {decision.reason}",
+        params_before=layer.params,
+        macs_before=layer.macs,
+        error=None,
+    )
+
+
+def _sizes(layer: Layer) -> tuple[int, int]:
+    """Inputs and outputs of a layer."""
+    if layer.convolves:
+        kernel = kernel_of(layer)
+        return kernel.group * kernel.inputs, kernel.group * kernel.outputs
+    first, second = layer.shape[-2:]
+    return (second, first) if layer.uses[0].contracts_last else (first, second)

@@ -104,7 +104,7 @@ def settle(
         speed, why = None, None
         if evaluator.timed:
             with evaluator.progress.stage(f"time {len(rung.chosen)} replaced layers", None):
-                speed = evaluator.speed_of(rung.variant.choices, rung.variant.sequential)
+                speed = evaluator.speed_of(rung.variant)
                 speed = speed or evaluator.compare(rung.variant)
             why = why_too_slow(evaluator, rung.chosen, speed)
         if why is None:
@@ -115,9 +115,9 @@ def settle(
         reasons |= put_back_reasons(rung.chosen, why)
     with evaluator.progress.stage("verify", None):
         quality = (examiner or judge).judge(evaluator.session)
-        empty = evaluator.factorizer.variant({})
+        empty = Variant({}, {})
         speed = evaluator.compare(empty) if evaluator.timed else None
-    return _selection(evaluator, proposal, {}, quality, speed, reasons, refused=refused)
+    return _selection(evaluator, proposal, {}, quality, speed, reasons, empty, refused)
 
 
 def _tested(

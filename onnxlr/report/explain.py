@@ -11,7 +11,9 @@ import numpy as np
 from onnxlr.calibrate.stage import Calibrated
 from onnxlr.calibrate.statistics import UNSEEN, weight_only_reason
 from onnxlr.candidates.candidate import Candidate
-from onnxlr.candidates.fits import Fits
+from onnxlr.courses.beginning import Base
+from onnxlr.courses.course import Course
+from onnxlr.courses.narrow import NarrowPath, planned_widths
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
 from onnxlr.layers.layer import Layer
@@ -22,9 +24,9 @@ from onnxlr.options import Options
 from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.frontier import Point, frontier
-from onnxlr.plan.plan import Decision, Plan, keep, use
-from onnxlr.plan.proposal import Proposal
+from onnxlr.plan.plan import Decision, Plan, keep, use, with_fewer_channels
 from onnxlr.plan.settle import Selection
+from onnxlr.plan.width_plan import WidthPlan
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
@@ -36,6 +38,8 @@ from onnxlr.types import ms_text
 from onnxlr.verify.latency_file import processor
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.version import __version__
+from onnxlr.widths.find import Widths
+from onnxlr.widths.narrowing import Narrowing
 
 _PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir")
 
@@ -46,34 +50,55 @@ class Outcome:
 
     Attributes
     ----------
-    evaluator : Evaluator
-    calibrated : Calibrated
-    fits : Fits
+    course : Course
+        The search whose models were tested.
+    original : Base
+        What the search on the original began with.
     table : LatencyTable or None
         None where nothing was run.
-    proposal : Proposal
     selection : Selection
     built : Built
         The file that is handed over.
+    widths : Widths
+        Of the original.
+    path : NarrowPath
+        What became of them.
     """
 
-    evaluator: Evaluator
-    calibrated: Calibrated
-    fits: Fits
+    course: Course
+    original: Base
     table: LatencyTable | None
-    proposal: Proposal
     selection: Selection
     built: Built
+    widths: Widths
+    path: NarrowPath
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Who judged, and timed."""
+        return self.course.base.evaluator
 
     @property
     def prepared(self) -> Prepared:
-        """The model that was worked on."""
-        return self.evaluator.prepared
+        """The original."""
+        return self.evaluator.original
+
+    @property
+    def base(self) -> Prepared:
+        """The model whose layers were replaced: the original, or one with fewer channels."""
+        narrowing = self.selection.variant.narrowing
+        return self.prepared if narrowing is None else narrowing.prepared
+
+    @property
+    def calibrated(self) -> Calibrated:
+        """What the factors of that model's layers were fitted to."""
+        same = self.selection.variant.narrowing is self.evaluator.narrowing
+        return self.course.base.calibrated if same else self.original.calibrated
 
     @property
     def options(self) -> Options:
         """What was asked for."""
-        return self.evaluator.options
+        return self.original.evaluator.options
 
     @property
     def feeding(self) -> Feeding | None:
@@ -83,7 +108,11 @@ class Outcome:
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """A decision with its reason for every layer."""
-        return tuple(self._decision(layer) for layer in self.prepared.layers)
+        now = {layer.name: layer for layer in self.base.layers}
+        return tuple(
+            with_fewer_channels(layer, now[layer.name], self._decision(now[layer.name]))
+            for layer in self.prepared.layers
+        )
 
     def _decision(self, layer: Layer) -> Decision:
         selection, name = self.selection, layer.name
@@ -103,17 +132,33 @@ class Outcome:
         )
 
     @cached_property
+    def width_plan(self) -> WidthPlan:
+        """A decision with its reason for every width."""
+        return self._width_plan(self.selection.variant.narrowing)
+
+    def _width_plan(self, narrowing: Narrowing | None) -> WidthPlan:
+        calibration = self.original.calibrated.calibration
+        layers = () if calibration is None else calibration.layers
+        return planned_widths(self.widths, self.path, narrowing, layers)
+
+    @cached_property
     def frontier(self) -> tuple[Point, ...]:
         """Every model that was judged."""
-        return frontier(self.evaluator, self.proposal, self.selection, self.plan)
+        proposals = self.course.proposals
+        return frontier(self.evaluator, proposals, self.selection, self.plan, self._width_plan)
 
     @cached_property
     def plan(self) -> Plan:
         """The plan that replays the run."""
-        calibration = self.calibrated.calibration if self.selection.chosen else None
+        narrowing = self.selection.variant.narrowing
+        changed = self.selection.variant.changes_anything
+        calibration = self.calibrated.calibration if changed else None
+        if calibration is not None and not calibration.layers and narrowing is None:
+            calibration = None  # only widths were looked at
         if calibration is not None:
             calibration = replace(calibration, sequential=self.selection.variant.sequential)
-        return Plan(self.prepared.source.digest, self.decisions, self.options.seed, calibration)
+        head = self.prepared.source.digest, self.decisions, self.options.seed
+        return Plan(*head, calibration, self.width_plan)
 
     def report(self, out: Path | None, seconds: float) -> Report:
         """All of it, with the verdict in a sentence.
@@ -136,11 +181,11 @@ class Outcome:
             None if out is None else str(out),
             self.built.nbytes,
             self.built.params,
-            before.macs - saved_macs(self.prepared, selection.chosen),
+            count_macs(self.base.model, self.base.shapes) - saved_macs(self.base, selection.chosen),
         )
         replaced = len(plan.replaced)
         verdict = (
-            f"{replaced} of {len(plan.decisions)} layers replaced"
+            f"{replaced} of {len(plan.decisions)} layers replaced{self._narrowed_words()}"
             if replaced
             else "no gain: the output equals the input"
         )
@@ -164,7 +209,13 @@ class Outcome:
             self.evaluator.promise,
             self._parts(),
             self.frontier,
+            self.width_plan.decisions,
         )
+
+    def _narrowed_words(self) -> str:
+        """How many widths are narrowed, as the end of a sentence."""
+        count = len(self.width_plan.kept)
+        return f", {count} widths narrowed" if count else ""
 
     def _parts(self) -> tuple[Part, ...]:
         """What each part of the samples was used for."""
@@ -212,8 +263,8 @@ class Outcome:
         """Singular values that the chosen methods look at; of kept layers those of the first."""
         rule = parse_rank("evbmf")
         rows = []
-        for layer in self.prepared.layers:
-            fits = self.fits.by_layer.get(layer.name, ())
+        for layer in self.base.layers:
+            fits = self.course.base.fits.by_layer.get(layer.name, ())
             item = self.selection.chosen.get(layer.name)
             chosen = None if item is None else item.choice
             # By name: a pass that comes from another process is another object.

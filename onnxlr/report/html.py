@@ -9,6 +9,7 @@ from onnxlr.report.frontier_figure import frontier_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
 from onnxlr.report.reasons import counted
 from onnxlr.report.report import Report
+from onnxlr.report.width_table import widths_section
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Quality
 
@@ -52,6 +53,7 @@ def write_page(report: Report) -> str:
     sections = (
         _outcome(report),
         _decisions(report),
+        widths_section(report),
         frontier_section(report),
         spectra_section(report),
         tradeoff_section(report),

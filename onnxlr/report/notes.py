@@ -55,7 +55,7 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
     if refused is None or promise is None:
         return []
     variant = refused.rung.variant
-    speed = evaluator.speed_of(variant.choices, variant.sequential)
+    speed = evaluator.speed_of(variant)
     name = "the next bolder model" if speed is None else f"the {speed.speedup:.1f}× model"
     needed = promise.needed(refused.quality)
     if not promise.tested or not refused.quality.losses:
@@ -130,7 +130,7 @@ def _afterwards(doubtful: int, path: str | Path | None) -> str:
 
 def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:
     """That weights which a caller could feed are gone."""
-    model = evaluator.prepared.source.model
+    model = evaluator.original.source.model
     inputs = {value.name for value in model.graph.inputs if value.is_initializer()}
     lost = sorted({d.weight for d in plan.replaced if d.weight in inputs})
     if not lost or model.ir_version < DEFAULT_VALUES_IR:

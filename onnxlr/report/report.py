@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxlr.plan.frontier import Point
 from onnxlr.plan.plan import KEEP, Decision
+from onnxlr.plan.width_plan import WidthDecision
 from onnxlr.system.session import Machine
 from onnxlr.types import Rank
 from onnxlr.verify.defaults import MetricChoice
@@ -130,6 +131,8 @@ class Report:
         What each part of the samples was used for; empty without samples.
     frontier : tuple of Point
         Every model that was judged.
+    widths : tuple of WidthDecision
+        Every width, and why; empty where none was looked for.
     """
 
     version: str
@@ -149,6 +152,7 @@ class Report:
     promise: Promise | None = None
     parts: tuple[Part, ...] = ()
     frontier: tuple[Point, ...] = ()
+    widths: tuple[WidthDecision, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         """A part of the report, as ``--json`` writes it."""
@@ -226,6 +230,7 @@ class Report:
             "notes": list(self.notes),
             "frontier": [point_row(point) for point in self.frontier],
             "layers": [decision_row(d) for d in self.decisions],
+            "widths": [width_row(d) for d in self.widths],
         }
 
     def _promise_dict(self, quality: Quality) -> dict[str, Any]:
@@ -263,6 +268,13 @@ def decision_row(decision: Decision) -> dict[str, Any]:
         vars(other) | {"rank": rank_value(other.rank)} for other in decision.alternatives
     ]
     return row
+
+
+def width_row(decision: WidthDecision) -> dict[str, Any]:
+    """A decision on a width as a row of ``widths`` in the JSON."""
+    kept = None if decision.kept is None else list(decision.kept)
+    lists = {key: list(getattr(decision, key)) for key in ("writers", "readers", "carriers")}
+    return {**vars(decision), **lists, "kept": kept}
 
 
 def point_row(point: Point) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Builder:
     Attributes
     ----------
     prepared : Prepared
+        The original.
     folder : Path
         Where the folders are made; nothing else is in it.
     file_name : str
@@ -65,12 +66,16 @@ class Builder:
                 return built
             self._latest = None
             shutil.rmtree(built.path.parent, ignore_errors=True)
-        prepared = self.prepared
+        narrowing = variant.narrowing
+        prepared = self.prepared if narrowing is None else narrowing.prepared
         model = rewrite(prepared.model, prepared.shapes, variant.choices, variant.factors)
         chosen = {name: (c.graph_pass.name, c.rank) for name, c in variant.choices.items()}
         model.metadata_props["onnxlr_version"] = __version__
         model.metadata_props["onnxlr_plan"] = plan_digest(
-            prepared.source.digest, chosen, self.calibration
+            self.prepared.source.digest,
+            chosen,
+            self.calibration if narrowing is None else narrowing.samples,
+            {} if narrowing is None else narrowing.kept,
         )
         self._builds += 1
         folder = self.folder / str(self._builds)
@@ -79,7 +84,7 @@ class Builder:
         except OSError as error:
             raise OutputError(write_failure(folder, error)) from None
         path = folder / self.file_name
-        params = count_params(model)
-        built = Built(path, save(model, path, outside=bool(prepared.source.external)), params)
+        params, outside = count_params(model), bool(self.prepared.source.external)
+        built = Built(path, save(model, path, outside=outside), params)
         self._latest = variant, built
         return built

@@ -18,6 +18,7 @@ from onnxlr.system.cache import Cache, key_of
 from onnxlr.system.files import write_failure
 from onnxlr.system.pool import Pool
 from onnxlr.types import Rank
+from onnxlr.widths.narrowing import Narrowing
 
 _MEMORY = 256 << 20  # bytes of factors that are held in memory; more lie in files
 
@@ -45,6 +46,8 @@ class Factorizer:
     origin : str
         Digest of all that factors depend on besides the method and the rank; without one nothing is
         cached.
+    narrowing : Narrowing or None
+        The model with fewer channels whose layers these are; None for the original's.
     """
 
     prepared: Prepared
@@ -53,6 +56,7 @@ class Factorizer:
     pool: Pool = field(default_factory=lambda: Pool(1))
     cache: Cache = field(default_factory=lambda: Cache(None))
     origin: str = ""
+    narrowing: Narrowing | None = None
     _in_memory: int = 0  # bytes
     _factors: dict[_Key, Factored] = field(default_factory=dict)
 
@@ -96,7 +100,8 @@ class Factorizer:
             self._write_cache(key, factored)
             self._keep(key, factored)
             step(key[0])
-        return Variant(dict(choices), {name: self._factors[key] for name, key in keys.items()})
+        factors = {name: self._factors[key] for name, key in keys.items()}
+        return Variant(dict(choices), factors, 0, self.narrowing)
 
     def _keep(self, key: _Key, factored: Factored) -> None:
         """Hold factors in memory as far as the budget goes, then in files."""

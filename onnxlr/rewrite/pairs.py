@@ -25,9 +25,9 @@ from onnxlr.methods.choice import Choice, Factored
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
 from onnxlr.prepare.opening import session_of_values
+from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.replace import rewrite
 from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.types import Array

@@ -9,6 +9,7 @@ is what it lets through: y is replaced by the z that costs least there, and the 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,10 +18,10 @@ from onnxlr.candidates.fitting import THOROUGH, bias_shift, fit_matrix, rest_of
 from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, Factored, Factors
+from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
-from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.pairs import Pairs, Rows, bias_before_relu, pairs_of
 from onnxlr.rewrite.variant import Variant
 from onnxlr.types import Array
@@ -90,7 +91,7 @@ def correct(
                     factored = _fitted(layer, choice, factored, pairs, metric)
             corrected[layer.name] = factored
             step(layer.name)
-    return Variant(choices, corrected, len(samples))
+    return replace(plain, factors=corrected, sequential=len(samples))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,10 @@ from onnxlr.candidates.fitting import output_error, rest_of
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import weight_error
+from onnxlr.widths.narrowing import Narrowing
+
+# Of a variant without its factors: the choices, the samples of sequence, and the narrowing.
+Key = tuple[frozenset[tuple[str, Choice]], int, tuple[object, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,25 @@ class Variant:
     sequential : int
         How many samples the factors were corrected on in sequence; 0 where each layer was fitted by
         itself.
+    narrowing : Narrowing or None
+        The model with fewer channels whose layers these are; None where they are the original's.
     """
 
     choices: Mapping[str, Choice]
     factors: Mapping[str, Factored]
     sequential: int = 0
+    narrowing: Narrowing | None = None
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether its model is another than the original."""
+        return bool(self.choices) or self.narrowing is not None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from others, without its factors."""
+        narrowing = None if self.narrowing is None else self.narrowing.key
+        return frozenset(self.choices.items()), self.sequential, narrowing
 
     def weight_error(self, layer: Layer) -> float:
         """Relative error of a layer's weight by its factors as they are stored."""

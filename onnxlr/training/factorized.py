@@ -77,6 +77,11 @@ def factorize_(
             plan = Plan.from_json(path.read_text(encoding="utf-8"), str(path))
         except (OSError, ValueError) as error:  # not UTF-8, or no name at all
             raise UsageError(f"can't read the plan {path}: {error}") from None
+    if plan.widths.kept:
+        raise UsageError(
+            "the plan narrows widths, which modules keep: make one that names methods for chains, "
+            "as with --method svd"
+        )
     choices = plan.choices()
     chains = {}
     for decision in plan.replaced:

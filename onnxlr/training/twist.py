@@ -13,6 +13,7 @@ from torch import nn
 from onnxlr.candidates.candidate import candidate
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.layers.layer import Layer
+from onnxlr.methods.channels import INTERPOLATIVE, names_channels
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import weight_error
 from onnxlr.methods.registry import choose_passes, find_pass
@@ -100,6 +101,11 @@ class DeepTwist:
             or not names
         ):
             raise UsageError(f"method={method!r}: give the name of a method, or several")
+        if names_channels(names):
+            raise UsageError(
+                f"method {INTERPOLATIVE.name!r} takes channels away from widths between modules, "
+                "which training keeps: optimize the exported model with it"
+            )
         passes = choose_passes(tuple(names))
         rule = rank_rule(rank)
         self._order: list[str] = []

@@ -12,7 +12,7 @@ class InputChannelSvd(ConvPass):
 
     name: ClassVar[str] = "input-channel-svd"
     summary: ClassVar[str] = "S→T as 1×1 conv S→r, k×k conv r→T"
-    paper: ClassVar[str] = "Li & Shi 2018, ECCV (constrained network decomposition)"
+    paper: ClassVar[str] = "Li & Shi 2018, ECCV"
     automatic: ClassVar[bool] = True
     equation: ClassVar[str] = "rs,trp->tsp"
 

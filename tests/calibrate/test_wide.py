@@ -29,10 +29,10 @@ from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.protobuf import to_proto
+from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Silent
-from onnxlr.rewrite.originals import Originals
 from onnxlr.rewrite.replace import rewrite
 from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Variant

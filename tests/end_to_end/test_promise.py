@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import onnxlr
 from onnxlr import pipeline
 from onnxlr.cli.commands import main
+from onnxlr.courses import course
 from onnxlr.plan.ladder import Ladder, build_ladder
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
@@ -107,7 +108,7 @@ def watched_ladders() -> Iterator[list[Ladder]]:
             ladders.append(build_ladder(*arguments))
             return ladders[-1]
 
-        patch.setattr(pipeline, "build_ladder", watched)
+        patch.setattr(course, "build_ladder", watched)
         yield ladders
 
 

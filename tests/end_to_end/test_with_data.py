@@ -30,7 +30,8 @@ from tests.support.limits import SHORT, short_runs
 from tests.support.networks import images, network, products
 
 WITHIN: dict[str, Any] = {"metric": "rel-error", "max_drop": 1}
-HALF = WITHIN | {"target": "macs=0.5"}
+CHAINS = "channel-svd", "embedding-svd", "input-channel-svd", "spatial-svd", "svd", "tucker2"
+HALF = WITHIN | {"target": "macs=0.5", "method": CHAINS}
 
 
 @dataclass(frozen=True)
@@ -493,7 +494,7 @@ def test_what_is_left_out_is_not_used(halved: Halved, without_sequence: onnxlr.R
     assert whole.report.quality is not None
     assert plain.report.quality is not None
     assert whole.report.quality.optimized < 0.9 * plain.report.quality.optimized
-    with pytest.raises(onnxlr.UsageError, match="data, sensitivity, sequential"):
+    with pytest.raises(onnxlr.UsageError, match="data, sensitivity, sequential, widths"):
         onnxlr.optimize(network(), without="luck", **HALF)
 
 

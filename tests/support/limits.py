@@ -17,6 +17,8 @@ SHORT = Limits(
     timing_rows=9,
     ranks=4,
     refined_sets=8,
+    narrow_trials=3,
+    narrow_corrections=1,
 )
 
 

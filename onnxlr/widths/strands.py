@@ -1,0 +1,163 @@
+"""Channels followed through a graph: which of them belong together, and what is cut with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.shapes import shape_of
+from onnxlr.layers.tracing import is_fixed, trace
+from onnxlr.model.constants import constant
+from onnxlr.types import Shape, Shapes
+
+Channels = NDArray[np.int64]  # numbers of channels, one for each place along an axis
+
+# What is set to so many channels as stay: an attribute, or an entry of a list of sizes.
+SizeOf = Literal["group", "split", "slice", "reshape"]
+
+
+@dataclass(frozen=True, eq=False)
+class Strand:
+    """The channels along one axis of a value."""
+
+    axis: int
+    channels: Channels
+
+    def at(self, axis: int) -> "Strand":
+        """The same channels along another axis."""
+        return Strand(axis, self.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightCut:
+    """A layer's weight as writer or reader of channels; a carrier's are cut and nothing more.
+
+    Attributes
+    ----------
+    layer : Layer
+    use : Use
+        The first of its users: the others have the same channels.
+    side : str
+        Of the weight as outputs × inputs: ``out`` or ``in``. A grouped convolution only passes on
+        whole groups: ``through``.
+    channels : ndarray of int
+    """
+
+    layer: Layer
+    use: Use
+    side: Literal["out", "in", "through"]
+    channels: Channels
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantCut:
+    """A constant input of a node with an entry for each channel along an axis."""
+
+    node: ir.Node
+    slot: int
+    axis: int
+    channels: Channels
+
+
+@dataclass(frozen=True, eq=False)
+class SizeCut:
+    """A number, or several, that count channels.
+
+    Attributes
+    ----------
+    node : onnx_ir.Node
+    what : str
+    channels : tuple of ndarray of int
+        For each number, the channels that it counts.
+    index : int
+        Where the number stands in a list.
+    """
+
+    node: ir.Node
+    what: SizeOf
+    channels: tuple[Channels, ...]
+    index: int = 0
+
+
+Cut = WeightCut | ConstantCut | SizeCut
+
+
+@dataclass
+class Tracker:
+    """What is known of the channels of a graph's values while its nodes are visited in order.
+
+    Parameters
+    ----------
+    graph : onnx_ir.Graph
+        The main graph.
+    shapes : mapping of str to tuple of int
+    """
+
+    graph: ir.Graph
+    shapes: Shapes
+    strands: dict[ir.Value, Strand] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
+    refusals: list[tuple[Channels, str]] = field(default_factory=list)
+    count: int = 0
+    _bonds: list[tuple[Channels, Channels]] = field(default_factory=list)
+
+    def fresh(self, size: int) -> Channels:
+        """New channels."""
+        self.count += size
+        return np.arange(self.count - size, self.count, dtype=np.int64)
+
+    def strand(self, value: ir.Value | None) -> Strand | None:
+        """The channels of a value, if it has any."""
+        return None if value is None else self.strands.get(value)
+
+    def put(self, value: ir.Value, strand: Strand | None) -> None:
+        """Say which channels a value has."""
+        if strand is not None:
+            self.strands[value] = strand
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """The static shape of a value; None where it is unclear."""
+        return shape_of(value, self.graph, self.shapes)
+
+    def bind(self, a: Channels, b: Channels) -> None:
+        """Have channels stay or go together, one by one."""
+        if a is not b:
+            self._bonds.append((a, b))
+
+    def refuse(self, strands: Sequence[Strand | None], reason: str) -> None:
+        """Have all channels of some strands stay."""
+        self.refusals += [(s.channels, reason) for s in strands if s is not None]
+
+    def foreign(self, size: int, reason: str) -> Channels:
+        """Channels that no weight writes, which stay."""
+        channels = self.fresh(size)
+        self.refusals.append((channels, reason))
+        return channels
+
+    def components(self) -> NDArray[np.int64]:
+        """For each channel the number of those that stay or go with it."""
+        pairs = [np.stack([a.ravel(), b.ravel()]) for a, b in self._bonds]
+        ends = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
+        graph = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), (self.count, self.count))
+        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def numbers(value: ir.Value | None) -> list[int] | None:
+    """The integers of a constant that nobody can feed; None for anything else."""
+    if value is None or not is_fixed(trace(value)):
+        return None
+    tensor = constant(value)
+    if tensor is None or not tensor.dtype.is_integer():
+        return None
+    return [int(v) for v in np.asarray(tensor.numpy()).ravel()]
+
+
+def called(node: ir.Node) -> str:
+    """A node, in words."""
+    return f"{node.op_type} {node.name or node.outputs[0].name or '(unnamed)'!r}"

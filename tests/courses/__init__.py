@@ -1,0 +1,1 @@
+"""Tests of courses: which models are tested."""

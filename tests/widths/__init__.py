@@ -1,0 +1,1 @@
+"""Tests of widths: found, narrowed and solved anew."""
