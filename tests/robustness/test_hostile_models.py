@@ -259,7 +259,7 @@ def test_tiles_of_weights_in_other_types(name: str) -> None:
     """Weights are in half and double precision, with Gemm's alpha, or behind a Cast."""
     model = SEEDS[name]()
     rows = onnxlr.optimize(model, method="tiled-svd", rank="4,2,1", verify="none").plan.decisions
-    assert {row.op for row in rows} > {"MatMul"}
+    assert {row.op for row in rows} == ({"MatMul"} if name == "views" else {"MatMul", "Gemm"})
     tiled = replaced(model, "tiled-svd", (4, 2, 1))
     kind = {"mlp-half": np.float16, "mlp-double": np.float64}.get(name, np.float32)
     feed = {"x": np.random.default_rng(0).standard_normal((4, 24)).astype(kind)}
