@@ -63,7 +63,10 @@ class _Backward:
 
     def visit(self, layer: Layer) -> None:
         """Compute G, (m, m) over all groups' outputs, where every user has them along one axis."""
-        if layer.kind not in ("matrix", "conv", "conv-transpose") or len(layer.shape) < 2:
+        rows = layer.kind == "gather" and _gives_rows(layer)
+        if layer.kind not in ("matrix", "conv", "conv-transpose") and not rows:
+            return
+        if len(layer.shape) < 2:
             return
         channels = output_count(layer)
         if channels > _WIDEST or not all(_has_first_orientation(layer, use) for use in layer.uses):
@@ -223,15 +226,26 @@ def _inputs(layer: Layer) -> int:
     return layer.shape[-1] if layer.uses[0].contracts_last else layer.shape[-2]
 
 
+def _gives_rows(layer: Layer) -> bool:
+    """Whether all users of a table look up whole rows: the last axis has the outputs then."""
+    if len(layer.shape) != 2:
+        return False
+    return all(layer.lookup_axis(use) == 0 and not use.swapped for use in layer.uses)
+
+
 def _has_first_orientation(layer: Layer, use: Use) -> bool:
     """Whether a use has the first use's inputs for inputs: tied weights serve both ways round."""
-    return layer.convolves or use.contracts_last == layer.uses[0].contracts_last
+    if layer.convolves or layer.kind == "gather":
+        return True
+    return use.contracts_last == layer.uses[0].contracts_last
 
 
 def _output_axis(layer: Layer, use: Use) -> int:
     """The axis of a use's output along which its channels are, counted from the end."""
     if layer.convolves:
         return 1 - len(layer.shape)
+    if layer.kind == "gather":
+        return -1
     return -2 if use.slot == 0 and not _meets_vector(use) else -1
 
 

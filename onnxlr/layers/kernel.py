@@ -103,4 +103,6 @@ def output_count(layer: Layer) -> int:
     if layer.convolves:
         kernel = kernel_of(layer)
         return kernel.group * kernel.outputs
+    if layer.kind == "gather":
+        return matrix_sides(layer)[1]
     return layer.shape[-2] if layer.uses[0].contracts_last else layer.shape[-1]

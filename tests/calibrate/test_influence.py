@@ -328,3 +328,25 @@ def test_channels_of_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_without_such_layers_has_none() -> None:
     model = make_model([node("Relu", ["x"], "y")], {"x": (2, 3)}, ["y"], {})
     assert influences(prepare(load(model), feed=None)) == {}
+
+
+def test_entries_of_a_table_count_as_the_layers_behind_take_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W·Wᵀ of a MatMul behind the lookup, with a mean of 1; columns have no influence told."""
+    monkeypatch.setattr("onnxlr.calibrate.influence._DAMPING", 0.0)
+    weights = {"e": rand(11, 6), "a": rand(6, 8), "i": np.array([[0, 3, 5]])}
+    weights |= {"b": rand(4, 9), "d": rand(3, 5)}
+    nodes = [
+        node("Gather", ["e", "i"], "h", "table"),
+        node("Add", ["h", "x"], "s"),
+        node("MatMul", ["s", "a"], "y"),
+        node("Gather", ["b", "i"], "c", "columns", axis=1),
+        node("MatMul", ["c", "d"], "z"),
+    ]
+    model = make_model(nodes, {"x": (1, 3, 6)}, ["y", "z"], weights)
+    roots = influences(prepare(load(model), feed=None))
+    assert "columns" not in roots
+    whole = weights["a"].astype(np.float64) @ weights["a"].T
+    whole /= np.trace(whole) / 6
+    np.testing.assert_allclose(roots["table"][0] @ roots["table"][0], whole, rtol=1e-6, atol=1e-6)
