@@ -21,7 +21,10 @@ from onnxlr.methods import (
 
 
 class Svd(ChainPass):
-    """W ≈ P·Q with P (…, a, r) and Q (…, r, b); the bias stays on the last node."""
+    """W ≈ P·Q with P (…, a, r) and Q (…, r, b); the bias stays on the last node.
+
+    Experts in a stack, of which a Gather picks some, have factors each.
+    """
 
     name: ClassVar[str] = "svd"
     summary: ClassVar[str] = "MatMul/Gemm n→m as n→r, r→m"
@@ -30,7 +33,9 @@ class Svd(ChainPass):
     automatic: ClassVar[bool] = True
 
     def refuse(self, layer: Layer) -> str | None:
-        """Only matrices, and stacks of matrices."""
+        """Only matrices, and stacks of matrices; of a stack that is looked up, whole matrices."""
+        if _picks_matrices(layer):
+            return None
         if layer.kind != "matrix":
             return f"svd replaces {' and '.join(self.ops)}, not {layer.op}"
         if len(layer.shape) < 2:
@@ -87,5 +92,21 @@ class Svd(ChainPass):
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
-        """Two nodes of the original's operator, in the order in which the data meets them."""
+        """Two nodes of the original's operator, in the order in which the data meets them.
+
+        Of experts both factors are looked up, and multiplied to the matrices that were.
+        """
+        if use.node.op_type == "Gather":
+            picked = [writer.op("Gather", [f, use.x], {"axis": 0}) for f in factors]
+            return writer.op("MatMul", [*picked], {})
         return write_product(layer, use, factors, writer)
+
+
+def _picks_matrices(layer: Layer) -> bool:
+    """Whether a stack of matrices is looked up one or several at a time, as experts are."""
+    return (
+        layer.kind == "gather"
+        and len(layer.shape) == 3
+        and min(layer.shape[1:]) > 1
+        and not any(layer.lookup_axis(use) or use.swapped for use in layer.uses)
+    )

@@ -1,4 +1,4 @@
-"""Tables that are looked up and multiplied: one factorization, stored once, for both."""
+"""Tables that are looked up and multiplied, and experts that are picked from a stack."""
 
 from typing import Any
 
@@ -7,6 +7,13 @@ import onnx
 import pytest
 
 import onnxlr
+from onnxlr.limits import Limits
+from onnxlr.methods.choice import Choice
+from onnxlr.methods.registry import choose_passes
+from onnxlr.model.load import load
+from onnxlr.prepare.prepared import prepare
+from onnxlr.system.session import ONE_CPU_THREAD
+from onnxlr.verify.layer_latency import measure
 from tests.support.builders import low_rank, make_model, node, relative, run
 from tests.support.pass_cases import tied_in_branches
 
@@ -78,3 +85,35 @@ def test_auto_weighs_both_uses() -> None:
     assert row.decision == "embedding-svd"
     assert row.macs_before == 2 * 3 * 200 * 64
     assert (row.macs_after or 0) < row.macs_before / 2
+
+
+def test_both_uses_of_a_tied_table_are_timed() -> None:
+    prepared = prepare(load(language_model("plain")), feed=FEED)
+    (layer,) = prepared.layers
+    choice = Choice(choose_passes(("embedding-svd",))[0], (5,))
+    times = [
+        measure(prepared.model, layer, use, choice, ONE_CPU_THREAD, Limits(layer_seconds=0.01))
+        for use in layer.uses
+    ]
+    assert [use.node.op_type for use in layer.uses] == ["Gather", "MatMul"]
+    assert None not in times
+
+
+@pytest.mark.parametrize("picked", [(), (1,), (2, 1)])
+def test_experts_have_factors_each(picked: tuple[int, ...]) -> None:
+    stack = np.stack([low_rank(RNG, 48, 40, 3) for _ in range(4)])
+    nodes = [
+        node("Cast", ["i"], "index", to=onnx.TensorProto.INT64),
+        node("Gather", ["experts", "index"], "e", "pick", axis=0),
+        node("MatMul", ["x", "e"], "y", "apply"),
+    ]
+    model = make_model(nodes, {"x": (5, 48), "i": picked}, ["y"], {"experts": stack})
+    result = onnxlr.optimize(model, **EXACT)
+    assert [(d.decision, d.rank) for d in result.plan.decisions] == [("svd", (3,))]
+    stored = [list(t.dims) for t in result.model.graph.initializer if "svd" in t.name]
+    assert stored == [[4, 48, 3], [4, 3, 40]]
+    feed = {
+        "x": RNG.standard_normal((5, 48)).astype(np.float32),
+        "i": RNG.integers(0, 4, picked).astype(np.float32).reshape(picked),
+    }
+    assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-5

@@ -182,12 +182,12 @@ def multiplied(layer: Layer, method: str, factors: tuple[Array, ...], rank: Rank
     """The weight that a chain stands for, by einsum from the stored factors; group by group."""
     if method == "tiled-svd":
         return multiplied_tiles(layer, factors, rank)
-    if layer.kind in ("gather", "tied"):
+    if layer.kind in ("gather", "tied") and method != "svd":
         axis = layer.lookup_axis(layer.uses[0])
         lead, trail = layer.shape[:axis], layer.shape[axis + 1 :]
         q = factors[1].reshape(-1, int(np.prod(lead)), int(np.prod(trail)))
         return np.asarray(np.einsum("vr,rab->avb", factors[0], q).reshape(layer.shape))
-    if layer.kind == "matrix":
+    if method == "svd":
         return np.asarray(factors[0] @ factors[1])
     conv_like = layer.kind == "conv"
     parts = [

@@ -245,7 +245,8 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "gather-columns": (lambda: gather((2, 3), axis=1), ("embedding-svd",)),
     "gather-columns-one": (lambda: gather((), axis=1), ("embedding-svd",)),
     "gather-middle": (lambda: gather((2, 3), (4, 11, 3), axis=1), ("embedding-svd",)),
-    "gather-planes": (lambda: gather((5,), (11, 4, 3)), ("embedding-svd",)),
+    "gather-planes": (lambda: gather((5,), (11, 4, 3)), ("embedding-svd", "svd")),
+    "gather-plane": (lambda: gather((), (5, 6, 7)), ("embedding-svd", "svd")),
     "gather-transposed": (lambda: gather_both(2), ("embedding-svd",)),
     "gather-transposed-3d": (lambda: gather_both(3), ("embedding-svd",)),
     "tied-gemm": (
