@@ -1,5 +1,6 @@
 """Operators that do the same to every channel, or combine values channel by channel."""
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxlr.layers.tracing import is_fixed, trace
@@ -30,6 +31,8 @@ def unary(tracker: Tracker, node: ir.Node) -> None:
     tracker.refuse(rest, f"read by {called(node)} beside what it works on")
     if first is not None:
         tracker.put(node.outputs[0], first)
+        if (shape := tracker.shape(node.inputs[0])) is not None:
+            tracker.note(node.outputs[0], shape)
 
 
 def pool(tracker: Tracker, node: ir.Node) -> None:
@@ -52,6 +55,11 @@ def combine(tracker: Tracker, node: ir.Node) -> None:
         tracker.refuse(strands, f"{called(node)} has inputs of unknown shape")
         return
     rank = max(known)
+    try:
+        tracker.note(node.outputs[0], np.broadcast_shapes(*(s for s in shapes if s is not None)))
+    except ValueError:  # declared shapes may contradict each other
+        tracker.refuse(strands, f"{called(node)} has inputs of shapes that don't fit")
+        return
     offsets = [rank - n for n in known]
     placed = [(s.at(s.axis + offset), s) for s, offset in zip(strands, offsets, strict=True) if s]
     size = max(len(s.channels) for s, _ in placed)

@@ -105,6 +105,7 @@ class Tracker:
     cuts: list[Cut] = field(default_factory=list)
     refusals: list[tuple[Channels, str]] = field(default_factory=list)
     count: int = 0
+    _noted: dict[ir.Value, Shape] = field(default_factory=dict)
     _bonds: list[tuple[Channels, Channels]] = field(default_factory=list)
 
     def fresh(self, size: int) -> Channels:
@@ -123,7 +124,12 @@ class Tracker:
 
     def shape(self, value: ir.Value | None) -> Shape | None:
         """The static shape of a value; None where it is unclear."""
-        return shape_of(value, self.graph, self.shapes)
+        found = shape_of(value, self.graph, self.shapes)
+        return self._noted.get(value) if found is None and value is not None else found
+
+    def note(self, value: ir.Value, shape: Shape) -> None:
+        """Say which shape a value has that nobody has told of."""
+        self._noted.setdefault(value, shape)
 
     def bind(self, a: Channels, b: Channels) -> None:
         """Have channels stay or go together, one by one."""

@@ -71,7 +71,7 @@ class Weights:
             return f"read by {called(node)}, a stack of matrices or one that stands on the left"
         if len({u.contracts_last for u in layer.uses}) > 1:
             return f"{called(node)} and others multiply its weight from both sides"
-        if use.x_axes is None or use.x_axes < 2 or use.y_shape is None:
+        if use.x_shape is None or len(use.x_shape) < 2 or use.y_shape is None:
             return f"{called(node)} has an input of unclear shape"
         if int_attr(node, "transA", 0) or (node.op_type == "Gemm" and not _beta(node)):
             return f"{called(node)} reads it transposed, or leaves its bias out"
