@@ -17,6 +17,7 @@ _NUMBERED = re.compile(r"(?P<prefix>node_|n)?(?P<word>.*?)(?P<number>_?\d+)?", r
 _PLACE = re.compile(r"[\w-]+([./][\w-]+)+(:\d+)?|[\w-]+_(weight|kernel)", re.ASCII)
 # Where torch's exporter keeps the modules that a node is in, the outermost first.
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_FOLDED = re.compile(r"(/(batch_norm_)?folded(_\d+)?)+$")  # what folding adds to a weight's name
 _SCOPE = re.compile(r"'([\w.-]+)', '[^']*'\]", re.ASCII)  # the innermost, before the function
 
 
@@ -49,7 +50,7 @@ def layer_names(layers: Sequence[Layer]) -> list[str]:
 
 def _place(layer: Layer) -> str:
     """Where in the network a layer is; empty where nothing says it."""
-    weight = layer.weight.name or ""
+    weight = _FOLDED.sub("", layer.weight.name or "")
     if _PLACE.fullmatch(weight):
         return weight
     scopes = _SCOPE.search(layer.uses[0].node.metadata_props.get(_SCOPES, ""))

@@ -304,3 +304,10 @@ def test_optimize_replaces_them_and_writes_what_fits() -> None:
     assert (decision.decision, decision.rank) == ("svd", (3,))
     feed = {"x": RNG.standard_normal((4, 64)).astype(np.float32)}
     assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("weight", "name"), [("w", "node_MatMul_7"), ("a.0.weight", "a.0.weight")])
+def test_a_folded_weight_is_called_as_it_was(weight: str, name: str) -> None:
+    chain = [node("Reshape", [weight, "s"], "v"), node("MatMul", ["x", "v"], "y", "node_MatMul_7")]
+    model = make_model(chain, X, ["y"], {weight: W.reshape(8, 12), "s": ints(12, 8)})
+    assert [row.layer.name for row in onnxlr.inspect(model)] == [name]
