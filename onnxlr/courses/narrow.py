@@ -28,6 +28,7 @@ from onnxlr.widths.narrow import Kept
 from onnxlr.widths.narrowing import Narrower, Narrowing
 from onnxlr.widths.sequential import readers_in_order
 
+_EXACT = 1e-2  # of outputs, beyond which what fitted the samples doesn't hold for others
 _PARTS = (0.5, 1.0)  # of what a budget asks for, that fewer channels save
 
 
@@ -163,6 +164,11 @@ def _as_named(
     if evaluator.judge is None:
         return (NarrowModel(narrowing, None),), ""
     model, why = _judged(evaluator, narrowing, None)
+    if exact and model is not None and model.evaluation is not None:
+        reached = model.evaluation.quality.fidelity.rel_error
+        if reached > _EXACT:
+            why = f"on other samples it isn't exact: rel. error {reached:.2g}"
+            return (), f"put back: {why}"
     models = [] if model is None else [model]
     samples = evaluator.correction_samples
     if not exact and samples:
