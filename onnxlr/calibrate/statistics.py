@@ -174,14 +174,16 @@ class RunningSums:
             self._shift = rows.mean(axis=1, keepdims=True)
         rows -= self._shift
         self._first += rows.sum(axis=1)
-        self._second += _products(rows, rows)
-        if paired:
+        if not paired:
+            self._second += rows.transpose(0, 2, 1) @ rows
+        else:
             others = np.concatenate(paired, axis=1)
             if self._other_shift is None:
                 self._other_shift = others.mean(axis=1, keepdims=True)
             others -= self._other_shift
             self._other += others.sum(axis=1)
-            self._cross += _products(others, rows)
+            self._second += _single_products(rows, rows)
+            self._cross += _single_products(others, rows)
 
     def statistics(self) -> Statistics:
         """The moments of all rows so far."""
@@ -200,11 +202,12 @@ class RunningSums:
         return self._other_shift[:, 0] + first, cross
 
 
-def _products(a: Array, b: Array) -> Array:
+def _single_products(a: Array, b: Array) -> Array:
     """Sums of products of the elements of rows, (g, n, n), for rows (g, rows, n) about their mean.
 
-    They are summed in single precision, as most rows came, in half the time. The error is
-    some 1e-6 of the deviations of both, a thousandth of what the sampling of rows leaves.
+    They are summed in single precision, as most rows came, in half the time. The error is some
+    1e-6 of the deviations of both: of no account beside the ridge of a regression, while moments
+    without one could lose that they are positive.
     """
     largest = [float(np.abs(rows).max(initial=0.0)) for rows in (a, b)]
     if not all(_SINGLE[0] < value < _SINGLE[1] for value in largest):
