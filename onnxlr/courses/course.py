@@ -172,7 +172,8 @@ def _best(courses: Sequence[Course]) -> Course:
     """The course whose top is fastest, or within a budget loses least.
 
     Of those that can't be told apart by their times, it is the one with the fewest
-    multiply-accumulates.
+    multiply-accumulates. So it is where a latency table is named, since what is timed anew would
+    choose otherwise each time, and the same table has to give the same plan.
     """
     found = [course for course in courses if course.top is not None]
     if not found:
@@ -180,7 +181,7 @@ def _best(courses: Sequence[Course]) -> Course:
     evaluator = found[0].base.evaluator
     if evaluator.options.fraction is not None:
         return min(found, key=_damage)
-    if evaluator.timed:
+    if evaluator.timed and evaluator.options.latency_table is None:
         speeds = [_speed(course) for course in found]
         least = max(speed.low for speed in speeds)
         pairs = zip(found, speeds, strict=True)
