@@ -47,6 +47,9 @@ class Limits:
     building_seconds : float
         Time for putting the models of sequential correction together; where it takes longer,
         nothing is corrected.
+    width_samples_least : int
+        Samples that choose, below which widths aren't narrowed unasked: with few of them a model
+        looks good that isn't, and channels that are gone can't be put back one by one.
     probe_samples, probe_samples_least : int
         Samples that sensitivities are measured on.
     probe_seconds : float
@@ -82,6 +85,7 @@ class Limits:
     sequence_samples_least: int = 32
     sequence_seconds: float = 120.0
     building_seconds: float = 600.0
+    width_samples_least: int = 64
     probe_samples: int = 64
     probe_samples_least: int = 24
     probe_seconds: float = 0.5

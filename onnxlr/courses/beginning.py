@@ -88,9 +88,21 @@ class Beginning:
         options = self.options
         if not takes_channels(options):
             return no_widths()
-        excluded = name_filter(options.include, options.exclude)
-        reasons = {layer.name: excluded(layer) for layer in prepared.layers}
+        excluded, few = name_filter(options.include, options.exclude), self._few_samples()
+        reasons = {layer.name: few or excluded(layer) for layer in prepared.layers}
         return widths_of(prepared).without({n: why for n, why in reasons.items() if why})
+
+    def _few_samples(self) -> str | None:
+        """Why the samples can't choose channels; None if they can, or channels are asked for."""
+        if self.feeding is None or names_channels(self.options.methods):
+            return None
+        count, least = len(self.feeding.choose), self.options.limits.width_samples_least
+        if count >= least:
+            return None
+        return (
+            f"{count} samples choose, {least} would be needed to tell which channels stay; "
+            "--method interpolative tries it all the same"
+        )
 
     def calibrate(self, prepared: Prepared, fits: Fits, readers: Sequence[str] = ()) -> Calibrated:
         """Moments of the inputs of all that is fitted."""
