@@ -23,6 +23,7 @@ _KINDS = (
     ("quantized", "quantized"),
     ("is a vector of", "a vector"),
     ("computed by", "computed from constants"),
+    ("computes the weight", "computed from constants"),
     ("also needs the whole weight", "needed whole elsewhere"),
     ("shared by", "shared between operators"),
     ("its users", "its users rule it out"),
