@@ -53,6 +53,8 @@ def _place(layer: Layer) -> str:
     weight = _FOLDED.sub("", layer.weight.name or "")
     if _PLACE.fullmatch(weight):
         return weight
+    if len(layer.uses) != 1:  # of several modules, perhaps
+        return ""
     scopes = _SCOPE.search(layer.uses[0].node.metadata_props.get(_SCOPES, ""))
     return "" if scopes is None else scopes[1]
 
