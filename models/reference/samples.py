@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from models.reference.datasets import DATASETS, load, pixels
 
@@ -45,8 +49,20 @@ def main(count: int, seed: int, rest: bool, data_dir: Path, out: Path) -> None:
     if rest:
         chosen = np.setdiff1d(np.arange(len(test.label)), chosen)
     image, label = pixels(test.image[chosen]), test.label[chosen]
-    np.savez_compressed(out, image=image.numpy(), label=label.numpy())
+    _write(out, image=image.numpy(), label=label.numpy())
     click.echo(f"{out}: {len(label)} images, {out.stat().st_size:,} bytes")
+
+
+def _write(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write a .npz file in the method of compression that takes a third off NumPy's own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            # Not the time of writing: the same samples make the same file.
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_BZIP2
+            archive.writestr(entry, content.getvalue())
 
 
 if __name__ == "__main__":
