@@ -11,6 +11,7 @@ from onnxlr.model.constants import constant, to_float64
 from onnxlr.model.graph import is_standard
 from onnxlr.prepare.inputs import InputSpec
 from onnxlr.prepare.samples import Samples
+from onnxlr.system.session import Feed
 
 _FEW = 30
 _LOOKED_AT = 64  # samples whose values are looked at
@@ -43,7 +44,7 @@ def _number_doubts(samples: Samples) -> Iterator[str]:
             "setting"
         )
     looked_at = samples.take(_HASHED)
-    different = {_digest(looked_at, row) for row in range(len(looked_at))}
+    different = {_digest(feed) for feed, _, _ in looked_at.batches(1)}
     if (repeated := len(looked_at) - len(different)) > 0:
         yield (
             f"{repeated:,} of {len(looked_at):,} samples repeat others: a copy among those that "
@@ -51,9 +52,9 @@ def _number_doubts(samples: Samples) -> Iterator[str]:
         )
 
 
-def _digest(samples: Samples, row: int) -> bytes:
+def _digest(feed: Feed) -> bytes:
     content = hashlib.blake2b(digest_size=16)
-    for array in samples.inputs_of(row):
+    for _, array in sorted(feed.items()):
         content.update(f"{array.dtype}{array.shape}".encode())
         content.update(np.ascontiguousarray(array).tobytes())
     return content.digest()
@@ -61,12 +62,12 @@ def _digest(samples: Samples, row: int) -> bytes:
 
 def _scale_doubts(samples: Samples, model: ir.Model) -> Iterator[str]:
     """Whether pixels come on another scale than the first layer takes."""
-    looked_at = samples.take(_LOOKED_AT)
+    feeds = [feed for feed, _, _ in samples.take(_LOOKED_AT).batches(1)]
     values = {value.name: value for value in model.graph.inputs}
-    for i, spec in enumerate(samples.specs):
+    for spec in samples.specs:
         if spec.dtype.kind != "f" or not _is_image(spec):
             continue
-        arrays = [np.asarray(looked_at.inputs_of(row)[i]) for row in range(len(looked_at))]
+        arrays = [feed[spec.name] for feed in feeds]
         low = min(float(a.min(initial=0)) for a in arrays)
         high = max(float(a.max(initial=0)) for a in arrays)
         pixels = low >= 0 and high <= _PIXEL and all(_are_whole(a) for a in arrays)

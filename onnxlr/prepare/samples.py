@@ -60,12 +60,6 @@ class Samples:
             return self
         return self._with(self.index[np.linspace(0, len(self) - 1, count).astype(np.intp)])
 
-    def inputs_of(self, row: int) -> list[NDArray[Any]]:
-        """The arrays of one of the samples, in the order of the model's inputs."""
-        place = self.index[row]
-        part = int(self._part_of(self.index[row : row + 1])[0])
-        return [self.parts[part][spec.name][place - self._starts[part]] for spec in self.specs]
-
     def digest(self) -> str:
         """SHA-256 of the inputs in use."""
         content = hashlib.sha256()

@@ -227,8 +227,6 @@ def along_axis(tracker: Tracker, node: ir.Node) -> None:
     strand, shape = _input(tracker, node)
     if strand is None:
         return
-    others = [tracker.strand(v) for v in node.inputs[1:]]
-    tracker.refuse(others, f"read by {called(node)} beside what it works on")
     axis = int_attr(node, "axis", -1) % len(shape)
     if strand.axis >= axis:
         word = "normalised" if "Norm" in node.op_type else "mixed"
