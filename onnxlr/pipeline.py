@@ -11,7 +11,7 @@ import onnx
 
 from onnxlr.calibrate.stage import Calibrated
 from onnxlr.courses.beginning import Base, Beginning
-from onnxlr.courses.course import best_course
+from onnxlr.courses.course import follow
 from onnxlr.errors import ModelError, OutputError, UsageError
 from onnxlr.methods.base import GraphPass
 from onnxlr.methods.channels import names_channels
@@ -112,13 +112,12 @@ def optimize(
             progress.tell(line)
         original = Base(evaluator, fits, calibrated)
         path = begin.narrow(original, widths)
-        course = best_course(original, path, partial(begin.narrowed, original), table)
-        evaluator = course.base.evaluator
+        courses = follow(original, path, partial(begin.narrowed, original), table)
         examiner = _open_examiner(examination, progress)
-        selection = settle(evaluator, course.proposal, course.ladder, examiner)
+        selection = settle(evaluator, courses.ladder, examiner)
         built = _finish(evaluator, selection, table)
 
-        outcome = Outcome(course, original, table, selection, built, widths, path)
+        outcome = Outcome(courses, table, selection, built, widths, path)
         result = Result(
             read_back(built.path, whole=out is None),
             outcome.plan,

@@ -1,11 +1,12 @@
 """Courses of a search: chains on the original, fewer channels, chains on what has fewer channels.
 
-One limit holds for all of them, and the judge of the original judges them all. What is fastest, or
-within a budget least damaging, is taken on to the test.
+One limit holds for all of them, the judge of the original judges them all, and their models make
+one ladder: what is tested doesn't depend on where it comes from. Within a budget it is what loses
+least.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from onnxlr.courses.beginning import Base, share_left
 from onnxlr.courses.narrow import NarrowModel, NarrowPath
@@ -14,9 +15,9 @@ from onnxlr.layers.macs import count_macs
 from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
-from onnxlr.plan.ladder import Ladder, Rung, build_ladder, why_too_slow
+from onnxlr.plan.frontier import original_ms, saved_ms
+from onnxlr.plan.ladder import Ladder, Rung, build_ladder, thinned, why_too_slow
 from onnxlr.plan.proposal import Proposal
-from onnxlr.verify.latency import Comparison
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.widths.narrowing import Narrowing
 
@@ -24,36 +25,29 @@ _ROOM = 0.35  # of the boldest model's loss: what a model has lost that chains a
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
-    """A search that has come to its proposal, and the ladder of models to test.
+class Courses:
+    """Searches that have come to their end, and the ladder of models to test.
 
     Attributes
     ----------
-    base : Base
-    proposal : Proposal
-    ladder : Ladder
+    bases : mapping of Narrowing or None to Base
+        The models that chains were looked for on, the original as None.
     proposals : mapping of Narrowing or None to Proposal
-        What was learned on each model that chains were looked for on, on other courses too.
+        What was learned on each of them.
+    ladder : Ladder
+        Models of all courses.
     """
 
-    base: Base
-    proposal: Proposal
+    bases: Mapping[Narrowing | None, Base]
+    proposals: Mapping[Narrowing | None, Proposal]
     ladder: Ladder
-    proposals: Mapping[Narrowing | None, Proposal] = field(default_factory=dict)
-
-    @property
-    def top(self) -> Rung | None:
-        """What the search came to."""
-        return self.ladder.rungs[-1] if self.ladder.rungs else None
 
 
 Begin = Callable[[Narrowing], Base]
 
 
-def best_course(
-    original: Base, path: NarrowPath, begin: Begin, table: LatencyTable | None
-) -> Course:
-    """The course to test, among chains, fewer channels, and both.
+def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable | None) -> Courses:
+    """Follow every course: chains, fewer channels, and both.
 
     Parameters
     ----------
@@ -69,24 +63,27 @@ def best_course(
     BudgetError
         If a fraction of the original can't be reached within the limit on any course.
     """
-    courses: list[Course] = []
+    evaluator = original.evaluator
+    bases: dict[Narrowing | None, Base] = {None: original}
     proposals: dict[Narrowing | None, Proposal] = {None: Proposal({}, {})}
+    ladders: list[Ladder] = []
     failed: BudgetError | None = None
-    for base in (original, *_bases(original.evaluator, path, begin)):
+    for base in (original, *_bases(evaluator, path, begin)):
+        narrowing = base.evaluator.narrowing
+        bases[narrowing] = base
         try:
-            courses.append(_followed(base, path, table))
-            proposals[base.evaluator.narrowing] = courses[-1].proposal
+            proposal = propose(base.evaluator, base.fits, table)
+            ladders.append(build_ladder(base.evaluator, proposal))
+            proposals[narrowing] = ladders[-1].proposal
         except BudgetError as error:
             failed = failed or error
-    if original.evaluator.options.fraction is None:
-        courses += _narrow_alone(original, path)
-    else:
-        courses += _narrow_within(original, path)
-    if not courses:
+    narrow = _narrow_alone if evaluator.options.fraction is None else _narrow_within
+    if rungs := narrow(evaluator, path):
+        ladders.append(Ladder(proposals[None], rungs))
+    if not ladders:
         assert failed is not None
         raise failed
-    best = courses[0] if len(courses) == 1 else _best(courses)
-    return replace(best, proposals=proposals)
+    return Courses(bases, proposals, _joined(evaluator, ladders))
 
 
 def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Base]:
@@ -105,108 +102,104 @@ def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Bas
     return (begin((roomy or models)[-1].narrowing),)
 
 
-def _followed(base: Base, path: NarrowPath, table: LatencyTable | None) -> Course:
-    """The search for chains on a model, with milder models that have fewer channels below it."""
-    evaluator = base.evaluator
-    proposal = propose(evaluator, base.fits, table)
-    ladder = build_ladder(evaluator, proposal)
-    if evaluator.narrowing is not None and ladder.rungs:
-        top = ladder.rungs[-1].quality.fidelity.rel_error
-        milder = [_rung(m) for m in path.models if m.evaluation is not None and _error(m) < top]
-        rungs = sorted((*milder, *ladder.rungs[:-1]), key=lambda r: r.quality.fidelity.rel_error)
-        most = evaluator.limits.rungs - 1
-        ladder = replace(ladder, rungs=(*rungs[-most:], ladder.rungs[-1]))
-    return Course(base, proposal, ladder)
-
-
-def _error(model: NarrowModel) -> float:
-    assert model.evaluation is not None
-    return model.evaluation.quality.fidelity.rel_error
-
-
-def _rung(model: NarrowModel) -> Rung:
-    assert model.evaluation is not None
-    return Rung({}, model.variant, model.evaluation.quality)
-
-
-def _narrow_alone(original: Base, path: NarrowPath) -> list[Course]:
+def _narrow_alone(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
     """Fewer channels and no chains, as far as that is faster."""
-    evaluator = original.evaluator
-    rungs = tuple(_rung(m) for m in path.models if m.evaluation is not None)
-    while rungs and evaluator.timed and evaluator.options.latency_vetoes:
+    rungs = _rungs(evaluator, path.models, "are faster than chains")
+    if rungs and evaluator.timed and evaluator.options.latency_vetoes:
         with evaluator.progress.stage("time fewer channels", None):
-            why = why_too_slow(evaluator, {}, evaluator.compare(rungs[-1].variant))
-        if why is None:
-            break
-        rungs = ()
-    if not rungs:
-        return []
-    reasons = {
-        layer.name: "fewer channels around it are faster than chains"
-        for layer in evaluator.prepared.layers
-    }
-    return [Course(original, Proposal({}, reasons), Ladder(rungs))]
+            speed = evaluator.compare(rungs[-1].variant)
+        if why_too_slow(evaluator, {}, speed) is not None:
+            return ()
+    return rungs
 
 
-def _narrow_within(original: Base, path: NarrowPath) -> list[Course]:
+def _narrow_within(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
     """Fewer channels and no chains, where that alone meets a budget."""
-    evaluator = original.evaluator
     fraction = evaluator.options.fraction
     assert fraction is not None
-    meeting = [
-        m
-        for m in path.models
-        if m.evaluation is not None and share_left(evaluator, m.narrowing) <= fraction
-    ]
-    if not meeting:
-        return []
-    reasons = {
-        layer.name: "fewer channels around it lose less than chains"
-        for layer in evaluator.prepared.layers
-    }
-    rungs = tuple(_rung(m) for m in meeting[:1])
-    return [Course(original, Proposal({}, reasons), Ladder(rungs))]
+    meeting = [m for m in path.models if share_left(evaluator, m.narrowing) <= fraction]
+    return _rungs(evaluator, meeting, "lose less than chains")[:1]
 
 
-def _best(courses: Sequence[Course]) -> Course:
-    """The course whose top is fastest, or within a budget loses least.
+def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tuple[Rung, ...]:
+    words = f"fewer channels around it {why}"
+    proposal = Proposal({}, {layer.name: words for layer in evaluator.prepared.layers})
+    return tuple(Rung({}, m.evaluation, proposal) for m in models if m.evaluation is not None)
 
-    Of those that can't be told apart by their times, it is the one with the fewest
-    multiply-accumulates. So it is where a latency table is named, since what is timed anew would
-    choose otherwise each time, and the same table has to give the same plan.
+
+def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
+    """One ladder of the models of several, on which each is bolder and cheaper than the last.
+
+    What costs as much as a model that is milder, or more, is of no use to anybody. The samples that
+    choose say how mild a model is, by the end of the interval of its loss.
     """
-    found = [course for course in courses if course.top is not None]
-    if not found:
-        return courses[0]
-    evaluator = found[0].base.evaluator
+    standing = [ladder for ladder in ladders if ladder.rungs] or ladders[:1]
+    if len(standing) == 1:
+        return Ladder(ladders[0].proposal, standing[0].rungs)
     if evaluator.options.fraction is not None:
-        return min(found, key=_damage)
-    if evaluator.timed and evaluator.options.latency_table is None:
-        speeds = [_speed(course) for course in found]
-        least = max(speed.low for speed in speeds)
-        pairs = zip(found, speeds, strict=True)
-        found = [course for course, speed in pairs if speed.high >= least]
-    return min(found, key=_macs_left)
+        return min(standing, key=lambda ladder: _damage(evaluator, ladder.rungs[-1]))
+    rows = [
+        (_risk(evaluator, rung), cost, rung)
+        for ladder in standing
+        for rung, cost in zip(ladder.rungs, _costs(evaluator, ladder.rungs), strict=True)
+    ]
+    front: list[Rung] = []
+    least: tuple[float, int] | None = None
+    for _, cost, rung in sorted(rows, key=lambda row: row[:2]):
+        if least is None or cost < least:
+            least = cost
+            front.append(rung)
+    milder = thinned(front[:-1], evaluator.limits.rungs - 1)
+    return Ladder(ladders[0].proposal, (*reversed(milder), front[-1]))
 
 
-def _damage(course: Course) -> float:
-    """What the top of a course loses, by the metric and apart from it."""
-    assert course.top is not None
-    quality = course.top.quality
-    by_classes = course.base.evaluator.verdicts.by_classes
-    apart = quality.fidelity.divergence if by_classes else quality.fidelity.rel_error
-    return quality.drop + (apart or 0.0)
+def _risk(evaluator: Evaluator, rung: Rung) -> tuple[float, float]:
+    """How likely a model is to lose more than is allowed: sort key."""
+    quality, promise = rung.quality, evaluator.promise
+    interval = None if promise is None else promise.interval(quality)
+    return quality.drop if interval is None else interval[1], _damage(evaluator, rung)
 
 
-def _speed(course: Course) -> Comparison:
-    assert course.top is not None
-    evaluator, variant = course.base.evaluator, course.top.variant
-    return evaluator.speed_of(variant) or evaluator.compare(variant)
+def _damage(evaluator: Evaluator, rung: Rung) -> float:
+    """What a model loses, by the metric and apart from it."""
+    fidelity = rung.quality.fidelity
+    apart = fidelity.divergence if evaluator.verdicts.by_classes else fidelity.rel_error
+    return rung.quality.drop + (apart or 0.0)
 
 
-def _macs_left(course: Course) -> int:
-    """Multiply-accumulates of the top of a course."""
-    assert course.top is not None
-    narrowing = course.top.variant.narrowing
-    prepared = course.base.evaluator.original if narrowing is None else narrowing.prepared
-    return count_macs(prepared.model, prepared.shapes) - saved_macs(prepared, course.top.chosen)
+def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int]]:
+    """What the models of one course cost as a share of the original, and their bytes.
+
+    They are milliseconds where those decide. A model isn't timed for that if a bolder one was: its
+    layers' times mislead where the runtime fuses, by as much as those of the bolder one. Elsewhere
+    they are multiply-accumulates; also where a latency table is named, since the same table has to
+    give the same plan.
+    """
+    options = evaluator.options
+    if evaluator.timed and options.latency_vetoes and options.latency_table is None:
+        left = _time_left(evaluator, rungs)
+    else:
+        prepared = evaluator.original
+        whole = max(1, count_macs(prepared.model, prepared.shapes))
+        left = [_macs_left(evaluator, rung) / whole for rung in rungs]
+    sizes = [rung.evaluation.nbytes for rung in rungs]
+    return list(zip(left, sizes, strict=True))
+
+
+def _time_left(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
+    timed = [rung for rung in rungs if evaluator.speed_of(rung.variant) is not None]
+    reference = (timed or list(rungs))[-1]
+    speed = evaluator.speed_of(reference.variant) or evaluator.compare(reference.variant)
+    total = original_ms(evaluator, reference.proposal, speed)
+    assert total is not None
+    saved = [saved_ms(rung.proposal, rung.variant, total) / total for rung in rungs]
+    counted = saved[rungs.index(reference)]
+    realised = (1 - 1 / speed.speedup) / counted if counted > 0 else 1.0
+    return [1 - realised * share for share in saved]
+
+
+def _macs_left(evaluator: Evaluator, rung: Rung) -> int:
+    """Multiply-accumulates of a model."""
+    narrowing = rung.variant.narrowing
+    prepared = evaluator.original if narrowing is None else narrowing.prepared
+    return count_macs(prepared.model, prepared.shapes) - saved_macs(prepared, rung.chosen)

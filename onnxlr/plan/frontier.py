@@ -13,6 +13,7 @@ from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import Selection
 from onnxlr.plan.width_plan import WidthPlan
 from onnxlr.prepare.prepared import Prepared
+from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 from onnxlr.widths.narrowing import Narrowing
@@ -89,7 +90,7 @@ def frontier(
     """
     if evaluator.judge is None or evaluator.promise is None:
         return ()
-    total = _original_ms(evaluator, proposals[None], selection.speed)
+    total = original_ms(evaluator, proposals[None], selection.speed)
     nbytes = evaluator.original.source.nbytes
     nothing = replace(
         plan,
@@ -126,9 +127,7 @@ def _interval(evaluator: Evaluator, quality: Quality) -> tuple[float | None, flo
     return evaluator.promise.interval(quality) or (None, None)
 
 
-def _original_ms(
-    evaluator: Evaluator, proposal: Proposal, speed: Comparison | None
-) -> float | None:
+def original_ms(evaluator: Evaluator, proposal: Proposal, speed: Comparison | None) -> float | None:
     """Milliseconds of the original: measured, else those of its layers."""
     if speed is not None:
         return speed.a.median_ms
@@ -151,6 +150,20 @@ def _milliseconds(
         return None, False
     if (speed := evaluator.speed_of(item)) is not None:
         return total / speed.speedup, True
+    return max(total - saved_ms(proposal, item, total), 0.0), False
+
+
+def saved_ms(proposal: Proposal, item: Judged | Variant, total: float) -> float:
+    """Milliseconds that a model saves, by those of its layers and by what fewer channels count.
+
+    Parameters
+    ----------
+    proposal : Proposal
+        What was learned about its layers.
+    item : Judged or Variant
+    total : float
+        Milliseconds of the original.
+    """
     saved = 0.0
     if item.narrowing is not None:
         before, after = (count_macs(p.model, p.shapes) for p in _both(item.narrowing))
@@ -158,7 +171,7 @@ def _milliseconds(
     for name, choice in item.choices.items():
         time = proposal.times.get(name, {}).get(choice)
         saved += 0.0 if time is None else time.saved_ms
-    return max(total - saved, 0.0), False
+    return saved
 
 
 def _changed(item: Judged) -> int:

@@ -1,7 +1,8 @@
 """Candidate models from mild to bold, made without the samples that test."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluation, Evaluator
@@ -12,8 +13,10 @@ from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Rung:
     """A model of the ladder.
 
@@ -21,15 +24,25 @@ class Rung:
     ----------
     chosen : dict of str to Candidate
         By layer name.
-    variant : Variant
-        The same with factors.
-    quality : Quality
-        On the samples that choose.
+    evaluation : Evaluation
+        The same with factors, and what it comes to on the samples that choose.
+    proposal : Proposal
+        What was learned by the search that led to it.
     """
 
     chosen: Chosen
-    variant: Variant
-    quality: Quality
+    evaluation: Evaluation
+    proposal: Proposal
+
+    @property
+    def variant(self) -> Variant:
+        """The set with its factors."""
+        return self.evaluation.variant
+
+    @property
+    def quality(self) -> Quality:
+        """On the samples that choose."""
+        return self.evaluation.quality
 
 
 @dataclass(frozen=True)
@@ -38,13 +51,13 @@ class Ladder:
 
     Attributes
     ----------
+    proposal : Proposal
+        What is known of layers where none of the models is handed over.
     rungs : tuple of Rung
-    reasons : mapping of str to str
-        By layer name, why layers were put back from all of them.
     """
 
+    proposal: Proposal
     rungs: tuple[Rung, ...] = ()
-    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
@@ -60,10 +73,12 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
         If a budget was asked for, and the file of what meets it is too large.
     """
     if evaluator.judge is None or evaluator.options.verify != "full":
-        return Ladder()
+        return Ladder(proposal)
     middle, reasons = _paying(evaluator, proposal)
+    proposal = replace(proposal, reasons={**proposal.reasons, **reasons})
     if middle is None:
-        return Ladder((), reasons)
+        return Ladder(proposal)
+    middle = replace(middle, proposal=proposal)
     sets = _distinct(proposal.sets(middle.chosen.keys()), middle.chosen)
     saved = _saved(middle.chosen)
     milder = [chosen for chosen in sets if _saved(chosen) < saved]
@@ -75,21 +90,21 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     corrected, bolder_levels = limits.corrected_rungs, limits.bolder_levels
     if sequential and evaluator.correction_seconds(sequential) * 3 > limits.ladder_seconds:
         corrected, bolder_levels = 1, 0
-    for i, chosen in enumerate(_thinned(milder, limits.rungs - 1)):
+    for i, chosen in enumerate(thinned(milder, limits.rungs - 1)):
         if not evaluator.time.allows(0.75, "further models to test"):
             break
         # Correcting takes long, and the mildest have less need of it.
-        rung = _rung(evaluator, chosen, sequential if i < corrected else 0)
+        rung = _rung(evaluator, proposal, chosen, sequential if i < corrected else 0)
         if rung is not None:
             mild.append(rung)
     for chosen in bolder[:bolder_levels]:
         if not evaluator.time.allows(0.8, "bolder models"):
             break
-        rung = _rung(evaluator, chosen, sequential)
+        rung = _rung(evaluator, proposal, chosen, sequential)
         if rung is None or evaluator.verdicts.why_ruled_out(rung.quality) is not None:
             break
         bold.append(rung)
-    return Ladder((*reversed(mild), middle, *bold), reasons)
+    return Ladder(proposal, (*reversed(mild), middle, *bold))
 
 
 def _saved(chosen: Chosen) -> int:
@@ -97,8 +112,8 @@ def _saved(chosen: Chosen) -> int:
     return sum(item.saved for item in chosen.values())
 
 
-def _thinned(milder: Sequence[Chosen], most: int) -> list[Chosen]:
-    """Some of the sets from mild to bold: the boldest first, then with ever larger steps."""
+def thinned(milder: Sequence[T], most: int) -> list[T]:
+    """Some of what goes from mild to bold: the boldest first, then with ever larger steps."""
     steps = [1 + i * (i + 1) // 2 for i in range(most)]
     picked = [milder[-step] for step in steps if step <= len(milder)]
     if len(picked) < most and milder and picked[-1] is not milder[0]:
@@ -122,7 +137,7 @@ def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict
             with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
                 why = why_too_slow(evaluator, chosen, evaluator.compare(evaluation.variant))
         if why is None:
-            return Rung(chosen, evaluation.variant, evaluation.quality), reasons
+            return Rung(chosen, evaluation, proposal), reasons
         items = chosen
         ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
         half = len(ranked) // 2
@@ -145,18 +160,16 @@ def why_too_slow(evaluator: Evaluator, chosen: Chosen, speed: Comparison) -> str
     )
 
 
-def _rung(evaluator: Evaluator, chosen: Chosen, sequential: int) -> Rung | None:
+def _rung(evaluator: Evaluator, proposal: Proposal, chosen: Chosen, sequential: int) -> Rung | None:
     """A model of the ladder; None where there is none, or its file is too large."""
     try:
         with evaluator.progress.stage(f"build a model of {len(chosen)} replaced layers", None):
-            evaluation: Evaluation = evaluator.evaluate(
-                evaluator.variant(choices_of(chosen), sequential)
-            )
+            evaluation = evaluator.evaluate(evaluator.variant(choices_of(chosen), sequential))
     except ModelError:
         return None
     if evaluator.verdicts.too_large(evaluation.nbytes):
         return None
-    return Rung(chosen, evaluation.variant, evaluation.quality)
+    return Rung(chosen, evaluation, proposal)
 
 
 def _distinct(sets: Sequence[Chosen], *others: Chosen) -> list[Chosen]:

@@ -66,9 +66,7 @@ class Selection:
     refused: Refused | None = None
 
 
-def settle(
-    evaluator: Evaluator, proposal: Proposal, ladder: Ladder, examiner: Judge | None
-) -> Selection:
+def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Selection:
     """The boldest model of a ladder that holds what was promised, or the original.
 
     Models are tested from the mild end on, and the first that fails ends it (fixed-sequence
@@ -78,7 +76,7 @@ def settle(
     Parameters
     ----------
     evaluator : Evaluator
-    proposal : Proposal
+        Of the original.
     ladder : Ladder
         Made without the samples that test.
     examiner : Judge or None
@@ -89,13 +87,14 @@ def settle(
     BudgetError
         If a budget was asked for, and what meets it doesn't hold the promise.
     """
+    proposal = ladder.proposal
     if evaluator.options.verify == "layers":
         return _settle_alone(evaluator, proposal)
     judge = evaluator.judge
     if judge is None or evaluator.session is None:
         return _selection(evaluator, proposal, proposal.chosen, None, None)
     holding, refused = _tested(evaluator, ladder, examiner)
-    reasons = dict(ladder.reasons)
+    reasons: dict[str, str] = {}
     if refused is not None:
         if evaluator.options.fraction is not None:
             raise BudgetError(f"the budget can't be met: {refused.why}")
@@ -109,7 +108,7 @@ def settle(
             why = why_too_slow(evaluator, rung.chosen, speed)
         if why is None:
             return _selection(
-                *(evaluator, proposal, rung.chosen, quality, speed),
+                *(evaluator, rung.proposal, rung.chosen, quality, speed),
                 *(reasons, rung.variant, refused),
             )
         reasons |= put_back_reasons(rung.chosen, why)

@@ -12,7 +12,7 @@ from onnxlr.calibrate.stage import Calibrated
 from onnxlr.calibrate.statistics import UNSEEN, weight_only_reason
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.courses.beginning import Base
-from onnxlr.courses.course import Course
+from onnxlr.courses.course import Courses
 from onnxlr.courses.narrow import NarrowPath, planned_widths
 from onnxlr.decompose import parse_rank
 from onnxlr.decompose.ranks import storage_precision
@@ -50,10 +50,8 @@ class Outcome:
 
     Attributes
     ----------
-    course : Course
-        The search whose models were tested.
-    original : Base
-        What the search on the original began with.
+    courses : Courses
+        The searches whose models were tested.
     table : LatencyTable or None
         None where nothing was run.
     selection : Selection
@@ -65,8 +63,7 @@ class Outcome:
         What became of them.
     """
 
-    course: Course
-    original: Base
+    courses: Courses
     table: LatencyTable | None
     selection: Selection
     built: Built
@@ -74,9 +71,20 @@ class Outcome:
     path: NarrowPath
 
     @property
+    def original(self) -> Base:
+        """What the search on the original began with."""
+        return self.courses.bases[None]
+
+    @property
+    def course(self) -> Base:
+        """What the search for these chains began with; that on the original if there are none."""
+        narrowing = self.selection.variant.narrowing if self.selection.chosen else None
+        return self.courses.bases[narrowing]
+
+    @property
     def evaluator(self) -> Evaluator:
         """Who judged, and timed."""
-        return self.course.base.evaluator
+        return self.course.evaluator
 
     @property
     def prepared(self) -> Prepared:
@@ -92,8 +100,7 @@ class Outcome:
     @property
     def calibrated(self) -> Calibrated:
         """What the factors of that model's layers were fitted to."""
-        same = self.selection.variant.narrowing is self.evaluator.narrowing
-        return self.course.base.calibrated if same else self.original.calibrated
+        return self.course.calibrated
 
     @property
     def options(self) -> Options:
@@ -144,7 +151,7 @@ class Outcome:
     @cached_property
     def frontier(self) -> tuple[Point, ...]:
         """Every model that was judged."""
-        proposals = self.course.proposals
+        proposals = self.courses.proposals
         return frontier(self.evaluator, proposals, self.selection, self.plan, self._width_plan)
 
     @cached_property
@@ -264,7 +271,7 @@ class Outcome:
         rule = parse_rank("evbmf")
         rows = []
         for layer in self.base.layers:
-            fits = self.course.base.fits.by_layer.get(layer.name, ())
+            fits = self.course.fits.by_layer.get(layer.name, ())
             item = self.selection.chosen.get(layer.name)
             chosen = None if item is None else item.choice
             # By name: a pass that comes from another process is another object.

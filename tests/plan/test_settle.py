@@ -6,8 +6,9 @@ from typing import Any, cast
 import pytest
 
 from onnxlr.errors import ModelError
-from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.evaluate import Evaluation, Evaluator
 from onnxlr.plan.ladder import Ladder, Rung
+from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import _tested
 from onnxlr.progress import Silent
 from onnxlr.rewrite.variant import Variant
@@ -20,7 +21,9 @@ def quality(loss: float) -> Quality:
 
 
 def ladder(count: int) -> Ladder:
-    return Ladder(tuple(Rung({}, Variant({}, {}, i), quality(0.0)) for i in range(count)))
+    nothing, good = Proposal({}, {}), quality(0.0)
+    models = [Evaluation(Variant({}, {}, i), good, 0) for i in range(count)]
+    return Ladder(nothing, tuple(Rung({}, model, nothing) for model in models))
 
 
 def outcome(losses: list[float | str], *, limit: float = 0.01) -> tuple[list[float], int | None]:

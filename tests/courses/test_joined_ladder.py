@@ -1,0 +1,98 @@
+"""The models of all courses make one ladder, on which each is bolder and cheaper than the last."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxlr.courses import course
+from onnxlr.limits import Limits
+from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.ladder import Ladder, Rung
+from onnxlr.plan.proposal import Proposal
+from onnxlr.rewrite.variant import Variant
+from onnxlr.verify.fidelity import Fidelity, Quality
+
+NOTHING = Proposal({}, {})
+
+
+def rung(loss: float, share: float, nbytes: int = 100, *, apart: float = 0.0) -> Rung:
+    """A model that loses so much and, by its layers' times, costs this share of the original."""
+    quality = Quality("top1", 0.9, 0.9 - loss, Fidelity(apart, 0.99, 0.99))
+    variant = Variant({}, {"share": cast(Any, share)}, 0)
+    return Rung({}, Evaluation(variant, quality, nbytes), NOTHING)
+
+
+def evaluator(*, fraction: float | None = None, rungs: int = 7) -> Evaluator:
+    fake = SimpleNamespace(
+        options=SimpleNamespace(fraction=fraction),
+        promise=None,
+        limits=Limits(rungs=rungs),
+        verdicts=SimpleNamespace(by_classes=False),
+    )
+    return cast(Evaluator, fake)
+
+
+def joined(*courses: list[Rung], **named: Any) -> list[Rung]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(course, "_costs", lambda _, rungs: [cost(r) for r in rungs])
+        ladders = [Ladder(NOTHING, tuple(rungs)) for rungs in courses]
+        return list(course._joined(evaluator(**named), ladders).rungs)
+
+
+def cost(item: Rung) -> tuple[float, int]:
+    return cast(float, item.variant.factors["share"]), item.evaluation.nbytes
+
+
+def test_a_faster_model_of_another_course_that_loses_less_is_tested() -> None:
+    """So it was on the README's network: chains 2.93 times as fast went untested."""
+    chains = [rung(0.001, 0.50), rung(0.003, 0.34)]
+    both = [rung(0.002, 0.45), rung(0.004, 0.37), rung(0.009, 0.30)]
+    assert joined(chains, both) == [chains[0], both[0], chains[1], both[2]]
+
+
+def test_of_equally_costly_models_the_milder_is_tested() -> None:
+    one, other = rung(0.001, 0.5, apart=0.2), rung(0.001, 0.5, apart=0.1)
+    assert joined([one], [other]) == [other]
+    smaller = rung(0.002, 0.5, 90)
+    assert joined([one], [other, smaller]) == [other, smaller]
+
+
+def test_what_only_one_course_found_stays_as_it_is() -> None:
+    models = [rung(0.001, 0.5), rung(0.002, 0.5), rung(0.003, 0.6)]
+    assert joined(models, []) == models
+    assert joined([], models) == models
+    assert joined([], []) == []
+
+
+def test_within_a_budget_the_course_that_loses_least_is_taken() -> None:
+    one, other = [rung(0.004, 0.5)], [rung(0.003, 0.5), rung(0.003, 0.5, apart=0.002)]
+    assert joined(one, other, fraction=0.5) == one
+    assert joined(one, [rung(0.003, 0.5)], fraction=0.5) != one
+
+
+_MODELS = st.lists(
+    st.builds(rung, st.floats(-0.01, 0.05), st.floats(0.1, 1.0), st.integers(1, 5)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(_MODELS, _MODELS, st.integers(2, 7))
+def test_each_is_bolder_and_cheaper_than_the_last_and_none_is_beaten(
+    one: list[Rung], other: list[Rung], most: int
+) -> None:
+    ladder = joined(one, other, rungs=most)
+    risks, costs = [course._risk(evaluator(), r) for r in ladder], [cost(r) for r in ladder]
+    assert risks == sorted(risks)
+    assert all(a > b for a, b in itertools.pairwise(costs))
+    assert 1 <= len(ladder) <= most
+    every = [*one, *other]
+    assert costs[-1] == min(map(cost, every))
+    for item in ladder:
+        risk = course._risk(evaluator(), item)
+        milder = [cost(r) for r in every if course._risk(evaluator(), r) < risk]
+        assert all(c > cost(item) for c in milder)
