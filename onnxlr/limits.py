@@ -29,6 +29,10 @@ class Limits:
         Sets of replacements that a search builds, saves and judges.
     rungs : int
         Models of the ladder that is tested, up to what the search came to.
+    rungs_joined : int
+        As many if they come from several searches, as far as there is time for testing them.
+    testing_seconds : float
+        That time, by the work in it.
     corrected_rungs : int
         Of those below that, how many are corrected in sequence too: the boldest.
     ladder_seconds : float
@@ -75,6 +79,8 @@ class Limits:
     ranks: int = 8
     trials: int = 8
     rungs: int = 7
+    rungs_joined: int = 14
+    testing_seconds: float = 20.0
     corrected_rungs: int = 2
     ladder_seconds: float = 20.0
     bolder_levels: int = 1

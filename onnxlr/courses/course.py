@@ -8,6 +8,7 @@ least.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.courses.beginning import Base, share_left
 from onnxlr.courses.narrow import NarrowModel, NarrowPath
 from onnxlr.errors import BudgetError
@@ -130,8 +131,7 @@ def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tup
 def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
     """One ladder of the models of several, on which each is bolder and cheaper than the last.
 
-    What costs as much as a model that is milder, or more, is of no use to anybody. The samples that
-    choose say how mild a model is, by the end of the interval of its loss.
+    What costs as much as a model that is milder, or more, is of no use to anybody.
     """
     standing = [ladder for ladder in ladders if ladder.rungs] or ladders[:1]
     if len(standing) == 1:
@@ -149,15 +149,28 @@ def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
         if least is None or cost < least:
             least = cost
             front.append(rung)
-    milder = thinned(front[:-1], evaluator.limits.rungs - 1)
+    milder = thinned(front[:-1], _most_rungs(evaluator) - 1)
     return Ladder(ladders[0].proposal, (*reversed(milder), front[-1]))
 
 
-def _risk(evaluator: Evaluator, rung: Rung) -> tuple[float, float]:
-    """How likely a model is to lose more than is allowed: sort key."""
-    quality, promise = rung.quality, evaluator.promise
-    interval = None if promise is None else promise.interval(quality)
-    return quality.drop if interval is None else interval[1], _damage(evaluator, rung)
+def _most_rungs(evaluator: Evaluator) -> int:
+    """How many models there is time to test: with more, less is lost by the first that fails."""
+    limits, promise = evaluator.limits, evaluator.promise
+    samples = 0 if promise is None else promise.samples
+    each = max(1, samples) * sample_seconds(evaluator.original)
+    return max(limits.rungs, min(limits.rungs_joined, int(limits.testing_seconds / each)))
+
+
+def _risk(evaluator: Evaluator, rung: Rung) -> float:
+    """What tells how much a model will lose on other samples.
+
+    Where classes are judged, it is how far their probabilities moved: on few samples the share of
+    right ones moves in steps and by luck, and of many models the luckiest would seem the mildest.
+    """
+    fidelity = rung.quality.fidelity
+    if evaluator.verdicts.by_classes and fidelity.divergence is not None:
+        return fidelity.divergence
+    return rung.quality.drop + fidelity.rel_error
 
 
 def _damage(evaluator: Evaluator, rung: Rung) -> float:

@@ -113,10 +113,15 @@ def _saved(chosen: Chosen) -> int:
 
 
 def thinned(milder: Sequence[T], most: int) -> list[T]:
-    """Some of what goes from mild to bold: the boldest first, then with ever larger steps."""
+    """Some of what goes from mild to bold: the boldest first, then with ever larger steps.
+
+    All of it where it isn't more than that.
+    """
+    if len(milder) <= most:
+        return list(reversed(milder))
     steps = [1 + i * (i + 1) // 2 for i in range(most)]
     picked = [milder[-step] for step in steps if step <= len(milder)]
-    if len(picked) < most and milder and picked[-1] is not milder[0]:
+    if len(picked) < most and picked[-1] is not milder[0]:
         picked.append(milder[0])
     return picked
 

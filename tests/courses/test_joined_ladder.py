@@ -21,23 +21,27 @@ NOTHING = Proposal({}, {})
 
 def rung(loss: float, share: float, nbytes: int = 100, *, apart: float = 0.0) -> Rung:
     """A model that loses so much and, by its layers' times, costs this share of the original."""
-    quality = Quality("top1", 0.9, 0.9 - loss, Fidelity(apart, 0.99, 0.99))
+    quality = Quality("metric", 0.9, 0.9 - loss, Fidelity(apart, 0.99, 0.99))
     variant = Variant({}, {"share": cast(Any, share)}, 0)
     return Rung({}, Evaluation(variant, quality, nbytes), NOTHING)
 
 
-def evaluator(*, fraction: float | None = None, rungs: int = 7) -> Evaluator:
+def evaluator(
+    *, fraction: float | None = None, rungs: int = 7, by_classes: bool = False
+) -> Evaluator:
     fake = SimpleNamespace(
         options=SimpleNamespace(fraction=fraction),
+        limits=Limits(rungs=rungs, rungs_joined=rungs),
         promise=None,
-        limits=Limits(rungs=rungs),
-        verdicts=SimpleNamespace(by_classes=False),
+        original=None,
+        verdicts=SimpleNamespace(by_classes=by_classes),
     )
     return cast(Evaluator, fake)
 
 
 def joined(*courses: list[Rung], **named: Any) -> list[Rung]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(course, "sample_seconds", lambda _: 1e-6)
         patch.setattr(course, "_costs", lambda _, rungs: [cost(r) for r in rungs])
         ladders = [Ladder(NOTHING, tuple(rungs)) for rungs in courses]
         return list(course._joined(evaluator(**named), ladders).rungs)
@@ -54,10 +58,22 @@ def test_a_faster_model_of_another_course_that_loses_less_is_tested() -> None:
     assert joined(chains, both) == [chains[0], both[0], chains[1], both[2]]
 
 
+def test_where_classes_are_judged_a_lucky_model_is_not_taken_for_a_mild_one() -> None:
+    calm, lucky = classes(0.001, 0.003), classes(-0.002, 0.05)
+    by_classes = evaluator(by_classes=True)
+    assert course._risk(by_classes, calm) < course._risk(by_classes, lucky)
+    assert course._risk(by_classes, calm) == pytest.approx(0.003)
+
+
+def classes(loss: float, divergence: float) -> Rung:
+    quality = Quality("top1", 0.9, 0.9 - loss, Fidelity(0.1, 0.99, 0.99, divergence))
+    return Rung({}, Evaluation(Variant({}, {}), quality, 100), NOTHING)
+
+
 def test_of_equally_costly_models_the_milder_is_tested() -> None:
     one, other = rung(0.001, 0.5, apart=0.2), rung(0.001, 0.5, apart=0.1)
     assert joined([one], [other]) == [other]
-    smaller = rung(0.002, 0.5, 90)
+    smaller = rung(0.002, 0.5, 90, apart=0.1)
     assert joined([one], [other, smaller]) == [other, smaller]
 
 
