@@ -20,13 +20,18 @@ class Limits:
         a neighbour on the same core may stay for as long.
     layer_seconds : float
         Length of one comparison of a layer with its replacement, at most.
+    in_place_rounds, in_place_seconds : int and float
+        How often layers are timed within the model and chosen anew, and the time for one of those.
     timing_rows : int
         Rows of four rounds (of slow models: rounds) that an undecided comparison makes however
         long they take.
     ranks : int
         Candidates of each method for a layer.
-    trials : int
-        Sets of replacements that a search builds, saves and judges.
+    trials, trials_most : int
+        Sets of replacements that a search builds, saves and judges: always, and as far as there is
+        time.
+    trial_seconds : float
+        That time, by the work in it.
     rungs : int
         Models of the ladder that is tested, up to what the search came to.
     rungs_joined : int
@@ -75,9 +80,13 @@ class Limits:
     timing_seconds: float = 9.0
     timing_seconds_least: float = 0.3
     layer_seconds: float = 0.6
+    in_place_rounds: int = 2
+    in_place_seconds: float = 12.0
     timing_rows: int = 18
     ranks: int = 8
     trials: int = 8
+    trials_most: int = 32
+    trial_seconds: float = 20.0
     rungs: int = 7
     rungs_joined: int = 14
     testing_seconds: float = 20.0
@@ -108,6 +117,7 @@ class Limits:
         return replace(
             self,
             timing_seconds=min(self.timing_seconds, seconds / 10),
+            in_place_seconds=min(self.in_place_seconds, seconds / 20),
             fit_seconds=min(self.fit_seconds, seconds / 10),
             sequence_seconds=min(self.sequence_seconds, seconds / 10),
             building_seconds=min(self.building_seconds, seconds / 2),

@@ -12,6 +12,7 @@ from onnxlr.candidates.fits import Fits
 from onnxlr.errors import ModelError
 from onnxlr.plan.budget import within_budget
 from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.in_place import corrected, is_timed_in_place, time_in_place
 from onnxlr.plan.named import as_named
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Boldest, Chosen, Trials, boldest, choices_of
@@ -53,30 +54,52 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
         )
     assert table is not None
     tradeoff = _weighed(evaluator, fits, evaluator.judge, table)
-    reasons = dict(fits.reasons)
-    for name, row in tradeoff.layers.items():
-        if (why := row.why_kept()) is not None:
-            reasons[name] = why
-    weighed = Proposal(
-        {},
-        reasons,
-        {name: row.times for name, row in tradeoff.layers.items()},
-        {name: row.alternatives() for name, row in tradeoff.layers.items()},
-    )
     if options.fraction is not None:
         chosen, evaluation = within_budget(evaluator, tradeoff, options.fraction)
-        return replace(weighed, chosen=chosen, evaluation=evaluation)
-    levels = [partial(_cheapest, tradeoff, loss) for loss in LOSSES]
-    searched = _searched(evaluator, levels)
+        return replace(_told(fits, tradeoff), chosen=chosen, evaluation=evaluation)
+    searched, tradeoff = _searched_in_place(evaluator, tradeoff)
     chosen = searched.chosen
     if not chosen and evaluator.verdicts.is_tested:  # by chance, where samples are few
-        chosen = next((mild for item in levels if (mild := item())), {})
+        chosen = next((mild for item in _levels(tradeoff) if (mild := item())), {})
+    weighed = _told(fits, tradeoff)
     return replace(
         weighed,
         chosen=chosen,
-        reasons={**reasons, **searched.refused},
+        reasons={**weighed.reasons, **searched.refused},
         sets=lambda names: [_cheapest(tradeoff, loss, names) for loss in LOSSES],
     )
+
+
+def _told(fits: Fits, tradeoff: Tradeoff) -> Proposal:
+    """What was learned by weighing, with nothing chosen."""
+    rows = tradeoff.layers
+    why = {name: reason for name, row in rows.items() if (reason := row.why_kept()) is not None}
+    return Proposal(
+        {},
+        {**fits.reasons, **why},
+        {name: row.times for name, row in rows.items()},
+        {name: row.alternatives() for name, row in rows.items()},
+        {name: row.more_ms for name, row in rows.items() if row.more_ms},
+    )
+
+
+def _searched_in_place(evaluator: Evaluator, tradeoff: Tradeoff) -> tuple[Boldest, Tradeoff]:
+    """The boldest acceptable set, with costs put right by what the set saves in the model."""
+    searched = _searched(evaluator, _levels(tradeoff))
+    for _ in range(evaluator.limits.in_place_rounds if is_timed_in_place(evaluator) else 0):
+        if not searched.chosen or not evaluator.time.allows(0.5, "timing within the model"):
+            break
+        found = time_in_place(evaluator, tradeoff, searched.chosen)
+        if found is None:
+            break
+        tradeoff = corrected(tradeoff, found, searched.chosen)
+        searched = _searched(evaluator, _levels(tradeoff))
+    return searched, tradeoff
+
+
+def _levels(tradeoff: Tradeoff) -> list[Callable[[], Chosen]]:
+    """The cheapest choices within rising predicted losses."""
+    return [partial(_cheapest, tradeoff, loss) for loss in LOSSES]
 
 
 def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> Boldest:
@@ -88,7 +111,16 @@ def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> B
             return _verdict(evaluator, chosen)
 
         may_go_on = partial(evaluator.time.allows, 0.55, "further trials")
-        return boldest(levels, Trials(verdict, evaluator.limits.trials, may_go_on))
+        return boldest(levels, Trials(verdict, _most_trials(evaluator), may_go_on))
+
+
+def _most_trials(evaluator: Evaluator) -> int:
+    """How many sets there is time to judge, by the work in it."""
+    limits, feeding = evaluator.limits, evaluator.feeding
+    samples = feeding.choose if feeding is not None else None
+    each = max(1, len(samples) if isinstance(samples, Samples) else 1)
+    affordable = limits.trial_seconds / (each * sample_seconds(evaluator.original))
+    return max(limits.trials, min(limits.trials_most, int(affordable)))
 
 
 def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | None:

@@ -291,12 +291,17 @@ class Evaluator:
         """The original and the file of a variant in turn; the same again where it is empty."""
         assert self.session is not None
         assert self.feeding is not None
-        feed, limits = self.feeding.first_feed, self.limits
-        changed = variant.changes_anything
-        candidate = self.open(self.builder.build(variant)) if changed else self.session
-        speed = compare_sessions(self.session, candidate, feed, limits)
+        candidate, feed = self.open_variant(variant), self.feeding.first_feed
+        speed = compare_sessions(self.session, candidate, feed, self.limits)
         self._speeds[variant.key] = speed
         return speed
+
+    def open_variant(self, variant: Variant) -> Session:
+        """The model of a variant, or the original where that changes nothing, in the runtime."""
+        if variant.changes_anything:
+            return self.open(self.builder.build(variant))
+        assert self.session is not None
+        return self.session
 
     def open(self, built: Built) -> Session:
         """A built model in the runtime, once it has been seen to run in the child process."""

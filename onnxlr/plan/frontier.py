@@ -169,8 +169,7 @@ def saved_ms(proposal: Proposal, item: Judged | Variant, total: float) -> float:
         before, after = (count_macs(p.model, p.shapes) for p in _both(item.narrowing))
         saved = total * (1 - after / before) if before else 0.0
     for name, choice in item.choices.items():
-        time = proposal.times.get(name, {}).get(choice)
-        saved += 0.0 if time is None else time.saved_ms
+        saved += proposal.saved_ms(name, choice) or 0.0
     return saved
 
 

@@ -26,6 +26,9 @@ class Proposal:
         By layer name, of what was timed.
     alternatives : mapping of str to tuple of Alternative
         By layer name, all that was weighed.
+    more_ms : mapping of str to float
+        By layer name: milliseconds that replacements take more within the model than alone, where
+        that was measured.
     sets : callable
         Gives sets that replace no other layers than those of some names, from mild to bold.
     evaluation : Evaluation or None
@@ -37,6 +40,7 @@ class Proposal:
     reasons: Mapping[str, str]
     times: Mapping[str, Mapping[Choice, LayerTime]] = field(default_factory=dict)
     alternatives: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
+    more_ms: Mapping[str, float] = field(default_factory=dict)
     sets: Callable[[Set[str]], Sequence[Chosen]] = lambda _: ()
     evaluation: Evaluation | None = None
 
@@ -44,7 +48,12 @@ class Proposal:
         """Milliseconds of a layer and of what replaces it, each alone; None if not timed."""
         return self.times.get(layer.name, {}).get(item.choice)
 
+    def saved_ms(self, name: str, choice: Choice) -> float | None:
+        """Milliseconds that a replacement saves within the model as far as is known."""
+        time = self.times.get(name, {}).get(choice)
+        return None if time is None else time.saved_ms - self.more_ms.get(name, 0.0)
+
     def worth(self, name: str, item: Candidate) -> tuple[bool, float]:
         """Sort key of what a replacement saves: measured milliseconds first, then counted work."""
-        time = self.times.get(name, {}).get(item.choice)
-        return (True, -item.saved) if time is None else (False, -time.saved_ms)
+        saved = self.saved_ms(name, item.choice)
+        return (True, -item.saved) if saved is None else (False, -saved)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.methods.choice import Choice
+from onnxlr.plan.verdicts import put_back_reasons
 
 Chosen = dict[str, Candidate]
 WEIGHT_STEPS = (8.0, 3.0, 1.5)  # factors that a layer's predicted loss is multiplied or divided by
@@ -162,21 +163,31 @@ def _cheaper(item: Candidate, chosen: Chosen, name: str) -> bool:
 
 
 def _add(
-    chosen: Chosen, more: list[tuple[str, Candidate]], trials: Trials, stuck: dict[str, str]
+    chosen: Chosen,
+    more: list[tuple[str, Candidate]],
+    trials: Trials,
+    stuck: dict[str, str],
+    together: Mapping[str, str] | None = None,
 ) -> None:
-    """Add as much of ``more`` to ``chosen`` as is accepted, halving what isn't."""
+    """Add as much of ``more`` to ``chosen`` as is accepted, halving what isn't.
+
+    Layers for which there is no trial of their own stay for the reason that was given for them
+    together with others.
+    """
     if not more:
         return
     if trials.exhausted:
-        for name, _ in more:
-            stuck.setdefault(name, f"put back: not verified within {trials.most} trials")
+        for name, why in (together or {}).items():
+            stuck.setdefault(name, why)
         return
     reason = trials.ask(chosen | dict(more))
     if reason is None:
         chosen.update(more)
-    elif len(more) == 1:
-        stuck[more[0][0]] = f"put back: {reason}"
-    else:
-        half = len(more) // 2
-        _add(chosen, more[:half], trials, stuck)
-        _add(chosen, more[half:], trials, stuck)
+        return
+    refused = put_back_reasons([name for name, _ in more], reason)
+    if len(more) == 1:
+        stuck |= refused
+        return
+    half = len(more) // 2
+    for part in (more[:half], more[half:]):
+        _add(chosen, part, trials, stuck, {name: refused[name] for name, _ in part})

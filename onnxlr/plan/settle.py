@@ -52,6 +52,8 @@ class Selection:
         By layer name, all that was weighed.
     times : mapping of str to LayerTime
         Of the chosen replacements that were timed, each alone.
+    more_ms : mapping of str to float
+        Milliseconds that they take more within the model, where that was measured.
     refused : Refused or None
         The next bolder model, if it was tested and not handed over.
     """
@@ -63,6 +65,7 @@ class Selection:
     speed: Comparison | None
     alternatives: Mapping[str, tuple[Alternative, ...]]
     times: Mapping[str, LayerTime]
+    more_ms: Mapping[str, float]
     refused: Refused | None = None
 
 
@@ -196,5 +199,6 @@ def _selection(
             if layer.name in chosen
             and (time := proposal.time(layer, chosen[layer.name])) is not None
         },
+        proposal.more_ms,
         refused,
     )

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
-from onnxlr.plan.knapsack import allocate
+from onnxlr.plan.knapsack import allocate, pareto
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.sensitivity import Sensitivity
-from onnxlr.types import rank_text
+from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.layer_latency import LayerTime
 
 
@@ -33,6 +33,8 @@ class LayerTradeoff:
         What errors of the layer do to the model; None where that isn't told.
     reason : str
         Why nothing may be chosen; empty where something may.
+    more_ms : float
+        Milliseconds that candidates take more within the model than alone, in the costs already.
     """
 
     layer: Layer
@@ -42,11 +44,26 @@ class LayerTradeoff:
     times: Mapping[Choice, LayerTime]
     sensitivity: Sensitivity | None
     reason: str
+    more_ms: float = 0.0
 
     def harm(self, error: float) -> float | None:
         """Predicted relative error of the model's outputs for an error of this layer's."""
         harm = math.inf if self.sensitivity is None else self.sensitivity.harm(error)
         return harm if math.isfinite(harm) else None
+
+    def costing_more(self, ms: float) -> "LayerTradeoff":
+        """The same with candidates that take so much longer; without those that save nothing."""
+        candidates = tuple(
+            pareto([replace(c, cost=c.cost + ms) for c in self.candidates], self.as_is)
+        )
+        reason = self.reason
+        if self.candidates and not candidates:
+            reason = (
+                f"not faster within the model: a replacement that saves time alone takes "
+                f"{ms_text(ms)} ms more there"
+            )
+        more = self.more_ms + ms
+        return replace(self, candidates=candidates, reason=reason, more_ms=more)
 
     def alternatives(self) -> tuple[Alternative, ...]:
         """All that was weighed, the most saving last."""
@@ -139,6 +156,10 @@ class Tradeoff:
         return sum(
             min((c.cost for c in row.candidates), default=row.as_is) for row in self.layers.values()
         )
+
+    def saved(self, chosen: Mapping[str, Candidate]) -> float:
+        """What these replacements save of what all layers cost."""
+        return sum(self.as_is.values()) - self.cost(chosen)
 
     def losses(self, chosen: Mapping[str, Candidate]) -> dict[str, float]:
         """The predicted loss of every layer that has candidates, 0 where it is kept."""

@@ -256,6 +256,8 @@ class Outcome:
                 f"alone {ms_text(time.before_ms)} → {ms_text(time.after_ms)} ms "
                 f"({time.before_ms / time.after_ms:.2f}×)"
             )
+            if (more := self.selection.more_ms.get(layer.name)) is not None:
+                words.append(f"{ms_text(time.saved_ms - more)} ms saved within the model")
         words.append(f"{item.params / layer.params:.0%} of the parameters")
         if item.choice.graph_pass.at_load:
             words.append("multiplied back when the session loads")

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 # which the most promising method of the layer fell.
 _KINDS = (
     ("the whole model is", "put back: not faster as a whole"),
-    ("not verified within", "put back: trials used up"),
     ("the file would grow", "put back: the file would grow"),
     ("other layers save more", "other layers save more for less"),
     ("the limit is", "put back: accuracy"),
     ("put back", "put back: other"),
+    ("within the model", "not faster in place"),
     (": undecided", "timings undecided"),
     ("faster", "not faster alone"),
     ("saves anything (rank 1 takes", "no rank saves anything"),

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +121,25 @@ def time_session(session: Session, feed: Feed, limits: Limits) -> Timing:
         limits.timing_seconds_least,
     )
     return _timing(rounds, 0, float(np.median(rounds.best[:, 0])))
+
+
+def times_in_turn(sessions: Sequence[Session], feed: Feed, seconds: float) -> list[float]:
+    """Median milliseconds of each of some sessions on the same feed, timed in turn.
+
+    Parameters
+    ----------
+    sessions : sequence of Session
+        Of one machine.
+    feed : mapping of str to ndarray
+    seconds : float
+        For all of them; at least as many rounds are made as a first look needs.
+    """
+    alone = runs_in_caller(sessions[0].machine)
+    rounds = Rounds([session.bind(feed) for session in sessions], by_processor=alone)
+    start = time.perf_counter()
+    while rounds.rows < _FIRST_LOOK or time.perf_counter() - start < seconds:
+        rounds.add_row()
+    return [float(ms) for ms in np.median(rounds.best, axis=0)]
 
 
 def interleave(

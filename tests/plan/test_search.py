@@ -61,7 +61,8 @@ def test_no_more_trials_than_allowed() -> None:
     chosen, refused = result.chosen, result.refused
     assert trials.made == 5
     assert set(chosen) | set(refused) == set(level(10))
-    assert any("not verified within 5 trials" in why for why in refused.values())
+    assert all(why.startswith("put back") and why.endswith("bad") for why in refused.values())
+    assert any("together with 1 other" in why for why in refused.values())  # with whom it was tried
 
 
 def test_the_same_set_is_judged_once() -> None:
