@@ -88,6 +88,18 @@ def parse_max_drop(loss: float | None) -> float | None:
     return float("inf") if loss >= 1 else float(loss)
 
 
+def check_slowdown(share: float | None) -> None:
+    """Refuse a slow-down that is none.
+
+    Raises
+    ------
+    UsageError
+        If it is negative, or not a number.
+    """
+    if share is not None and not share >= 0:
+        raise UsageError(f"--max-slowdown {share} is no share of the time: give 0 or more")
+
+
 def check_confidence(confidence: float | None, data: object, metric: str | None) -> None:
     """Refuse a confidence that is none, or that nothing could be shown with.
 

@@ -21,6 +21,23 @@ from onnxlr.verify.endings import endings
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import Comparison, Timing, compare_sessions, time_session
+from onnxlr.verify.promise import compared
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the second of two models may be worse by; None where anything is allowed.
+
+    Attributes
+    ----------
+    max_drop : float or None
+        Loss of the metric.
+    max_slowdown : float or None
+        Share of the first model's time that the second may take more: 0.05 is 5%.
+    """
+
+    max_drop: float | None = None
+    max_slowdown: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class ModelComparison:
         Number of samples in the batch that was timed.
     fed : str
         What both were run on, in words.
+    bounds : Bounds
     """
 
     a: Size
@@ -49,6 +67,30 @@ class ModelComparison:
     machine: Machine
     batch: int
     fed: str
+    bounds: Bounds = Bounds()
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """What B breaks of the bounds, a sentence each.
+
+        The loss counts as it was measured. B counts as slower where its time is, at the fast end of
+        the 95% interval: a noisy machine breaks nothing.
+        """
+        broken = []
+        quality, bounds = self.quality, self.bounds
+        promise = compared(quality.metric)
+        if bounds.max_drop is not None and not quality.drop <= bounds.max_drop + 1e-12:
+            broken.append(
+                f"{quality.metric} {promise.lost(quality.drop)}: more than the "
+                f"{promise.text(bounds.max_drop)} of --max-drop"
+            )
+        slower = 1 / self.speed.high - 1
+        if bounds.max_slowdown is not None and slower > bounds.max_slowdown:
+            broken.append(
+                f"B takes {1 / self.speed.speedup - 1:.1%} longer (at least {slower:.1%}): more "
+                f"than the {bounds.max_slowdown:.1%} of --max-slowdown"
+            )
+        return tuple(broken)
 
     @property
     def theoretical_speedup(self) -> float:
@@ -88,6 +130,7 @@ def compare_models(
     batch: int,
     limits: Limits,
     seed: int,
+    bounds: Bounds,
     progress: Progress,
 ) -> ModelComparison:
     """Run both models on all samples, judge B against A, and time both in turn.
@@ -122,7 +165,7 @@ def compare_models(
     size_a, size_b = (_size(source, feed, machine) for source in sources)
     return ModelComparison(
         *(size_a, size_b, judge.choice, quality, speed),
-        *(machine, _batch_size(feed), feeding.description),
+        *(machine, _batch_size(feed), feeding.description, bounds),
     )
 
 

@@ -1,12 +1,17 @@
 """The public functions that measure models as they are: two side by side, or latency alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from onnxlr import api, arguments
-from onnxlr.arguments import Model
-from onnxlr.comparison import Benchmark, ModelComparison, bench_models, compare_models
+from onnxlr.arguments import FileName, Model
+from onnxlr.comparison import Benchmark, Bounds, ModelComparison, bench_models, compare_models
+from onnxlr.model.destinations import check_destination
 from onnxlr.progress import Progress, Silent
+from onnxlr.report.headline import comparison_markdown
+from onnxlr.system.files import write_text
 from onnxlr.system.in_memory import SampleData, as_data
 from onnxlr.system.session import Provider
 
@@ -23,6 +28,9 @@ def compare(
     batch: int = 1,
     shape: str | Sequence[str] = (),
     seed: int = 0,
+    max_drop: float | None = None,
+    max_slowdown: float | None = None,
+    markdown: FileName | None = None,
     progress: Progress | None = None,
 ) -> ModelComparison:
     """Compare B with A: fidelity, the metric of both, sizes, MACs, and speed in turn in one run.
@@ -34,13 +42,26 @@ def compare(
         Samples, all of which judge; synthetic inputs do without.
     labels, metric, provider, threads, batch, shape, seed, progress
         As for ``optimize``.
+    max_drop : float, optional
+        Largest loss of the metric that the result's ``violations`` don't name.
+    max_slowdown : float, optional
+        Largest share of A's time that B may take more, without being named there: 0.05 is 5%.
+    markdown : path, optional
+        Where the comparison is written as Markdown, as for the summary of a step in CI.
 
     Raises
     ------
     OnnxlrError
-        If one of them can't be read or run, or their inputs and outputs differ.
+        If one of them can't be read or run, their inputs and outputs differ, or the file can't be
+        written.
     """
-    return compare_models(
+    arguments.check_slowdown(max_slowdown)
+    loss = arguments.parse_max_drop(max_drop)
+    bounds = Bounds(loss if loss != math.inf else None, max_slowdown)
+    page = None if markdown is None else Path(markdown)
+    if page is not None:
+        check_destination(page, *map(arguments.path_of, (a, b)))
+    result = compare_models(
         a,
         b,
         arguments.parse_machine(provider, threads, batch, seed),
@@ -51,8 +72,12 @@ def compare(
         batch=batch,
         limits=api.LIMITS,
         seed=seed,
+        bounds=bounds,
         progress=progress or Silent(),
     )
+    if page is not None:
+        write_text(page, comparison_markdown(result))
+    return result
 
 
 def bench(

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from onnxlr import api, measure
 from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
 from onnxlr.cli.method_tables import show_passes
+from onnxlr.errors import BudgetError
 from onnxlr.methods.registry import broken_passes, installed_passes
 from onnxlr.model.constants import count_params
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
@@ -75,15 +77,24 @@ def apply(plan: str, model: str, out: str, *, data: str | None, quiet: bool) -> 
 
 
 def compare(a: str, b: str, *, json_out: str | None, **options: Any) -> None:
-    """Compare two models; the options are those of ``onnxlr.compare``."""
+    """Compare two models; the options are those of ``onnxlr.compare``.
+
+    Raises
+    ------
+    BudgetError
+        If the second is outside of the limits, once everything is written and printed.
+    """
     progress = ProgressBars()
-    inputs = (a, b, options["data"])
-    sources = [_read_model(progress, path, (json_out,), inputs) for path in (a, b)]
+    outputs, inputs = (json_out, options["markdown"]), (a, b, options["data"])
+    check_distinct(*_files(outputs))
+    sources = [_read_model(progress, path, outputs, inputs) for path in (a, b)]
     result = measure.compare(*sources, progress=progress, **options)
     if json_out:
         _write_json(json_out, tables.comparison_dict(result))
     if json_out != STANDARD_OUTPUT:
         tables.show_comparison(open_console(), result)
+    if result.violations:
+        raise BudgetError("; ".join(result.violations))
 
 
 def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> None:
@@ -102,6 +113,13 @@ def bench(a: str, b: str | None, *, json_out: str | None, **options: Any) -> Non
 def passes() -> None:
     """List the installed methods."""
     show_passes(open_console(), installed_passes(), broken_passes())
+
+
+def completion(*, command: click.Command, shell: str) -> None:
+    """Print the script with which a shell completes the words of a command."""
+    kind = get_completion_class(shell)
+    assert kind is not None  # the words of the command allow no other
+    click.echo(kind(command, {}, "onnxlr", "_ONNXLR_COMPLETE").source())
 
 
 def cache(*, clear: bool, json_out: str | None) -> None:

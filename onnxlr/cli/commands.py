@@ -132,8 +132,8 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
     "--without",
     multiple=True,
     metavar="NAME",
-    help="Leave out data, sensitivity or sequential, to see what each brings; repeat the flag for "
-    "more.",
+    help="Leave out data, sensitivity, sequential or widths, to see what each brings; repeat the "
+    "flag for more.",
 )
 @click.option(
     "--plan-out",
@@ -253,15 +253,37 @@ def apply(**arguments: Any) -> None:
     metavar="NAME",
     help="What judges: top1, agreement, rel-error, cosine or module:function.",
 )
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="Exit with 3 if the metric loses more than that; 1 = no limit.",
+)
+@click.option(
+    "--max-slowdown",
+    type=float,
+    metavar="X",
+    help="Exit with 3 if B takes longer than A by more than this share: 0.05 is 5%. What may be "
+    "noise isn't counted.",
+)
+@click.option(
+    "--markdown",
+    metavar="FILE",
+    callback=_no_dash,
+    help="Write the comparison here as Markdown, for the summary of a step in CI.",
+)
 @machine_flags
 @seed_flag
 @json_flag
 def compare(**arguments: Any) -> None:
     """Set B beside A: fidelity, accuracy, size, MACs and speed.
 
+    With limits it is a gate: the exit code is 3 where B breaks one.
+
     \b
-    Example:
+    Examples:
       onnxlr compare net.onnx small.onnx --data samples.npz --labels label
+      onnxlr compare main.onnx mine.onnx --data s.npz --max-drop 0.01 --max-slowdown 0.05
     """
     from onnxlr.cli import actions
 
@@ -325,3 +347,19 @@ def cache(**arguments: Any) -> None:
     from onnxlr.cli import actions
 
     actions.cache(**arguments)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(**arguments: Any) -> None:
+    """Print the lines with which a SHELL completes commands, flags and their values.
+
+    \b
+    Examples:
+      onnxlr completion bash >> ~/.bashrc
+      onnxlr completion zsh >> ~/.zshrc
+      onnxlr completion fish > ~/.config/fish/completions/onnxlr.fish
+    """
+    from onnxlr.cli import actions
+
+    actions.completion(command=main, **arguments)

@@ -12,11 +12,11 @@ from onnxlr.cli.width_tables import found_dict, show_found, show_widths
 from onnxlr.comparison import Benchmark, ModelComparison
 from onnxlr.inspection import Inspection
 from onnxlr.plan.plan import KEEP
-from onnxlr.report.report import Report, Size, metric_row, rank_value
+from onnxlr.report.headline import headline, speed_words
+from onnxlr.report.report import Report, metric_row, rank_value
 from onnxlr.system.session import Machine
 from onnxlr.types import ms_text, rank_text
-from onnxlr.verify.fidelity import Fidelity, Quality
-from onnxlr.verify.latency import Comparison
+from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.promise import compared
 
 
@@ -52,17 +52,7 @@ def show_report(console: Console, report: Report) -> None:
     console.print(table)
     console.print()
     show_widths(console, report.widths)
-    _show_headline(
-        console,
-        report.input,
-        report.output,
-        report.quality,
-        report.loss_words,
-        report.speed,
-        report.theoretical_speedup,
-        report.machine,
-        report.batch,
-    )
+    _show_headline(console, report)
     console.print()
     show_frontier(console, report.frontier, report.promise)
     console.print(
@@ -74,17 +64,7 @@ def show_report(console: Console, report: Report) -> None:
 
 def show_comparison(console: Console, result: ModelComparison) -> None:
     """Print two models side by side."""
-    _show_headline(
-        console,
-        result.a,
-        result.b,
-        result.quality,
-        compared(result.quality.metric).words(result.quality),
-        result.speed,
-        result.theoretical_speedup,
-        result.machine,
-        result.batch,
-    )
+    _show_headline(console, result)
     console.print(f"\non {result.fed}")
     if not result.metric.named:
         console.print(f"note: {result.metric.line_without_limit}", style="yellow")
@@ -151,7 +131,7 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
     if result.comparison is None:
         console.print(where)
         return
-    console.print(f"{_speed_words(result.comparison)}; {where}")
+    console.print(f"{speed_words(result.comparison)}; {where}")
 
 
 def sparkline(values: Any, width: int = 24) -> str:
@@ -223,6 +203,7 @@ def comparison_dict(result: ModelComparison) -> dict[str, Any]:
             "busy": result.speed.busy,
             "theoretical_speedup": result.theoretical_speedup,
         },
+        "limits": vars(result.bounds) | {"violations": list(result.violations)},
     }
 
 
@@ -253,56 +234,15 @@ def benchmark_dict(result: Benchmark) -> dict[str, Any]:
     return content
 
 
-def _show_headline(
-    console: Console,
-    before: Size,
-    after: Size,
-    quality: Quality | None,
-    loss: str,
-    speed: Comparison | None,
-    theoretical: float,
-    machine: Machine,
-    batch: int,
-) -> None:
+def _show_headline(console: Console, result: Report | ModelComparison) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
     table.add_column("")
-    if quality is not None:
-        table.add_row(
-            quality.metric,
-            f"{quality.original:.4f}",
-            f"{quality.optimized:.4f}",
-            "; ".join(filter(None, (loss, _fidelity_words(quality.fidelity)))),
-        )
-    for name, a, b in (
-        ("bytes", before.bytes, after.bytes),
-        ("parameters", before.params, after.params),
-        ("MACs", before.macs, after.macs),
-    ):
-        table.add_row(name, f"{a:,}", f"{b:,}", f"{b / a - 1:+.1%}" if a else "")
-    if speed is not None:
-        where = f"{machine.provider}, {machine.threads} thread(s), batch {batch}"
-        table.add_row(
-            "median ms",
-            ms_text(speed.a.median_ms),
-            ms_text(speed.b.median_ms),
-            f"{_speed_words(speed)}; {theoretical:.2f}× by MACs; {where}",
-        )
+    for row in headline(result):
+        table.add_row(*row)
     console.print(table)
-
-
-def _speed_words(speed: Comparison) -> str:
-    ratio = f"{speed.speedup:.2f}× (95% {speed.low:.2f} to {speed.high:.2f})"
-    return f"{ratio}, {speed.verdict}{speed.doubt}"
-
-
-def _fidelity_words(fidelity: Fidelity) -> str:
-    words = f"rel. error {fidelity.rel_error:.2g}, cosine {fidelity.cosine:.6f}"
-    if not fidelity.same_shapes:
-        words += " (some outputs have other shapes)"
-    return words if fidelity.agreement is None else f"{words}, agreement {fidelity.agreement:.2%}"
 
 
 def _where(machine: Machine, batch: int) -> dict[str, Any]:
