@@ -8,9 +8,9 @@ from pathlib import Path
 from onnxlr import api, arguments
 from onnxlr.arguments import FileName, Model
 from onnxlr.comparison import Benchmark, Bounds, ModelComparison, bench_models, compare_models
+from onnxlr.headline import comparison_markdown
 from onnxlr.model.destinations import check_destination
 from onnxlr.progress import Progress, Silent
-from onnxlr.report.headline import comparison_markdown
 from onnxlr.system.files import write_text
 from onnxlr.system.in_memory import SampleData, as_data
 from onnxlr.system.session import Provider

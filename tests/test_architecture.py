@@ -22,7 +22,17 @@ ROOMS = (
     *("errors", "version", "progress", "types", "limits"),
     *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "widths", "rewrite", "verify", "plan", "courses", "report"),
-    *("inspection", "replay", "pipeline", "arguments", "outputs", "comparison", "api", "measure"),
+    *(
+        "inspection",
+        "replay",
+        "pipeline",
+        "arguments",
+        "outputs",
+        "comparison",
+        "headline",
+        "api",
+        "measure",
+    ),
     "training",
     "",  # the package itself: the public names
     *("cli", "__main__"),

@@ -10,9 +10,11 @@ import click
 
 from onnxlr.cli.flags import (
     choice_flags,
+    gate_flags,
     json_flag,
     labels_flag,
     machine_flags,
+    no_dash,
     seed_flag,
     shape_flag,
 )
@@ -36,16 +38,9 @@ def main() -> None:
     """
 
 
-def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """Refuse - as the name of a file that isn't printed."""
-    if value == "-":
-        raise click.UsageError("- prints, which only --json does: name a file, or ./-")
-    return value
-
-
 @main.command()
 @click.argument("model", metavar="IN")
-@click.argument("out", metavar="OUT", callback=_no_dash)
+@click.argument("out", metavar="OUT", callback=no_dash)
 @click.option(
     "--data",
     metavar="FILE",
@@ -138,19 +133,19 @@ def _no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 @click.option(
     "--plan-out",
     metavar="FILE",
-    callback=_no_dash,
+    callback=no_dash,
     help="Write the plan here, for `onnxlr apply`.",
 )
 @click.option(
     "--report",
     metavar="FILE",
-    callback=_no_dash,
+    callback=no_dash,
     help="Write the report here as a self-contained HTML page.",
 )
 @click.option(
     "--frontier",
     metavar="DIR",
-    callback=_no_dash,
+    callback=no_dash,
     help="Write the plan of every model that was judged into this new folder: `onnxlr apply` makes "
     "any of them.",
 )
@@ -253,25 +248,7 @@ def apply(**arguments: Any) -> None:
     metavar="NAME",
     help="What judges: top1, agreement, rel-error, cosine or module:function.",
 )
-@click.option(
-    "--max-drop",
-    type=float,
-    metavar="X",
-    help="Exit with 3 if the metric loses more than that; 1 = no limit.",
-)
-@click.option(
-    "--max-slowdown",
-    type=float,
-    metavar="X",
-    help="Exit with 3 if B takes longer than A by more than this share: 0.05 is 5%. What may be "
-    "noise isn't counted.",
-)
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    callback=_no_dash,
-    help="Write the comparison here as Markdown, for the summary of a step in CI.",
-)
+@gate_flags
 @machine_flags
 @seed_flag
 @json_flag
@@ -350,7 +327,7 @@ def cache(**arguments: Any) -> None:
 
 
 @main.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(**arguments: Any) -> None:
     """Print the lines with which a SHELL completes commands, flags and their values.
 

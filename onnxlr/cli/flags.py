@@ -19,6 +19,13 @@ def _together(*flags: Decorator) -> Decorator:
     return add
 
 
+def no_dash(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse - as the name of a file that isn't printed."""
+    if value == "-":
+        raise click.UsageError("- prints, which only --json does: name a file, or ./-")
+    return value
+
+
 labels_flag = click.option(
     "--labels", metavar="NAME", help="Name of the array of integer labels in the samples."
 )
@@ -79,5 +86,28 @@ choice_flags = _together(
         "--exclude",
         metavar="REGEX",
         help="Leave the layers as they are whose layer, weight or node name matches.",
+    ),
+)
+
+# What the second of two models may be worse by.
+gate_flags = _together(
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="Exit with 3 if the metric loses more than that; 1 = no limit.",
+    ),
+    click.option(
+        "--max-slowdown",
+        type=float,
+        metavar="X",
+        help="Exit with 3 if B takes longer than A by more than this share: 0.05 is 5%. What may "
+        "be noise isn't counted.",
+    ),
+    click.option(
+        "--markdown",
+        metavar="FILE",
+        callback=no_dash,
+        help="Write the comparison here as Markdown, for the summary of a step in CI.",
     ),
 )
