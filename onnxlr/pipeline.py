@@ -96,14 +96,14 @@ def optimize(
 
         session, feeding = _open(source, options, progress)
         prepared = _prepare(source, feeding, options, progress)
+        examination = _examine(prepared, session, feeding, options, progress)
         begin = Beginning(
             *(options, passes, feeding, resources.folder.parent, resources.pool, resources.cache),
             progress,
         )
-        fits, widths = begin.fit(prepared), begin.widths(prepared)
+        fits, widths = begin.fit(prepared), begin.widths(prepared, examination)
         calibrated = begin.calibrate(prepared, fits, reader_names(widths))
         table = _open_table(options, resources.cache)
-        examination = _examine(prepared, session, feeding, options, progress)
         evaluator = _evaluator(
             *(prepared, calibrated, session, feeding, examination, table, limit),
             *(working_name(source, out), options, resources, progress),

@@ -24,6 +24,7 @@ from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.cache import Cache
 from onnxlr.system.pool import Pool
+from onnxlr.verify.examination import Examination
 from onnxlr.widths.find import Widths, no_widths
 from onnxlr.widths.narrowing import Narrower, Narrowing, moments_for, widths_of
 
@@ -83,20 +84,23 @@ class Beginning:
         with self.progress.stage("decompose", len(fits.by_layer)) as step:
             return decompose(prepared, fits, self.pool, self.cache, step)
 
-    def widths(self, prepared: Prepared) -> Widths:
+    def widths(self, prepared: Prepared, examination: Examination | None) -> Widths:
         """The widths that may be narrowed, as far as the user means them."""
         options = self.options
         if not takes_channels(options):
             return no_widths()
-        excluded, few = name_filter(options.include, options.exclude), self._few_samples()
+        few = self._few_samples(examination)
+        excluded = name_filter(options.include, options.exclude)
         reasons = {layer.name: few or excluded(layer) for layer in prepared.layers}
         return widths_of(prepared).without({n: why for n, why in reasons.items() if why})
 
-    def _few_samples(self) -> str | None:
+    def _few_samples(self, examination: Examination | None) -> str | None:
         """Why the samples can't choose channels; None if they can, or channels are asked for."""
         if self.feeding is None or names_channels(self.options.methods):
             return None
-        count, least = len(self.feeding.choose), self.options.limits.width_samples_least
+        limits, by_errors = self.options.limits, examination and examination.judge.kind == "errors"
+        count = len(self.feeding.choose)
+        least = limits.width_errors_least if by_errors else limits.width_samples_least
         if count >= least:
             return None
         return (
