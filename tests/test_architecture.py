@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import onnxlr
 from onnxlr.cli.commands import main
@@ -200,6 +201,16 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert re.search(rf"Examples?:\s+(onnxlr optimize .*\n\s+)?onnxlr {command}", text)
     options = [p for p in made.params if isinstance(p, click.Option)]
     assert all(p.help for p in options), [p.name for p in options if not p.help]
+
+
+def test_the_help_of_all_commands_is_whole_and_says_what_holds_for_each() -> None:
+    text = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "..." not in text.partition("Commands:")[2]  # each fits on its line
+    reference = (ROOT / "REFERENCE.md").read_text(encoding="utf-8")
+    section = reference.partition("## Environment")[2].partition("\n## ")[0]
+    assert re.findall(r"^ +([A-Z_]+)=", text, re.M) == re.findall(r"^\| `(\w+)`", section, re.M)
+    codes = reference.partition("<!-- exit codes -->")[2].partition("<!-- /")[0]
+    assert re.findall(r"^ +(\d+)  ", text, re.M) == re.findall(r"^\| (\d+)", codes, re.M)
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:

@@ -18,13 +18,13 @@ from onnxlr.cli.flags import (
     seed_flag,
     shape_flag,
 )
-from onnxlr.cli.group import CommandGroup
+from onnxlr.cli.group import EPILOG, CommandGroup
 from onnxlr.version import __version__
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=CommandGroup, context_settings=_HELP)
+@click.group(cls=CommandGroup, context_settings=_HELP, epilog=EPILOG)
 @click.version_option(__version__, prog_name="onnxlr")
 def main() -> None:
     """Replace the heavy weights of an ONNX model by low-rank chains.
@@ -202,9 +202,10 @@ def optimize(**arguments: Any) -> None:
 @json_flag
 @click.option("--quiet", is_flag=True, help="Print no progress and no table.")
 def inspect(**arguments: Any) -> None:
-    """Show every layer of IN: shape, spectrum, EVBMF rank, methods that fit, reasons.
+    """Show every layer of IN, and which methods fit it.
 
-    Nothing is run and nothing is written.
+    For each layer: its shape, spectrum, EVBMF rank and reasons. Nothing is run and nothing is
+    written.
 
     \b
     Example:
@@ -224,7 +225,9 @@ def inspect(**arguments: Any) -> None:
 )
 @click.option("--quiet", is_flag=True, help="Print nothing.")
 def apply(**arguments: Any) -> None:
-    """Replay a PLAN on the model it was made for: OUT is byte-identical.
+    """Replay a PLAN on the model it was made for.
+
+    The same plan gives the same OUT, byte for byte.
 
     \b
     Example:
@@ -310,11 +313,11 @@ def passes() -> None:
 @click.option("--clear", is_flag=True, help="Empty it: other files in its folder stay.")
 @json_flag
 def cache(**arguments: Any) -> None:
-    """Show what runs have left for later runs: where it is, its size, and when it was last used.
+    """Show what runs have left for later runs.
 
-    The environment's ONNXLR_CACHE names another folder, or turns it off with "off";
-    ONNXLR_CACHE_SIZE=500MB names another size than 1 GB. What was not used for the longest time
-    makes room.
+    That is where it is, its size, and when it was last used. The environment's ONNXLR_CACHE names
+    another folder, or turns it off with "off"; ONNXLR_CACHE_SIZE=500MB names another size than
+    1 GB. What was not used for the longest time makes room.
 
     \b
     Examples:
@@ -329,7 +332,7 @@ def cache(**arguments: Any) -> None:
 @main.command()
 @click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(**arguments: Any) -> None:
-    """Print the lines with which a SHELL completes commands, flags and their values.
+    """Print what a SHELL needs to complete commands and flags.
 
     \b
     Examples:

@@ -22,6 +22,24 @@ from onnxlr.system.signals import (
 _WITH_WORKERS = ("optimize", "apply", "compare", "bench")  # commands that run models
 _EXPECTED_ERRORS = (OnnxlrError, OSError, MemoryError)
 
+# What holds for every command; REFERENCE.md says more of it.
+EPILOG = """\b
+Exit codes:
+  0    OUT, or what was asked for, is written; "no gain" is a result too
+  1    the model or the data can't be used or run, or OUT can't be written
+  2    wrong usage
+  3    the budget, or a limit, can't be met
+  130  interrupted
+
+\b
+Environment:
+  ONNXLR_CACHE=DIR         keep what later runs use there; off keeps nothing
+  ONNXLR_CACHE_SIZE=500MB  the size of that, in place of 1 GB
+  ONNXLR_TRIAL=SECONDS     limit of a model's first runs; off tries none
+  ONNXLR_TRACEBACK=1       show where a defect of onnxlr is
+  PYTHONWARNINGS=default   show the warnings of libraries
+"""
+
 if hasattr(os, "register_at_fork"):  # processes of a metric end as any others do
     os.register_at_fork(after_in_child=restore_default_handlers)
 
