@@ -8,6 +8,7 @@ import onnx
 
 from onnxlr import arguments
 from onnxlr.arguments import FileName, Model
+from onnxlr.behind.step import Given
 from onnxlr.decompose import parse_rank
 from onnxlr.inspection import Inspection, inspect_source
 from onnxlr.limits import USUAL
@@ -47,6 +48,7 @@ def optimize(
     shape: str | Sequence[str] = (),
     verify: str = "full",
     expand_at_load: bool = False,
+    behind: Given | None = None,
     measure: bool = True,
     remeasure: bool = False,
     latency_table: str | Path | None = None,
@@ -112,6 +114,13 @@ def optimize(
     expand_at_load : bool
         Also store weights, of any operator, as factors that are multiplied when the session loads:
         the file gets smaller, the run time stays the same.
+    behind : str or callable, optional
+        What will be done to the file afterwards: ``int8-dynamic``, ``int8-static`` (which
+        calibrates on samples that factors are fitted to), ``fp16``, ``module:function``, or a
+        function from the path of a model, which is a copy, to that of what it made of it. All that
+        is tried is judged and timed with that. Losses count against the original without it, so
+        that the limit holds for all that is lost; speed is compared with the original with it.
+        What is written is the file before it.
     measure : bool
         False estimates latencies from the work, for a machine that isn't at hand.
     remeasure : bool
@@ -164,7 +173,8 @@ def optimize(
     arguments.check_rank(rank, target, fraction)
     verification, allowed_drop = arguments.parse_verify(verify), arguments.parse_max_drop(max_drop)
     arguments.check_runs_whole(
-        verification, goal, fraction, labels, metric, confidence, given, testing, latency_table
+        *(verification, goal, fraction, labels, metric, confidence, given, testing),
+        *(latency_table, behind),
     )
     arguments.check_remeasure(remeasure, measure, verification)
     arguments.check_confidence(confidence, given, metric)
@@ -189,6 +199,7 @@ def optimize(
         labels=labels,
         verify=verification,
         expand_at_load=expand_at_load,
+        behind=arguments.parse_step(behind, given),
         measure=measure,
         remeasure=remeasure,
         latency_table=latency_table,

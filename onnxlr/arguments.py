@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from onnxlr.behind.step import Behind, Given, parse_behind
 from onnxlr.errors import UsageError
 from onnxlr.model.load import Source
 from onnxlr.options import Ingredient, Target, Verify
@@ -224,6 +225,7 @@ def check_runs_whole(
     data: Data | None,
     validation: Data | None,
     latency_table: str | Path | None,
+    behind: object,
 ) -> None:
     """Refuse what needs the whole model to be run, or anything, where ``verify`` runs less.
 
@@ -241,6 +243,7 @@ def check_runs_whole(
         "--labels": labels,
         "--metric": metric,
         "--confidence": confidence,
+        "--behind": behind,
         "--target latency": target if target == "latency" and nothing_runs else None,
         "--target with a fraction": fraction,
         "--latency-table": latency_table if nothing_runs else None,
@@ -249,6 +252,20 @@ def check_runs_whole(
             raise UsageError(
                 f"--verify {verify} judges no whole model, {flag} needs a run: leave one out"
             )
+
+
+def parse_step(behind: Given | None, data: object) -> Behind | None:
+    """What is done behind.
+
+    Raises
+    ------
+    UsageError
+        If there is no such step, or it needs samples that aren't there.
+    """
+    step = parse_behind(behind)
+    if step is not None and step.calibrates and data is None:
+        raise UsageError(f"--behind {step} needs samples to calibrate on: name them with --data")
+    return step
 
 
 def check_remeasure(remeasure: bool, measure: bool, verify: Verify) -> None:

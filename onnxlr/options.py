@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from onnxlr.behind.step import Behind
 from onnxlr.decompose import AUTO, RankRule
 from onnxlr.limits import USUAL, Limits
 from onnxlr.system.in_memory import Data
@@ -41,6 +42,8 @@ class Options:
     data, validation, labels : str or path, or None
     verify : str
     expand_at_load : bool
+    behind : Behind or None
+        What will be done to the file afterwards: it is judged and timed with that.
     measure : bool
         Whether anything is timed; latencies are estimated otherwise.
     remeasure : bool
@@ -81,6 +84,7 @@ class Options:
     labels: str | None = None
     verify: Verify = "full"
     expand_at_load: bool = False
+    behind: Behind | None = None
     measure: bool = True
     remeasure: bool = False
     latency_table: str | Path | None = None

@@ -11,7 +11,7 @@ import onnx
 
 from onnxlr.calibrate.stage import Calibrated
 from onnxlr.courses.beginning import Base, Beginning
-from onnxlr.courses.course import follow
+from onnxlr.courses.course import follow, stay
 from onnxlr.errors import ModelError, OutputError, UsageError
 from onnxlr.methods.base import GraphPass
 from onnxlr.methods.channels import names_channels
@@ -22,6 +22,7 @@ from onnxlr.model.onnx_checker import run_onnx_checker
 from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.options import Options
+from onnxlr.plan.combined import compare_combined
 from onnxlr.plan.estimate import estimate
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
@@ -34,6 +35,7 @@ from onnxlr.report.explain import Outcome
 from onnxlr.report.report import Report
 from onnxlr.rewrite.builder import Builder, Built
 from onnxlr.rewrite.factorizer import Factorizer
+from onnxlr.rewrite.finish import Finish, finish_original
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.system.cache import Cache, open_cache
 from onnxlr.system.cluster import Cluster
@@ -97,6 +99,7 @@ def optimize(
         session, feeding = _open(source, options, progress)
         prepared = _prepare(source, feeding, options, progress)
         examination = _examine(prepared, session, feeding, options, progress)
+        finish = _finish_original(source, feeding, options, resources, progress)
         begin = Beginning(
             *(options, passes, feeding, resources.folder.parent, resources.pool, resources.cache),
             progress,
@@ -106,18 +109,24 @@ def optimize(
         table = _open_table(options, resources.cache)
         evaluator = _evaluator(
             *(prepared, calibrated, session, feeding, examination, table, limit),
-            *(working_name(source, out), options, resources, progress),
+            *(working_name(source, out), options, resources, progress, finish),
         )
         if (line := estimate(evaluator, fits, table)) is not None:
             progress.tell(line)
         original = Base(evaluator, fits, calibrated)
-        path = begin.narrow(original, widths)
-        courses = follow(original, path, partial(begin.narrowed, original), table)
+        why = evaluator.why_hopeless
+        if why is None:
+            path = begin.narrow(original, widths)
+            courses = follow(original, path, partial(begin.narrowed, original), table)
+        else:
+            progress.tell(why)
+            path, courses = stay(original, widths, why)
         examiner = _open_examiner(examination, progress)
         selection = settle(evaluator, courses.ladder, examiner)
-        built = _finish(evaluator, selection, table)
+        built = _hand_over(evaluator, selection, table)
+        combined = compare_combined(evaluator, selection, examiner, built)
 
-        outcome = Outcome(courses, table, selection, built, widths, path)
+        outcome = Outcome(courses, table, selection, built, widths, path, combined)
         result = Result(
             read_back(built.path, whole=out is None),
             outcome.plan,
@@ -171,7 +180,8 @@ def _open(
         run_onnx_checker(source, plugins=options.verify == "layers")
         return None, None
     with progress.stage("open the model", None):
-        check_memory(source, options.machine, 2)  # it, and what it becomes
+        # It, what it becomes, and the same with what is done behind.
+        check_memory(source, options.machine, 2 if options.behind is None else 3)
         try:
             return open_with_feeding(
                 source,
@@ -240,6 +250,21 @@ def _examine(
     return examination
 
 
+def _finish_original(
+    source: Source,
+    feeding: Feeding | None,
+    options: Options,
+    resources: _Resources,
+    progress: Progress,
+) -> Finish | None:
+    """The original with what is done behind; None where nothing is."""
+    if options.behind is None or feeding is None:
+        return None
+    with progress.stage(f"{options.behind} behind the original", None):
+        folder = resources.folder.parent / "behind"
+        return finish_original(source, options.behind, feeding, options.machine, folder)
+
+
 def _open_examiner(examination: Examination | None, progress: Progress) -> Judge | None:
     """The judge of the samples that test, who comes in when the ladder is made."""
     if examination is None:
@@ -260,6 +285,7 @@ def _evaluator(
     options: Options,
     resources: _Resources,
     progress: Progress,
+    finish: Finish | None,
 ) -> Evaluator:
     """What builds, judges and times variants of the model."""
     judge = None if examination is None else examination.judge
@@ -277,10 +303,11 @@ def _evaluator(
         limit,
         timed=judge is not None and options.measure and not (table and table.foreign),
         progress=progress,
+        finish=finish,
     )
 
 
-def _finish(evaluator: Evaluator, selection: Selection, table: LatencyTable | None) -> Built:
+def _hand_over(evaluator: Evaluator, selection: Selection, table: LatencyTable | None) -> Built:
     """The file to hand over: the one that was verified, or the original."""
     _save_times(table, evaluator.options)
     builder, source = evaluator.builder, evaluator.original.source

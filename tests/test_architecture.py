@@ -21,7 +21,7 @@ PACKAGE = ROOT / "onnxlr"
 # From the ground up: a package, or a file beside them, imports only from those before it.
 ROOMS = (
     *("errors", "version", "progress", "types", "limits"),
-    *("system", "decompose", "options", "model", "layers", "prepare", "methods"),
+    *("system", "decompose", "behind", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "widths", "rewrite", "verify", "plan", "courses", "report"),
     *(
         "inspection",

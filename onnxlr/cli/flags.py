@@ -45,6 +45,14 @@ json_flag = click.option(
     "--json", "json_out", metavar="FILE", help="Write the result here as JSON; - prints it."
 )
 
+behind_flag = click.option(
+    "--behind",
+    metavar="NAME",
+    help="What will be done to OUT afterwards: int8-dynamic, int8-static, fp16, or "
+    "module:function, from the path of a model to that of another. IN and all that is tried are "
+    "judged and timed with it; OUT is the file before it.",
+)
+
 # Where and how speed is measured.
 machine_flags = _together(
     click.option(

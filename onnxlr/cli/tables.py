@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onnxlr.cli.combined import show_combined
 from onnxlr.cli.frontier import show_frontier
 from onnxlr.cli.width_tables import found_dict, show_found, show_widths
 from onnxlr.comparison import Benchmark, ModelComparison
@@ -54,6 +55,7 @@ def show_report(console: Console, report: Report) -> None:
     show_widths(console, report.widths)
     _show_headline(console, report)
     console.print()
+    show_combined(console, report)
     show_frontier(console, report.frontier, report.promise)
     console.print(
         f"{report.verdict} in {report.seconds:.1f} s; verified: {report.verified}", style="bold"

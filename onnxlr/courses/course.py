@@ -20,6 +20,7 @@ from onnxlr.plan.frontier import original_ms, saved_ms
 from onnxlr.plan.ladder import Ladder, Rung, build_ladder, thinned, why_too_slow
 from onnxlr.plan.proposal import Proposal
 from onnxlr.verify.latency_table import LatencyTable
+from onnxlr.widths.find import Widths
 from onnxlr.widths.narrowing import Narrowing
 
 _ROOM = 0.35  # of the boldest model's loss: what a model has lost that chains are looked for on
@@ -85,6 +86,22 @@ def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable |
         assert failed is not None
         raise failed
     return Courses(bases, proposals, _joined(evaluator, ladders))
+
+
+def stay(original: Base, widths: Widths, why: str) -> tuple[NarrowPath, Courses]:
+    """No course at all, and the reason for every layer and width.
+
+    Raises
+    ------
+    BudgetError
+        If a fraction of the original was asked for.
+    """
+    evaluator = original.evaluator
+    if evaluator.options.fraction is not None:
+        raise BudgetError(f"the budget can't be met: {why}")
+    proposal = Proposal({}, {layer.name: why for layer in evaluator.prepared.layers})
+    path = NarrowPath(reasons={width.name: width.refusal or why for width in widths.rows})
+    return path, Courses({None: original}, {None: proposal}, Ladder(proposal))
 
 
 def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Base]:

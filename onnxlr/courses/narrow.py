@@ -20,7 +20,8 @@ from onnxlr.errors import ModelError
 from onnxlr.layers.macs import count_macs
 from onnxlr.model.constants import count_params
 from onnxlr.plan.choose import LOSSES
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.width_plan import WidthPlan, width_decision
 from onnxlr.rewrite.variant import Variant
 from onnxlr.widths.find import Widths

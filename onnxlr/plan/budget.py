@@ -4,13 +4,14 @@ from dataclasses import replace
 
 from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.candidates.candidate import Candidate
-from onnxlr.errors import BudgetError
+from onnxlr.errors import BudgetError, ModelError
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs, layer_work
 from onnxlr.model.constants import count_params
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.search import Chosen, choices_of, least_damaging
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.prepare.prepared import Prepared
@@ -25,8 +26,18 @@ def within_budget(
     Raises
     ------
     BudgetError
-        If there is none, or it is outside the accuracy limit.
+        If there is none, it is outside the accuracy limit, or it can't be run.
     """
+    try:
+        return _least_lossy(evaluator, tradeoff, fraction)
+    except ModelError as error:
+        raise BudgetError(f"the budget can't be met: {error}") from None
+
+
+def _least_lossy(
+    evaluator: Evaluator, tradeoff: Tradeoff, fraction: float
+) -> tuple[Chosen, Evaluation]:
+    """The same, where a set that can't be run is another error."""
     goal, limits = evaluator.options.goal, evaluator.limits
     total = _total(evaluator, tradeoff, goal)
     others = total - sum(tradeoff.as_is.values())

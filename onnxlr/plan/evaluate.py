@@ -12,6 +12,7 @@ from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.model.graph import all_graphs
 from onnxlr.options import Options
+from onnxlr.plan.judged import Evaluation, Judged
 from onnxlr.plan.verdicts import Verdicts
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.opening import open_session
@@ -20,6 +21,7 @@ from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite.builder import Builder, Built
 from onnxlr.rewrite.factorizer import Factorizer
+from onnxlr.rewrite.finish import Finish
 from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Key, Variant
 from onnxlr.system.session import Session
@@ -33,48 +35,6 @@ from onnxlr.verify.promise import Promise
 from onnxlr.widths.narrowing import Narrowing
 
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A variant with its quality, measured on the saved file, and the bytes of that."""
-
-    variant: Variant
-    quality: Quality
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What is remembered of a variant that was judged: its factors are too large for that.
-
-    Attributes
-    ----------
-    choices : mapping of str to Choice
-        By layer name.
-    sequential : int
-        As in ``Variant``.
-    quality : Quality
-        On the samples that choose.
-    nbytes : int
-        Of the file.
-    narrowing : Narrowing or None
-        As in ``Variant``.
-    calibration : Calibration or None
-        The samples that its factors were fitted to.
-    """
-
-    choices: Mapping[str, Choice]
-    sequential: int
-    quality: Quality
-    nbytes: int
-    narrowing: Narrowing | None = None
-    calibration: Calibration | None = None
-
-    @property
-    def key(self) -> Key:
-        """What tells it from others."""
-        return Variant(self.choices, {}, self.sequential, self.narrowing).key
 
 
 @dataclass(frozen=True)
@@ -100,6 +60,8 @@ class Evaluator:
     timed : bool
         Whether whole models are timed: not for another machine.
     progress : Progress
+    finish : Finish or None
+        What is done to the file afterwards: models are judged and timed with that.
     """
 
     prepared: Prepared
@@ -114,6 +76,7 @@ class Evaluator:
     time: TimeLimit
     timed: bool
     progress: Progress
+    finish: Finish | None = None
     _judged: list[Judged] = field(default_factory=list)
     _speeds: dict[Key, Comparison] = field(default_factory=dict)
     _tried: list[Built] = field(default_factory=list)  # the latest that ran in the child process
@@ -161,9 +124,10 @@ class Evaluator:
                 return Evaluation(variant, item.quality, item.nbytes)
         built = self.builder.build(variant)
         quality = self.judge.judge(self.open(built))
-        row = variant.choices, variant.sequential, quality, built.nbytes, variant.narrowing
+        nbytes = self.finished(built).nbytes
+        row = variant.choices, variant.sequential, quality, nbytes, variant.narrowing
         self._judged.append(Judged(*row, self.calibration))
-        return Evaluation(variant, quality, built.nbytes)
+        return Evaluation(variant, quality, nbytes)
 
     def variant(self, choices: Mapping[str, Choice], sequential: int) -> Variant:
         """The variant of some choices, corrected in sequence on so many samples."""
@@ -281,30 +245,73 @@ class Evaluator:
             return self.session
         return open_session(self.prepared.source, self.options.machine)
 
+    @property
+    def rival(self) -> Session | None:
+        """What speed is compared with: the original, with what is done behind it."""
+        return self.session if self.finish is None else self.finish.session
+
+    @cached_property
+    def behind_alone(self) -> Quality | None:
+        """The quality of the original with what is done behind it, on the samples that choose.
+
+        None where nothing is done: then it loses nothing.
+        """
+        if self.finish is None or self.judge is None:
+            return None
+        return self.judge.judge(self.finish.session)
+
+    @property
+    def why_hopeless(self) -> str | None:
+        """Why nothing can be within the limit: what is done behind is outside of it by itself."""
+        if self.finish is None or self.behind_alone is None:
+            return None
+        why = self.verdicts.why_ruled_out(self.behind_alone)
+        return None if why is None else f"{self.finish.name} alone is outside the limit: {why}"
+
     def original_ms(self) -> float:
-        """Median milliseconds of the original."""
-        assert self.session is not None
+        """Median milliseconds of the original, with what is done behind it."""
+        assert self.rival is not None
         assert self.feeding is not None
-        return time_session(self.session, self.feeding.first_feed, self.limits).median_ms
+        return time_session(self.rival, self.feeding.first_feed, self.limits).median_ms
 
     def compare(self, variant: Variant) -> Comparison:
-        """The original and the file of a variant in turn; the same again where it is empty."""
-        assert self.session is not None
+        """The original and the file of a variant in turn; the same again where it is empty.
+
+        Both are with what is done behind them.
+        """
+        assert self.rival is not None
         assert self.feeding is not None
         candidate, feed = self.open_variant(variant), self.feeding.first_feed
-        speed = compare_sessions(self.session, candidate, feed, self.limits)
+        speed = compare_sessions(self.rival, candidate, feed, self.limits)
         self._speeds[variant.key] = speed
         return speed
 
     def open_variant(self, variant: Variant) -> Session:
-        """The model of a variant, or the original where that changes nothing, in the runtime."""
+        """The model of a variant, or the original where that changes nothing, in the runtime.
+
+        It is with what is done behind it.
+        """
         if variant.changes_anything:
             return self.open(self.builder.build(variant))
-        assert self.session is not None
-        return self.session
+        assert self.rival is not None
+        return self.rival
+
+    def finished(self, built: Built) -> Built:
+        """The file that is judged and timed: a built model with what is done behind it.
+
+        Raises
+        ------
+        ModelError
+            If that can't be done.
+        """
+        return built if self.finish is None else self.finish.finisher.finish(built)
 
     def open(self, built: Built) -> Session:
-        """A built model in the runtime, once it has been seen to run in the child process."""
+        """A built model, with what is done behind it, in the runtime."""
+        return self.open_as_is(self.finished(built))
+
+    def open_as_is(self, built: Built) -> Session:
+        """A file in the runtime, once it has been seen to run in the child process."""
         machine, label = self.options.machine, "the optimized model"
         if self.feeding is not None and not any(built is tried for tried in self._tried):
             with Trial(built.path, machine, label, built.nbytes) as trial:
@@ -316,4 +323,7 @@ class Evaluator:
     def verdicts(self) -> Verdicts:
         """What is said of a quality."""
         limit = layer_limit(self.options.max_drop) if self.promise is None else self.promise.limit
-        return Verdicts(self.judge, self.promise, limit, self.original.source.nbytes)
+        if (finish := self.finish) is None:
+            return Verdicts(self.judge, self.promise, limit, self.original.source.nbytes)
+        most, file = finish.original.nbytes, f"the file that {finish.name} makes"
+        return Verdicts(self.judge, self.promise, limit, most, file)

@@ -7,7 +7,8 @@ from onnxlr.candidates.candidate import candidate
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import count_macs
 from onnxlr.methods.cost import layer_work
-from onnxlr.plan.evaluate import Evaluator, Judged
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Judged
 from onnxlr.plan.plan import Decision, Plan, keep, use, with_fewer_channels
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import Selection
@@ -75,7 +76,9 @@ def frontier(
     plan: Plan,
     width_plan: PlansOfWidths,
 ) -> tuple[Point, ...]:
-    """The points of a run, from the least loss to the largest; the original is the first.
+    """The points of a run, from the least loss to the largest.
+
+    The original is among them. Losses, times and bytes are with what is done behind.
 
     Parameters
     ----------
@@ -91,7 +94,9 @@ def frontier(
     if evaluator.judge is None or evaluator.promise is None:
         return ()
     total = original_ms(evaluator, proposals[None], selection.speed)
-    nbytes = evaluator.original.source.nbytes
+    nbytes = evaluator.verdicts.most_bytes
+    alone, nothing_lost = evaluator.behind_alone, (0.0, 0.0, 0.0)
+    losses = nothing_lost if alone is None else (alone.drop, *_interval(evaluator, alone))
     nothing = replace(
         plan,
         decisions=tuple(keep(layer, "the original") for layer in evaluator.original.layers),
@@ -101,14 +106,15 @@ def frontier(
     unchanged = not selection.variant.changes_anything
     points = [
         Point(
-            *(0.0, 0.0, 0.0, total, selection.speed is not None, nbytes, 0, unchanged),
+            *(*losses, total, selection.speed is not None, nbytes, 0, unchanged),
             plan if unchanged else nothing,
         )
     ]
+    realised = _realised(evaluator, proposals, total)
     for item in evaluator.judged:
         is_chosen = not unchanged and item.key == selection.variant.key
         proposal = proposals.get(item.narrowing, Proposal({}, {}))
-        ms, measured = _milliseconds(evaluator, proposal, item, total)
+        ms, measured = _milliseconds(evaluator, proposal, item, total, realised)
         low, high = _interval(evaluator, item.quality)
         points.append(
             Point(
@@ -143,14 +149,32 @@ def original_ms(evaluator: Evaluator, proposal: Proposal, speed: Comparison | No
 
 
 def _milliseconds(
-    evaluator: Evaluator, proposal: Proposal, item: Judged, total: float | None
+    evaluator: Evaluator,
+    proposal: Proposal,
+    item: Judged,
+    total: float | None,
+    realised: float,
 ) -> tuple[float | None, bool]:
     """Milliseconds of a model, and whether it was timed as a whole."""
     if total is None:
         return None, False
     if (speed := evaluator.speed_of(item)) is not None:
         return total / speed.speedup, True
-    return max(total - saved_ms(proposal, item, total), 0.0), False
+    return max(total - realised * saved_ms(proposal, item, total), 0.0), False
+
+
+def _realised(evaluator: Evaluator, proposals: Proposals, total: float | None) -> float:
+    """What comes, of the milliseconds that layers save alone, with what is done behind them.
+
+    It is told by the boldest model that was timed as a whole; 1 where nothing is done.
+    """
+    counted, came = 0.0, 0.0
+    for item in evaluator.judged if evaluator.finish is not None and total is not None else ():
+        speed = evaluator.speed_of(item)
+        saved = saved_ms(proposals.get(item.narrowing, Proposal({}, {})), item, total or 0.0)
+        if speed is not None and saved > counted:
+            counted, came = saved, (total or 0.0) * (1 - 1 / speed.speedup)
+    return came / counted if counted else 1.0
 
 
 def saved_ms(proposal: Proposal, item: Judged | Variant, total: float) -> float:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from onnxlr.errors import BudgetError, ModelError
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen, choices_of
 from onnxlr.plan.verdicts import put_back_reasons
@@ -131,24 +132,38 @@ def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict
     chosen, evaluation = proposal.chosen, proposal.evaluation
     reasons: dict[str, str] = {}
     while chosen:
-        if evaluation is None:
-            evaluation = evaluator.improved(choices_of(chosen))
-        why = evaluator.verdicts.too_large(evaluation.nbytes) or evaluator.verdicts.why_ruled_out(
-            evaluation.quality
-        )
-        if why is not None and evaluator.options.fraction is not None:
-            raise BudgetError(f"the budget can't be met: {why}")
-        if why is None and evaluator.timed and evaluator.options.latency_vetoes:
-            with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
-                why = why_too_slow(evaluator, chosen, evaluator.compare(evaluation.variant))
-        if why is None:
-            return Rung(chosen, evaluation, proposal), reasons
+        try:
+            evaluation = evaluation or evaluator.improved(choices_of(chosen))
+            why = _why_not_paying(evaluator, chosen, evaluation)
+        except ModelError as error:
+            why = str(error)
+        else:
+            if why is None:
+                return Rung(chosen, evaluation, proposal), reasons
         items = chosen
         ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
         half = len(ranked) // 2
         reasons |= put_back_reasons(ranked[half:], why)
         chosen, evaluation = {name: items[name] for name in ranked[:half]}, None
     return None, reasons
+
+
+def _why_not_paying(evaluator: Evaluator, chosen: Chosen, evaluation: Evaluation) -> str | None:
+    """Why a set is put back: its file is too large, loses too much, or isn't faster.
+
+    Raises
+    ------
+    BudgetError
+        If a budget was asked for, and the file is too large or loses too much.
+    """
+    why = evaluator.verdicts.too_large(evaluation.nbytes)
+    why = why or evaluator.verdicts.why_ruled_out(evaluation.quality)
+    if why is not None and evaluator.options.fraction is not None:
+        raise BudgetError(f"the budget can't be met: {why}")
+    if why is None and evaluator.timed and evaluator.options.latency_vetoes:
+        with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
+            why = why_too_slow(evaluator, chosen, evaluator.compare(evaluation.variant))
+    return why
 
 
 def why_too_slow(evaluator: Evaluator, chosen: Chosen, speed: Comparison) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
-from onnxlr.plan.evaluate import Evaluation
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.search import Chosen
 from onnxlr.verify.layer_latency import LayerTime

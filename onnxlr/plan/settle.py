@@ -94,7 +94,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     if evaluator.options.verify == "layers":
         return _settle_alone(evaluator, proposal)
     judge = evaluator.judge
-    if judge is None or evaluator.session is None:
+    if judge is None or evaluator.rival is None:
         return _selection(evaluator, proposal, proposal.chosen, None, None)
     holding, refused = _tested(evaluator, ladder, examiner)
     reasons: dict[str, str] = {}
@@ -116,7 +116,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
             )
         reasons |= put_back_reasons(rung.chosen, why)
     with evaluator.progress.stage("verify", None):
-        quality = (examiner or judge).judge(evaluator.session)
+        quality = (examiner or judge).judge(evaluator.rival)
         empty = Variant({}, {})
         speed = evaluator.compare(empty) if evaluator.timed else None
     return _selection(evaluator, proposal, {}, quality, speed, reasons, empty, refused)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from onnxlr.rewrite.builder import why_grown
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.promise import Promise
@@ -23,12 +24,15 @@ class Verdicts:
         The largest loss that is allowed.
     most_bytes : int
         What the file may have.
+    file : str
+        What that is called.
     """
 
     judge: Judge | None
     promise: Promise | None
     limit: float
     most_bytes: int
+    file: str = "the file"
 
     @property
     def is_tested(self) -> bool:
@@ -45,9 +49,7 @@ class Verdicts:
 
     def too_large(self, nbytes: int) -> str | None:
         """Why a file is larger than allowed, which is as large as the original."""
-        if nbytes <= self.most_bytes:
-            return None
-        return f"the file would grow from {self.most_bytes:,} to {nbytes:,} bytes"
+        return why_grown(nbytes, self.most_bytes, self.file)
 
     def why_outside_limit(self, quality: Quality) -> str | None:
         """Why the loss on these samples is outside the limit."""

@@ -22,6 +22,7 @@ from onnxlr.model.constants import count_params
 from onnxlr.model.place import unused_data_files
 from onnxlr.options import Options
 from onnxlr.plan.budget import saved_macs
+from onnxlr.plan.combined import Combined
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.frontier import Point, frontier
 from onnxlr.plan.plan import Decision, Plan, keep, use, with_fewer_channels
@@ -61,6 +62,8 @@ class Outcome:
         Of the original.
     path : NarrowPath
         What became of them.
+    combined : Combined or None
+        The same beside what is done behind.
     """
 
     courses: Courses
@@ -69,6 +72,7 @@ class Outcome:
     built: Built
     widths: Widths
     path: NarrowPath
+    combined: Combined | None = None
 
     @property
     def original(self) -> Base:
@@ -217,6 +221,7 @@ class Outcome:
             self._parts(),
             self.frontier,
             self.width_plan.decisions,
+            self.combined,
         )
 
     def _narrowed_words(self) -> str:
@@ -245,7 +250,9 @@ class Outcome:
             return f"each replaced layer alone, on {drawn}; the model wasn't judged as a whole"
         if self.feeding is None:
             return "not run (--verify none): only the graph was checked"
-        return f"the saved file, in full, on {self.feeding.description}"
+        behind = self.options.behind
+        file = "the saved file" if behind is None else f"what {behind} makes of the saved file"
+        return f"{file}, in full, on {self.feeding.description}"
 
     def _why(self, layer: Layer, item: Candidate) -> str:
         """Why a layer is replaced as it is."""

@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import PurePath
 
 from onnxlr.plan.plan import KEEP, Decision
+from onnxlr.report.combined_table import combined_section
 from onnxlr.report.figures import latency_section, spectra_section, tradeoff_section
 from onnxlr.report.frontier_figure import frontier_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
@@ -52,6 +53,7 @@ def write_page(report: Report) -> str:
     style = files("onnxlr.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = (
         _outcome(report),
+        combined_section(report),
         _decisions(report),
         widths_section(report),
         frontier_section(report),

@@ -30,6 +30,11 @@ def notes_of(
             f"slower than the original ({speed.speedup:.2f}×): the ranks or the target were "
             "named, so that latency vetoed nothing; --target latency puts such layers back"
         )
+    if (behind := evaluator.finish) is not None:
+        notes.append(
+            f"quality, times and the frontier are those of the files that {behind.name} makes; the "
+            "output is the one before that, and layers alone were timed as they are in it"
+        )
     notes += _refused_note(evaluator, selection)
     notes += _judgement_notes(evaluator, selection)
     notes += _timing_notes(evaluator, table)

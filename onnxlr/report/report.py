@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from onnxlr.plan.combined import Combined
 from onnxlr.plan.frontier import Point
 from onnxlr.plan.plan import KEEP, Decision
 from onnxlr.plan.width_plan import WidthDecision
@@ -133,6 +134,9 @@ class Report:
         Every model that was judged.
     widths : tuple of WidthDecision
         Every width, and why; empty where none was looked for.
+    behind : Combined or None
+        Low rank, what is done behind it, both or neither; None where nothing is done behind. Where
+        something is, the quality, the speed and the frontier are those of the file behind that.
     """
 
     version: str
@@ -153,6 +157,7 @@ class Report:
     parts: tuple[Part, ...] = ()
     frontier: tuple[Point, ...] = ()
     widths: tuple[WidthDecision, ...] = ()
+    behind: Combined | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A part of the report, as ``--json`` writes it."""
@@ -225,6 +230,7 @@ class Report:
                 "busy": None if speed is None else speed.busy,
                 "theoretical_speedup": self.theoretical_speedup,
             },
+            "behind": None if self.behind is None else behind_dict(self.behind),
             "verified": self.verified,
             "seconds": self.seconds,
             "notes": list(self.notes),
@@ -275,6 +281,19 @@ def width_row(decision: WidthDecision) -> dict[str, Any]:
     kept = None if decision.kept is None else list(decision.kept)
     lists = {key: list(getattr(decision, key)) for key in ("writers", "readers", "carriers")}
     return {**vars(decision), **lists, "kept": kept}
+
+
+def behind_dict(combined: Combined) -> dict[str, Any]:
+    """Low rank and what is done behind it, as ``behind`` in the JSON."""
+    rows = [
+        {
+            **{key: getattr(row, key) for key in ("what", "loss", "ms", "speedup", "bytes")},
+            "interval": None if row.interval is None else list(row.interval),
+            "within_limit": not row.why_not,
+        }
+        for row in combined.rows
+    ]
+    return {"name": combined.name, "rows": rows, "verdict": combined.verdict}
 
 
 def point_row(point: Point) -> dict[str, Any]:

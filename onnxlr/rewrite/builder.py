@@ -88,3 +88,14 @@ class Builder:
         built = Built(path, save(model, path, outside=outside), params)
         self._latest = variant, built
         return built
+
+
+def why_grown(nbytes: int, most: int, file: str = "the file") -> str | None:
+    """Why a file is larger than allowed; None if it isn't.
+
+    Examples
+    --------
+    >>> why_grown(2048, 1024)
+    'the file would grow from 1,024 to 2,048 bytes'
+    """
+    return None if nbytes <= most else f"{file} would grow from {most:,} to {nbytes:,} bytes"

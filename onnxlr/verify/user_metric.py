@@ -1,23 +1,16 @@
 """Metrics that are the user's functions: imported, called, and what they give is checked."""
 
-import contextlib
-import importlib
-import os
-import sys
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import DataError, UsageError, one_line
+from onnxlr.errors import DataError, one_line
 from onnxlr.system.session import Session
+from onnxlr.system.user_function import foreign_call, import_function
 
 Part = Literal["choose", "test"]
 
-_ONE_METRIC = threading.RLock()  # the standard output and the current folder are the process's
 _SPLIT = 0  # seed of the halves of a metric's samples
 
 
@@ -42,7 +35,7 @@ class UserMetric:
 
     def __init__(self, text: str, part: Part | None = None) -> None:
         self.name, self._part = text, part
-        self._function = _import(text)
+        self._function = import_function(text, "--metric")
         self.rest = 0  # samples of the other part, as soon as it was called
 
     def __call__(self, session: Session) -> NDArray[np.float64]:
@@ -53,20 +46,15 @@ class UserMetric:
         DataError
             If it fails, or gives anything else.
         """
-        with _ONE_METRIC:
-            here = Path.cwd()
-            try:
-                # What it prints is no part of our output, and its working folder is not ours.
-                with contextlib.redirect_stdout(sys.stderr):
-                    values = np.asarray(self._function(session.raw), dtype=np.float64)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # frameworks raise exceptions of their kinds
-                raise DataError(
-                    f"the metric {self.name} failed: {type(error).__name__}: {one_line(error)}"
-                ) from None
-            finally:
-                os.chdir(here)
+        try:
+            with foreign_call():
+                values = np.asarray(self._function(session.raw), dtype=np.float64)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # frameworks raise exceptions of their kinds
+            raise DataError(
+                f"the metric {self.name} failed: {type(error).__name__}: {one_line(error)}"
+            ) from None
         if values.size == 1:
             values = values.reshape(())
         if values.ndim > 1 or not values.size:
@@ -83,21 +71,3 @@ class UserMetric:
         half = len(order) // 2
         self.rest = half if self._part == "test" else len(order) - half
         return values[order[:half] if self._part == "choose" else order[half:]]
-
-
-def _import(text: str) -> Callable[[Any], Any]:
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a module of the user's may do anything
-        raise UsageError(f"--metric {text!r} can't be imported: {one_line(error)}") from None
-    finally:
-        os.chdir(here)
-    if not callable(function):
-        raise UsageError(f"--metric {text!r} is not a function")
-    return function  # type: ignore[no-any-return]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from onnxlr.courses import course
 from onnxlr.limits import Limits
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.ladder import Ladder, Rung
 from onnxlr.plan.proposal import Proposal
 from onnxlr.rewrite.variant import Variant

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from onnxlr.errors import ModelError
-from onnxlr.plan.evaluate import Evaluation, Evaluator
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.ladder import Ladder, Rung
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.settle import _tested

@@ -1,0 +1,157 @@
+"""Low rank, what is done behind it, both or neither: measured, and which of them is best."""
+
+from dataclasses import dataclass
+
+from onnxlr.plan.evaluate import Evaluator
+from onnxlr.plan.settle import Selection
+from onnxlr.rewrite.builder import Built
+from onnxlr.system.session import Session
+from onnxlr.verify.fidelity import Quality
+from onnxlr.verify.judge import Judge
+from onnxlr.verify.latency import MARGIN, times_in_turn
+
+AS_IS, LOW_RANK = "as it is", "low rank"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One of the files that somebody may use in the end.
+
+    Attributes
+    ----------
+    what : str
+        What is done to the original.
+    loss : float
+        Against the original as it is, on the samples that test.
+    interval : (float, float) or None
+        Ends of the true loss, each at the promised confidence; None where they aren't known.
+    ms : float or None
+        Median milliseconds of one run, of all rows in turn; None where nothing was timed.
+    speedup : float or None
+        The original's milliseconds over these.
+    bytes : int
+    why_not : str
+        Why it is not within the limit; empty if it is.
+    """
+
+    what: str
+    loss: float
+    interval: tuple[float, float] | None
+    ms: float | None
+    speedup: float | None
+    bytes: int
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The files that somebody may use in the end, and which of them is best.
+
+    Attributes
+    ----------
+    name : str
+        What is done behind.
+    rows : tuple of Combination
+        The original as it is; low rank and nothing behind it; nothing but what is done behind; and
+        that behind low rank. Two of them where the original is handed over.
+    verdict : str
+        Which is best within the limit, in a sentence.
+    """
+
+    name: str
+    rows: tuple[Combination, ...]
+    verdict: str
+
+
+def compare_combined(
+    evaluator: Evaluator, selection: Selection, examiner: Judge | None, built: Built
+) -> Combined | None:
+    """Measure low rank and what is done behind, each with and without the other.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    selection : Selection
+    examiner : Judge or None
+        Of the samples that test; None where there are none, and those that choose judge.
+    built : Built
+        What is handed over.
+
+    Returns
+    -------
+    Combined or None
+        None where nothing is done behind.
+    """
+    finish, judge = evaluator.finish, examiner or evaluator.judge
+    if finish is None or judge is None or evaluator.session is None or selection.quality is None:
+        return None
+    changed = selection.variant.changes_anything
+    with evaluator.progress.stage(f"low rank, {finish.name}, both or neither", None):
+        # The original loses nothing against itself.
+        files: list[tuple[str, Session, int, Quality | None]] = [
+            (AS_IS, evaluator.session, evaluator.original.source.nbytes, None)
+        ]
+        if changed:
+            session = evaluator.open_as_is(built)
+            files.append((LOW_RANK, session, built.nbytes, judge.judge(session)))
+        alone = judge.judge(finish.session) if changed else selection.quality
+        files.append((finish.name, finish.session, finish.original.nbytes, alone))
+        if changed:
+            both, what = evaluator.finished(built), f"{LOW_RANK}, then {finish.name}"
+            session = evaluator.open_as_is(both)
+            files.append((what, session, both.nbytes, selection.quality))
+        times = _times(evaluator, [session for _, session, _, _ in files])
+    rows = tuple(
+        _row(evaluator, what, quality, nbytes, ms, times[0])
+        for (what, _, nbytes, quality), ms in zip(files, times, strict=True)
+    )
+    return Combined(finish.name, rows, _verdict(evaluator, finish.name, rows))
+
+
+def _times(evaluator: Evaluator, sessions: list[Session]) -> list[float] | list[None]:
+    if not evaluator.timed or evaluator.feeding is None:
+        return [None for _ in sessions]
+    seconds = evaluator.limits.in_place_seconds
+    return times_in_turn(sessions, evaluator.feeding.first_feed, seconds)
+
+
+def _row(
+    evaluator: Evaluator,
+    what: str,
+    quality: Quality | None,
+    nbytes: int,
+    ms: float | None,
+    before: float | None,
+) -> Combination:
+    speedup = None if ms is None or before is None else before / ms
+    if quality is None:
+        return Combination(what, 0.0, (0.0, 0.0), ms, speedup, nbytes)
+    verdicts, promise = evaluator.verdicts, evaluator.promise
+    why = verdicts.why_outside_limit(quality) or verdicts.why_not_shown(quality)
+    interval = None if promise is None else promise.interval(quality)
+    return Combination(what, quality.drop, interval, ms, speedup, nbytes, why or "")
+
+
+def _verdict(evaluator: Evaluator, name: str, rows: tuple[Combination, ...]) -> str:
+    """Which row is best within the limit; of equals the first, to which less was done."""
+    sized = evaluator.options.goal in ("params", "bytes") or rows[0].ms is None
+    costs = {row.what: float(row.bytes) if sized or row.ms is None else row.ms for row in rows}
+    fitting = [row for row in rows if not row.why_not]
+    least = min(costs[row.what] for row in fitting)
+    best = next(row for row in fitting if costs[row.what] <= (1 + MARGIN) * least)
+    promise = evaluator.promise
+    limit = "" if promise is None or promise.limit == float("inf") else promise.limit_text
+    within = f" within {limit}" if limit else ""
+    share = f"{best.bytes / rows[0].bytes:.0%} of the bytes"
+    figures = share if best.speedup is None else f"{best.speedup:.2f}× as fast, {share}"
+    kind = "smallest" if sized else "fastest"
+    if best.what == AS_IS:
+        words = f"neither: the model as it is is the {kind}{within}"
+    elif best.what.startswith(f"{LOW_RANK}, "):
+        words = f"both: {best.what} is the {kind}{within} ({figures})"
+    else:
+        words = f"{best.what} alone is the {kind}{within} ({figures})"
+    others = [f"{row.what} isn't within it: {row.why_not}" for row in rows if row.why_not]
+    if len(rows) == 2:
+        others.append(f"with {name}, low rank gains nothing")
+    return "; ".join([words, *others])
