@@ -86,7 +86,7 @@ class Limits:
     timing_rows: int = 18
     ranks: int = 8
     trials: int = 8
-    trials_most: int = 32
+    trials_most: int = 20
     trial_seconds: float = 20.0
     rungs: int = 7
     rungs_joined: int = 14

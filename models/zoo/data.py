@@ -124,7 +124,7 @@ def _minilm(_: Path, cache: Path, length: int = 64) -> Arrays:
     rng = np.random.default_rng(_SEED)
     sentences = sorted({" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s|\n\n", prose())})
     sentences = [s for s in sentences if 8 <= len(s.split()) <= 60]
-    chosen = [sentences[i] for i in rng.choice(len(sentences), 120, replace=False)]
+    chosen = [sentences[i] for i in rng.choice(len(sentences), 480, replace=False)]
     ids = np.zeros((len(chosen), length), np.int64)  # [PAD] is 0
     for row, sentence in zip(ids, chosen, strict=True):
         pieces = word_pieces(sentence, vocabulary)[: length - 2]
@@ -132,7 +132,7 @@ def _minilm(_: Path, cache: Path, length: int = 64) -> Arrays:
     return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)}
 
 
-def _magika(_: Path, __: Path, count: int = 200) -> Arrays:
+def _magika(_: Path, __: Path, count: int = 600) -> Arrays:
     by_kind = defaultdict(list)
     for place in ("stdlib", "purelib"):
         for file in sorted(Path(sysconfig.get_path(place)).rglob("*")):
@@ -159,7 +159,7 @@ def _ends(file: Path, half: int = 1024, block: int = 4096, padding: int = 256) -
 
 
 def _dnsmos(_: Path, __: Path) -> Arrays:
-    windows = cut_windows(load_speech(_SEED), 144_160, 24)
+    windows = cut_windows(load_speech(_SEED), 144_160, 48)
     rng = np.random.default_rng(_SEED)
     # The model rates noise: every other window gets some, from 0 to 30 dB below the speech.
     for window in windows[::2]:
@@ -181,10 +181,10 @@ def _silero(path: Path, _: Path) -> Arrays:
         sounds.append(padded[start : start + context + chunk])
         states.append(state)
         _, state = session.run(None, {"input": sounds[-1][None], "state": state, "sr": rate})
-    chosen = np.linspace(0, len(sounds) - 1, 200).astype(int)
+    chosen = np.linspace(0, len(sounds) - 1, 400).astype(int)
     return {
-        "input": np.stack([sounds[i] for i in chosen]),  # (200, 576)
-        "state": np.stack([states[i] for i in chosen]),  # (200, 2, 1, 128)
+        "input": np.stack([sounds[i] for i in chosen]),  # (400, 576)
+        "state": np.stack([states[i] for i in chosen]),  # (400, 2, 1, 128)
         "sr": np.full(len(chosen), rate),
         "stream": np.stack(sounds),
     }
@@ -192,13 +192,13 @@ def _silero(path: Path, _: Path) -> Arrays:
 
 def _basic_pitch(_: Path, __: Path) -> Arrays:
     sound = resample_poly(load_speech(_SEED), _MUSIC_RATE // 50, RATE // 50).astype(np.float32)
-    return {"serving_default_input_2:0": cut_windows(sound, 43_844, 48)[..., None]}
+    return {"serving_default_input_2:0": cut_windows(sound, 43_844, 200)[..., None]}
 
 
 def _crepe(_: Path, __: Path) -> Arrays:
-    frames = cut_windows(load_speech(_SEED), 1024, 800)
+    frames = cut_windows(load_speech(_SEED), 1024, 9600)
     # Only a voice has a pitch, so the louder half of the frames is taken, and of it every other.
-    louder = np.sort(np.argsort(frames.std(axis=1))[400:])[::2]
+    louder = np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]
     frames = frames[louder] - frames[louder].mean(axis=1, keepdims=True)
     return {"frames": frames / np.maximum(frames.std(axis=1, ddof=1, keepdims=True), 1e-10)}
 

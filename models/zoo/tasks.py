@@ -1,4 +1,4 @@
-"""Metrics of the tasks of the zoo's models, 1 at best.
+"""Metrics of the tasks of the zoo's models: a number for each sample, 1 at best.
 
 onnxlr calls these functions as ``--metric models.zoo.tasks:NAME``; ``set_task`` says before
 on which samples. They compare to the truth where there is one, else to the original model.
@@ -17,6 +17,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+Floats = NDArray[np.float64]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _BATCH = 16
@@ -73,20 +74,20 @@ def _outputs(session: ort.InferenceSession, samples: Arrays) -> list[NDArray[Any
     return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
-def recogniser(session: ort.InferenceSession) -> float:
-    """Return the share of characters read right: 1 − edit distance / length of all lines."""
+def recogniser(session: ort.InferenceSession) -> Floats:
+    """Return the share of characters read right in each line: 1 − edit distance / length."""
     (task,) = _tasks
     characters = session.get_modelmeta().custom_metadata_map.get("character")
     if characters is None:  # a candidate keeps the metadata, a session from bytes has them too
         raise ValueError("the model doesn't say what its characters are")
     letters = ["", *characters.splitlines(), " "]
     (scores,) = _outputs(session, task.samples)
-    wrong = length = 0
-    for best, text in zip(scores.argmax(-1), task.truth["text"], strict=True):
+    shares = []
+    for best, text in zip(scores.argmax(-1), map(str, task.truth["text"]), strict=True):
         once = best[np.flatnonzero(np.diff(best, prepend=-1))]
-        wrong += min(_distance("".join(letters[i] for i in once), str(text)), len(str(text)))
-        length += len(str(text))
-    return 1 - wrong / length
+        wrong = min(_distance("".join(letters[i] for i in once), text), len(text))
+        shares.append(1 - wrong / len(text))
+    return np.array(shares)
 
 
 def _distance(one: str, other: str) -> int:
@@ -104,21 +105,22 @@ def _distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def detector(session: ort.InferenceSession) -> float:
-    """Return the F-measure of the detected lines of text against those that were drawn."""
+def detector(session: ort.InferenceSession) -> Floats:
+    """Return the F-measure of the detected lines of each page against those that were drawn."""
     (task,) = _tasks
     (maps,) = _outputs(session, task.samples)
-    detected = right = drawn = 0
+    measures = []
     for page, truth in zip(maps[:, 0], task.truth["boxes"], strict=True):
         left = [_box(b) for b in truth if b[2] > 0]
-        drawn += len(left)
+        drawn, detected, right = len(left), 0, 0
         for box in _text_boxes(page):
             detected += 1
             best = max(left, key=lambda b: _overlap(b, box), default=None)
             if best is not None and _overlap(best, box) >= _OVERLAP:
                 left.remove(best)
                 right += 1
-    return 2 * right / max(detected + drawn, 1)
+        measures.append(2 * right / max(detected + drawn, 1))
+    return np.array(measures)
 
 
 def _box(row: NDArray[Any]) -> Box:
@@ -155,16 +157,16 @@ def _overlap(one: Box, other: Box) -> float:
     return common / (sum(areas) - common)
 
 
-def opinion_scores(session: ort.InferenceSession) -> float:
-    """Return 1 − the mean difference from the original's scores, as a part of their scale of 4."""
+def opinion_scores(session: ort.InferenceSession) -> Floats:
+    """Return 1 − the difference from the original's scores, as a part of their scale of 4."""
     (task,) = _tasks
     before = task.reference("scores", lambda s: _outputs(s, task.samples)[0])
     (after,) = _outputs(session, task.samples)
-    return 1 - float(np.abs(after - before).mean()) / 4
+    return np.asarray(1 - np.abs(after - before).mean(axis=1) / 4, dtype=np.float64)
 
 
-def speech(session: ort.InferenceSession) -> float:
-    """Return the share of frames of a stream where both models say speech, or both say none."""
+def speech(session: ort.InferenceSession) -> Floats:
+    """Return for each frame of a stream whether both models say speech, or both say none."""
     (task,) = _tasks
 
     def stream(session: ort.InferenceSession) -> NDArray[Any]:
@@ -176,26 +178,30 @@ def speech(session: ort.InferenceSession) -> float:
             said.append(float(score.squeeze()) >= 0.5)
         return np.array(said)
 
-    return float(np.mean(stream(session) == task.reference("stream", stream)))
+    return np.asarray(stream(session) == task.reference("stream", stream), dtype=np.float64)
 
 
-def notes(session: ort.InferenceSession) -> float:
-    """Return the F-measure of sounding notes, frame by frame, against the original's."""
+def notes(session: ort.InferenceSession) -> Floats:
+    """Return the F-measure of sounding notes in each window, against the original's."""
     (task,) = _tasks
     which = [i for i, out in enumerate(session.get_outputs()) if out.shape[-1] == 88]
 
-    def sounding(session: ort.InferenceSession) -> list[NDArray[Any]]:
+    def sounding(session: ort.InferenceSession) -> NDArray[Any]:
         outputs = _outputs(session, task.samples)
-        return [outputs[i] >= _NOTE for i in which]
+        return np.stack([outputs[i] >= _NOTE for i in which], axis=1)  # (windows, outputs, …)
 
     before, after = task.reference("notes", sounding), sounding(session)
-    both = sum(np.count_nonzero(b & a) for b, a in zip(before, after, strict=True))
-    all_of = sum(np.count_nonzero(x) for x in (*before, *after))
-    return 2 * both / max(all_of, 1)
+    both, each = _counts(before & after), _counts(before) + _counts(after)
+    return np.where(each, 2 * both / np.maximum(each, 1), 1.0)
 
 
-def pitch(session: ort.InferenceSession) -> float:
-    """Return the raw pitch accuracy: the share of frames within 50 cents of the original's."""
+def _counts(windows: NDArray[Any]) -> Floats:
+    """Return how much of each window is true."""
+    return np.asarray(windows.reshape(len(windows), -1).sum(axis=1), dtype=np.float64)
+
+
+def pitch(session: ort.InferenceSession) -> Floats:
+    """Return for each frame whether its pitch is within 50 cents of the original's."""
     (task,) = _tasks
 
     def cents(session: ort.InferenceSession) -> NDArray[Any]:
@@ -203,4 +209,4 @@ def pitch(session: ort.InferenceSession) -> float:
         return np.asarray(scores.argmax(-1) * _BIN)
 
     before = task.reference("pitch", cents)
-    return float(np.mean(np.abs(cents(session) - before) <= _CENTS))
+    return np.asarray(np.abs(cents(session) - before) <= _CENTS, dtype=np.float64)

@@ -23,6 +23,8 @@ from onnxlr.system.cache import key_of
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
 
+# A trial takes so long for any model, and a second more for so many bytes.
+_TRIAL_SECONDS, _WRITTEN = 0.5, 1e8
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 
@@ -118,8 +120,9 @@ def _most_trials(evaluator: Evaluator) -> int:
     """How many sets there is time to judge, by the work in it."""
     limits, feeding = evaluator.limits, evaluator.feeding
     samples = feeding.choose if feeding is not None else None
-    each = max(1, len(samples) if isinstance(samples, Samples) else 1)
-    affordable = limits.trial_seconds / (each * sample_seconds(evaluator.original))
+    count = len(samples) if isinstance(samples, Samples) else 1
+    writing = _TRIAL_SECONDS + evaluator.original.source.nbytes / _WRITTEN
+    affordable = limits.trial_seconds / (writing + count * sample_seconds(evaluator.original))
     return max(limits.trials, min(limits.trials_most, int(affordable)))
 
 
