@@ -14,7 +14,7 @@ from onnxlr.courses.beginning import Base, Beginning
 from onnxlr.courses.course import follow, stay
 from onnxlr.errors import ModelError, OutputError, UsageError
 from onnxlr.methods.base import GraphPass
-from onnxlr.methods.channels import names_channels
+from onnxlr.methods.channels import INTERPOLATIVE, names_channels
 from onnxlr.methods.registry import choose_passes, find_pass
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, check_unchanged, load
@@ -144,8 +144,14 @@ def _passes(options: Options) -> tuple[GraphPass, ...]:
     Raises
     ------
     UsageError
-        If one isn't installed, or none takes so many numbers as the rank names.
+        If one isn't installed, none takes so many numbers as the rank names, or channels were to
+        go from a model that isn't judged as a whole.
     """
+    if names_channels(options.methods) and options.verify != "full":
+        raise UsageError(
+            f"--method {INTERPOLATIVE.name} changes several layers at once, which --verify "
+            f"{options.verify} can't judge: leave one of them out"
+        )
     passes = choose_passes(options.methods)
     if options.expand_at_load:
         passes += tuple(p for p in (find_pass(EXPAND),) if p not in passes)

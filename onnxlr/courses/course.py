@@ -142,7 +142,7 @@ def _narrow_within(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
 def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tuple[Rung, ...]:
     words = f"fewer channels around it {why}"
     proposal = Proposal({}, {layer.name: words for layer in evaluator.prepared.layers})
-    return tuple(Rung({}, m.evaluation, proposal) for m in models if m.evaluation is not None)
+    return tuple(Rung({}, model.evaluation, proposal) for model in models)
 
 
 def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:

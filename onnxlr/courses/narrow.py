@@ -15,7 +15,6 @@ from onnxlr.courses.channels import (
     thinned,
 )
 from onnxlr.courses.weigh import offers_of
-from onnxlr.decompose import RankRule
 from onnxlr.errors import ModelError
 from onnxlr.layers.macs import count_macs
 from onnxlr.model.constants import count_params
@@ -35,16 +34,11 @@ _PARTS = (0.5, 1.0)  # of what a budget asks for, that fewer channels save
 
 @dataclass(frozen=True, eq=False)
 class NarrowModel:
-    """A model with fewer channels, and what it comes to where it was judged."""
+    """A model with fewer channels, and what it comes to on the samples that choose."""
 
     narrowing: Narrowing
-    evaluation: Evaluation | None
+    evaluation: Evaluation
     level: Level | None = None
-
-    @property
-    def variant(self) -> Variant:
-        """The variant that changes nothing else."""
-        return Variant({}, {}, 0, self.narrowing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +75,9 @@ def narrow_path(evaluator: Evaluator, narrower: Narrower) -> NarrowPath:
     if not offers:
         return NarrowPath((), (), reasons)
     costs = Costs(evaluator.original.layers, narrower.widths, goal)
-    if rule.kind != "auto" or evaluator.judge is None:
-        exact = rule.kind in ("exact", "auto")
-        counts, kept_whole = named_counts(offers, RankRule("exact") if exact else rule)
+    if rule.kind != "auto":
+        exact = rule.kind == "exact"
+        counts, kept_whole = named_counts(offers, rule)
         models, why = _as_named(evaluator, narrower, offers, counts, exact=exact)
         reasons |= kept_whole | ({} if models else dict.fromkeys(counts, why))
         return NarrowPath(models, tuple(offers), reasons, costs)
@@ -162,10 +156,8 @@ def _as_named(
     if not counts:
         return (), ""
     narrowing = narrower.narrow(kept_of(offers, counts))
-    if evaluator.judge is None:
-        return (NarrowModel(narrowing, None),), ""
     model, why = _judged(evaluator, narrowing, None)
-    if exact and model is not None and model.evaluation is not None:
+    if exact and model is not None:
         reached = model.evaluation.quality.fidelity.rel_error
         if reached > _EXACT:
             why = f"on other samples it isn't exact: rel. error {reached:.2g}"
@@ -181,8 +173,6 @@ def _as_named(
 
 
 def _closer(one: NarrowModel, other: NarrowModel) -> bool:
-    assert one.evaluation is not None
-    assert other.evaluation is not None
     a, b = one.evaluation.quality.fidelity, other.evaluation.quality.fidelity
     return a.rel_error < b.rel_error
 
@@ -191,9 +181,8 @@ def _judged(
     evaluator: Evaluator, narrowing: Narrowing, level: Level | None
 ) -> tuple[NarrowModel | None, str | None]:
     """A model that the samples that choose accept, or why they don't."""
-    model = NarrowModel(narrowing, None, level)
     try:
-        evaluation = evaluator.evaluate(model.variant)
+        evaluation = evaluator.evaluate(Variant({}, {}, 0, narrowing))
     except ModelError as error:
         return None, str(error)
     why = evaluator.verdicts.too_large(evaluation.nbytes)

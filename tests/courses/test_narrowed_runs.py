@@ -188,3 +188,14 @@ def test_without_widths_only_chains_are_looked_for() -> None:
         "in.onnx", without="widths", target="macs=0.5", **given
     ).report.widths
     assert not onnxlr.optimize("in.onnx", method="svd", rank="0.2", **given).report.widths
+
+
+@pytest.mark.parametrize("verify", ["layers", "none"])
+def test_channels_do_not_go_from_a_model_that_is_not_judged_as_a_whole(
+    files: Path, verify: str
+) -> None:
+    words = "in.onnx", "o.onnx", "--method", "svd,interpolative", "--verify", verify
+    done = CliRunner().invoke(main, ["optimize", *words])
+    assert done.exit_code == 2
+    assert f"--verify {verify} can't judge: leave one of them out" in done.output
+    assert not (files / "o.onnx").exists()
