@@ -1,5 +1,7 @@
 """Low rank, what is done behind it, both or neither: measured, and which of them is best."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxlr.plan.evaluate import Evaluator
@@ -9,6 +11,7 @@ from onnxlr.system.session import Session
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency import MARGIN, times_in_turn
+from onnxlr.verify.promise import Promise
 
 AS_IS, LOW_RANK = "as it is", "low rank"
 
@@ -105,7 +108,9 @@ def compare_combined(
         _row(evaluator, what, quality, nbytes, ms, times[0])
         for (what, _, nbytes, quality), ms in zip(files, times, strict=True)
     )
-    return Combined(finish.name, rows, _verdict(evaluator, finish.name, rows))
+    sized = evaluator.options.goal in ("params", "bytes")
+    verdict = best_of(finish.name, rows, evaluator.promise, sized=sized)
+    return Combined(finish.name, rows, verdict)
 
 
 def _times(evaluator: Evaluator, sessions: list[Session]) -> list[float] | list[None]:
@@ -132,26 +137,38 @@ def _row(
     return Combination(what, quality.drop, interval, ms, speedup, nbytes, why or "")
 
 
-def _verdict(evaluator: Evaluator, name: str, rows: tuple[Combination, ...]) -> str:
-    """Which row is best within the limit; of equals the first, to which less was done."""
-    sized = evaluator.options.goal in ("params", "bytes") or rows[0].ms is None
-    costs = {row.what: float(row.bytes) if sized or row.ms is None else row.ms for row in rows}
-    fitting = [row for row in rows if not row.why_not]
-    least = min(costs[row.what] for row in fitting)
-    best = next(row for row in fitting if costs[row.what] <= (1 + MARGIN) * least)
-    promise = evaluator.promise
-    limit = "" if promise is None or promise.limit == float("inf") else promise.limit_text
-    within = f" within {limit}" if limit else ""
+def best_of(
+    name: str, rows: Sequence[Combination], promise: Promise | None, *, sized: bool = False
+) -> str:
+    """Which row is best within the limit, in a sentence; of equals the first.
+
+    Parameters
+    ----------
+    name : str
+        What is done behind.
+    rows : sequence of Combination
+        From the original as it is, to which least was done, to both.
+    promise : Promise or None
+        Has the limit.
+    sized : bool
+        Whether bytes count, as they do where nothing was timed.
+    """
+    costs = [float(row.bytes) if sized or row.ms is None else row.ms for row in rows]
+    fitting = [(row, cost) for row, cost in zip(rows, costs, strict=True) if not row.why_not]
+    least = min(cost for _, cost in fitting)
+    best = next(row for row, cost in fitting if cost <= (1 + MARGIN) * least)
+    kind = "smallest" if sized or best.ms is None else "fastest"
+    if promise is not None and promise.limit != math.inf:
+        kind += f" within {promise.limit_text}"
     share = f"{best.bytes / rows[0].bytes:.0%} of the bytes"
     figures = share if best.speedup is None else f"{best.speedup:.2f}× as fast, {share}"
-    kind = "smallest" if sized else "fastest"
     if best.what == AS_IS:
-        words = f"neither: the model as it is is the {kind}{within}"
-    elif best.what.startswith(f"{LOW_RANK}, "):
-        words = f"both: {best.what} is the {kind}{within} ({figures})"
+        words = f"neither: the model as it is is the {kind}"
+    elif best.what in (LOW_RANK, name):
+        words = f"{best.what} alone is the {kind} ({figures})"
     else:
-        words = f"{best.what} alone is the {kind}{within} ({figures})"
-    others = [f"{row.what} isn't within it: {row.why_not}" for row in rows if row.why_not]
+        words = f"both: {best.what} is the {kind} ({figures})"
+    others = [f"{row.what} isn't within the limit: {row.why_not}" for row in rows if row.why_not]
     if len(rows) == 2:
         others.append(f"with {name}, low rank gains nothing")
     return "; ".join([words, *others])

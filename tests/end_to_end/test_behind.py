@@ -151,7 +151,11 @@ def test_speed_is_compared_with_what_would_be_used_otherwise(
     result = onnxlr.optimize(source, "out.onnx", data="data.npz", behind=step, **options)
     assert pairs
     assert set(pairs) == {(1, 1)}
-    assert {row["ms"] > 0 for row in result.report["behind"]["rows"]} == {True}
+    rows = result.report["behind"]["rows"]
+    assert all(row["ms"] > 0 for row in rows)
+    assert [row["speedup"] for row in rows] == pytest.approx(
+        [rows[0]["ms"] / r["ms"] for r in rows]
+    )
 
 
 def test_a_step_that_low_rank_makes_worse_has_the_original_handed_over(source: Path) -> None:
@@ -173,9 +177,10 @@ def test_a_step_that_is_outside_the_limit_by_itself_is_said_in_one_line(source: 
     options = HALF | {"target": None}
     result = onnxlr.optimize(source, "out.onnx", data="data.npz", behind=step, **options)
     assert Path("out.onnx").read_bytes() == source.read_bytes()
+    assert 0.2 < result.report["metric"]["loss"] < 0.25  # of the file that would be used
     why = f"{SCALED} alone is outside the limit: rel-error would rise to 0.2"
     assert all(why in d.reason for d in result.plan.decisions)
-    assert f"{SCALED} isn't within it: rel-error would rise" in result.report["behind"]["verdict"]
+    assert f"{SCALED} isn't within the limit: rel-error" in result.report["behind"]["verdict"]
     assert result.report["behind"]["verdict"].startswith("neither: ")
     with pytest.raises(BudgetError, match=why):
         onnxlr.optimize(source, data="data.npz", behind=step, **HALF)
@@ -299,6 +304,18 @@ def test_a_step_that_fails_on_a_candidate_costs_that_candidate(source: Path) -> 
     assert "RuntimeError: the first product is gone" in decided["first"].reason
     with pytest.raises(BudgetError, match="the first product is gone"):
         onnxlr.optimize(source, data="data.npz", behind=picky, **HALF | {"target": "macs=0.2"})
+
+
+def test_a_step_that_fails_on_every_candidate_costs_them_all(source: Path) -> None:
+    def original_alone(path: str) -> str:
+        if "onnxlr_plan" in {p.key for p in onnx.load(path).metadata_props}:
+            raise RuntimeError("only what nobody touched")
+        return same(path)
+
+    options = HALF | {"target": None, "rank": "0.25"}
+    result = onnxlr.optimize(source, "out.onnx", data="data.npz", behind=original_alone, **options)
+    assert Path("out.onnx").read_bytes() == source.read_bytes()
+    assert all("RuntimeError: only what nobody" in d.reason for d in result.plan.decisions)
 
 
 def test_a_file_behind_that_the_runtime_refuses(source: Path) -> None:
