@@ -22,7 +22,6 @@ from onnxlr.plan.plan import Plan
 from onnxlr.progress import Progress, Silent
 from onnxlr.replay import replay
 from onnxlr.system.in_memory import InMemory, SampleData, as_data
-from onnxlr.system.session import Provider
 
 LIMITS = USUAL  # the effort of every run
 
@@ -42,7 +41,9 @@ def optimize(
     rank: str | int = "auto",
     include: str | None = None,
     exclude: str | None = None,
-    provider: Provider = "cpu",
+    provider: str | Sequence[str] = "cpu",
+    provider_option: str | Sequence[str] = (),
+    provider_library: str | Sequence[str] = (),
     threads: int = 1,
     batch: int = 1,
     shape: str | Sequence[str] = (),
@@ -102,10 +103,14 @@ def optimize(
         p×q tiles (``"8,2,2"``), a fraction of the full rank (``"0.5"``), or ``energy:p``.
     include, exclude : str, optional
         Regular expressions that are searched in layer, weight and node names.
-    provider : {"cpu", "cuda"}
+    provider : str or sequence of str
+        Execution providers of ONNX Runtime, in order: ``"openvino"``, ``"tensorrt,cuda"``.
+    provider_option : str or sequence of str
+        ``KEY=VALUE`` for the first of them, ``NAME:KEY=VALUE`` for another.
+    provider_library : str or sequence of str
+        ``NAME=PATH`` of a library that brings a provider, to be registered by that name.
     threads, batch : int
-        Execution provider of ONNX Runtime, intra-op threads, and samples in the batch: with these
-        speed is measured.
+        Intra-op threads, and samples in the batch: with these speed is measured.
     shape : str or sequence of str
         ``NAME:1,3,224,224`` for every input with dynamic axes, where there is no data.
     verify : {"full", "layers", "none"}
@@ -191,7 +196,11 @@ def optimize(
         confidence=confidence,
         include=include,
         exclude=exclude,
-        machine=arguments.parse_machine(provider, threads, batch, seed),
+        machine=arguments.parse_machine(
+            *(provider, threads, batch, seed),
+            options=provider_option,
+            libraries=provider_library,
+        ),
         batch=int(batch),
         shapes=arguments.as_tuple(shape),
         data=given,

@@ -13,7 +13,8 @@ from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
 from onnxlr.system.in_memory import Data
 from onnxlr.system.process import can_start_threads
-from onnxlr.system.session import Machine, Provider
+from onnxlr.system.providers import CPU, parse_libraries, parse_options, parse_providers
+from onnxlr.system.session import Machine
 
 FileName = str | os.PathLike[str]
 Model = Any  # a path, bytes, a ModelProto, a Source, or a model that as_message knows
@@ -135,17 +136,36 @@ def parse_ingredients(names: str | Sequence[str]) -> tuple[Ingredient, ...]:
     return ingredients  # type: ignore[return-value]
 
 
-def parse_machine(provider: Provider, threads: int, batch: int, seed: int) -> Machine:
+def parse_machine(
+    provider: str | Sequence[str] = CPU,
+    threads: int = 1,
+    batch: int = 1,
+    seed: int = 0,
+    *,
+    options: str | Sequence[str] = (),
+    libraries: str | Sequence[str] = (),
+) -> Machine:
     """The machine to run on, once the batch and the seed are in their ranges too.
+
+    Parameters
+    ----------
+    provider : str or sequence of str
+        Execution providers in order, also several in one string with commas between them.
+    threads, batch, seed : int
+    options, libraries : str or sequence of str
+        As ``--provider-option`` and ``--provider-library`` take them.
 
     Raises
     ------
     UsageError
-        If the provider is unknown, a number is out of its range, or this user may not have so many
-        threads.
+        If a provider is unknown, an option or a library has another form, a number is out of its
+        range, or this user may not have so many threads.
+    RuntimeMissingError
+        If a library can't be used.
     """
-    if provider not in get_args(Provider):
-        raise UsageError(f"--provider {provider!r} is unknown: cpu or cuda")
+    found = parse_libraries(as_tuple(libraries))
+    names = parse_providers(as_tuple(provider), found)
+    given = parse_options(as_tuple(options), names)
     for flag, number, least, most in (
         ("--threads", threads, 1, 1024),
         ("--batch", batch, 1, 1 << 20),
@@ -159,7 +179,7 @@ def parse_machine(provider: Provider, threads: int, batch: int, seed: int) -> Ma
             f"--threads {threads}: this user may not have so many more threads (ulimit -u, or the "
             "container's limit of pids): name fewer, or raise the limit"
         )
-    return Machine(provider, int(threads))
+    return Machine(",".join(names), int(threads), given, found)
 
 
 def check_jobs(jobs: int | None) -> None:

@@ -10,7 +10,7 @@ from onnxlr.limits import Limits
 from onnxlr.model.constants import count_params
 from onnxlr.model.load import Source, load
 from onnxlr.prepare.feeding import open_with_feeding
-from onnxlr.prepare.opening import open_after_trial
+from onnxlr.prepare.opening import open_after_trial, opening_words
 from onnxlr.prepare.prepared import prepare, simplified_model
 from onnxlr.progress import Progress
 from onnxlr.report.report import Size
@@ -141,18 +141,19 @@ def compare_models(
         If one of them can't be read or run, or their inputs and outputs differ.
     """
     sources = load(a), load(b)
-    session_a, feeding = open_with_feeding(
-        sources[0],
-        machine,
-        data=data,
-        validation=data,
-        labels=labels,
-        shapes=shapes,
-        batch=batch,
-        seed=seed,
-    )
-    feed = feeding.first_feed
-    session_b = open_after_trial(sources[1], machine, feed)
+    with progress.stage(opening_words(machine), None):
+        session_a, feeding = open_with_feeding(
+            sources[0],
+            machine,
+            data=data,
+            validation=data,
+            labels=labels,
+            shapes=shapes,
+            batch=batch,
+            seed=seed,
+        )
+        feed = feeding.first_feed
+        session_b = open_after_trial(sources[1], machine, feed)
     _check_same_outputs(session_a, session_b, feed)
     with progress.stage("run both on all samples", None):
         ends = endings(simplified_model(sources[0]))
@@ -188,16 +189,17 @@ def bench_models(
     OnnxlrError
         If one of them can't be read or run, or B doesn't run on what A is run on.
     """
-    source = load(a)
-    session_a, feeding = open_with_feeding(
-        source, machine, data=data, shapes=shapes, batch=batch, seed=seed
-    )
-    feed = feeding.first_feed
-    if b is None:
+    source, other = load(a), None if b is None else load(b)
+    with progress.stage(opening_words(machine), None):
+        session_a, feeding = open_with_feeding(
+            source, machine, data=data, shapes=shapes, batch=batch, seed=seed
+        )
+        feed = feeding.first_feed
+        session_b = None if other is None else open_after_trial(other, machine, feed)
+    if session_b is None:
         with progress.stage("time it", None):
             timing = time_session(session_a, feed, limits)
         return Benchmark(timing, None, machine, _batch_size(feed))
-    session_b = open_after_trial(load(b), machine, feed)
     with progress.stage("time both in turn", None):
         comparison = compare_sessions(session_a, session_b, feed, limits)
     return Benchmark(comparison.a, comparison, machine, _batch_size(feed))

@@ -13,7 +13,6 @@ from onnxlr.model.destinations import check_destination
 from onnxlr.progress import Progress, Silent
 from onnxlr.system.files import write_text
 from onnxlr.system.in_memory import SampleData, as_data
-from onnxlr.system.session import Provider
 
 
 def compare(
@@ -23,7 +22,9 @@ def compare(
     data: SampleData | None = None,
     labels: str | None = None,
     metric: str | None = None,
-    provider: Provider = "cpu",
+    provider: str | Sequence[str] = "cpu",
+    provider_option: str | Sequence[str] = (),
+    provider_library: str | Sequence[str] = (),
     threads: int = 1,
     batch: int = 1,
     shape: str | Sequence[str] = (),
@@ -40,7 +41,8 @@ def compare(
     a, b : path, bytes or ModelProto
     data : path or samples in memory, optional
         Samples, all of which judge; synthetic inputs do without.
-    labels, metric, provider, threads, batch, shape, seed, progress
+    labels, metric, provider, provider_option, provider_library, threads, batch, shape, seed,
+    progress
         As for ``optimize``.
     max_drop : float, optional
         Largest loss of the metric that the result's ``violations`` don't name.
@@ -55,6 +57,9 @@ def compare(
         If one of them can't be read or run, their inputs and outputs differ, or the file can't be
         written.
     """
+    machine = arguments.parse_machine(
+        *(provider, threads, batch, seed), options=provider_option, libraries=provider_library
+    )
     arguments.check_slowdown(max_slowdown)
     loss = arguments.parse_max_drop(max_drop)
     bounds = Bounds(loss if loss != math.inf else None, max_slowdown)
@@ -64,7 +69,7 @@ def compare(
     result = compare_models(
         a,
         b,
-        arguments.parse_machine(provider, threads, batch, seed),
+        machine,
         data=as_data(data),
         labels=labels,
         metric=metric,
@@ -85,7 +90,9 @@ def bench(
     b: Model | None = None,
     *,
     data: SampleData | None = None,
-    provider: Provider = "cpu",
+    provider: str | Sequence[str] = "cpu",
+    provider_option: str | Sequence[str] = (),
+    provider_library: str | Sequence[str] = (),
     threads: int = 1,
     batch: int = 1,
     shape: str | Sequence[str] = (),
@@ -100,7 +107,7 @@ def bench(
     a, b : path, bytes or ModelProto
     data : path or samples in memory, optional
         Samples to time on; synthetic inputs are used without.
-    provider, threads, batch, shape, seed, progress
+    provider, provider_option, provider_library, threads, batch, shape, seed, progress
         As for ``optimize``.
     seconds : float
         Rough length of the run.
@@ -110,7 +117,9 @@ def bench(
     OnnxlrError
         If one of them can't be read or run, or B doesn't run on the inputs of A.
     """
-    machine = arguments.parse_machine(provider, threads, batch, seed)
+    machine = arguments.parse_machine(
+        *(provider, threads, batch, seed), options=provider_option, libraries=provider_library
+    )
     arguments.check_seconds(seconds)
     return bench_models(
         a,

@@ -143,9 +143,7 @@ def _flag(options: Options, name: str, value: object) -> list[str]:
     """The words that set a field to a value."""
     flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
     if name == "machine":
-        machine = options.machine
-        threads = ["--threads", str(machine.threads)] if machine.threads != 1 else []
-        return [*(["--provider", machine.provider] if machine.provider != "cpu" else []), *threads]
+        return _machine_flags(options.machine)
     if name == "target" and options.fraction is not None:
         return [flag, f"{value}={options.fraction:g}"]
     if name == "measure":
@@ -157,3 +155,14 @@ def _flag(options: Options, name: str, value: object) -> list[str]:
     if isinstance(value, tuple):
         return [word for part in value for word in (flag, str(part))]
     return [flag, str(value)]
+
+
+def _machine_flags(machine: Machine) -> list[str]:
+    """The words for a machine."""
+    words = ["--provider", machine.provider] if machine.provider != ONE_CPU_THREAD.provider else []
+    for name, pairs in machine.options:
+        owner = "" if name == machine.providers[0] else f"{name}:"
+        words += [w for k, v in pairs for w in ("--provider-option", f"{owner}{k}={v}")]
+    for name, path in machine.libraries:
+        words += ["--provider-library", f"{name}={path}"]
+    return [*words, *(["--threads", str(machine.threads)] if machine.threads != 1 else [])]

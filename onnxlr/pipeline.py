@@ -28,7 +28,7 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
-from onnxlr.prepare.opening import check_memory
+from onnxlr.prepare.opening import check_memory, opening_words
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.progress import Progress
 from onnxlr.report.explain import Outcome
@@ -185,7 +185,7 @@ def _open(
     if options.verify == "none" or (options.verify == "layers" and options.data is None):
         run_onnx_checker(source, plugins=options.verify == "layers")
         return None, None
-    with progress.stage("open the model", None):
+    with progress.stage(opening_words(options.machine), None):
         # It, what it becomes, and the same with what is done behind.
         check_memory(source, options.machine, 2 if options.behind is None else 3)
         try:

@@ -2,7 +2,7 @@
 
 ``python -m models.benchmarks.cuda_check --markdown cuda.md`` factorizes the shipped networks and
 two larger ones at ranks on the GPU's grid, and times each pair in turn on CUDA. A session that
-falls back to the CPU is an error.
+falls back to the CPU is an error. ``--dry-run`` shows without a GPU that the script still works.
 """
 
 import contextlib
@@ -82,39 +82,55 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-@click.command()
-@click.option("--provider", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
-@click.option("--seconds", default=3.0, show_default=True, help="For each pair.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here too.")
-def main(provider: str, seconds: float, markdown: Path | None) -> None:
-    """Print a row for every model, precision and batch."""
-    with contextlib.suppress(ImportError):
-        import torch  # noqa: F401 - brings cuDNN and cuBLAS where no system copy is
-    cases = [
+Case = tuple[str, onnx.ModelProto, int]  # a model's name, the model and the rank of its layers
+
+
+def cases(dry_run: bool) -> list[Case]:
+    """Return the models that are timed: small ones in a dry run."""
+    shipped = [
         ("fashion-mlp", onnx.load(MODELS / "fashion-mlp.onnx"), 64),
         ("fashion-cnn", onnx.load(MODELS / "fashion-cnn.onnx"), 32),
+    ]
+    if dry_run:
+        return [
+            *shipped,
+            ("2 convs 32→32 at 8²", conv_stack(32, 2, 8), 8),
+            ("2 products 64→64", dense_stack(64, 2), 8),
+        ]
+    return [
+        *shipped,
         ("8 convs 256→256 at 28²", conv_stack(), 64),
         ("6 products 4096→4096", dense_stack(), 512),
     ]
+
+
+@click.command()
+@click.option("--seconds", default=3.0, show_default=True, help="For each pair.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here too.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Do all of it on the CPU provider, with small models and batches: the times mean nothing.",
+)
+def main(seconds: float, markdown: Path | None, dry_run: bool) -> None:
+    """Print a row for every model, precision and batch."""
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401 - brings cuDNN and cuBLAS where no system copy is
+    provider, batches = ("cpu", BATCHES[:1]) if dry_run else ("cuda", BATCHES)
     rows = [
         "| model | type | rank | batch | before ms | after ms | speed-up (95%) | by MACs "
         "| verdict |",
         "|---|---|--:|--:|--:|--:|---|--:|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for name, single, rank in cases:
+        for name, single, rank in cases(dry_run):
             for precision, model in (("fp32", single), ("fp16", to_half(single))):
                 before, after = (Path(folder) / f"{side}.onnx" for side in "ab")
                 onnx.save(model, before)
                 report = onnxlr.optimize(before, after, rank=rank, verify="none").report
-                for batch in BATCHES:
+                for batch in batches:
                     result = onnxlr.bench(
-                        before,
-                        after,
-                        provider="cuda" if provider == "cuda" else "cpu",
-                        batch=batch,
-                        seconds=seconds,
-                        shape=(),
+                        before, after, provider=provider, batch=batch, seconds=seconds
                     )
                     pair = result.comparison
                     assert pair is not None

@@ -12,13 +12,13 @@ import click
 import numpy as np
 import onnx
 
+from onnxlr.arguments import parse_machine
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.load import load
 from onnxlr.prepare.prepared import prepare
-from onnxlr.system.session import Machine
 from onnxlr.types import Rank
 from onnxlr.verify.latency_table import LatencyTable
 
@@ -66,14 +66,12 @@ def rank_of(method: str, rank: int) -> Rank:
 
 @click.command()
 @click.option("--seconds", default=0.5, show_default=True, help="Length of each comparison.")
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--provider", default="cpu", show_default=True, help="As for onnxlr bench.")
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 def main(seconds: float, provider: str, methods: str) -> None:
     """Print the table: realised of theoretical speed-up, in each cell."""
     names: Sequence[str] = methods.split(",")
-    timer = LatencyTable(
-        Machine("cuda" if provider == "cuda" else "cpu"), limits=Limits(layer_seconds=seconds)
-    )
+    timer = LatencyTable(parse_machine(provider), limits=Limits(layer_seconds=seconds))
     click.echo("| conv 3×3 | rank | " + " | ".join(names) + " |")
     click.echo("|" + " --- |" * (len(names) + 2))
     for channels, side in SIZES:

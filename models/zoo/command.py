@@ -68,6 +68,7 @@ class _Listener:
     type=click.FloatRange(min=0),
     help="Largest loss of the metric, for every model.  [default: as each model sets it]",
 )
+@click.option("--provider", default="cpu", metavar="NAME", help="As for onnxlr optimize.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, help="Threads a session.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="File for the tables.")
 @click.option("--json", "json_out", type=click.Path(path_type=Path), help="File for the reports.")
@@ -78,6 +79,7 @@ def main(
     only: tuple[str, ...],
     synthetic: bool,
     max_drop: float | None,
+    provider: str,
     threads: int,
     markdown: Path | None,
     json_out: Path | None,
@@ -102,7 +104,8 @@ def main(
             continue
         limit = model.max_drop if max_drop is None else max_drop
         with console.status(model.title) as status:
-            outcome = _run(model, cache, limit, synthetic, threads, _Listener(status, model.title))
+            listener = _Listener(status, model.title)
+            outcome = _run(model, cache, limit, synthetic, provider, threads, listener)
         verdict = "failed" if outcome.report is None else outcome.report["verdict"]
         console.print(f"{model.title}: {verdict}", highlight=False)
         for failure in outcome.failures:
@@ -112,7 +115,7 @@ def main(
     reasons = [
         (o.model.title, table.kept_words(o.report)) for o in outcomes if o.report is not None
     ]
-    notes = table.notes(outcomes, threads)
+    notes = table.notes(outcomes, provider, threads)
     for part in (slice(1, 6), slice(6, None)):  # as one table, too wide for most terminals
         table.show(
             console, (table.COLUMNS[0], *table.COLUMNS[part]), [(r[0], *r[part]) for r in rows]
@@ -124,13 +127,21 @@ def main(
         tables = table.markdown(table.COLUMNS, rows), table.markdown(table.KEPT_COLUMNS, reasons)
         replace_file(markdown, "\n\n".join((*tables, *notes, "")).encode())
     if json_out is not None:
-        replace_file(json_out, json.dumps(table.content(outcomes, threads), indent=1).encode())
+        replace_file(
+            json_out, json.dumps(table.content(outcomes, provider, threads), indent=1).encode()
+        )
     if any(outcome.failures for outcome in outcomes):
         context.exit(1)
 
 
 def _run(
-    model: ZooModel, cache: Path, max_drop: float, synthetic: bool, threads: int, show: _Listener
+    model: ZooModel,
+    cache: Path,
+    max_drop: float,
+    synthetic: bool,
+    provider: str,
+    threads: int,
+    show: _Listener,
 ) -> Outcome:
     """Optimize one model and check the result; whatever is raised becomes a failure."""
     report = None
@@ -153,6 +164,7 @@ def _run(
             validation=None if files is None else files.judged,
             metric=metric,
             max_drop=max_drop,
+            provider=provider,
             threads=threads,
             progress=show,
         )

@@ -81,7 +81,7 @@ def speed_words(speed: dict[str, Any]) -> str:
     return f"{speed['speedup']:.2f}× ({low:.2f} to {high:.2f})"
 
 
-def notes(outcomes: Sequence[Outcome], threads: int) -> list[str]:
+def notes(outcomes: Sequence[Outcome], provider: str, threads: int) -> list[str]:
     """Return what stands below the tables: versions, samples, metrics and failures."""
     judged: dict[str, list[str]] = {}
     for outcome in outcomes:
@@ -90,7 +90,7 @@ def notes(outcomes: Sequence[Outcome], threads: int) -> list[str]:
     failures = [f"Failure of {o.model.title}: {f}" for o in outcomes for f in o.failures]
     return [
         f"onnxlr {onnxlr.__version__}, ONNX Runtime {ort.__version__}, {platform.machine()}, "
-        f"{threads} thread(s), batch 1.",
+        f"provider {provider}, {threads} thread(s), batch 1.",
         f"Judged on: {samples}. Of real samples, half are held out for it.",
         "The metrics rel-error and cosine are of the outputs; a drop of rel-error is its rise "
         "from 0. MACs are those of the main graph; by MACs is the speed-up that they promise.",
@@ -98,10 +98,11 @@ def notes(outcomes: Sequence[Outcome], threads: int) -> list[str]:
     ]
 
 
-def content(outcomes: Sequence[Outcome], threads: int) -> dict[str, Any]:
+def content(outcomes: Sequence[Outcome], provider: str, threads: int) -> dict[str, Any]:
     """Return all outcomes as the JSON file holds them."""
     return {
         "onnxruntime_version": ort.__version__,
+        "provider": provider,
         "threads": threads,
         "models": [
             {

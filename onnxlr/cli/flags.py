@@ -57,16 +57,30 @@ behind_flag = click.option(
 machine_flags = _together(
     click.option(
         "--provider",
-        type=click.Choice(["cpu", "cuda"]),
-        default="cpu",
+        multiple=True,
+        default=("cpu",),
         show_default=True,
-        help="Execution provider of ONNX Runtime.",
+        metavar="NAME",
+        help="Execution provider of ONNX Runtime, such as openvino, cuda or tensorrt; repeat the "
+        "flag, or separate names by commas, for several in their order.",
+    ),
+    click.option(
+        "--provider-option",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the first provider; NAME:KEY=VALUE for another. Repeat the flag for more.",
+    ),
+    click.option(
+        "--provider-library",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="Library of a plugin that brings a provider, registered by this name.",
     ),
     click.option(
         "--threads",
         default=1,
         show_default=True,
-        help="Number of intra-op threads of ONNX Runtime.",
+        help="Number of intra-op threads of ONNX Runtime, and of a provider with its own.",
     ),
     click.option(
         "--batch", default=1, show_default=True, help="Number of samples in the timed batch."

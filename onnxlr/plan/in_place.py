@@ -50,6 +50,8 @@ def is_timed_in_place(evaluator: Evaluator) -> bool:
 def time_in_place(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen) -> InPlace | None:
     """What each replacement of a set saves in the model; None where the prediction is right.
 
+    Where the provider compiles the model, a sum of layers that is right shows nothing.
+
     Parameters
     ----------
     evaluator : Evaluator
@@ -65,7 +67,9 @@ def time_in_place(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen) -> I
             speed = evaluator.speed_of(variant) or evaluator.compare(variant)
         whole, after = speed.a.median_ms, speed.a.median_ms / speed.speedup
         predicted = before * whole - tradeoff.saved(chosen)
-        if abs(predicted - after) <= _DIFFERENCE * after:
+        # A compiler fuses: what two layers lose and gain by it may cancel out in the sum.
+        fused = evaluator.options.machine.compiles
+        if not fused and abs(predicted - after) <= _DIFFERENCE * after:
             return None
         with evaluator.progress.stage("time layers within the model", len(chosen)) as step:
             saved: dict[str, float] = {}

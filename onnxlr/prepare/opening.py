@@ -19,6 +19,13 @@ from onnxlr.system.trial import Trial
 _OPENING, _OPENING_HALF = 2, 3
 
 
+def opening_words(machine: Machine) -> str:
+    """What is done when a model is opened, for who watches."""
+    if not machine.compiles:
+        return "open the model"
+    return f"open the model, which {machine.providers[0]} may compile"
+
+
 def open_session(source: Source, machine: Machine) -> Session:
     """A model in ONNX Runtime, opened in this process.
 

@@ -34,7 +34,7 @@ from onnxlr.prepare.samples import Samples
 from onnxlr.report.notes import notes_of, unused_note
 from onnxlr.report.report import Circumstances, LayerSpectrum, Part, Report, Size
 from onnxlr.rewrite.builder import Built
-from onnxlr.system.session import runtime_version
+from onnxlr.system.runtime import runtime_version
 from onnxlr.types import ms_text
 from onnxlr.verify.latency_file import processor
 from onnxlr.verify.latency_table import LatencyTable

@@ -37,6 +37,7 @@ def notes_of(
         )
     notes += _refused_note(evaluator, selection)
     notes += _judgement_notes(evaluator, selection)
+    notes += _opening_note(evaluator)
     notes += _timing_notes(evaluator, table)
     notes += _lost_inputs(evaluator, plan)
     notes += fed_note(evaluator.prepared.model)
@@ -92,6 +93,17 @@ def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
     if len(evaluator.judged) > 1:
         notes.append(f"{len(evaluator.judged)} files were built, saved and judged to find this")
     return notes
+
+
+def _opening_note(evaluator: Evaluator) -> list[str]:
+    """What a provider that compiles took for the original."""
+    session, machine = evaluator.session, evaluator.options.machine
+    if session is None or not machine.compiles:
+        return []
+    return [
+        f"{machine.provider} took {session.opening_seconds:.2g} s to open the original, which it "
+        "may compile"
+    ]
 
 
 def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]:

@@ -10,6 +10,7 @@ TRIAL_VARIABLE = "ONNXLR_TRIAL"  # environment variable: seconds for a trial, or
 _OFF = "off"
 SMALL_MODEL_SECONDS = 45.0  # for opening and running a small model
 _BYTES_A_SECOND = 10e6  # a large one has a second more for each of these
+_COMPILING_TIMES = 10  # as long where it is compiled: a builder tries out kernels
 _POLL_SECONDS = 1.0  # between two looks whether the work is done
 
 
@@ -18,8 +19,14 @@ def trials_enabled() -> bool:
     return os.environ.get(TRIAL_VARIABLE) != _OFF
 
 
-def trial_seconds(nbytes: int) -> float | None:
+def trial_seconds(nbytes: int, *, compiles: bool = False) -> float | None:
     """Seconds that a model of this size may take to open and run; None for no limit.
+
+    Parameters
+    ----------
+    nbytes : int
+    compiles : bool
+        Whether it is compiled meanwhile.
 
     Raises
     ------
@@ -30,7 +37,8 @@ def trial_seconds(nbytes: int) -> float | None:
     if text == _OFF:
         return None
     if not text:
-        return SMALL_MODEL_SECONDS + nbytes / _BYTES_A_SECOND
+        seconds = SMALL_MODEL_SECONDS + nbytes / _BYTES_A_SECOND
+        return seconds * (_COMPILING_TIMES if compiles else 1)
     try:
         seconds = float(text)
     except ValueError:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +14,20 @@ from onnxlr.system.files import TEMPORARY_NAME
 
 RowsKind = Literal["candidates", "latency", "sensitivities"]
 ArraysKind = Literal["factors", "spectra", "statistics"]
+ENGINES = "engines"  # folders, each with what a provider compiled of one model
 
-# Only files of this form are counted and deleted: the folder may be the user's, and hold others.
+# Only what has such a name is counted and deleted: the folder may be the user's, and hold others.
 _ENTRY_NAME = re.compile(
     rf"(?:(?P<rows>{'|'.join(get_args(RowsKind))})-[0-9a-f]{{20}}\.json"
-    rf"|(?P<arrays>{'|'.join(get_args(ArraysKind))})-[0-9a-f]{{20}}\.npz)"
+    rf"|(?P<arrays>{'|'.join(get_args(ArraysKind))})-[0-9a-f]{{20}}\.npz"
+    rf"|(?P<folders>{ENGINES})-[0-9a-f]{{20}})"
 )
 _ABANDONED_SECONDS = 3600.0  # after which an unfinished file won't be finished
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the cache.
+    """A file of the cache, or a folder of engines.
 
     Attributes
     ----------
@@ -54,15 +57,16 @@ def find_entries(folder: Path) -> list[Entry]:
     for file, name in _files(folder, _ENTRY_NAME):
         with contextlib.suppress(OSError):  # another run has removed it meanwhile
             status = file.stat(follow_symlinks=False)
-            kind = name["rows"] or name["arrays"]
-            entries.append(Entry(Path(file.path), kind, status.st_size, status.st_mtime))
+            kind = name["rows"] or name["arrays"] or ENGINES
+            nbytes = status.st_size if kind != ENGINES else _size_inside(Path(file.path))
+            entries.append(Entry(Path(file.path), kind, nbytes, status.st_mtime))
     return sorted(entries, key=lambda e: (-e.used, e.path.name))
 
 
 def _files(
     folder: Path, form: re.Pattern[str]
 ) -> Iterator[tuple["os.DirEntry[str]", re.Match[str]]]:
-    """The regular files in a folder whose names have this form, with how they match it."""
+    """The files in a folder whose names have this form, and folders of engines, with the match."""
     with contextlib.ExitStack() as stack:
         try:
             files = stack.enter_context(os.scandir(folder))
@@ -70,8 +74,15 @@ def _files(
             return
         for file in files:
             name = form.fullmatch(file.name)
-            if name and file.is_file(follow_symlinks=False):
+            if name is None:
+                continue
+            kind_of = file.is_dir if name.groupdict().get("folders") else file.is_file
+            if kind_of(follow_symlinks=False):
                 yield file, name
+
+
+def _size_inside(folder: Path) -> int:
+    return sum(path.stat(follow_symlinks=False).st_size for path in folder.rglob("*"))
 
 
 def beyond(entries: Iterable[Entry], most_bytes: int) -> list[Entry]:
@@ -92,7 +103,10 @@ def remove(entries: Sequence[Entry]) -> list[tuple[Entry, OSError]]:
     failures = []
     for entry in entries:
         try:
-            entry.path.unlink(missing_ok=True)
+            if entry.kind == ENGINES:
+                shutil.rmtree(entry.path)
+            else:
+                entry.path.unlink(missing_ok=True)
         except OSError as error:
             failures.append((entry, error))
     return failures

@@ -1,47 +1,81 @@
 """ONNX Runtime sessions: the one place that opens and runs them, and explains their failures."""
 
 import contextlib
-import importlib.util
 import math
 import os
-import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxlr.errors import (
-    CrashError,
-    ModelError,
-    RuntimeMissingError,
-    one_line,
-)
+from onnxlr.errors import CrashError, ModelError, RuntimeMissingError
 from onnxlr.system.deadline import TRIAL_VARIABLE, Deadline, trial_seconds
+from onnxlr.system.engines import engine_options
+from onnxlr.system.native_log import logged_error, native_stderr
+from onnxlr.system.placement import can_record, check_placement, record_placement
+from onnxlr.system.providers import (
+    CPU,
+    Libraries,
+    Options,
+    check_offered,
+    give_providers,
+    thread_options,
+)
+from onnxlr.system.runtime import LOG_FATAL, import_runtime, runtime_reason, runtime_version
 
-Provider = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[Any]]
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")  # providers whose inputs can be there already
 _FOLDER = "session.model_external_initializers_file_folder_path"
-# A file and line of ONNX Runtime's source in a message, and the signature of the function there.
-_SOURCE_LINE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ .*?\)\S* (?:\[with .*?\] )?")
 _MOST_INPUTS = 8  # that a message names
 # What the runtime says of operators that it doesn't know, or not for these types.
 NO_KERNEL = ("Could not find an implementation", "not a registered function/op", "No Op registered")
 _STOP_SECONDS = 10.0  # for a run to notice that it is to end
-_LOG_FATAL = 4  # failures arrive as exceptions, so that printing them too would say them twice
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where inference runs: the execution provider, and the threads within one operator."""
+    """Where inference runs.
 
-    provider: Provider = "cpu"
+    Attributes
+    ----------
+    provider : str
+        Short names of the execution providers, in order, with commas between them.
+    threads : int
+        Within one operator.
+    options : tuple
+        What providers are given besides, by their short names.
+    libraries : tuple
+        Names and paths of the libraries that bring providers.
+    """
+
+    provider: str = CPU
     threads: int = 1
+    options: Options = ()
+    libraries: Libraries = ()
+
+    def __repr__(self) -> str:  # it is part of keys in the cache, which plain machines keep
+        more = "".join(
+            f", {name}={value!r}"
+            for name, value in (("options", self.options), ("libraries", self.libraries))
+            if value
+        )
+        return f"Machine(provider={self.provider!r}, threads={self.threads}{more})"
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The short names of the providers."""
+        return tuple(self.provider.split(","))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a model may be compiled as a whole, in which nodes no longer run one by one."""
+        return self.providers[0] not in (CPU, "cuda")
 
 
 ONE_CPU_THREAD = Machine()
@@ -66,16 +100,18 @@ class Session:
     raw : onnxruntime.InferenceSession
     content, folder : bytes or str, and str or None
         The model or the path of its file, and the folder of its external data.
+    opening_seconds : float
+        What opening took; a provider may compile the model then.
     output_names : tuple of str
         Names of the outputs that are tensors; sequences and maps can be run, not compared.
 
     Raises
     ------
     ModelError
-        If the runtime refuses the model.
+        If the runtime refuses the model, or nodes fall back to the CPU, which isn't named.
     RuntimeMissingError
-        If no runtime is installed or the provider isn't there. A CUDA session that fell back to
-        the CPU is an error, not a result.
+        If no runtime is installed or a provider isn't there. A session that fell back from one as
+        a whole is an error, not a result.
     """
 
     def __init__(
@@ -87,12 +123,12 @@ class Session:
         *,
         optimized: bool = True,
     ) -> None:
-        provider = check_provider(machine)
-        runtime = _onnxruntime()
+        chosen = check_offered(machine.providers, machine.libraries)
+        runtime = import_runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = machine.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_FATAL
+        options.log_severity_level = LOG_FATAL
         # Idle spinning of one session's threads would slow the session it is compared with.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
@@ -103,22 +139,10 @@ class Session:
         self.machine = machine
         content = model if isinstance(model, bytes) else str(Path(model).absolute())
         self.content, self.folder, self._optimized = content, folder, optimized
-        self._time_limit = trial_seconds(_nbytes(content))
-        try:
-            # Another provider isn't what the user asked for, and the runtime would print about it.
-            self.raw = runtime.InferenceSession(
-                content, options, providers=[provider], enable_fallback=0
-            )
-        except Exception as error:
-            raise ModelError(
-                f"ONNX Runtime {runtime.__version__} can't open {self.label}: "
-                f"{runtime_reason(error)}"
-            ) from None
-        if self.raw.get_providers()[0] != provider:
-            raise RuntimeMissingError(
-                f"ONNX Runtime fell back from {provider} to {self.raw.get_providers()[0]}: "
-                "check the CUDA and cuDNN libraries, or use --provider cpu"
-            )
+        self._time_limit = trial_seconds(_nbytes(content), compiles=machine.compiles)
+        started = time.perf_counter()
+        self.raw = self._open(options, chosen)
+        self.opening_seconds = time.perf_counter() - started
         self._absent = {
             i.name: None for i in self.raw.get_inputs() if i.type.startswith("optional(")
         }
@@ -126,6 +150,41 @@ class Session:
         self._tensors = {i: o.name for i, o in enumerate(outputs) if o.type.startswith("tensor(")}
         self._all_tensors = len(self._tensors) == len(outputs)
         self.output_names = tuple(self._tensors.values())
+
+    def _open(self, settings: Any, chosen: Sequence[str]) -> Any:
+        """Open the model on these providers, given by ONNX Runtime's names, and on no others."""
+        machine, named = self.machine, dict(self.machine.options)
+        given = {
+            name: thread_options(name, machine.threads)
+            | engine_options(name, self.content, repr(machine))
+            | dict(named.get(name, ()))
+            for name in machine.providers
+        }
+        watched = CPU not in machine.providers
+        if watched:
+            record_placement(settings)
+        reads_log = watched and not can_record()
+        try:
+            # Another provider isn't what the user asked for, and the runtime would print about it.
+            more = give_providers(settings, chosen, given) | {"enable_fallback": 0}
+            open_it = partial(import_runtime().InferenceSession, self.content, settings, **more)
+            with native_stderr() if reads_log else contextlib.nullcontext(lambda: "") as log:
+                raw = open_it()
+                text = log()
+        except Exception as error:
+            raise ModelError(
+                f"ONNX Runtime {runtime_version()} can't open {self.label}: {runtime_reason(error)}"
+            ) from None
+        if absent := [name for name in chosen if name not in raw.get_providers()]:
+            reason = logged_error(open_it)
+            raise RuntimeMissingError(
+                f"ONNX Runtime fell back from {absent[0]} to {raw.get_providers()[0]}"
+                f"{f' ({reason})' if reason else ''}: check the options of the provider and the "
+                "libraries that it needs, or use --provider cpu"
+            )
+        if watched:
+            check_placement(raw, text, self.content, self.label, machine.providers)
+        return raw
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments: the session is opened again in the process that unpickles it."""
@@ -161,7 +220,7 @@ class Session:
 
     def _run_in_time(self, run: Callable[[Any], None]) -> None:
         """Call ``run`` in a thread: Ctrl-C is answered meanwhile, and a run without end stopped."""
-        options = _onnxruntime().RunOptions()
+        options = import_runtime().RunOptions()
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -245,8 +304,8 @@ class Session:
 
     def _binding(self, feed: Feed) -> Any:
         """A feed on the device, and outputs that stay there."""
-        runtime = _onnxruntime()
-        device = "cuda" if self.machine.provider == "cuda" else "cpu"
+        runtime = import_runtime()
+        device = "cuda" if self.machine.providers[0] in _ON_CUDA else "cpu"
         binding = self.raw.io_binding()
         for name, array in feed.items():
             binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(array, device))
@@ -282,60 +341,9 @@ def _nbytes(model: bytes | str) -> int:
     return 0
 
 
-def check_provider(machine: Machine) -> str:
-    """ONNX Runtime's name for the machine's execution provider, which it must offer.
-
-    Raises
-    ------
-    RuntimeMissingError
-        If no runtime is installed or the provider isn't there.
-    """
-    runtime = _onnxruntime()
-    provider = _PROVIDERS[machine.provider]
-    if provider not in runtime.get_available_providers():
-        raise RuntimeMissingError(
-            f"this ONNX Runtime ({runtime.__version__}) has no {provider}: "
-            "pip install 'onnxlr[cuda]' in place of 'onnxlr[cpu]'"
-        )
-    return provider
-
-
 def run_error(label: str, feed: Feed, reason: str) -> ModelError:
     """The error for a run that failed: it names the shapes of the inputs and the reason."""
     shapes = [f"{name} {a.dtype}{list(a.shape)}" for name, a in feed.items()]
     if len(shapes) > _MOST_INPUTS:
         shapes[_MOST_INPUTS:] = [f"and {len(shapes) - _MOST_INPUTS} more"]
     return ModelError(f"{label} fails on inputs {', '.join(shapes)}: {reason}")
-
-
-def runtime_version() -> str:
-    """The version of the installed ONNX Runtime.
-
-    Raises
-    ------
-    RuntimeMissingError
-        If none is installed.
-    """
-    return str(_onnxruntime().__version__)
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        if importlib.util.find_spec("onnxruntime") is not None:
-            raise RuntimeMissingError(
-                f"ONNX Runtime is installed but can't be imported: {one_line(error)}"
-            ) from None
-        raise RuntimeMissingError(
-            "ONNX Runtime isn't installed: pip install 'onnxlr[cpu]', or 'onnxlr[cuda]' for a GPU"
-        ) from None
-    onnxruntime.set_default_logger_severity(_LOG_FATAL)
-    return onnxruntime
-
-
-def runtime_reason(error: object) -> str:
-    """ONNX Runtime's message on one line, without error class, error code and source location."""
-    text = one_line(_SOURCE_LINE.sub("", str(error)))
-    parts = text.split(" : ", 3)
-    return parts[3] if text.startswith("[ONNXRuntimeError]") and len(parts) == 4 else text

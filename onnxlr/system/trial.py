@@ -47,7 +47,7 @@ class Trial:
         memory = _memory_limit(nbytes) if machine.provider == "cpu" else None  # GPUs map more
         self._session_args = content, machine, label, memory
         self._label = label
-        seconds = trial_seconds(nbytes)
+        seconds = trial_seconds(nbytes, compiles=machine.compiles)
         self._deadline = None if seconds is None else Deadline(seconds)
         self._timeout: CrashError | None = None
 

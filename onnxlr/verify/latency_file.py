@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from onnxlr.system.session import Machine, runtime_version
+from onnxlr.system.runtime import runtime_version
+from onnxlr.system.session import Machine
 
 # Of ranks, and of a time: beyond that a table is none.
 _RANK, _LONGEST_MS = r"[1-9][0-9]{0,7}(,[1-9][0-9]{0,7})*", 1e9
@@ -47,13 +48,19 @@ def parse_rank(text: str) -> tuple[int, ...]:
 
 def describe(machine: Machine) -> dict[str, Any]:
     """What a time depends on besides the layer, as it stands in a table."""
-    return {
+    known: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "onnxruntime": runtime_version(),
         "provider": machine.provider,
         "threads": machine.threads,
     }
+    # As JSON gives them back; tables of before have neither.
+    if machine.options:
+        known["options"] = {name: dict(pairs) for name, pairs in machine.options}
+    if machine.libraries:
+        known["libraries"] = dict(machine.libraries)
+    return known
 
 
 def processor() -> str:

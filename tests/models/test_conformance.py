@@ -15,7 +15,7 @@ from models.conformance.cases import (
 )
 from models.conformance.command import Outcome, check, runtime_opset, together
 from models.conformance.nets import net_cases
-from onnxlr.system.session import runtime_reason
+from onnxlr.system.runtime import runtime_reason
 from tests.support.builders import low_rank, make_model, node
 
 FILES = {case.name: case for case in data_cases()}

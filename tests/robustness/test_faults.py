@@ -152,6 +152,43 @@ def test_a_whole_model_that_crashes_the_runtime_is_not_taken(
     assert all("crashes ONNX Runtime" in d.reason for d in result.plan.decisions)
 
 
+def test_a_layer_that_a_provider_cannot_compile_alone_has_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed = layer_latency.timed_apart
+
+    def apart(*arguments: Any) -> Any:
+        if "'bad'" in arguments[-1]:
+            raise ModelError("the provider can't compile it")
+        return timed(*arguments)
+
+    monkeypatch.setattr(layer_latency, "timed_apart", apart)
+    result = onnxlr.optimize(two_layers(), max_drop=1)
+    rows = {d.name: d for d in result.plan.decisions}
+    assert all(a.after_ms is None for a in rows["bad"].alternatives)
+    assert any(a.after_ms is not None for a in rows["fine"].alternatives)
+
+
+def test_a_replacement_that_a_provider_cannot_compile_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unpatched = Trial.run
+
+    def run(trial: Trial, feed: Any) -> None:
+        content = trial._session_args[0]
+        if trial._label == "the optimized model":
+            assert isinstance(content, str)
+            if "b" not in {t.name for t in onnx.load(content).graph.initializer}:
+                raise ModelError("the provider can't compile it")
+        unpatched(trial, feed)
+
+    monkeypatch.setattr(Trial, "run", run)
+    result = onnxlr.optimize(two_layers(), rank=4, max_drop=1)
+    rows = {d.name: d for d in result.plan.decisions}
+    assert (rows["fine"].decision, rows["bad"].decision) == ("svd", "keep")
+    assert rows["bad"].reason == "put back: the provider can't compile it"
+
+
 # Processes that decompose.
 
 
