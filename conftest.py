@@ -1,4 +1,4 @@
-"""What pytest leaves out where torch isn't installed, and how it uses several cores."""
+"""What pytest leaves out where torch or Olive isn't installed, and how it uses several cores."""
 
 import os
 from importlib.util import find_spec
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-collect_ignore_glob = [] if find_spec("torch") else ["onnxlr/training/*"]
+_NEEDED = {"onnxlr/training/*": "torch", "onnxlr/olive/optimize_pass.py": "olive"}
+collect_ignore_glob = [place for place, package in _NEEDED.items() if not find_spec(package)]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for one another's
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -34,7 +34,7 @@ ROOMS = (
         "api",
         "measure",
     ),
-    "training",
+    *("training", "olive"),
     "",  # the package itself: the public names
     *("cli", "__main__"),
 )

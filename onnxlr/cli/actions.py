@@ -16,6 +16,7 @@ from onnxlr.methods.registry import broken_passes, installed_passes
 from onnxlr.model.constants import count_params
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
 from onnxlr.model.load import Source, load
+from onnxlr.olive.package import installed_config, with_our_pass
 from onnxlr.progress import Progress, Silent
 from onnxlr.report.notes import fed_note
 from onnxlr.report.report import json_text
@@ -120,6 +121,16 @@ def completion(*, command: click.Command, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # the words of the command allow no other
     click.echo(kind(command, {}, "onnxlr", "_ONNXLR_COMPLETE").source())
+
+
+def olive_config(*, out: str) -> None:
+    """Write Olive's package configuration with our pass among its own."""
+    installed = installed_config()
+    check_destination(Path(out), installed)
+    _write_json(out, with_our_pass(installed))
+    open_console().print(
+        f"wrote {out}: Olive's passes and Onnxlr; olive run … --package-config {out}"
+    )
 
 
 def cache(*, clear: bool, json_out: str | None) -> None:

@@ -20,6 +20,7 @@ from onnxlr.cli.flags import (
     shape_flag,
 )
 from onnxlr.cli.group import EPILOG, CommandGroup
+from onnxlr.cli.housekeeping import cache, completion, olive_config, passes
 from onnxlr.version import __version__
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -298,50 +299,5 @@ def bench(**arguments: Any) -> None:
     actions.bench(**arguments)
 
 
-@main.command()
-def passes() -> None:
-    """List the installed methods, built-in and third-party.
-
-    \b
-    Example:
-      onnxlr passes
-    """
-    from onnxlr.cli import actions
-
-    actions.passes()
-
-
-@main.command()
-@click.option("--clear", is_flag=True, help="Empty it: other files in its folder stay.")
-@json_flag
-def cache(**arguments: Any) -> None:
-    """Show what runs have left for later runs.
-
-    That is where it is, its size, and when it was last used. The environment's ONNXLR_CACHE names
-    another folder, or turns it off with "off"; ONNXLR_CACHE_SIZE=500MB names another size than
-    1 GB. What was not used for the longest time makes room.
-
-    \b
-    Examples:
-      onnxlr cache
-      onnxlr cache --clear
-    """
-    from onnxlr.cli import actions
-
-    actions.cache(**arguments)
-
-
-@main.command()
-@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(**arguments: Any) -> None:
-    """Print what a SHELL needs to complete commands and flags.
-
-    \b
-    Examples:
-      onnxlr completion bash >> ~/.bashrc
-      onnxlr completion zsh >> ~/.zshrc
-      onnxlr completion fish > ~/.config/fish/completions/onnxlr.fish
-    """
-    from onnxlr.cli import actions
-
-    actions.completion(command=main, **arguments)
+for command in (passes, cache, completion, olive_config):
+    main.add_command(command)
