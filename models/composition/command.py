@@ -3,17 +3,17 @@
 ``python -m models.composition --work FOLDER`` takes two models of the zoo through ONNX Runtime's
 dynamic and static INT8 quantization, float16 and onnxslim: alone, behind ``onnxlr optimize`` and
 before it. Every file is kept in the folder, with its row of the table: a second call only adds what
-is missing, ``--time`` times every file beside its original. onnxlr times layers as it
-chooses: figures to quote are made in a new folder, on a machine that does nothing else.
+is missing, ``--time`` times every file beside its original. ``--behind int8-dynamic``, which may be
+repeated, has ``onnxlr optimize --behind`` say of each model which is best: low rank, that, both or
+neither. onnxlr times layers as it chooses: figures to quote are made in a new folder, on a machine
+that does nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ import numpy as np
 import onnx
 
 import onnxlr
-from models.composition.table import Row, tables
+from models.composition.table import Row, behind_table, tables
 from models.composition.tools import TOOLS, read_samples
 from models.reference.files import replace_file, tell_table
 from models.zoo.data import write_samples
 from models.zoo.models import ZOO
 from models.zoo.table import kept_words
 from models.zoo.tasks import set_task
+from onnxlr.behind.ready import READY
 from onnxlr.model.load import load
 from onnxlr.prepare.feeding import choose_feeding
 from onnxlr.prepare.opening import open_session
@@ -160,9 +161,9 @@ def _copy(_: Subject, source: Path, out: Path, __: Path) -> dict[str, Any]:
     return {}
 
 
-def _optimize(subject: Subject, source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """Run onnxlr with the defaults, and return how many layers it replaced and why not the rest."""
-    result = onnxlr.optimize(
+def _optimized(subject: Subject, source: Path, out: Path, **options: Any) -> onnxlr.Result:
+    """Run onnxlr with the defaults."""
+    return onnxlr.optimize(
         source,
         out,
         data=subject.fitted,
@@ -172,7 +173,11 @@ def _optimize(subject: Subject, source: Path, out: Path, **options: Any) -> dict
         max_drop=subject.max_drop,
         **options,
     )
-    report = result.report
+
+
+def _optimize(subject: Subject, source: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Run onnxlr with the defaults, and return how many layers it replaced and why not the rest."""
+    report = _optimized(subject, source, out, **options).report
     return {
         "replaced": len(report.replaced),
         "layers": len(report.decisions),
@@ -182,6 +187,19 @@ def _optimize(subject: Subject, source: Path, out: Path, **options: Any) -> dict
 
 def _by_onnxlr(subject: Subject, source: Path, out: Path, _: Path) -> dict[str, Any]:
     return _optimize(subject, source, out)
+
+
+def which_is_best(subject: Subject, name: str, work: Path) -> dict[str, Any]:
+    """Return what ``onnxlr optimize --behind`` says, from an earlier call if there was one."""
+    folder = work / subject.name
+    folder.mkdir(parents=True, exist_ok=True)
+    note, out = folder / f"behind-{name}.json", folder / f"behind-{name}.onnx"
+    if not note.exists():
+        report = _optimized(subject, subject.path, out, behind=name).report
+        said = {"model": subject.title, "metric": subject.metric, **report["behind"]}
+        replace_file(note, json.dumps(said, indent=1).encode())
+    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    return found
 
 
 def _expanded(subject: Subject, source: Path, out: Path, _: Path) -> dict[str, Any]:
@@ -251,16 +269,6 @@ def _shipped_subject(name: str, work: Path) -> Subject:
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the quantizer writes into the root log about models it was prepared for."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option(
@@ -282,6 +290,13 @@ def _quiet() -> Iterator[None]:
     type=click.FloatRange(min=0),
     help="Largest loss by onnxlr, for every model.  [default: as each model sets it]",
 )
+@click.option(
+    "--behind",
+    "steps_behind",
+    type=click.Choice(list(READY)),
+    multiple=True,
+    help="Only say which is best: low rank, this, both or neither; may be repeated.",
+)
 @click.option("--time", "timed", is_flag=True, help="Time every file beside its original.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="File for the tables.")
 def main(
@@ -290,11 +305,13 @@ def main(
     names: tuple[str, ...],
     quick: bool,
     max_drop: float | None,
+    steps_behind: tuple[str, ...],
     timed: bool,
     markdown: Path | None,
 ) -> None:
     """Compose onnxlr with other tools, in both orders, and tabulate what comes out."""
-    rows = []
+    rows: list[Row] = []
+    said: list[dict[str, Any]] = []
     for name in names or (_SHIPPED if quick else _CHOSEN):
         shipped = name in _SHIPPED
         subject = _shipped_subject(name, work) if shipped else _zoo_subject(name, cache)
@@ -302,14 +319,19 @@ def main(
             subject = replace(subject, max_drop=max_drop)
         if subject.truth is not None:
             set_task(subject.path, subject.judged, subject.truth)
+        if steps_behind:
+            said += [which_is_best(subject, step, work) for step in steps_behind]
+            continue
         course = Course(subject, work)
         for step in steps(expand=shipped):
-            with _quiet():
-                row = course.run(step)
-                if timed:
-                    course.time(row)
+            row = course.run(step)
+            if timed:
+                course.time(row)
             click.echo(f"{subject.title}: {step.title}: {row.failure or 'done'}", err=True)
             rows.append(row)
+    if steps_behind:
+        tell_table([line for item in said for line in behind_table(item)], markdown)
+        return
     tell_table(list(tables(rows)), markdown)
     content = json.dumps([vars(row) for row in rows], indent=1)
     replace_file(work / "composition.json", content.encode())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 _FULL = 160  # characters of a failure
 
@@ -66,6 +67,28 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         for row in some:
             yield f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |"
         yield ""
+
+
+def behind_table(said: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of Markdown of what ``onnxlr optimize --behind`` says of a model."""
+    metric = said["metric"].rpartition(":")[2]
+    yield f"| {said['model']} | loss ({metric}) | between | ms | speed-up | MB | within the limit |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    for row in said["rows"]:
+        ends = "" if row["interval"] is None else " to ".join(f"{x:.4f}" for x in row["interval"])
+        cells = (
+            row["what"],
+            f"{row['loss']:.4f}",
+            ends,
+            f"{row['ms']:.3f}",
+            f"{row['speedup']:.2f}×",
+            f"{row['bytes'] / 1e6:.2f}",
+            "yes" if row["within_limit"] else "no",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield f"{said['verdict']}."
+    yield ""
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import version_converter
 
 from models.zoo.models import ZooError
+from onnxlr.behind.step import Behind
 
 Arrays = dict[str, NDArray[Any]]
 
 CALIBRATION = 32  # samples that the static quantizer sees
-_PER_CHANNEL = 13  # the first opset whose DequantizeLinear has an axis
-_HEAVY = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul")
 # What onnxslim needs beside what onnxlr and ONNX Runtime bring; no version but this was tried.
 _SLIM = ("onnxslim==0.1.98", "colorama==0.4.6", "sympy==1.14.0", "mpmath==1.3.0")
 
@@ -47,60 +46,20 @@ class Tool:
     apply: Callable[[Path, Path, Arrays, Path], None]
 
 
-def _preprocess(source: Path, out: Path) -> onnx.ModelProto:
-    """Prepare a model as ONNX Runtime advises, and remove what its quantizers fail on.
+def _step(name: str) -> Callable[[Path, Path, Arrays, Path], None]:
+    """What ``--behind`` calls so; a step that calibrates sees some of the samples, one by one."""
 
-    Symbolic shape inference is left out: it gives up on three of four models ("Incomplete symbolic
-    shape inference"). Per-channel scales need opset 13. Shapes that a file states of its weights
-    are dropped: the quantizer transposes weights of Gemm, and then refuses what was stated.
-    """
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    ready = out.with_suffix(".ready")
-    quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-    model = onnx.load(ready)
-    ready.unlink()
-    version = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if version < _PER_CHANNEL:
-        model = version_converter.convert_version(model, _PER_CHANNEL)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    values = [value for value in model.graph.value_info if value.name not in stored]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(values)
-    return model
-
-
-def _dynamic(source: Path, out: Path, _: Arrays, __: Path) -> None:
-    from onnxruntime.quantization import quantize_dynamic
-
-    quantize_dynamic(_preprocess(source, out), out, per_channel=True)
-
-
-def _static(source: Path, out: Path, samples: Arrays, _: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
+    def apply(source: Path, out: Path, samples: Arrays, _: Path) -> None:
+        def feeds() -> Iterator[Arrays]:
             count = min(CALIBRATION, len(next(iter(samples.values()))))
-            self._left = iter(range(count))
+            for i in range(count):
+                yield {key: array[i : i + 1] for key, array in samples.items()}
 
-        def get_next(self) -> Arrays | None:
-            i = next(self._left, None)
-            return None if i is None else {name: a[i : i + 1] for name, a in samples.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copy(source, folder))
+            shutil.copyfile(Behind(name).apply(copy, source.name, feeds), out)
 
-    # Only what holds weights: between them, an attention mask of -3e38 would set the scales.
-    model = _preprocess(source, out)
-    quantize_static(model, out, Reader(), per_channel=True, op_types_to_quantize=list(_HEAVY))
-
-
-def _half(source: Path, out: Path, _: Arrays, __: Path) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-    # It appends the casts of the inputs behind all nodes, which the checker refuses.
-    OnnxModel.graph_topological_sort(model.graph)
-    onnx.save(model, out)
+    return apply
 
 
 def _slim(source: Path, out: Path, _: Arrays, work: Path) -> None:
@@ -138,9 +97,9 @@ def _install(folder: Path) -> None:
 
 
 TOOLS = (
-    Tool("dynamic", "dynamic INT8", _dynamic),
-    Tool("static", "static INT8 (QDQ)", _static),
-    Tool("half", "float16", _half),
+    Tool("dynamic", "dynamic INT8", _step("int8-dynamic")),
+    Tool("static", "static INT8 (QDQ)", _step("int8-static")),
+    Tool("half", "float16", _step("fp16")),
     Tool("slim", "onnxslim", _slim),
 )
 
