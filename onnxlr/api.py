@@ -50,6 +50,7 @@ def optimize(
     verify: str = "full",
     expand_at_load: bool = False,
     behind: Given | None = None,
+    behind_out: str | Path | None = None,
     measure: bool = True,
     remeasure: bool = False,
     latency_table: str | Path | None = None,
@@ -125,7 +126,9 @@ def optimize(
         function from the path of a model, which is a copy, to that of what it made of it. All that
         is tried is judged and timed with that. Losses count against the original without it, so
         that the limit holds for all that is lost; speed is compared with the original with it.
-        What is written is the file before it.
+        What is written to ``out`` is the file before it.
+    behind_out : path, optional
+        Where to write the file behind it: the very one that was judged and timed.
     measure : bool
         False estimates latencies from the work, for a machine that isn't at hand.
     remeasure : bool
@@ -208,7 +211,8 @@ def optimize(
         labels=labels,
         verify=verification,
         expand_at_load=expand_at_load,
-        behind=arguments.parse_step(behind, given),
+        behind=arguments.parse_step(behind, behind_out, given),
+        behind_out=behind_out,
         measure=measure,
         remeasure=remeasure,
         latency_table=latency_table,

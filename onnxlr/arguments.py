@@ -274,15 +274,18 @@ def check_runs_whole(
             )
 
 
-def parse_step(behind: Given | None, data: object) -> Behind | None:
+def parse_step(behind: Given | None, out: FileName | None, data: object) -> Behind | None:
     """What is done behind.
 
     Raises
     ------
     UsageError
-        If there is no such step, or it needs samples that aren't there.
+        If there is no such step, it needs samples that aren't there, or its file is asked for where
+        nothing is done.
     """
     step = parse_behind(behind)
+    if step is None and out is not None:
+        raise UsageError(f"--behind-out {out} is for what is done behind: name that with --behind")
     if step is not None and step.calibrates and data is None:
         raise UsageError(f"--behind {step} needs samples to calibrate on: name them with --data")
     return step

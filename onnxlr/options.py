@@ -44,6 +44,8 @@ class Options:
     expand_at_load : bool
     behind : Behind or None
         What will be done to the file afterwards: it is judged and timed with that.
+    behind_out : str, Path or None
+        Where the file behind that goes.
     measure : bool
         Whether anything is timed; latencies are estimated otherwise.
     remeasure : bool
@@ -85,6 +87,7 @@ class Options:
     verify: Verify = "full"
     expand_at_load: bool = False
     behind: Behind | None = None
+    behind_out: str | Path | None = None
     measure: bool = True
     remeasure: bool = False
     latency_table: str | Path | None = None

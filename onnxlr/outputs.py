@@ -60,7 +60,8 @@ def optimize_to_files(
     plan_path, page_path, json_path, folder = (
         None if n is None else Path(n) for n in (names.plan, names.page, names.json, names.frontier)
     )
-    paths = [p for p in (plan_path, page_path, json_path) if p is not None]
+    behind_path = None if options.behind_out is None else Path(options.behind_out)
+    paths = [p for p in (plan_path, page_path, json_path, behind_path) if p is not None]
     for text_path in paths:
         check_destination(text_path, path_of(model), *inputs)
     if page_path is not None:

@@ -133,6 +133,8 @@ def optimize(
             outcome.report(out, time.perf_counter() - started),
         )
         with staged_texts(texts(result)):
+            if options.behind_out is not None:
+                _write_behind(evaluator, selection, built, Path(options.behind_out))
             if out is not None:  # the last of all: nothing may fail after that
                 move_into_place(built.path, out)
         return result
@@ -326,6 +328,16 @@ def _hand_over(evaluator: Evaluator, selection: Selection, table: LatencyTable |
         built = Built(path, nbytes, count_params(source.model))
     check_unchanged(source)
     return built
+
+
+def _write_behind(evaluator: Evaluator, selection: Selection, built: Built, out: Path) -> None:
+    """Write the file behind the one to hand over: what was judged."""
+    assert evaluator.finish is not None
+    changed = selection.variant.changes_anything
+    made = load((evaluator.finished(built) if changed else evaluator.finish.original).path)
+    with workspace(out) as folder:
+        path, _ = copy_source(made, folder, working_name(made, out))
+        move_into_place(path, out)
 
 
 def _save_times(table: LatencyTable | None, options: Options) -> None:

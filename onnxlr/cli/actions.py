@@ -35,7 +35,7 @@ def optimize(
     **options: Any,
 ) -> None:
     """Factorize a model; the options are those of ``onnxlr.optimize``."""
-    outputs = (out, options["plan_out"], json_out, options["report"])
+    outputs = (out, options["plan_out"], json_out, options["report"], options["behind_out"])
     table = options["latency_table"]
     check_distinct(*_files((*outputs, table)))
     progress = Silent() if quiet else ProgressBars()

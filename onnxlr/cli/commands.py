@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxlr.cli.flags import (
-    behind_flag,
+    behind_flags,
     choice_flags,
     gate_flags,
     json_flag,
@@ -107,7 +107,7 @@ def main() -> None:
     help="Also store weights, of any operator, as factors that are multiplied when the session "
     "loads: the file gets smaller, the run time stays the same.",
 )
-@behind_flag
+@behind_flags
 @click.option(
     "--no-measure",
     "measure",

@@ -45,14 +45,6 @@ json_flag = click.option(
     "--json", "json_out", metavar="FILE", help="Write the result here as JSON; - prints it."
 )
 
-behind_flag = click.option(
-    "--behind",
-    metavar="NAME",
-    help="What will be done to OUT afterwards: int8-dynamic, int8-static, fp16, or "
-    "module:function, from the path of a model to that of another. IN and all that is tried are "
-    "judged and timed with it; OUT is the file before it.",
-)
-
 # Where and how speed is measured.
 machine_flags = _together(
     click.option(
@@ -86,6 +78,23 @@ machine_flags = _together(
         "--batch", default=1, show_default=True, help="Number of samples in the timed batch."
     ),
     shape_flag,
+)
+
+# What will be done to the result.
+behind_flags = _together(
+    click.option(
+        "--behind",
+        metavar="NAME",
+        help="What will be done to OUT afterwards: int8-dynamic, int8-static, fp16, or "
+        "module:function, from the path of a model to that of another. IN and all that is tried "
+        "are judged and timed with it; OUT is the file before it.",
+    ),
+    click.option(
+        "--behind-out",
+        metavar="FILE",
+        callback=no_dash,
+        help="Write the file behind OUT here: the very one that was judged and timed.",
+    ),
 )
 
 # Which layers may be replaced, and by which methods.

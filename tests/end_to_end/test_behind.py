@@ -174,9 +174,10 @@ def test_a_step_that_low_rank_makes_worse_has_the_original_handed_over(source: P
 
 def test_a_step_that_is_outside_the_limit_by_itself_is_said_in_one_line(source: Path) -> None:
     step = partial(scaled, by=1.2)
-    options = HALF | {"target": None}
+    options = HALF | {"target": None, "behind_out": "behind.onnx"}
     result = onnxlr.optimize(source, "out.onnx", data="data.npz", behind=step, **options)
     assert Path("out.onnx").read_bytes() == source.read_bytes()
+    assert output(Path("behind.onnx")) == pytest.approx(1.2 * output(source), rel=1e-5)
     assert 0.2 < result.report["metric"]["loss"] < 0.25  # of the file that would be used
     why = f"{SCALED} alone is outside the limit: rel-error would rise to 0.2"
     assert all(why in d.reason for d in result.plan.decisions)
@@ -219,7 +220,7 @@ def test_static_quantization_sees_samples_that_fit_and_no_others(
 
 def test_the_command_tells_which_is_best(source: Path) -> None:
     words = ["--data", "data.npz", "--max-drop", "0.1", "--target", "params=0.4", "--no-measure"]
-    files = ["--json", "r.json", "--report", "r.html"]
+    files = ["--json", "r.json", "--report", "r.html", "--behind-out", "int8.onnx"]
     words += ["--behind", "int8-dynamic", "--metric", "rel-error", *files]
     done = CliRunner().invoke(main, ["optimize", source.name, "o.onnx", *words])
     assert done.exit_code == 0, done.output
@@ -237,6 +238,9 @@ def test_the_command_tells_which_is_best(source: Path) -> None:
         assert f"{rows[3]['bytes']:,}" in text
     assert "what int8-dynamic makes of the saved file" in report["verified"]
     assert report["output"]["bytes"] == Path("o.onnx").stat().st_size == rows[1]["bytes"]
+    assert rows[3]["bytes"] == Path("int8.onnx").stat().st_size
+    loss = onnxlr.compare(source, "int8.onnx", data="data.npz", metric="rel-error").quality.drop
+    assert loss == pytest.approx(rows[3]["loss"], rel=0.3)  # on all of the samples
     assert {n.op_type for n in onnx.load("o.onnx").graph.node} == {"MatMul", "Relu", "Add"}
 
 
@@ -271,6 +275,7 @@ def functions(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         (["int4"], 2, "choose from int8-dynamic, int8-static, fp16 or module:function"),
         (["int8-static"], 2, "needs samples to calibrate on: name them with --data"),
+        (["fp16", "--behind-out", "o.onnx"], 2, "o.onnx"),
         (["fp16", "--verify", "layers"], 2, "--behind needs a run"),
         (["steps_of_mine:missing"], 2, "can't be imported: module 'steps_of_mine' has no attrib"),
         (["steps_of_mine:raising"], 1, "failed on net.onnx: RuntimeError: no such scale"),
@@ -328,5 +333,7 @@ def test_a_file_behind_that_the_runtime_refuses(source: Path) -> None:
 
     with pytest.raises(ModelError, match=r"can't open .*net.onnx behind which .*unknown was done"):
         onnxlr.optimize(source, data="data.npz", behind=unknown, **HALF)
+    with pytest.raises(UsageError, match="--behind-out a is for what is done behind"):
+        onnxlr.optimize(source, behind_out="a")
     with pytest.raises(UsageError, match="--behind 3 is unknown"):
         onnxlr.optimize(source, behind=3)  # type: ignore[arg-type]
