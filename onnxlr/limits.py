@@ -27,9 +27,9 @@ class Limits:
         long they take.
     ranks : int
         Candidates of each method for a layer.
-    trials, trials_most : int
-        Sets of replacements that a search builds, saves and judges: always, and as far as there is
-        time.
+    trials_least, trials, trials_most : int
+        Sets of replacements that a search builds, saves and judges: whatever the time limit,
+        without one, and as far as there is time.
     trial_seconds : float
         That time, by the work in it.
     rungs : int
@@ -85,6 +85,7 @@ class Limits:
     in_place_seconds: float = 12.0
     timing_rows: int = 18
     ranks: int = 8
+    trials_least: int = 4
     trials: int = 8
     trials_most: int = 20
     trial_seconds: float = 20.0

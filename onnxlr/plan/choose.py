@@ -112,8 +112,9 @@ def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> B
             step(f"trial of {len(chosen)} layers")
             return _verdict(evaluator, chosen)
 
+        most = _most_trials(evaluator)
         may_go_on = partial(evaluator.time.allows, 0.55, "further trials")
-        return boldest(levels, Trials(verdict, _most_trials(evaluator), may_go_on))
+        return boldest(levels, Trials(verdict, most, may_go_on, evaluator.limits.trials_least))
 
 
 def _most_trials(evaluator: Evaluator) -> int:

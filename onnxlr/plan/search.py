@@ -27,18 +27,21 @@ class Trials:
     most : int
     may_go_on : callable
         Whether there is time for one more.
+    least : int
+        Sets that are asked about even where there is no time, which bisect to some result.
     """
 
     verdict: Callable[[Mapping[str, Candidate]], str | None]
     most: int = 14
     may_go_on: Callable[[], bool] = lambda: True
+    least: int = 0
     made: int = 0
     _verdicts: dict[frozenset[tuple[str, Candidate]], str | None] = field(default_factory=dict)
 
     @property
     def exhausted(self) -> bool:
         """Whether no more verdicts will be asked for."""
-        return self.made >= self.most or not self.may_go_on()
+        return self.made >= self.most or (self.made >= self.least and not self.may_go_on())
 
     def ask(self, chosen: Mapping[str, Candidate]) -> str | None:
         """The verdict on a set. The empty set, which changes nothing, is always accepted."""

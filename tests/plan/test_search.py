@@ -65,6 +65,21 @@ def test_no_more_trials_than_allowed() -> None:
     assert any("together with 1 other" in why for why in refused.values())  # with whom it was tried
 
 
+def test_some_trials_are_made_even_where_there_is_no_time() -> None:
+    """Else a run on a busy machine would end with nothing."""
+    levels = [lambda r=r: level(r) for r in (100, 50, 25, 10, 5)]
+
+    def verdict(chosen: Mapping[str, Candidate]) -> str | None:
+        return None if damage(chosen) <= 32 else "too much"
+
+    late = Trials(verdict, 20, lambda: False, least=3)
+    assert boldest(levels, late).chosen == level(25)
+    assert late.made == 3
+    none = Trials(verdict, 20, lambda: False)
+    assert boldest(levels, none).chosen == {}
+    assert none.made == 0
+
+
 def test_the_same_set_is_judged_once() -> None:
     trials = Trials(lambda _: "bad")
     trials.ask(level(3))
