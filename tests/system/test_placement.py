@@ -13,6 +13,7 @@ import pytest
 
 from onnxlr.errors import ModelError, RuntimeMissingError
 from onnxlr.system import placement, session
+from onnxlr.system.native_log import native_stderr
 from onnxlr.system.placement import check_placement
 from onnxlr.system.session import Machine, Session
 from tests.support.builders import make_model, node
@@ -23,7 +24,7 @@ PLACED = f"{PREFIX}VerifyEachNodeIsAssignedToAnEp]"
 
 
 def network() -> onnx.ModelProto:
-    """A product whose result gets a shape that is computed from the input's."""
+    """A product whose result gets a shape that is computed from the input's; the best of it."""
     rng = np.random.default_rng(0)
     return make_model(
         [
@@ -32,7 +33,8 @@ def network() -> onnx.ModelProto:
             node("Gather", ["s", "zero"], "n", "pick"),
             node("Concat", ["n", "minus"], "t", "join", axis=0),
             node("Reshape", ["h", "t"], "r", "reshape"),
-            node("Softmax", ["r"], "y", "softmax"),
+            onnx.helper.make_node("TopK", ["r", "two"], ["top", "which"], "top"),
+            node("Softmax", ["top"], "y", "softmax"),
         ],
         {"x": (4, 8)},
         ["y"],
@@ -40,6 +42,7 @@ def network() -> onnx.ModelProto:
             "w": rng.standard_normal((8, 6)).astype(np.float32),
             "zero": np.array([0], np.int64),
             "minus": np.array([-1], np.int64),
+            "two": np.array([2], np.int64),
         },
     )
 
@@ -77,6 +80,7 @@ def test_arithmetic_of_shapes_on_the_cpu_is_no_fall_back() -> None:
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
+        ([("TopK", "top")], "1 node would run on the CPU in place of cuda, TopK 'top'"),
         ([("Reshape", "reshape")], "1 node would run on the CPU in place of cuda, Reshape 'resha"),
         ([("FusedConv", "made")], "1 node would run on the CPU in place of cuda, FusedConv 'made"),
         (
@@ -117,7 +121,7 @@ def test_a_runtime_that_records_nothing_has_it_in_its_log(
         check(None, "\n".join(some), "tensorrt", "cuda")
     check(None, "\n".join(line for line in some if "MatMul" not in line))
     check(None, f"{PLACED}  All nodes placed on [{OTHER}]. Number of nodes: 9")
-    with pytest.raises(ModelError, match=r"3 nodes would run .* MatMul 'product', Reshape"):
+    with pytest.raises(ModelError, match=r"4 nodes would run .* MatMul 'product', Reshape"):
         check(None, f"{PLACED}  All nodes placed on [{CPU}]. Number of nodes: 9")
 
 
@@ -140,11 +144,21 @@ def test_a_session_that_falls_back(
             monkeypatch.setattr(module, "can_record", lambda: False)
     elif not placement.can_record():
         pytest.skip("this ONNX Runtime records no placement")
-    with pytest.raises(ModelError, match=r"falls back: 3 nodes .* of azure, MatMul 'product', Res"):
+    with pytest.raises(ModelError, match=r"falls back: 4 nodes .* of azure, MatMul 'product', Res"):
         Session(path, Machine("azure"))
     allowed = Session(path, Machine("azure,cpu"))
     assert set(allowed.run({"x": np.zeros((4, 8), np.float32)})) == {"y"}
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_caught_is_not_printed_and_what_comes_after_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with native_stderr() as log:
+        os.write(2, b"caught")
+        assert log() == "caught"
+    os.write(2, b"printed")
+    assert capfd.readouterr().err == "printed"
 
 
 def test_a_whole_session_that_falls_back_says_what_the_runtime_logged(

@@ -172,7 +172,7 @@ def test_engines_are_of_one_content_with_its_external_data(
     """TensorRT finds an engine again by names, which files with other weights may share."""
     monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path / "cache"))
     model, data = tmp_path / "m.onnx", tmp_path / ("w" * 200)
-    entry = b"\n\x08location\x12" + bytes([200 & 127 | 128, 200 >> 7]) + b"w" * 200
+    entry = b"\n\x08location\x12" + bytes([200 & 127 | 128, 200 >> 7]) + b"w" * 200 + b"\x1a\x00"
 
     def place() -> str:
         return engine_options("openvino", str(model), "setup")["cache_dir"]
@@ -277,7 +277,8 @@ def test_a_library_is_registered_once_in_each_process_and_its_devices_are_taken(
         "get_available_providers",
         lambda: ["AzureExecutionProvider", "CPUExecutionProvider"],
     )
-    chosen = providers.check_offered(names, machine.libraries)
+    for _ in range(2):
+        chosen = providers.check_offered(names, machine.libraries)
     assert plugins.calls == [("mine", str(library))] * 2
     assert providers.give_providers(Settings(), chosen, {"fast": {"level": "2"}}) == {}
     # The second registration added a second device: of a provider, all devices are taken.
