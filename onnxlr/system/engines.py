@@ -40,9 +40,9 @@ def engine_options(provider: str, content: bytes | str, setup: str) -> dict[str,
         return {}
     options: dict[str, str] = {}
     if folder := _folder(content, provider, setup):
-        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        options |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder)}
     if folder := _made(_key("kernels", setup)):
-        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)}
+        options |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(folder)}
     return options
 
 

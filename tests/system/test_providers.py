@@ -162,7 +162,7 @@ def test_what_is_compiled_is_kept_by_file_unless_the_user_names_a_place(
     given = given_to(offers_all, Machine("tensorrt,cuda"))
     assert given[CUDA] == {}
     options = given["TensorrtExecutionProvider"]
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert options["trt_engine_cache_path"] != options["trt_timing_cache_path"]
 
 
