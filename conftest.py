@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for one
 # Files that take longest, so that no core is still busy with one when the others are done.
 _LONG = (
     *("system/test_cluster", "end_to_end/test_with_data", "end_to_end/test_determinism"),
+    *("olive/test_optimize_pass", "end_to_end/test_package"),
     *("robustness/test_command_ends", "robustness/test_faults", "models/test_guide"),
 )
 
