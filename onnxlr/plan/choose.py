@@ -25,6 +25,7 @@ from onnxlr.verify.latency_table import LatencyTable
 
 # A trial takes so long for any model, and a second more for so many bytes.
 _TRIAL_SECONDS, _WRITTEN = 0.5, 1e8
+_BEHIND = 3  # times that, where something is done behind: a copy is made, and another file of it
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 
@@ -123,6 +124,8 @@ def _most_trials(evaluator: Evaluator) -> int:
     samples = feeding.choose if feeding is not None else None
     count = len(samples) if isinstance(samples, Samples) else 1
     writing = _TRIAL_SECONDS + evaluator.original.source.nbytes / _WRITTEN
+    if evaluator.finish is not None:
+        writing *= _BEHIND
     affordable = limits.trial_seconds / (writing + count * sample_seconds(evaluator.original))
     return max(limits.trials, min(limits.trials_most, int(affordable)))
 
