@@ -115,6 +115,10 @@ def _prepared(path: Path, large: bool) -> onnx.ModelProto:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    if not large:  # in one file: weights that are outside aren't found where it prepares them
+        whole = _beside(path, "whole")
+        onnx.save(onnx.load(path), whole)
+        path = whole
     ready = _beside(path, "ready")
     quant_pre_process(str(path), str(ready), skip_symbolic_shape=True, save_as_external_data=large)
     model = onnx.load(ready)

@@ -78,16 +78,18 @@ def test_a_step_makes_another_file_of_the_same_function(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", list(READY))
-def test_what_does_not_fit_into_one_file_is_kept_outside(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_outside_stay_there_if_they_do_not_fit_into_one_file(
+    name: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ready, "_PROTOBUF_BYTES", 1)
+    if large:
+        monkeypatch.setattr(ready, "_PROTOBUF_BYTES", 1)
     path = tmp_path / "model.onnx"
     onnx.save(network(), path, save_as_external_data=True, location="model.data", size_threshold=0)
     made = Behind(name).apply(path, "the model", feeds)
     inside = onnx.load(made, load_external_data=False).graph.initializer
-    assert any(t.data_location == onnx.TensorProto.EXTERNAL for t in inside)
+    assert any(t.data_location == onnx.TensorProto.EXTERNAL for t in inside) is large
     copy = tmp_path / "elsewhere"
     shutil.copytree(tmp_path, copy, ignore=lambda *_: {"model.onnx", "model.data"})
     assert relative(output(path), output(copy / made.name)) < TOLERANCE[name]
