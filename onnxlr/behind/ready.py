@@ -54,12 +54,19 @@ def int8_dynamic(path: Path, _: Feeds) -> Path:
 
     Weights have seven bits: processors without VNNI saturate where products of eight are summed.
     """
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     large, out = _is_large(path), _beside(path, "int8")
     model = _prepared(path, large)
+    # Older runtimes have no product of convolutions with signed weights.
+    convolves = any(node.op_type == "Conv" for node in model.graph.node)
     quantize_dynamic(
-        model, out, per_channel=True, reduce_range=True, use_external_data_format=large
+        model,
+        out,
+        per_channel=True,
+        reduce_range=True,
+        weight_type=QuantType.QUInt8 if convolves else QuantType.QInt8,
+        use_external_data_format=large,
     )
     return out
 
