@@ -16,7 +16,7 @@ from onnxlr.layers.macs import count_macs
 from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
-from onnxlr.plan.frontier import original_ms, saved_ms
+from onnxlr.plan.frontier import original_ms, time_left
 from onnxlr.plan.ladder import Ladder, Rung, build_ladder, thinned, why_too_slow
 from onnxlr.plan.proposal import Proposal
 from onnxlr.verify.latency_table import LatencyTable
@@ -218,14 +218,11 @@ def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int
 
 def _time_left(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
     timed = [rung for rung in rungs if evaluator.speed_of(rung.variant) is not None]
-    reference = (timed or list(rungs))[-1]
+    reference = (timed or rungs)[-1]
     speed = evaluator.speed_of(reference.variant) or evaluator.compare(reference.variant)
     total = original_ms(evaluator, reference.proposal, speed)
     assert total is not None
-    saved = [saved_ms(rung.proposal, rung.variant, total) / total for rung in rungs]
-    counted = saved[rungs.index(reference)]
-    realised = (1 - 1 / speed.speedup) / counted if counted > 0 else 1.0
-    return [1 - realised * share for share in saved]
+    return time_left(evaluator, reference.proposal, [rung.variant for rung in rungs], total)
 
 
 def _macs_left(evaluator: Evaluator, rung: Rung) -> int:

@@ -1,6 +1,6 @@
 """The frontier: every model that was judged, with its loss, its milliseconds and its bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxlr.candidates.candidate import candidate
@@ -18,6 +18,8 @@ from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
 from onnxlr.verify.latency import Comparison
 from onnxlr.widths.narrowing import Narrowing
+
+_LEAST_LEFT = 0.02  # of the original's time: no prediction is better
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,10 @@ def frontier(
             plan if unchanged else nothing,
         )
     ]
-    realised = _realised(evaluator, proposals, total)
-    for item in evaluator.judged:
+    for item, ms in _with_times(evaluator, proposals, total):
         is_chosen = not unchanged and item.key == selection.variant.key
         proposal = proposals.get(item.narrowing, Proposal({}, {}))
-        ms, measured = _milliseconds(evaluator, proposal, item, total, realised)
+        measured = total is not None and evaluator.speed_of(item) is not None
         low, high = _interval(evaluator, item.quality)
         points.append(
             Point(
@@ -148,33 +149,55 @@ def original_ms(evaluator: Evaluator, proposal: Proposal, speed: Comparison | No
     return total or None
 
 
-def _milliseconds(
-    evaluator: Evaluator,
-    proposal: Proposal,
-    item: Judged,
-    total: float | None,
-    realised: float,
-) -> tuple[float | None, bool]:
-    """Milliseconds of a model, and whether it was timed as a whole."""
-    if total is None:
-        return None, False
-    if (speed := evaluator.speed_of(item)) is not None:
-        return total / speed.speedup, True
-    return max(total - realised * saved_ms(proposal, item, total), 0.0), False
+def _with_times(
+    evaluator: Evaluator, proposals: Proposals, total: float | None
+) -> Iterator[tuple[Judged, float | None]]:
+    """The models that were judged, with their milliseconds as far as something is known of them."""
+    for items in _by_base(evaluator):
+        if total is None:
+            yield from ((item, None) for item in items)
+            continue
+        proposal = proposals.get(items[0].narrowing, Proposal({}, {}))
+        left = time_left(evaluator, proposal, items, total)
+        yield from ((item, total * share) for item, share in zip(items, left, strict=True))
 
 
-def _realised(evaluator: Evaluator, proposals: Proposals, total: float | None) -> float:
-    """What comes, of the milliseconds that layers save alone, with what is done behind them.
+def _by_base(evaluator: Evaluator) -> list[list[Judged]]:
+    """The models that were judged, by the model whose layers they replace; with none, together."""
+    groups: dict[object, list[Judged]] = {}
+    for item in evaluator.judged:
+        groups.setdefault(item.narrowing if item.choices else "channels alone", []).append(item)
+    return list(groups.values())
 
-    It is told by the boldest model that was timed as a whole; 1 where nothing is done.
+
+def time_left(
+    evaluator: Evaluator, proposal: Proposal, items: Sequence[Judged | Variant], total: float
+) -> list[float]:
+    """The time of models of one course, as shares of the original's.
+
+    Those that were timed have what was measured. Of the others it is predicted from their layers,
+    which mislead where the runtime fuses, and put right by what the boldest that was timed saved.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    proposal : Proposal
+        What was learned about the layers.
+    items : sequence of Judged or Variant
+    total : float
+        Milliseconds of the original.
     """
-    counted, came = 0.0, 0.0
-    for item in evaluator.judged if evaluator.finish is not None and total is not None else ():
-        speed = evaluator.speed_of(item)
-        saved = saved_ms(proposals.get(item.narrowing, Proposal({}, {})), item, total or 0.0)
-        if speed is not None and saved > counted:
-            counted, came = saved, (total or 0.0) * (1 - 1 / speed.speedup)
-    return came / counted if counted else 1.0
+    saved = [saved_ms(proposal, item, total) / total for item in items]
+    speeds = [evaluator.speed_of(item) for item in items]
+    counted, gained = max(
+        ((s, 1 - 1 / v.speedup) for s, v in zip(saved, speeds, strict=True) if v is not None),
+        default=(1.0, 1.0),
+    )
+    realised = gained / counted if counted > 0 else 1.0
+    return [
+        max(1 - realised * share, _LEAST_LEFT) if speed is None else 1 / speed.speedup
+        for share, speed in zip(saved, speeds, strict=True)
+    ]
 
 
 def saved_ms(proposal: Proposal, item: Judged | Variant, total: float) -> float:
