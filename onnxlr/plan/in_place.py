@@ -63,10 +63,8 @@ def time_in_place(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen) -> I
     base = Variant({}, {}, 0, evaluator.narrowing)
     try:
         with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
-            before = _left(evaluator, base)
-            speed = evaluator.speed_of(variant) or evaluator.compare(variant)
-        whole, after = speed.a.median_ms, speed.a.median_ms / speed.speedup
-        predicted = before * whole - tradeoff.saved(chosen)
+            before, after = _in_turn(evaluator, (base, variant), evaluator.limits.in_place_seconds)
+        predicted = before - tradeoff.saved(chosen)
         # A compiler fuses: what two layers lose and gain by it may cancel out in the sum.
         fused = evaluator.options.machine.compiles
         if not fused and abs(predicted - after) <= _DIFFERENCE * after:
@@ -98,13 +96,6 @@ def corrected(tradeoff: Tradeoff, found: InPlace, chosen: Chosen) -> Tradeoff:
     return replace(tradeoff, layers=rows)
 
 
-def _left(evaluator: Evaluator, base: Variant) -> float:
-    """The time of the model whose layers are replaced, as a share of the original's."""
-    if not base.changes_anything:
-        return 1.0
-    return 1 / (evaluator.speed_of(base) or evaluator.compare(base)).speedup
-
-
 def _groups(names: Sequence[str], nbytes: int) -> list[Sequence[str]]:
     size = max(1, min(_AT_ONCE, _OPEN_BYTES // max(1, nbytes)))
     return [names[i : i + size] for i in range(0, len(names), size)]
@@ -112,12 +103,17 @@ def _groups(names: Sequence[str], nbytes: int) -> list[Sequence[str]]:
 
 def _saved(evaluator: Evaluator, variant: Variant, names: Sequence[str]) -> dict[str, float]:
     """Milliseconds that each of some replacements saves beside all the others."""
-    assert evaluator.feeding is not None
-    variants = [variant, *(_without(variant, name) for name in names)]
-    sessions = [evaluator.open_variant(item) for item in variants]
     seconds = evaluator.limits.in_place_seconds * len(names) / len(variant.choices)
-    whole, *others = times_in_turn(sessions, evaluator.feeding.first_feed, seconds)
+    variants = (variant, *(_without(variant, name) for name in names))
+    whole, *others = _in_turn(evaluator, variants, seconds)
     return {name: ms - whole for name, ms in zip(names, others, strict=True)}
+
+
+def _in_turn(evaluator: Evaluator, variants: Sequence[Variant], seconds: float) -> list[float]:
+    """Milliseconds of some models, timed in turn."""
+    assert evaluator.feeding is not None
+    sessions = [evaluator.open_variant(item) for item in variants]
+    return times_in_turn(sessions, evaluator.feeding.first_feed, seconds)
 
 
 def _without(variant: Variant, name: str) -> Variant:

@@ -25,6 +25,7 @@ PRECISION = 0.02  # relative half-width at which the interval of two whole model
 # largest ratio bound a median with so small an error.
 _FIRST_LOOK, _LOOKS = 9, 10
 LEVEL = 0.05 / _LOOKS
+_ROWS_IN_TURN = 4 * _FIRST_LOOK  # of several models, after which their medians are known well
 _ENOUGH = 1 / 3  # of the time: after it, how much faster need not be known well
 
 
@@ -132,12 +133,14 @@ def times_in_turn(sessions: Sequence[Session], feed: Feed, seconds: float) -> li
         Of one machine.
     feed : mapping of str to ndarray
     seconds : float
-        For all of them; at least as many rounds are made as a first look needs.
+        For all of them, at most; but as many rounds are made as a first look needs.
     """
     alone = runs_in_caller(sessions[0].machine)
     rounds = Rounds([session.bind(feed) for session in sessions], by_processor=alone)
     start = time.perf_counter()
-    while rounds.rows < _FIRST_LOOK or time.perf_counter() - start < seconds:
+    while rounds.rows < _FIRST_LOOK or (
+        rounds.rows < _ROWS_IN_TURN and time.perf_counter() - start < seconds
+    ):
         rounds.add_row()
     return [float(ms) for ms in np.median(rounds.best, axis=0)]
 

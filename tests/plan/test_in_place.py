@@ -50,10 +50,6 @@ def evaluator(
         alone = sum(ALONE[c.rank[0]] - 1 for c in variant.choices.values())
         return REST + len(NAMES) + alone + more(variant.choices)
 
-    def compare(variant: Variant) -> Any:
-        whole = REST + len(NAMES)
-        return SimpleNamespace(a=SimpleNamespace(median_ms=whole), speedup=whole / ms(variant))
-
     def turns(sessions: Sequence[Variant], *_: Any) -> list[float]:
         return [ms(variant) for variant in sessions]
 
@@ -68,8 +64,6 @@ def evaluator(
         options=SimpleNamespace(latency_vetoes=True, latency_table=None, machine=Machine(provider)),
         timed=True,
         time=TimeLimit(1e9),
-        speed_of=lambda _: None,
-        compare=compare,
         open_variant=lambda variant: variant,
     )
     return cast(Evaluator, fake)
