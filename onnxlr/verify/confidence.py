@@ -27,6 +27,7 @@ _NUISANCE_STEPS = 48
 _MOST_STAKE = 0.99  # of all that a bet may stake, so that no single sample loses everything
 _FIRST_VARIANCE = 1e-2  # of losses scaled to 0 … 1, before the first sample
 _STAKES = 64  # among which the best constant one is looked for
+_MOST_SAMPLES = 1 << 30  # that are thought of
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
 _FARTHEST = 1e15  # a limit beyond which none is looked for
 
@@ -127,7 +128,7 @@ class Losses:
             return None
         if self.kind in ("pairs", "shares"):
             noise = float(scipy.special.ndtri(confidence)) ** 2 * float(self.values.var())
-            least = samples_without_loss(limit / self.scale, confidence)
+            least = samples_with_loss(self.mean / self.scale, limit / self.scale, confidence)
             return max(math.ceil(noise / gap**2), least)
         values, share = self._unit(limit / self.scale)
         stakes = np.linspace(0, _MOST_STAKE / (1 - share), _STAKES)[1:]
@@ -310,6 +311,34 @@ def mean_p_value(values: Array, limit: float, confidence: float) -> float:
     stakes = np.minimum(np.sqrt(2 * level / (n * variance)), _MOST_STAKE / (1 - limit))
     capital = np.cumsum(np.log1p(stakes * (limit - values)))
     return min(1.0, math.exp(-float(capital.max())))
+
+
+def samples_with_loss(share: float, limit: float, confidence: float) -> int:
+    """About how many samples show a limit if that share of them loses, and none gains.
+
+    It is by the exact bound of a share (Clopper & Pearson 1934) at fractional counts: the normal
+    approximation promises too much where few samples lose anything.
+
+    Examples
+    --------
+    >>> samples_with_loss(0.0, 0.01, 0.95), samples_with_loss(1 / 300, 0.01, 0.95)
+    (299, 655)
+    """
+    low = samples_without_loss(limit, confidence)
+    if share <= 0 or not 0 < limit < 1:
+        return low
+
+    def shows(n: float) -> bool:
+        lost = share * n
+        return bool(scipy.special.betaincinv(lost + 1, n - lost, confidence) <= limit)
+
+    high = low
+    while not shows(high) and high < _MOST_SAMPLES:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
 
 
 def samples_without_loss(limit: float, confidence: float) -> int:

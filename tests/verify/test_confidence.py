@@ -234,6 +234,17 @@ def test_about_so_many_samples_are_needed() -> None:
     assert shares(0, 10).needed(0.01, 0.95) == 299
 
 
+@pytest.mark.parametrize(("lost", "count"), [(1, 300), (2, 600), (3, 1000), (12, 3000)])
+def test_where_few_lose_no_number_is_named_that_would_not_show_it(lost: int, count: int) -> None:
+    """The normal approximation named 299 samples where 600 had just failed to show it."""
+    found = pairs(lost, 0, count)
+    needed = found.needed(0.01, 0.95)
+    assert needed is not None
+    assert found.shows(0.01, 0.95) == (needed <= count)
+    more = round(1.2 * needed)
+    assert pairs(round(lost * more / count), 0, more).shows(0.01, 0.95)
+
+
 def test_nothing_is_shown_of_no_loss_at_all() -> None:
     assert share_p_value(0, 10_000, 0.0) == 1.0
     assert pairs_p_value(0, 0, 1000, 0.0) > 0.4
