@@ -128,7 +128,7 @@ class Losses:
             return None
         if self.kind in ("pairs", "shares"):
             noise = float(scipy.special.ndtri(confidence)) ** 2 * float(self.values.var())
-            least = samples_with_loss(self.mean / self.scale, limit / self.scale, confidence)
+            least = samples_needed(self.mean / self.scale, limit / self.scale, confidence)
             return max(math.ceil(noise / gap**2), least)
         values, share = self._unit(limit / self.scale)
         stakes = np.linspace(0, _MOST_STAKE / (1 - share), _STAKES)[1:]
@@ -313,24 +313,23 @@ def mean_p_value(values: Array, limit: float, confidence: float) -> float:
     return min(1.0, math.exp(-float(capital.max())))
 
 
-def samples_with_loss(share: float, limit: float, confidence: float) -> int:
+def samples_needed(share: float, limit: float, confidence: float) -> int:
     """About how many samples show a limit if that share of them loses, and none gains.
-
-    It is by the exact bound of a share (Clopper & Pearson 1934) at fractional counts: the normal
-    approximation promises too much where few samples lose anything.
 
     Examples
     --------
-    >>> samples_with_loss(0.0, 0.01, 0.95), samples_with_loss(1 / 300, 0.01, 0.95)
+    >>> samples_needed(0.0, 0.01, 0.95), samples_needed(1 / 300, 0.01, 0.95)
     (299, 655)
     """
-    low = samples_without_loss(limit, confidence)
-    if share <= 0 or not 0 < limit < 1:
+    if not 0 < limit < 1:
+        return 1
+    low = max(1, math.ceil(math.log(1 - confidence) / math.log1p(-limit)))
+    if share <= 0:
         return low
 
     def shows(n: float) -> bool:
-        lost = share * n
-        return bool(scipy.special.betaincinv(lost + 1, n - lost, confidence) <= limit)
+        # Exact (Clopper & Pearson 1934): a normal bound promises too much of rare losses.
+        return bool(scipy.special.betaincinv(share * n + 1, n - share * n, confidence) <= limit)
 
     high = low
     while not shows(high) and high < _MOST_SAMPLES:
@@ -339,19 +338,6 @@ def samples_with_loss(share: float, limit: float, confidence: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if shows(middle) else (middle, high)
     return high
-
-
-def samples_without_loss(limit: float, confidence: float) -> int:
-    """How many samples show a limit at a confidence if not one of them is lost.
-
-    Examples
-    --------
-    >>> samples_without_loss(0.01, 0.95)
-    299
-    """
-    if not 0 < limit < 1:
-        return 1
-    return max(1, math.ceil(math.log(1 - confidence) / math.log1p(-limit)))
 
 
 def highest_confidence(kind: Kind, n: int, limit: float) -> float:

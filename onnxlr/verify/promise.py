@@ -6,7 +6,7 @@ from onnxlr.verify.confidence import (
     USUAL_CONFIDENCE,
     Kind,
     highest_confidence,
-    samples_without_loss,
+    samples_needed,
 )
 from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.fidelity import Quality
@@ -154,7 +154,7 @@ class Promise:
     def enough(self) -> int:
         """How many samples would do for the usual confidence, of a model that loses hardly any."""
         if self.kind in ("pairs", "shares"):
-            exact = samples_without_loss(self.limit, USUAL_CONFIDENCE)
+            exact = samples_needed(0.0, self.limit, USUAL_CONFIDENCE)
             return -(-exact // 10) * 10 if exact > 100 else exact  # the next ten
         assert self.kind is not None
         low, high = self.samples, 2 * self.samples

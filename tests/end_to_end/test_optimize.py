@@ -251,6 +251,7 @@ def test_auto_trades_error_for_size_within_the_limit(
 ) -> None:
     monkeypatch.setattr("onnxlr.verify.layer_latency.timed_apart", lambda *_, **__: comparison(2.0))
     monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", lambda *_: comparison(2.0))
+    monkeypatch.setattr("onnxlr.plan.choose.is_timed_in_place", lambda _: False)
     weight = (np.diag(0.8 ** np.arange(64)) @ RNG.standard_normal((64, 96))).astype(np.float32)
     model = linear(weight, rows="n", name="fc")
     path = tmp_path / "d.npz"

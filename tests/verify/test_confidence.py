@@ -15,7 +15,7 @@ from onnxlr.verify.confidence import (
     highest_confidence,
     mean_p_value,
     pairs_p_value,
-    samples_without_loss,
+    samples_needed,
     share_p_value,
 )
 
@@ -85,7 +85,7 @@ def test_without_loss_it_is_a_power(n: int, limit: float) -> None:
 
 
 def test_how_many_samples_show_the_limit_of_a_model_without_loss() -> None:
-    assert samples_without_loss(0.01, 0.95) == 299
+    assert samples_needed(0.0, 0.01, 0.95) == 299
     assert shares(0, 299).shows(0.01, 0.95)
     assert not shares(0, 298).shows(0.01, 0.95)  # one fewer shows less
     assert highest_confidence("pairs", 75, 0.01) == pytest.approx(0.5294, abs=1e-4)
