@@ -1,7 +1,7 @@
 """Two models before and after, as rows that the console prints and Markdown shows."""
 
 from onnxlr.comparison import ModelComparison
-from onnxlr.report.report import Report, Size
+from onnxlr.report.report import Report, Size, where_words
 from onnxlr.types import ms_text
 from onnxlr.verify.fidelity import Fidelity, Quality
 from onnxlr.verify.latency import Comparison
@@ -20,8 +20,7 @@ def headline(result: Report | ModelComparison) -> list[Row]:
     rows = [] if result.quality is None else [_quality_row(result.quality, loss)]
     rows += _size_rows(before, after)
     if (speed := result.speed) is not None:
-        machine = result.machine
-        where = f"{machine.provider}, {machine.threads} thread(s), batch {result.batch}"
+        where = where_words(result.machine, result.batch)
         words = f"{speed_words(speed)}; {result.theoretical_speedup:.2f}× by MACs; {where}"
         times = ms_text(speed.a.median_ms), ms_text(speed.b.median_ms)
         rows.append(("median ms", *times, words))

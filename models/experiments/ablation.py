@@ -135,10 +135,10 @@ def rows(
 ) -> Iterator[str]:
     """Yield all rows of the table, share by share, or only those of some names."""
     options: dict[str, Any] = {"data": data, "validation": validation, "metric": "rel-error"}
+    variants = {name: row for name, row in VARIANTS.items() if not only or name in only}
+    rules = {name: row for name, row in RULES.items() if not only or name in only}
     for share in SHARES:
-        for name, variant in VARIANTS.items():
-            if only and name not in only:
-                continue
+        for name, variant in variants.items():
             try:
                 result = onnxlr.optimize(
                     source, target=f"macs={share}", max_drop=1, **options, **variant
@@ -147,9 +147,7 @@ def rows(
                 yield f"| {name} | −{1 - share:.0%}: {error} | | | | | |"
             else:
                 yield bench.row(name, result)
-        for name, pattern in RULES.items():
-            if only and name not in only:
-                continue
+        for name, pattern in rules.items():
             yield bench.row(name, by_rule(source, pattern, share))
     if only:
         return

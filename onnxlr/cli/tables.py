@@ -14,7 +14,7 @@ from onnxlr.comparison import Benchmark, ModelComparison
 from onnxlr.headline import headline, speed_words
 from onnxlr.inspection import Inspection
 from onnxlr.plan.plan import KEEP
-from onnxlr.report.report import Report, metric_row, rank_value
+from onnxlr.report.report import Report, metric_row, rank_value, where_words
 from onnxlr.system.session import Machine
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Quality
@@ -129,7 +129,7 @@ def show_benchmark(console: Console, a: str, b: str | None, result: Benchmark) -
             name, ms_text(timing.min_ms), ms_text(timing.median_ms), ms_text(timing.p90_ms)
         )
     console.print(table)
-    where = f"{result.machine.provider}, {result.machine.threads} thread(s), batch {result.batch}"
+    where = where_words(result.machine, result.batch)
     if result.comparison is None:
         console.print(where)
         return

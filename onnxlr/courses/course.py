@@ -17,6 +17,7 @@ from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.frontier import original_ms, time_left
+from onnxlr.plan.in_place import is_timed_in_place
 from onnxlr.plan.ladder import Ladder, Rung, build_ladder, thinned, why_too_slow
 from onnxlr.plan.proposal import Proposal
 from onnxlr.verify.latency_table import LatencyTable
@@ -154,7 +155,8 @@ def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
     if len(standing) == 1:
         return Ladder(ladders[0].proposal, standing[0].rungs)
     if evaluator.options.fraction is not None:
-        return min(standing, key=lambda ladder: _damage(evaluator, ladder.rungs[-1]))
+        damage = evaluator.verdicts.damage
+        return min(standing, key=lambda ladder: damage(ladder.rungs[-1].quality))
     rows = [
         (_risk(evaluator, rung), cost, rung)
         for ladder in standing
@@ -190,13 +192,6 @@ def _risk(evaluator: Evaluator, rung: Rung) -> float:
     return rung.quality.drop + fidelity.rel_error
 
 
-def _damage(evaluator: Evaluator, rung: Rung) -> float:
-    """What a model loses, by the metric and apart from it."""
-    fidelity = rung.quality.fidelity
-    apart = fidelity.divergence if evaluator.verdicts.by_classes else fidelity.rel_error
-    return rung.quality.drop + (apart or 0.0)
-
-
 def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int]]:
     """What the models of one course cost as a share of the original, and their bytes.
 
@@ -205,8 +200,7 @@ def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int
     they are multiply-accumulates; also where a latency table is named, since the same table has to
     give the same plan.
     """
-    options = evaluator.options
-    if evaluator.timed and options.latency_vetoes and options.latency_table is None:
+    if is_timed_in_place(evaluator):
         left = _time_left(evaluator, rungs)
     else:
         prepared = evaluator.original

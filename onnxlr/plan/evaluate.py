@@ -158,10 +158,9 @@ class Evaluator:
         return corrected if fits and closer else plain
 
     def damage(self, choices: Mapping[str, Choice], samples: int) -> float:
-        """What the metric loses and what the outputs do, together.
+        """What a set does to the model (``Verdicts.damage``); infinite where it can't be run.
 
-        The metric is what counts; on few samples it moves in steps, and how far the outputs get
-        tells such sets apart. With ``samples``, the set is corrected in sequence on as many.
+        With ``samples``, the set is corrected in sequence on as many.
         """
         try:
             variant = self.factorizer.variant(choices)
@@ -170,11 +169,7 @@ class Evaluator:
             quality = self.evaluate(variant).quality
         except ModelError:
             return math.inf
-        damage = quality.drop + (
-            quality.fidelity.divergence or 0.0
-            if self.verdicts.by_classes
-            else quality.fidelity.rel_error
-        )
+        damage = self.verdicts.damage(quality)
         return damage if math.isfinite(damage) else math.inf
 
     def _corrected(

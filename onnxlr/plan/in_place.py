@@ -13,6 +13,7 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.search import Chosen, choices_of
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.rewrite.variant import Variant
+from onnxlr.system.session import Session
 from onnxlr.verify.latency import times_in_turn
 
 _DIFFERENCE = 0.1  # between predicted and measured time, from which on layers are timed in place
@@ -63,7 +64,8 @@ def time_in_place(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen) -> I
     base = Variant({}, {}, 0, evaluator.narrowing)
     try:
         with evaluator.progress.stage(f"time {len(chosen)} replaced layers", None):
-            before, after = _in_turn(evaluator, (base, variant), evaluator.limits.in_place_seconds)
+            whole, seconds = evaluator.open_variant(variant), evaluator.limits.in_place_seconds
+            before, after = _in_turn(evaluator, (evaluator.open_variant(base), whole), seconds)
         predicted = before - tradeoff.saved(chosen)
         # A compiler fuses: what two layers lose and gain by it may cancel out in the sum.
         fused = evaluator.options.machine.compiles
@@ -72,7 +74,7 @@ def time_in_place(evaluator: Evaluator, tradeoff: Tradeoff, chosen: Chosen) -> I
         with evaluator.progress.stage("time layers within the model", len(chosen)) as step:
             saved: dict[str, float] = {}
             for names in _groups(list(chosen), evaluator.original.source.nbytes):
-                saved |= _saved(evaluator, variant, names)
+                saved |= _saved(evaluator, variant, whole, names)
                 for name in names:
                     step(name)
     except ModelError:  # the trial of the whole says so
@@ -90,8 +92,7 @@ def corrected(tradeoff: Tradeoff, found: InPlace, chosen: Chosen) -> Tradeoff:
     for name, row in tradeoff.layers.items():
         item = chosen.get(name)
         if item is not None and name in found.saved_ms:
-            cost = next(c.cost for c in row.candidates if c == item)
-            row = row.costing_more(row.as_is - cost - found.saved_ms[name])
+            row = row.costing_more(row.as_is - item.cost - found.saved_ms[name])
         rows[name] = row
     return replace(tradeoff, layers=rows)
 
@@ -101,18 +102,19 @@ def _groups(names: Sequence[str], nbytes: int) -> list[Sequence[str]]:
     return [names[i : i + size] for i in range(0, len(names), size)]
 
 
-def _saved(evaluator: Evaluator, variant: Variant, names: Sequence[str]) -> dict[str, float]:
+def _saved(
+    evaluator: Evaluator, variant: Variant, whole: Session, names: Sequence[str]
+) -> dict[str, float]:
     """Milliseconds that each of some replacements saves beside all the others."""
     seconds = evaluator.limits.in_place_seconds * len(names) / len(variant.choices)
-    variants = (variant, *(_without(variant, name) for name in names))
-    whole, *others = _in_turn(evaluator, variants, seconds)
-    return {name: ms - whole for name, ms in zip(names, others, strict=True)}
+    without = [evaluator.open_variant(_without(variant, name)) for name in names]
+    least, *others = _in_turn(evaluator, (whole, *without), seconds)
+    return {name: ms - least for name, ms in zip(names, others, strict=True)}
 
 
-def _in_turn(evaluator: Evaluator, variants: Sequence[Variant], seconds: float) -> list[float]:
+def _in_turn(evaluator: Evaluator, sessions: Sequence[Session], seconds: float) -> list[float]:
     """Milliseconds of some models, timed in turn."""
     assert evaluator.feeding is not None
-    sessions = [evaluator.open_variant(item) for item in variants]
     return times_in_turn(sessions, evaluator.feeding.first_feed, seconds)
 
 

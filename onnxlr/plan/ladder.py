@@ -75,11 +75,9 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     """
     if evaluator.judge is None or evaluator.options.verify != "full":
         return Ladder(proposal)
-    middle, reasons = _paying(evaluator, proposal)
-    proposal = replace(proposal, reasons={**proposal.reasons, **reasons})
+    middle, proposal = _paying(evaluator, proposal)
     if middle is None:
         return Ladder(proposal)
-    middle = replace(middle, proposal=proposal)
     sets = _distinct(proposal.sets(middle.chosen.keys()), middle.chosen)
     saved = _saved(middle.chosen)
     milder = [chosen for chosen in sets if _saved(chosen) < saved]
@@ -127,10 +125,9 @@ def thinned(milder: Sequence[T], most: int) -> list[T]:
     return picked
 
 
-def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict[str, str]]:
-    """The proposed set without the layers with which it doesn't pay, and why they are put back."""
+def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, Proposal]:
+    """The proposed set without the layers with which it doesn't pay, and the reasons for those."""
     chosen, evaluation = proposal.chosen, proposal.evaluation
-    reasons: dict[str, str] = {}
     while chosen:
         try:
             evaluation = evaluation or evaluator.improved(choices_of(chosen))
@@ -139,13 +136,14 @@ def _paying(evaluator: Evaluator, proposal: Proposal) -> tuple[Rung | None, dict
             why = str(error)
         else:
             if why is None:
-                return Rung(chosen, evaluation, proposal), reasons
+                return Rung(chosen, evaluation, proposal), proposal
         items = chosen
         ranked = sorted(items, key=lambda name: proposal.worth(name, items[name]))
         half = len(ranked) // 2
-        reasons |= put_back_reasons(ranked[half:], why)
+        put_back = put_back_reasons(ranked[half:], why)
+        proposal = replace(proposal, reasons={**proposal.reasons, **put_back})
         chosen, evaluation = {name: items[name] for name in ranked[:half]}, None
-    return None, reasons
+    return None, proposal
 
 
 def _why_not_paying(evaluator: Evaluator, chosen: Chosen, evaluation: Evaluation) -> str | None:

@@ -47,6 +47,16 @@ class Verdicts:
             judge is not None and judge.has_class_vector and judge.metric in ("top1", "agreement")
         )
 
+    def damage(self, quality: Quality) -> float:
+        """What the metric loses and what the outputs do, together.
+
+        The metric is what counts; on few samples it moves in steps, and how far the outputs get
+        tells such models apart.
+        """
+        fidelity = quality.fidelity
+        apart = (fidelity.divergence or 0.0) if self.by_classes else fidelity.rel_error
+        return quality.drop + apart
+
     def too_large(self, nbytes: int) -> str | None:
         """Why a file is larger than allowed, which is as large as the original."""
         return why_grown(nbytes, self.most_bytes, self.file)

@@ -9,7 +9,7 @@ from onnxlr.report.figures import latency_section, spectra_section, tradeoff_sec
 from onnxlr.report.frontier_figure import frontier_section
 from onnxlr.report.markup import definition_list, escape, name_element, section, table, table_row
 from onnxlr.report.reasons import counted
-from onnxlr.report.report import Report
+from onnxlr.report.report import Report, where_words
 from onnxlr.report.width_table import widths_section
 from onnxlr.types import ms_text, rank_text
 from onnxlr.verify.fidelity import Quality
@@ -224,11 +224,10 @@ def _decision(decision: Decision) -> str:
 
 
 def _circumstances(report: Report) -> str:
-    machine = report.machine
     pairs = [
         ("original", name_element(report.input.path or "given as an object")),
         ("optimized", name_element(report.output.path or "not written to a file")),
-        ("execution", f"{machine.provider}, {machine.threads} thread(s), batch {report.batch}"),
+        ("execution", where_words(report.machine, report.batch)),
         ("took", f"{report.seconds:.1f} s"),
     ]
     if (recorded := report.circumstances) is None:

@@ -283,6 +283,11 @@ def width_row(decision: WidthDecision) -> dict[str, Any]:
     return {**vars(decision), **lists, "kept": kept}
 
 
+def where_words(machine: Machine, batch: int) -> str:
+    """Where a model was timed, in words."""
+    return f"{machine.provider}, {machine.threads} thread(s), batch {batch}"
+
+
 def behind_dict(combined: Combined) -> dict[str, Any]:
     """Low rank and what is done behind it, as ``behind`` in the JSON."""
     rows = [

@@ -35,7 +35,9 @@ def evaluator(
         limits=Limits(rungs=rungs, rungs_joined=rungs),
         promise=None,
         original=None,
-        verdicts=SimpleNamespace(by_classes=by_classes),
+        verdicts=SimpleNamespace(
+            by_classes=by_classes, damage=lambda q: q.drop + q.fidelity.rel_error
+        ),
     )
     return cast(Evaluator, fake)
 
