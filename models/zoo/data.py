@@ -196,10 +196,13 @@ def _basic_pitch(_: Path, __: Path) -> Arrays:
 
 
 def _crepe(_: Path, __: Path) -> Arrays:
-    frames = cut_windows(load_speech(_SEED), 1024, 9600)
-    # Only a voice has a pitch, so the louder half of the frames is taken, and of it every other.
-    louder = np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]
-    frames = frames[louder] - frames[louder].mean(axis=1, keepdims=True)
+    speech, voices = load_speech(_SEED), []
+    for up, down in ((1, 1), (5, 4), (4, 5)):  # the same voices lower and higher, too
+        frames = cut_windows(resample_poly(speech, up, down).astype(np.float32), 1024, 9600)
+        # Only a voice has a pitch, so the louder half of the frames is taken, and of it half.
+        voices.append(frames[np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]])
+    frames = np.stack(voices, axis=1).reshape(-1, 1024)  # in the order of time
+    frames = frames - frames.mean(axis=1, keepdims=True)
     return {"frames": frames / np.maximum(frames.std(axis=1, ddof=1, keepdims=True), 1e-10)}
 
 

@@ -60,6 +60,12 @@ class Ladder:
     proposal: Proposal
     rungs: tuple[Rung, ...] = ()
 
+    @property
+    def largest_difference(self) -> float:
+        """What one of the models changes at most of a sample, among those that choose."""
+        losses = [item for rung in self.rungs for item in rung.quality.losses]
+        return max((item.largest for item in losses), default=0.0)
+
 
 def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     """The models that are tested, from the mildest to the boldest.

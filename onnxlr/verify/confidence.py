@@ -7,7 +7,7 @@ would come off so well with no more than the remaining probability.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -22,6 +22,9 @@ USUAL_CONFIDENCE = 0.95
 # Nothing can be shown of errors without a bound on what one sample may lose. In their test a sample
 # counts at most as if its error were so many times the limit, which is the root of its loss.
 WORST_ERROR = 5.0
+# A difference is thought to be no larger than so many times the largest that was seen, or than the
+# square of WORST_ERROR times the limit if that is more.
+WORST_DIFFERENCE = 2.0
 _OUTLIER_LEVEL = 1e-6  # probability that the share of changed samples is outside its interval
 _NUISANCE_STEPS = 48
 _MOST_STAKE = 0.99  # of all that a bet may stake, so that no single sample loses everything
@@ -49,6 +52,10 @@ class Losses:
         the values are squares.
     scale : float
         What a value of 1 is in the unit of the loss.
+    seen : float
+        The largest difference of a sample that other models showed: at least 0, at most 1.
+    reach : float
+        The largest difference that is thought possible: above 0, at most 1. Values are no larger.
 
     Examples
     --------
@@ -61,6 +68,8 @@ class Losses:
     values: Array
     power: int = 1
     scale: float = 1.0
+    seen: float = 0.0
+    reach: float = 1.0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -69,6 +78,31 @@ class Losses:
     def mean(self) -> float:
         """The loss on these samples."""
         return self.scale * float(self.values.mean() ** (1 / self.power))
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of a sample."""
+        return float(np.abs(self.values).max(initial=0.0))
+
+    def bounded(self, limit: float, kind: Kind | None) -> "Losses":
+        """The same, as it is tested against a limit.
+
+        Of a metric that gives more than 0 and 1, a sample may lose 1 at most, and with that bound
+        few samples show nothing: one in a hundred might lose all, and none of them be among fifty.
+        So no sample is thought to lose more than some limits, or than twice what any was seen to.
+
+        Parameters
+        ----------
+        limit : float
+        kind : str or None
+            What a sample loses by the metric. A model that loses none doesn't tell by itself.
+        """
+        if not len(self) or "differences" not in (self.kind, kind):
+            return self
+        largest = max(self.seen, self.largest)
+        limits = WORST_ERROR**2 * limit / self.scale
+        reach = min(1.0, max(limits, WORST_DIFFERENCE * largest))
+        return replace(self, kind="differences", reach=reach)
 
     def p_value(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> float:
         """Probability of so small a loss, at most, where the true loss is the limit or more.
@@ -113,7 +147,7 @@ class Losses:
         if self.kind == "shares":
             return 1.0 - Losses("shares", 1.0 - self.values).at_most(confidence)
         if self.kind != "errors":
-            return -Losses(self.kind, -self.values, scale=self.scale).at_most(confidence)
+            return -replace(self, values=-self.values).at_most(confidence)
 
         def possible(limit: float) -> bool:
             values, share = self._unit(limit)
@@ -138,7 +172,8 @@ class Losses:
     def _unit(self, limit: float) -> tuple[Array, float]:
         """The values on a scale from 0 to 1, and the limit on it."""
         if self.kind == "differences":
-            return (self.values + 1) / 2, min(max((limit + 1) / 2, 0.0), 1.0)
+            share = (limit / self.reach + 1) / 2
+            return (self.values / self.reach + 1) / 2, min(max(share, 0.0), 1.0)
         if limit <= 0:
             return np.ones(len(self)), 0.0
         worst = WORST_ERROR**2 * limit**self.power
@@ -343,8 +378,9 @@ def samples_needed(share: float, limit: float, confidence: float) -> int:
 def highest_confidence(kind: Kind, n: int, limit: float) -> float:
     """The highest confidence at which n samples can show a limit.
 
-    It takes a model that loses no sample. Errors are never nothing: of them it takes a model that
-    loses half of the limit on every sample.
+    It takes a model that loses no sample. Errors and differences are hardly ever nothing: of them
+    it takes a model that loses half of the limit on every sample.
     """
-    losses = Losses(kind, np.full(n, limit / 2 if kind == "errors" else 0.0))
-    return 1 - losses.p_value(limit)
+    exact = kind in ("pairs", "shares")
+    losses = Losses(kind, np.full(n, 0.0 if exact else min(limit, 1.0) / 2))
+    return 1 - losses.bounded(limit, kind).p_value(limit)

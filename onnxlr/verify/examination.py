@@ -31,8 +31,13 @@ class Examination:
     judge: Judge
     promise: Promise
 
-    def open_examiner(self) -> Judge | None:
+    def open_examiner(self, seen: float) -> Judge | None:
         """The judge of the samples that test; None where nothing is tested.
+
+        Parameters
+        ----------
+        seen : float
+            The largest difference of a sample that choosing has shown, as ``Losses`` takes it.
 
         Raises
         ------
@@ -43,7 +48,10 @@ class Examination:
         if not self.promise.tested and self.feeding.test is None:
             return None
         return Judge(
-            self.session, self.feeding.judging, self.promise.metric, part="test", scale=judge.scale
+            *(self.session, self.feeding.judging, self.promise.metric),
+            part="test",
+            scale=judge.scale,
+            seen=seen,
         )
 
 

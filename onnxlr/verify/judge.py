@@ -48,6 +48,8 @@ class Judge:
     scale : float or None
         What a sample may lose at most by such a metric; by default what the original's values
         span, and 1 where they lie between 0 and 1.
+    seen : float
+        The largest difference of a sample by it that models showed, as ``Losses`` takes it.
     ends : mapping of str to Ending, optional
         How each output is made, which counts without a metric.
 
@@ -72,6 +74,7 @@ class Judge:
         *,
         part: Part | None = None,
         scale: float | None = None,
+        seen: float = 0.0,
         ends: Mapping[str, Ending] | None = None,
     ) -> None:
         self._token = uuid.uuid4().hex
@@ -95,6 +98,7 @@ class Judge:
             self._check(self.metric)
         self._baseline: NDArray[np.float64] | None = None
         self._scale = scale
+        self._seen = seen
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
@@ -220,7 +224,8 @@ class Judge:
         if self._scale is None:
             within = before.min() >= 0 and before.max() <= 1
             self._scale = 1.0 if within else float(np.ptp(before)) or 1.0
-        return Quality(self.metric, *values, fidelity, (changes(before, after, self._scale),))
+        losses = changes(before, after, self._scale, self._seen)
+        return Quality(self.metric, *values, fidelity, (losses,))
 
     def _values_before(self, metric: UserMetric) -> NDArray[np.float64]:
         """What a user's metric gives for the original."""

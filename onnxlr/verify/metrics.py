@@ -147,7 +147,7 @@ def _cosines(before: Array, after: Array) -> Array:
     return np.where(equal, 1.0, np.clip(np.nan_to_num(cosines), -1.0, 1.0))
 
 
-def changes(before: Array, after: Array, scale: float) -> Losses:
+def changes(before: Array, after: Array, scale: float, seen: float = 0.0) -> Losses:
     """What each sample loses by a metric of the user's that gives a number for each.
 
     Parameters
@@ -156,7 +156,10 @@ def changes(before: Array, after: Array, scale: float) -> Losses:
         Of the original and of the candidate; higher is better.
     scale : float
         What a sample may lose at most; differences count as if they were no larger.
+    seen : float
+        As ``Losses`` takes it.
     """
     lost = np.clip((before - after) / scale, -1.0, 1.0)
     whole = bool(np.isin(lost, (-1.0, 0.0, 1.0)).all())
-    return Losses("pairs" if whole else "differences", in_random_order(lost), scale=scale)
+    kind: Kind = "pairs" if whole else "differences"
+    return Losses(kind, in_random_order(lost), scale=scale, seen=seen)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from onnxlr.verify.confidence import (
     USUAL_CONFIDENCE,
     Kind,
+    Losses,
     highest_confidence,
     samples_needed,
 )
@@ -66,7 +67,7 @@ class Promise:
         """Whether the samples of a quality show that the limit holds; always, if not tested."""
         return not self.tested or (
             bool(quality.losses)
-            and all(item.shows(self.limit, self.confidence) for item in quality.losses)
+            and all(item.shows(self.limit, self.confidence) for item in self._losses(quality))
         )
 
     def likely(self, quality: Quality) -> bool:
@@ -74,13 +75,19 @@ class Promise:
         needed = self.needed(quality)
         return not self.tested or (needed is not None and needed <= self.samples)
 
+    def _losses(self, quality: Quality) -> tuple[Losses, ...]:
+        """What samples lose, with what one of them is thought to lose at most."""
+        if not self.tested:
+            return quality.losses
+        return tuple(item.bounded(self.limit, self.kind) for item in quality.losses)
+
     def hopeless(self, quality: Quality) -> bool:
         """Whether samples show, at the usual confidence, that the limit does not hold."""
-        return any(item.at_least(USUAL_CONFIDENCE) > self.limit for item in quality.losses)
+        return any(item.at_least(USUAL_CONFIDENCE) > self.limit for item in self._losses(quality))
 
     def needed(self, quality: Quality) -> int | None:
         """About how many samples would show the limit; None if no number would."""
-        numbers = [item.needed(self.limit, self.confidence) for item in quality.losses]
+        numbers = [item.needed(self.limit, self.confidence) for item in self._losses(quality)]
         known = [n for n in numbers if n is not None]
         return max(known) if numbers and len(known) == len(numbers) else None
 
@@ -89,7 +96,8 @@ class Promise:
         if not quality.losses:
             return None
         confidence = self.interval_confidence
-        ends = [(item.at_least(confidence), item.at_most(confidence)) for item in quality.losses]
+        losses = self._losses(quality)
+        ends = [(item.at_least(confidence), item.at_most(confidence)) for item in losses]
         return max(low for low, _ in ends), max(high for _, high in ends)
 
     @property

@@ -174,6 +174,61 @@ def test_a_sample_counts_at_most_as_so_many_limits() -> None:
     assert Losses("errors", few).p_value(0.01) == Losses("errors", many).p_value(0.01)
 
 
+@pytest.mark.parametrize("n", [60, 150, 600])
+@pytest.mark.parametrize("kind", ["usual", "rare", "both ways"])
+def test_a_limit_of_differences_is_seldom_shown_wrongly(kind: str, n: int) -> None:
+    """The true loss is the limit. Where few samples lose much, bolder models have lost it too."""
+    rng = np.random.default_rng(12)
+
+    def shown() -> bool:
+        if kind == "usual":
+            losses = Losses("differences", rng.beta(0.5, 49.5, n))
+        elif kind == "rare":
+            losses = Losses("differences", np.where(rng.random(n) < 0.02, 0.5, 0.0), seen=0.5)
+        else:
+            losses = Losses("differences", rng.normal(0.01, 0.05, n))
+        return losses.bounded(0.01, None).shows(0.01, 0.95)
+
+    wrong = np.mean([shown() for _ in range(1000)])
+    assert wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_small_differences_need_few_samples() -> None:
+    """Fifty windows that each lose a little show something; by the bound of 1 they don't."""
+    losses = Losses("differences", np.random.default_rng(13).normal(0.0005, 0.002, 50))
+    confidence = highest_confidence("differences", 50, 0.01)
+    assert confidence == pytest.approx(0.6397, abs=1e-4)
+    assert losses.bounded(0.01, None).shows(0.01, confidence)
+    assert not losses.shows(0.01, confidence)
+    assert highest_confidence("differences", 150, 0.01) >= 0.95
+    assert highest_confidence("differences", 140, 0.01) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("largest", "seen", "scale", "reach"),
+    [
+        (0.02, 0.0, 1.0, 0.25),  # 25 times the limit
+        (0.02, 0.0, 2.0, 0.125),  # the limit is half as much of the scale
+        (0.2, 0.0, 1.0, 0.4),  # twice what was seen
+        (0.2, 0.3, 1.0, 0.6),
+        (0.2, 0.6, 1.0, 1.0),  # nothing loses more than all
+    ],
+)
+def test_what_a_sample_may_lose_is_bounded(
+    largest: float, seen: float, scale: float, reach: float
+) -> None:
+    losses = Losses("differences", np.array([0.01, -largest]), scale=scale, seen=seen)
+    assert losses.bounded(0.01, None).reach == pytest.approx(reach)
+
+
+def test_a_model_that_loses_nothing_is_tested_as_the_metric_says() -> None:
+    nothing = Losses("pairs", np.zeros(60))
+    assert nothing.bounded(0.01, "pairs") is nothing
+    assert nothing.bounded(0.01, "differences").kind == "differences"
+    errors = Losses("errors", np.zeros(60))
+    assert errors.bounded(0.01, "errors") is errors
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(5, 200), st.floats(0.55, 0.99))
 @settings(max_examples=12, deadline=None)
 def test_bounds_are_where_the_test_turns(seed: int, n: int, confidence: float) -> None:
@@ -183,6 +238,7 @@ def test_bounds_are_where_the_test_turns(seed: int, n: int, confidence: float) -
         Losses("errors", rng.gamma(2, 0.01, n), 2),
         Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1)),
         Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1), scale=20.0),
+        Losses("differences", rng.normal(0.002, 0.02, n)).bounded(0.01, None),
         Losses("pairs", rng.choice([-1.0, 0.0, 1.0], n)),
     ):
         upper = losses.at_most(confidence)
