@@ -7,6 +7,7 @@ after training on. The whole network is trained on for as long, for a fair compa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def main(
         place = Place(threads=1)
         train, test = (Data(d.image[:512], d.label[:512]) for d in (train, test))
     base = out / "base.pt"
-    recipe = Recipe("lenet", "cifar10", 6, 128, lr, seed)
+    recipe = Recipe("lenet", "cifar10", 6, 128, lr, seed, precision=place.precision)
     train_model(recipe, train, test, epochs, base, CONSOLE, place=place)
     settings = {
         "epochs": epochs,
@@ -116,11 +117,12 @@ def main(
         "tune_epochs": tune_epochs,
         "tune_lr": tune_lr,
         "seed": seed,
+        "precision": place.precision,
         "images": len(train.label),
         "test_images": len(test.label),
     }
     record = Record("convolution", out, settings)
-    again = Recipe("lenet", "cifar10", 6, 128, tune_lr, seed, digest(base))
+    again = replace(recipe, lr=tune_lr, init=digest(base))
     measured = [
         record.row(
             name.replace(" ", "-"),

@@ -7,6 +7,7 @@ truncated SVD of every layer but the last (the notebook that the project began w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def main(
         place = Place(threads=1)
         train, test = (Data(d.image[:512], d.label[:512]) for d in (train, test))
     base = out / "base.pt"
-    recipe = Recipe("mlp", data, width, 128, lr, seed)
+    recipe = Recipe("mlp", data, width, 128, lr, seed, precision=place.precision)
     whole = train_model(recipe, train, test, epochs, base, CONSOLE, place=place).network
     original, size = accuracy(whole, test), sum(p.numel() for p in whole.parameters())
     settings = {
@@ -92,11 +93,12 @@ def main(
         "retrain_epochs": retrain_epochs,
         "retrain_lr": retrain_lr,
         "seed": seed,
+        "precision": place.precision,
         "images": len(train.label),
         "test_images": len(test.label),
     }
     record = Record("truncation", out, settings)
-    again = Recipe("mlp", data, width, 128, retrain_lr, seed, digest(base))
+    again = replace(recipe, lr=retrain_lr, init=digest(base))
     rows = [
         record.row(
             f"{rank}",

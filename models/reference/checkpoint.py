@@ -21,6 +21,7 @@ from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
+_PROGRESS = ("epoch", "step", "order", "loss", "seconds")  # attributes of a Run
 # How many names or settings an error gives before it counts the rest.
 _SHOWN = 3
 
@@ -51,6 +52,10 @@ class Recipe:
     init: str = ""
     """Digest of the file that the weights began with; empty if they were drawn."""
     twist: Twist | None = None
+    schedule: str = "half-cosine"
+    """How the learning rate falls; one of SCHEDULES."""
+    precision: str = "float32"
+    """What products are computed in: float32 or bfloat16."""
 
 
 @dataclass
@@ -65,6 +70,14 @@ class Run:
     twist: DeepTwist | None = None
     epoch: int = 0
     """Epochs done."""
+    step: int = 0
+    """Steps of the next epoch that are done already."""
+    order: Tensor | None = None
+    """In which the images of a begun epoch come, (n,)."""
+    loss: float = 0.0
+    """Of the images of a begun epoch together, in nats."""
+    seconds: float = 0.0
+    """Wall time of the training so far; all else is the same in runs that train alike."""
 
 
 def make_network(recipe: Recipe) -> nn.Module:
@@ -118,7 +131,7 @@ def save_run(run: Run, path: Path) -> None:
         "generator": run.generator.get_state(),
         "global_generator": torch.get_rng_state(),
         "twist": run.twist and run.twist.state_dict(),
-        "epoch": run.epoch,
+        **{name: getattr(run, name) for name in _PROGRESS},
     }
     torch.save(state, buffer)
     replace_file(path, buffer.getvalue())
@@ -146,7 +159,8 @@ def load_run(
         torch.set_rng_state(state["global_generator"])
         if run.twist is not None:
             run.twist.load_state_dict(state["twist"])
-        run.epoch = int(state["epoch"])
+        for name in _PROGRESS:
+            setattr(run, name, state[name])
     except (*_UNREADABLE, OnnxlrError) as error:
         raise _unreadable(path, error) from error
     return run

@@ -11,7 +11,7 @@ from models.reference.checkpoint import Recipe, Twist, digest, load_weights, mak
 from models.reference.datasets import DATASETS, load
 from models.reference.networks import NETWORKS
 from models.reference.place import Place, place_options
-from models.reference.training import stopping, train_model
+from models.reference.training import SCHEDULES, stopping, train_model
 
 # Weights leave float32 far below; Adam can't even compute with 1e39.
 _MOST_LR = 1e6
@@ -45,7 +45,13 @@ def _shown(name: str) -> str:
     "--lr",
     type=click.FloatRange(min=0, min_open=True, max=_MOST_LR),
     show_default=_shown("lr"),
-    help="Learning rate at the start; it falls to 0 along a half cosine.",
+    help="Learning rate at the start.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(list(SCHEDULES)),
+    default="half-cosine",
+    help="How it falls: to 0, or to a tenth after a half and after three quarters.",
 )
 @click.option(
     "--seed",
@@ -57,7 +63,7 @@ def _shown(name: str) -> str:
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
     show_default="DATA-NETWORK-WIDTH.pt",
-    help="Written after each epoch; resumed from if it exists.",
+    help="Written every few minutes and after each epoch; resumed from if it exists.",
 )
 @click.option(
     "--init",
@@ -85,6 +91,7 @@ def main(
     epochs: int | None,
     batch_size: int,
     lr: float | None,
+    schedule: str,
     seed: int,
     checkpoint: Path | None,
     init: Path | None,
@@ -97,8 +104,8 @@ def main(
 
     mlp has five hidden layers of WIDTH; cnn has five 3x3 convolutions of WIDTH to 4 x WIDTH
     channels, vgg seven; lenet is the tutorials' with two 5x5 convolutions; resnet20, 32 and 56 are
-    the CIFAR networks of He et al. 2015. Ctrl-C stops a run; the same command goes on from its last
-    whole epoch.
+    the CIFAR networks of He et al. 2015. Ctrl-C stops a run; the same command goes on from its
+    checkpoint.
 
     \b
     Example:
@@ -118,6 +125,8 @@ def main(
         seed,
         "" if init is None else digest(init),
         None if twist is None else Twist(twist, rank or "0.25", every or 200),
+        schedule,
+        place.precision,
     )
     built = make_network(recipe)
     if init is not None:

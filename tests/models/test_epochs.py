@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -17,13 +19,15 @@ from models.reference import export, training  # noqa: E402
 from models.reference.checkpoint import (  # noqa: E402
     CheckpointError,
     Recipe,
+    Twist,
     load_run,
     new_run,
     save_run,
 )
 from models.reference.datasets import DATASETS, Data, pixels  # noqa: E402
 from models.reference.networks import NETWORKS  # noqa: E402
-from models.reference.place import Place  # noqa: E402
+from models.reference.place import Place, place_options  # noqa: E402
+from onnxlr.training import factorize_  # noqa: E402
 from tests.models.training_runs import WIDTHS, equal, run, state  # noqa: E402
 
 
@@ -108,6 +112,82 @@ def test_learning_rates_optimizers_and_layouts() -> None:
         )
     wanted = [0.005 * (1 + np.cos(np.pi * done)) for done in (0, 0.25, 0.5, 0.75)]
     assert rates == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_schedule_of_steps_falls_to_a_tenth_twice() -> None:
+    steps, cosine = training.SCHEDULES["steps"], training.SCHEDULES["half-cosine"]
+    wanted = [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [steps(d) for d in (0, 0.499, 0.5, 0.749, 0.75, 0.999)] == pytest.approx(wanted)
+    assert [cosine(d) for d in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
+    data = Data(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    recipe = Recipe("mlp", "mnist", 4, batch_size=4, lr=0.01, seed=0, schedule="steps")
+    made, rates = new_run(recipe), []
+    for _ in range(2):
+        training.train_epoch(
+            made, data, 2, lambda *_: rates.append(made.optimizer.param_groups[0]["lr"])
+        )
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.0001])
+
+
+def test_bfloat16_is_of_products_alone_and_no_weight_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, label = images("fashion", TRAIN, 0)
+    data = Data(torch.tensor(image[:, None]), torch.tensor(label).long())
+    entropy, seen = torch.nn.functional.cross_entropy, set()
+
+    def spied(logits: Any, label: Any) -> Any:
+        seen.add(logits.dtype)
+        return entropy(logits, label)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spied)
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = Recipe(
+            *("lenet", "fashion", 6, 16, 1e-3, 0),
+            twist=Twist("svd", "4", 2),
+            precision=precision,
+        )
+        made = new_run(recipe)
+        training.train_epoch(made, data, 1)
+        ends[precision] = {n: w.clone() for n, w in made.network.state_dict().items()}
+    assert seen == {torch.float32, torch.bfloat16}
+    assert not equal(ends["float32"], ends["bfloat16"])
+    weights = ends["bfloat16"]
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert all(bool((w != w.bfloat16().float()).any()) for w in weights.values())
+    # Weights that were rounded to bfloat16 would have lost their rank.
+    ranks = [torch.linalg.matrix_rank(weights[f"fc{i}.weight"].double(), rtol=1e-6) for i in (1, 2)]
+    assert [int(r) for r in ranks] == [4, 4]
+    assert made.twist is not None
+    path = tmp_path / "net.onnx"
+    export.export_onnx(made.network, pixels(data.image[:3]), path)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    for name, weight in weights.items():
+        assert stored[name].dtype == np.float32
+        assert np.array_equal(stored[name], weight.numpy())
+    trained = {n: weights[f"{n}.weight"].double() for n in ("fc1", "fc2")}
+    chained = factorize_(made.network, made.twist.plan)
+    assert {p.dtype for p in chained.parameters()} == {torch.float32}
+    for name, weight in trained.items():
+        inner, outer = (step.weight.detach().double() for step in chained.get_submodule(name))
+        assert float((outer @ inner - weight).norm() / weight.norm()) < 1e-6
+
+
+def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[Place] = []
+    command = click.command()(place_options(lambda place: places.append(place)))
+    for able, asked in (
+        ({"amx_bf16": True}, ()),
+        ({"avx512_bf16": True}, ("--precision", "float32")),
+        ({"avx512_bf16": True, "amx_bf16": False}, ("--precision", "auto")),
+        ({"avx512_f": True, "amx_bf16": False}, ()),
+        ({}, ("--precision", "bfloat16")),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert run(command, *asked).exit_code == 0
+    wanted = ["bfloat16", "float32", "bfloat16", "float32", "bfloat16"]
+    assert [place.precision for place in places] == wanted
 
 
 def test_accuracy_by_class_is_that_of_a_slow_count() -> None:

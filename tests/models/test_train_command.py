@@ -15,7 +15,7 @@ from tests.support.data_folders import write_idx
 
 torch = pytest.importorskip("torch")
 
-from models.reference import export, train  # noqa: E402
+from models.reference import export, train, training  # noqa: E402
 from tests.models.training_runs import equal, interrupt_at, run, state, train_lenet  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
     assert line == done.output.splitlines()[-1]
     assert "epoch 2, step 2: the loss is nan at a learning rate of 0.000" in line
     assert "(--lr 0.001); start again with a lower --lr, such as 0.0001" in line
-    assert "the one of 1 epochs is kept" in line
+    assert "the last one is kept" in line
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "1e39", "inf", "fast"])
@@ -159,6 +159,48 @@ def test_a_twisted_run_ends_at_its_rank_and_resumes(
     assert state(cut)["twist"]["steps"] == 3
     assert train_lenet(tmp_path, cut, *settings).exit_code == 0
     assert equal(state(cut), state(whole))
+
+
+@pytest.mark.parametrize("twist", [(), ("--twist", "svd", "--rank", "4", "--every", 4)])
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twist: tuple[object, ...]
+) -> None:
+    write_idx(tmp_path)
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    settings = (*twist, "--schedule", "steps", "--lr", 0.01)
+    assert train_lenet(tmp_path, whole, *settings).exit_code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+        # An epoch is three steps and a look at the test images: this is the third of the second.
+        interrupt_at(patched, 7, lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train_lenet(tmp_path, cut, *settings).exit_code == 130
+    half = state(cut)
+    assert (half["epoch"], half["step"]) == (1, 2)
+    assert half["loss"] > 0
+    assert half["order"].sort().values.tolist() == list(range(len(half["order"])))
+    assert half["twist"] is None if not twist else half["twist"]["steps"] == 5
+    done = train_lenet(tmp_path, cut, *settings)
+    assert "cut.pt: 1 epochs and 2 steps done" in done.output
+    assert equal(state(cut), state(whole))
+    assert not equal(half["network"], state(whole)["network"])
+
+
+def test_weights_that_are_lost_between_two_checkpoints_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_idx(tmp_path)
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    path, backward = tmp_path / "run.pt", torch.autograd.backward
+
+    def spoiled(loss: Any) -> None:
+        backward(loss * np.nan)
+
+    monkeypatch.setattr(torch.autograd, "backward", spoiled)
+    done = train_lenet(tmp_path, path)
+    assert done.exit_code == 1
+    assert "epoch 1, step 1: conv1.weight is no longer finite" in done.output.splitlines()[-1]
+    assert (state(path)["epoch"], state(path)["step"]) == (0, 0)
+    assert all(bool(w.isfinite().all()) for w in state(path)["network"].values())
 
 
 @pytest.mark.parametrize(

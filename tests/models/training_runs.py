@@ -35,7 +35,9 @@ def train_lenet(folder: Path, checkpoint: Path, *more: object, epochs: int = 3) 
 
 
 def state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, but for the time that it took."""
     entries: dict[str, Any] = torch.load(path, weights_only=True)
+    assert entries.pop("seconds") >= 0
     return entries
 
 
