@@ -25,7 +25,6 @@ from onnxlr.options import Options
 from onnxlr.plan.combined import compare_combined
 from onnxlr.plan.estimate import estimate
 from onnxlr.plan.evaluate import Evaluator
-from onnxlr.plan.ladder import Ladder
 from onnxlr.plan.plan import Plan
 from onnxlr.plan.settle import Selection, settle
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
@@ -122,7 +121,7 @@ def optimize(
         else:
             progress.tell(why)
             path, courses = stay(original, widths, why)
-        examiner = _open_examiner(examination, courses.ladder, progress)
+        examiner = _open_examiner(examination, progress, courses.ladder.largest_difference)
         selection = settle(evaluator, courses.ladder, examiner)
         built = _hand_over(evaluator, selection, table)
         combined = compare_combined(evaluator, selection, examiner, built)
@@ -274,14 +273,12 @@ def _finish_original(
         return finish_original(source, options.behind, feeding, options.machine, folder)
 
 
-def _open_examiner(
-    examination: Examination | None, ladder: Ladder, progress: Progress
-) -> Judge | None:
+def _open_examiner(examined: Examination | None, progress: Progress, seen: float) -> Judge | None:
     """The judge of the samples that test, who comes in when the ladder is made."""
-    if examination is None:
+    if examined is None:
         return None
     with progress.stage("run the original", None):
-        return examination.open_examiner(ladder.largest_difference)
+        return examined.open_examiner(seen)
 
 
 def _evaluator(

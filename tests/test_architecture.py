@@ -20,7 +20,7 @@ PACKAGE = ROOT / "onnxlr"
 
 # From the ground up: a package, or a file beside them, imports only from those before it.
 ROOMS = (
-    *("errors", "version", "progress", "types", "limits"),
+    *("errors", "version", "progress", "types", "limits", "p_values"),
     *("system", "decompose", "behind", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "widths", "rewrite", "verify", "plan", "courses", "report"),
     *(

@@ -9,14 +9,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxlr.p_values import mean_p_value, pairs_p_value, share_p_value
 from onnxlr.verify.confidence import (
     WORST_ERROR,
     Losses,
     highest_confidence,
-    mean_p_value,
-    pairs_p_value,
     samples_needed,
-    share_p_value,
 )
 
 CONFIDENCE = 0.95
