@@ -1,10 +1,12 @@
-"""DeepTwist beside training the decomposed model: Tucker-2 on a CIFAR ResNet.
+"""DeepTwist beside other ways to a network of low rank: Tucker-2 on a CIFAR ResNet.
 
 ``python -m models.experiments.deeptwist --data-dir DIR --out FOLDER`` starts from one pre-trained
 network (``--init`` trained weights, first trained on to the images at hand). At each compression
 it trains on with DeepTwist, and, with the same schedule and images, what Tucker-2 of that network
 makes (the first comparison of Lee et al. 2019, arXiv 1905.10145). Both end with the same ranks and
-parameters. Runs go on from their checkpoints.
+parameters. ``--column`` trains others (``models/experiments/columns.py``), or one alone. Each run
+adds a line to ``deeptwist.jsonl``, of which ``python -m models.experiments.deeptwist_table`` makes
+a table; runs that were stopped go on from their checkpoints.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 
 import click
 from matplotlib.axes import Axes
-from torch import nn
 
+from models.experiments.columns import COLUMNS, measure, run_name
 from models.experiments.record import (
     Record,
     Row,
@@ -25,9 +27,8 @@ from models.experiments.record import (
     out_option,
     quick_option,
 )
-from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
+from models.experiments.runs import make_bench, schedule_options
 from models.reference.training import accuracy
-from onnxlr.training import factorize_
 
 # Published: ratio, DeepTwist, training the decomposed model; of a network of 92.63%.
 PUBLISHED = {
@@ -37,35 +38,9 @@ PUBLISHED = {
     0.4: (4.29, 0.9149, 0.9096),
     0.3: (6.72, 0.9043, 0.8977),
 }
-_STEM = "^conv1$"
-
-
-def measure(bench: Bench, share: float, seed: int) -> Row:
-    """Measure both ways at a share of the channels."""
-    every = bench.schedule.every
-
-    def with_twist(network: nn.Module) -> Made:
-        return network, twisted(network, "tucker2", share, every, exclude=_STEM)
-
-    def decomposed(network: nn.Module) -> Made:
-        return factorize_(network, plan), None
-
-    base = bench.pretrained()
-    plan = twisted(base, "tucker2", share, every, exclude=_STEM).plan
-    before = sum(d.params_before for d in plan.replaced)
-    after = sum(d.params_after for d in plan.replaced)
-    untrained = accuracy(factorize_(base, plan), bench.test)
-    twist = bench.run(f"twist-{share}", seed, with_twist)
-    chains = bench.run(f"decomposed-{share}", seed, decomposed)
-    return {
-        "share": share,
-        "seed": seed,
-        "compression": before / after,
-        "layers": len(plan.replaced),
-        "untrained": untrained,
-        "deeptwist": accuracy(twist, bench.test),
-        "decomposed": accuracy(chains, bench.test),
-    }
+# What the published comparison compares, and what a row doesn't share with all of its bench.
+_PUBLISHED_COLUMNS = ("deeptwist", "decomposed")
+_OWN = ("epochs", "every", "schedule")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -77,37 +52,60 @@ def measure(bench: Bench, share: float, seed: int) -> Row:
     default=tuple(PUBLISHED),
     help="Of the channels that ranks are; repeatable.",
 )
+@click.option(
+    "--column",
+    "columns",
+    type=click.Choice(list(COLUMNS)),
+    multiple=True,
+    default=_PUBLISHED_COLUMNS,
+    help="What is trained; repeatable.",
+)
 @schedule_options()
 @out_option
 @quick_option
 def main(
-    shares: tuple[float, ...], seeds: tuple[int, ...], out: Path, quick: bool, **options: Any
+    shares: tuple[float, ...],
+    columns: tuple[str, ...],
+    seeds: tuple[int, ...],
+    out: Path,
+    quick: bool,
+    **options: Any,
 ) -> None:
-    """Compare DeepTwist with training the decomposed model."""
+    """Train ways to low rank, and compare DeepTwist with training the decomposed model."""
     if quick:
-        shares, seeds = (0.5, 0.3), (0,)
+        shares, seeds = (0.5, 0.3)[: len(columns)], (0,)
     bench = make_bench(out, quick, **options)
     original = accuracy(bench.pretrained(), bench.test)
-    record = Record("deeptwist", out, bench.settings)
-    rows: list[Row] = []
-    gains = []
+    settings = {name: value for name, value in bench.settings.items() if name not in _OWN}
+    record = Record("deeptwist", out, settings)
     # A seed at all shares first: half of the time makes a whole table of fewer seeds.
     measured = {
-        (share, seed): record.row(f"{share}-{seed}", partial(measure, bench, share, seed))
+        (column, share, seed): record.row(
+            f"{run_name(bench, column, share)}-{seed}",
+            partial(measure, bench, column, share, seed),
+        )
         for seed in seeds
         for share in shares
+        for column in columns
     }
+    if not set(_PUBLISHED_COLUMNS) <= set(columns):
+        return
+    rows: list[Row] = []
+    gains = []
     for share in shares:
-        each = [measured[share, seed] for seed in seeds]
-        twist, chains = ([row[key] for row in each] for key in ("deeptwist", "decomposed"))
+        ends = {
+            column: [measured[column, share, seed]["accuracy"] for seed in seeds]
+            for column in columns
+        }
+        twist, chains = (ends[column] for column in _PUBLISHED_COLUMNS)
+        first = measured["decomposed", share, seeds[0]]
         gained = [t - c for t, c in zip(twist, chains, strict=True)]
         gains += gained
         rows.append(
             {
-                "compression": each[0]["compression"],
-                "untrained": each[0]["untrained"],
-                "deeptwist": mean_and_spread(twist)[0],
-                "decomposed": mean_and_spread(chains)[0],
+                "compression": first["compression"],
+                "untrained": first["truncated"],
+                **{column: mean_and_spread(ends[column])[0] for column in columns},
                 "gain": 100 * mean_and_spread(gained)[0],
                 "gain_of_each_seed": ", ".join(f"{100 * g:+.2f}" for g in gained),
                 "published_gain": 100 * (PUBLISHED[share][1] - PUBLISHED[share][2])
@@ -121,7 +119,7 @@ def main(
 
     def draw(axes: Axes) -> None:
         ratios = [row["compression"] for row in rows]
-        for key in ("deeptwist", "decomposed"):
+        for key in columns:
             axes.plot(ratios, [100 * row[key] for row in rows], "o-", label=key)
         label_accuracy(axes, "compression of the distorted layers", original)
 
@@ -130,8 +128,7 @@ def main(
         {
             "compression": ".2f",
             "untrained": ".2%",
-            "deeptwist": ".2%",
-            "decomposed": ".2%",
+            **dict.fromkeys(columns, ".2%"),
             "gain": "+.2f",
             "gain_of_each_seed": "",
             "published_gain": "+.2f",
@@ -143,6 +140,7 @@ def main(
             f"after decomposing it. DeepTwist is ahead at {ahead} of {len(rows)}; mean gain "
             f"{100 * mean:+.2f} points, standard deviation over runs {100 * spread:.2f}; seeds "
             f"{', '.join(map(str, seeds))}.",
+            f"{bench.steps:,} steps, {bench.schedule.schedule}, S_D {bench.schedule.every}.",
         ],
     )
 

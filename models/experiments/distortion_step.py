@@ -7,14 +7,15 @@ of the channels of a CIFAR ResNet, distorted every 1 to 5000 steps of the same s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from matplotlib.axes import Axes
-from torch import nn
 
+from models.experiments import columns
 from models.experiments.record import (
     Record,
     Row,
@@ -24,27 +25,17 @@ from models.experiments.record import (
     out_option,
     quick_option,
 )
-from models.experiments.runs import Bench, Made, make_bench, schedule_options, twisted
+from models.experiments.runs import Bench, make_bench, schedule_options
 from models.reference.training import accuracy
 
 STEPS = (1, 5, 20, 100, 200, 500, 1000, 5000)
-_STEM = "^conv1$"
 
 
 def measure(bench: Bench, share: float, every: int, seed: int) -> Row:
     """Measure the accuracy at one S_D."""
-
-    def with_twist(network: nn.Module) -> Made:
-        return network, twisted(network, "tucker2", share, every, exclude=_STEM)
-
-    network = bench.run(f"every-{every}", seed, with_twist)
-    steps = -(-len(bench.train.label) // bench.schedule.batch_size) * bench.schedule.epochs
-    return {
-        "distortion_step": every,
-        "seed": seed,
-        "distortions": steps // every + 1,
-        "accuracy": accuracy(network, bench.test),
-    }
+    schedule = replace(bench.schedule, every=every)
+    row = columns.measure(replace(bench, schedule=schedule), "deeptwist", share, seed)
+    return {"distortion_step": every, **row}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import torch
 from rich.console import Console
 
-from models.reference.files import replace_file
+from models.reference.files import append_line, replace_file
 from onnxlr.verify.latency_file import processor
 from onnxlr.version import __version__
 
@@ -29,8 +29,35 @@ from matplotlib.axes import Axes
 Row = dict[str, Any]
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file: a line of JSON each, with "key", "settings" and "row".
+
+    Raises click.ClickException when a line is none.
+    """
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"{path} can't be read ({type(error).__name__}); name another --out."
+        ) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+            row = dict(content["row"])
+            row["seconds"] = float(row["seconds"])
+            key, settings = str(content["key"]), dict(content["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise click.ClickException(
+                f"{path}, line {number}, can't be read as a row ({type(error).__name__}); delete "
+                "the line or name another --out."
+            ) from error
+        records.append({"key": key, "settings": settings, "row": row})
+    return records
+
+
 class Record:
-    """The rows of one experiment in a folder, a file each.
+    """The rows of one experiment in a folder, a line of a file each.
 
     A row that is there isn't computed again: an experiment that was stopped goes on where it was,
     and two processes may compute different rows of one.
@@ -38,7 +65,7 @@ class Record:
     Parameters
     ----------
     name : str
-        Of the files: name.csv, name.md, name.png, and rows as they were measured in name-rows.
+        Of the files: name.csv, name.md, name.png, and rows as they were measured in name.jsonl.
     folder : Path
     settings : mapping
         What all rows have in common. Rows of other settings aren't mixed in.
@@ -55,29 +82,23 @@ class Record:
 
         Raises click.ClickException when the saved one was measured with other settings.
         """
-        path = self.folder / f"{self._name}-rows" / f"{key}.json"
-        if path.exists():
-            row = self._read(path)
+        path = self._path("jsonl")
+        for record in read_records(path):
+            if record["key"] == key:
+                self._check(record["settings"], f"{path}: {key}")
+                row: Row = record["row"]
+                break
         else:
             start = time.perf_counter()
             row = compute()
-            row["seconds"] = round(time.perf_counter() - start, 1)
-            content = json.dumps({"settings": self._settings, "row": row}, indent=1)
-            replace_file(path, content.encode())
+            row.setdefault("seconds", round(time.perf_counter() - start, 1))
+            line = json.dumps({"key": key, "settings": self._settings, "row": row})
+            append_line(path, line)
             self.console.print(f"{key}: {row['seconds']} s")
         self._seconds += row["seconds"]
         return row
 
-    def _read(self, path: Path) -> Row:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            settings, row = dict(content["settings"]), dict(content["row"])
-            row["seconds"] = float(row["seconds"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise click.ClickException(
-                f"{path} can't be read as a row ({type(error).__name__}); delete it or name "
-                "another --out."
-            ) from error
+    def _check(self, settings: Mapping[str, Any], what: str) -> None:
         if settings != self._settings:
             changes = [
                 f"{n} {settings.get(n)!r} (now {self._settings.get(n)!r})"
@@ -85,10 +106,9 @@ class Record:
                 if settings.get(n) != self._settings.get(n)
             ]
             raise click.ClickException(
-                f"{path} was measured with {', '.join(changes)}; use the same settings, or name "
+                f"{what} was measured with {', '.join(changes)}; use the same settings, or name "
                 "another --out."
             )
-        return row
 
     def write(
         self,

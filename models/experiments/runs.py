@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,17 @@ import click
 from rich.console import Console
 from torch import nn
 
-from models.reference.checkpoint import Recipe, digest, load_network, load_weights, make_network
+from models.reference.checkpoint import (
+    Recipe,
+    Run,
+    digest,
+    load_network,
+    load_weights,
+    make_network,
+)
 from models.reference.datasets import Data, load
 from models.reference.place import Place, place_options
-from models.reference.training import train_model
+from models.reference.training import SCHEDULES, train_model
 from onnxlr.errors import OnnxlrError
 from onnxlr.training import DeepTwist
 
@@ -35,6 +42,8 @@ class Schedule:
     batch_size: int
     every: int
     """S_D, steps from one distortion to the next."""
+    schedule: str
+    """How the learning rate of each run falls; one of SCHEDULES."""
     images: int | None
     """Of the training images, the first so many; all if None."""
 
@@ -48,6 +57,7 @@ _QUICK = Schedule(
     lr=0.02,
     batch_size=64,
     every=2,
+    schedule="half-cosine",
     images=256,
 )
 
@@ -67,7 +77,17 @@ class Bench:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a row depends on, the same for all runs."""
-        return {**asdict(self.schedule), "init": self.init, "test_images": len(self.test.label)}
+        return {
+            **asdict(self.schedule),
+            "init": self.init,
+            "precision": self.place.precision,
+            "test_images": len(self.test.label),
+        }
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a run."""
+        return -(-len(self.train.label) // self.schedule.batch_size) * self.schedule.epochs
 
     @property
     def base(self) -> Path:
@@ -81,23 +101,31 @@ class Bench:
     def pretrain(self, init: Path | None) -> None:
         """Train it, as far as it isn't."""
         s = self.schedule
-        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.base_lr, 0, self.init)
+        recipe = replace(self._recipe, lr=s.base_lr, init=self.init)
         network = make_network(recipe)
         if init is not None:
             load_weights(network, init)
         self._trained(recipe, s.base_epochs, self.base, network, None)
 
-    def run(self, name: str, seed: int, make: Callable[[nn.Module], Made]) -> nn.Module:
+    def run(self, name: str, seed: int, make: Callable[[nn.Module], Made]) -> Run:
         """Train what `make` makes of the pre-trained network; its checkpoint resumes.
 
         `make` gives the network to train, and the DeepTwist that goes with it if one does.
         """
         s = self.schedule
         network, twist = make(self.pretrained())
-        recipe = Recipe(s.network, "cifar10", s.width, s.batch_size, s.lr, seed, digest(self.base))
+        recipe = replace(self._recipe, seed=seed, init=digest(self.base), schedule=s.schedule)
         CONSOLE.print(f"{name}, seed {seed}: {s.epochs} epochs")
         path = self.folder / "runs" / f"{name}-{seed}.pt"
         return self._trained(recipe, s.epochs, path, network, twist)
+
+    @property
+    def _recipe(self) -> Recipe:
+        s = self.schedule
+        place = self.place
+        return Recipe(
+            *(s.network, "cifar10", s.width, s.batch_size, s.lr, 0), precision=place.precision
+        )
 
     def _trained(
         self,
@@ -106,18 +134,9 @@ class Bench:
         path: Path,
         network: nn.Module,
         twist: DeepTwist | None,
-    ) -> nn.Module:
-        return train_model(
-            recipe,
-            self.train,
-            self.test,
-            epochs,
-            path,
-            CONSOLE,
-            network,
-            twist,
-            place=self.place,
-        ).network
+    ) -> Run:
+        data, place = (self.train, self.test), self.place
+        return train_model(recipe, *data, epochs, path, CONSOLE, network, twist, place=place)
 
 
 def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -140,7 +159,18 @@ def schedule_options() -> Callable[[Callable[..., None]], Callable[..., None]]:
         click.option("--epochs", default=2, help="Of each run after it."),
         click.option("--lr", default=0.02, help="Learning rate of each run at its start."),
         click.option("--batch-size", default=128, help="Images a step."),
-        click.option("--every", default=200, help="S_D, steps between distortions."),
+        click.option(
+            "--schedule",
+            type=click.Choice(list(SCHEDULES)),
+            default="half-cosine",
+            help="How it falls: to 0, or to a tenth after a half and after three quarters.",
+        ),
+        click.option(
+            *("--distort-every", "--every", "every"),
+            type=click.IntRange(min=1),
+            default=200,
+            help="S_D, steps between distortions.",
+        ),
         click.option(
             "--seed",
             "seeds",
@@ -172,17 +202,20 @@ def make_bench(
     lr: float,
     batch_size: int,
     every: int,
+    schedule: str,
     place: Place,
 ) -> Bench:
     """Return the bench for these options; a quick one is small whatever else they say."""
-    schedule = Schedule(network, 16, base_epochs, base_lr, epochs, lr, batch_size, every, None)
+    settings = Schedule(
+        *(network, 16, base_epochs, base_lr, epochs, lr, batch_size, every, schedule, None)
+    )
     if quick:
-        schedule, init, place = _QUICK, None, Place(threads=1)
+        settings, init, place = _QUICK, None, Place(threads=1)
     train, test = load("cifar10", data_dir)
-    if schedule.images is not None:
-        some = slice(schedule.images)
+    if settings.images is not None:
+        some = slice(settings.images)
         train, test = (Data(d.image[some], d.label[some]) for d in (train, test))
-    bench = Bench(schedule, out, "" if init is None else digest(init), train, test, place)
+    bench = Bench(settings, out, "" if init is None else digest(init), train, test, place)
     bench.pretrain(init)
     return bench
 

@@ -55,7 +55,7 @@ def measure(bench: Bench, compression: int, side: int, seed: int) -> Row:
         twist = twisted(network, _METHOD, grid, bench.schedule.every, include=largest)
         return network, twist
 
-    trained = bench.run(f"tiles-{side}-rank-{rank}", seed, with_twist)
+    trained = bench.run(f"tiles-{side}-rank-{rank}", seed, with_twist).network
     plan = with_twist(bench.pretrained())[1]
     assert plan is not None
     return {

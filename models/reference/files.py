@@ -1,4 +1,4 @@
-"""Reads named arrays with clear errors, and replaces files in one step, whole or not at all."""
+"""Reads named arrays with clear errors, and writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -59,6 +59,21 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise FileError(
             f"{path} can't be written ({error.strerror}); make room or name another file."
+        ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, making it and its folder if need be, in one write.
+
+    Raises FileError when it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        raise FileError(
+            f"{path} can't be written ({error.strerror}); make room or name another folder."
         ) from error
 
 

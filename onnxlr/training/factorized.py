@@ -13,6 +13,7 @@ from onnxlr.methods.choice import Choice
 from onnxlr.model.load import load
 from onnxlr.plan.plan import Decision, Plan
 from onnxlr.prepare.prepared import prepare
+from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.training.chains import chain_module
 from onnxlr.training.modules import ModuleLayer, Refused, module_layers, unwrapped
 
@@ -93,7 +94,8 @@ def factorize_(
                 choice = replace(choice, rank=choice.graph_pass.turned(choice.rank))
             if (reason := _misfit(root, item, choice)) is not None:
                 raise UsageError(f"the plan replaces {decision.name!r}, but {reason}")
-            factors = choice.graph_pass.factorize(item.read(), choice.rank)
+            with one_blas_thread():  # as in DeepTwist
+                factors = choice.graph_pass.factorize(item.read(), choice.rank)
             chains[item.name] = chain_module(item, choice, factors)
     for name, chain in chains.items():
         root.set_submodule(name, chain)

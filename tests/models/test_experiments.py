@@ -1,7 +1,6 @@
 """The experiments in their quick form: tables and plots are written, and go on where they were."""
 
 import csv
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +14,16 @@ from tests.support.data_folders import write_batches, write_idx
 torch = pytest.importorskip("torch")
 
 from models.experiments import (  # noqa: E402
+    columns,
     convolution,
     deeptwist,
+    deeptwist_table,
     distortion_step,
     gaussian,
     tiles,
     truncation,
 )
-from models.experiments.record import Record, mean_and_spread  # noqa: E402
+from models.experiments.record import Record, mean_and_spread, read_records  # noqa: E402
 
 EXPERIMENTS: dict[str, tuple[ModuleType, int, set[str]]] = {
     "truncation": (truncation, 2, {"D", "truncated", "retrained"}),
@@ -67,17 +68,17 @@ def test_a_quick_run_writes_its_table_and_plot_and_is_not_run_twice(
     assert "seed" in table
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
-    files = {p.name for p in (tmp_path / f"{name}-rows").iterdir()}
+    records = (tmp_path / f"{name}.jsonl").read_text()
     monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured twice"))
     again = run(module, *arguments)
     assert again.exit_code == 0, again.output
     assert (tmp_path / f"{name}.md").read_text() == table
-    assert {p.name for p in (tmp_path / f"{name}-rows").iterdir()} == files
+    assert (tmp_path / f"{name}.jsonl").read_text() == records
 
 
 def test_compressions_and_ranks_are_those_of_the_papers(data: Path, tmp_path: Path) -> None:
     run(gaussian, "--quick", "--out", tmp_path)
-    rows = [json.loads(p.read_text())["row"] for p in (tmp_path / "gaussian-rows").iterdir()]
+    rows = [record["row"] for record in read_records(tmp_path / "gaussian.jsonl")]
     for row in rows:
         side = 256 // int(row["tiles"].split("×")[0])
         assert 2 * side * row["rank"] * 4 == side * side
@@ -86,11 +87,73 @@ def test_compressions_and_ranks_are_those_of_the_papers(data: Path, tmp_path: Pa
     assert sorted(round(row["kurtosis"], 1) for row in rows) == [3.2, 4.8, 6.2]
 
     run(tiles, "--quick", "--out", tmp_path / "tiles", "--data-dir", data)
-    for path in (tmp_path / "tiles" / "tiles-rows").iterdir():
-        row = json.loads(path.read_text())["row"]
+    for record in read_records(tmp_path / "tiles" / "tiles.jsonl"):
+        row = record["row"]
         # Nine convolutions of a resnet32; five of a resnet20.
         assert row["layers"] == 5
         assert 2 * row["rank"] * row["compression"] == row["side"]
+
+
+@pytest.mark.parametrize("column", [c for c in columns.COLUMNS if c != "deeptwist"])
+def test_one_column_is_trained_recorded_and_tabulated(
+    column: str, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--quick", "--out", tmp_path, "--data-dir", data, "--column", column)
+    done = run(deeptwist, *arguments)
+    assert done.exit_code == 0, done.output
+    records = read_records(tmp_path / "deeptwist.jsonl")
+    assert [record["row"]["share"] for record in records] == [0.5]
+    for record in records:
+        row = record["row"]
+        assert row["column"] == column
+        assert (row["epochs"], row["steps"], row["layers"]) == (1, 1, 18)
+        assert row["schedule"] == "half-cosine"
+        assert 0 <= row["truncated"] <= 1
+        assert row["seconds"] > 0
+        assert record["settings"]["precision"] == "float32"
+    table = run(deeptwist_table, "--out", tmp_path)
+    assert table.exit_code == 0
+    head, _, *lines = table.output.splitlines()
+    assert head.startswith("| compression | trained | steps |")
+    rows = {row["compression"]: row for row in (record["row"] for record in records)}
+    wanted = [(f"{c:.2f}", column, f"{rows[c]['accuracy']:.2%}") for c in sorted(rows)]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert [(c[1], c[2], c[8]) for c in cells] == wanted
+
+
+def test_a_table_has_a_row_for_each_way_and_schedule(tmp_path: Path) -> None:
+    def record(seed: int, accuracy: float, lr: float = 0.1, **changes: Any) -> dict[str, Any]:
+        row = {
+            "column": "deeptwist",
+            "compression": 2.761,
+            "steps": 1000,
+            "schedule": "steps",
+            "every": 200,
+            "distortions": 6,
+            "truncated": 0.25,
+            "seconds": 120.0,
+        }
+        settings = {"lr": lr, "batch_size": 128}
+        changed = row | {"seed": seed, "accuracy": accuracy} | changes
+        return {"key": f"{seed}", "settings": settings, "row": changed}
+
+    records = [
+        record(1, 0.90),
+        record(0, 0.80, every=None, column="decomposed"),
+        record(0, 0.88, seconds=60.0),
+        record(0, 0.70, lr=0.2),
+    ]
+    assert deeptwist_table.lines(records)[2:] == [
+        "| 2.76 | decomposed | 1,000 of 128 images | 0.1, steps |  |  | 25.00% | 80.00% |  "
+        "| 0: 80.00% | 2.0 |",
+        "| 2.76 | deeptwist | 1,000 of 128 images | 0.1, steps | 200 | 6 | 25.00% | 89.00% | 1.41 "
+        "| 0: 88.00%, 1: 90.00% | 1.5 |",
+        "| 2.76 | deeptwist | 1,000 of 128 images | 0.2, steps | 200 | 6 | 25.00% | 70.00% |  "
+        "| 0: 70.00% | 2.0 |",
+    ]
+    done = run(deeptwist_table, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "deeptwist.jsonl has no runs; name the --out" in done.output
 
 
 def test_rows_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
@@ -100,8 +163,9 @@ def test_rows_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     assert row({"seed": 0, "lr": 0.1}) == row({"seed": 0, "lr": 0.1})
     with pytest.raises(Exception, match=r"measured with lr 0\.1 \(now 0\.2\)"):
         row({"seed": 0, "lr": 0.2})
-    (tmp_path / "name-rows" / "key.json").write_text("{")
-    with pytest.raises(Exception, match=r"can't be read as a row \(JSONDecodeError\)"):
+    with (tmp_path / "name.jsonl").open("a") as file:
+        file.write("{")
+    with pytest.raises(Exception, match=r"line 2, can't be read as a row \(JSONDecodeError\)"):
         row({"seed": 0, "lr": 0.1})
 
 
