@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -134,33 +135,9 @@ class _PaperWriter:
             return self.constant(np.array(self._shape(inputs[0])), ir.DataType.INT64)
         if op_type in ("Slice", "Concat") and all(v in self._data for v in inputs):
             return self._computed(op_type, inputs)
-        names = {v: f"i{i}" for i, v in enumerate(inputs) if v is not None}
-        node = onnx.helper.make_node(
-            op_type,
-            ["" if v is None else names[v] for v in inputs],
-            ["o"],
-        )
-        node.attribute.extend(onnx.helper.make_attribute(k, a) for k, a in attributes.items())
-        types = {
-            name: onnx.helper.make_tensor_type_proto(
-                self._data[v].data_type
-                if v in self._data
-                else onnx.TensorProto.INT64
-                if v in self._indices
-                else onnx.TensorProto.FLOAT,
-                self._shape(v),
-            )
-            for v, name in names.items()
-        }
-        inferred = onnx.shape_inference.infer_node_outputs(
-            onnx.defs.get_schema(op_type, _OPSET),
-            node,
-            types,
-            {names[v]: data for v, data in self._data.items() if v in names},
-            opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
-            ir_version=8,
-        )["o"]
-        shape = tuple(d.dim_value for d in inferred.tensor_type.shape.dim)
+        operands = tuple(None if v is None else self._operand(v) for v in inputs)
+        settings = tuple((k, _hashable(a)) for k, a in sorted(attributes.items()))
+        shape, kind = _inferred(op_type, operands, settings)
         macs = 0
         if op_type in HEAVY:
             x, w = (self._shape(v) for v in inputs[:2] if v is not None)
@@ -170,7 +147,7 @@ class _PaperWriter:
             read = sum(math.prod(self._shape(v)) for v in inputs if v is not None)
             self.work += Work(macs, read + math.prod(shape), 1)
         output = _value(shape)
-        if inferred.tensor_type.elem_type == onnx.TensorProto.INT64:
+        if kind == onnx.TensorProto.INT64:
             self._indices.add(output)
         return output
 
@@ -190,11 +167,48 @@ class _PaperWriter:
         start, end = (int(bound[0]) for bound in data[1:3])
         return self.constant(data[0][start:end], ir.DataType.INT64)
 
+    def _operand(self, value: ir.Value) -> "_Operand":
+        shape = self._shape(value)
+        if value in self._data:
+            data = self._data[value]
+            return data.data_type, shape, data.SerializeToString(deterministic=True)
+        integers = value in self._indices
+        return onnx.TensorProto.INT64 if integers else onnx.TensorProto.FLOAT, shape, None
+
     def _shape(self, value: ir.Value) -> Shape:
         if value in self._shapes:
             return self._shapes[value]
         # A bias of unknown shape doesn't change what is multiplied.
         return tuple(d if isinstance(d, int) else 1 for d in value.shape or (1,))
+
+
+_Operand = tuple[int, Shape, bytes | None]  # type, shape, and the data of a constant
+
+
+@lru_cache(maxsize=4096)  # the same nodes are counted again and again, in many candidates
+def _inferred(
+    op_type: str,
+    operands: tuple[_Operand | None, ...],
+    attributes: tuple[tuple[str, AttributeValue], ...],
+) -> tuple[Shape, int]:
+    """The shape and the type of what an operator makes of these operands."""
+    names = ["" if operand is None else f"i{i}" for i, operand in enumerate(operands)]
+    node = onnx.helper.make_node(op_type, names, ["o"])
+    node.attribute.extend(onnx.helper.make_attribute(k, a) for k, a in attributes)
+    named = [(n, o) for n, o in zip(names, operands, strict=True) if o is not None]
+    inferred = onnx.shape_inference.infer_node_outputs(
+        onnx.defs.get_schema(op_type, _OPSET),
+        node,
+        {n: onnx.helper.make_tensor_type_proto(kind, shape) for n, (kind, shape, _) in named},
+        {n: onnx.TensorProto.FromString(data) for n, (_, _, data) in named if data is not None},
+        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        ir_version=8,
+    )["o"].tensor_type
+    return tuple(d.dim_value for d in inferred.shape.dim), inferred.elem_type
+
+
+def _hashable(value: AttributeValue) -> AttributeValue:
+    return value if isinstance(value, str | int | float) else tuple(value)
 
 
 def _value(shape: Shape) -> ir.Value:

@@ -1,6 +1,8 @@
 """Whole runs whose limit is tested: the parts of the data, the ladder, and what is said."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,7 +86,7 @@ class Case:
 
     Attributes
     ----------
-    model, data : Path
+    model, data, cache : Path
     result : Result
     ladder : Ladder
     frontier : Path
@@ -93,6 +95,7 @@ class Case:
 
     model: Path
     data: Path
+    cache: Path
     result: onnxlr.Result
     ladder: Ladder
     frontier: Path
@@ -129,7 +132,14 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
             json=folder / "r.json",
             **QUICK,
         )
-    return Case(model, data, result, ladders[0], folder / "points")
+    return Case(model, data, folder / "cache", result, ladders[0], folder / "points")
+
+
+@pytest.fixture
+def again(case: Case) -> Case:
+    """The same case, with a cache that knows what its run computed."""
+    shutil.copytree(case.cache, os.environ["ONNXLR_CACHE"])
+    return case
 
 
 def choices(ladder: Ladder) -> list[tuple[dict[str, Any], int]]:
@@ -270,17 +280,17 @@ def test_a_named_confidence_is_never_lowered(case: Case, tmp_path: Path) -> None
     assert any("doesn't show at 95% confidence that it is within 1.0 pp" in r for r in reasons)
 
 
-def test_half_a_confidence_compares_two_numbers(case: Case) -> None:
-    bold = onnxlr.optimize(case.model, data=case.data, max_drop=0.03, confidence=0.5, **QUICK)
+def test_half_a_confidence_compares_two_numbers(again: Case) -> None:
+    bold = onnxlr.optimize(again.model, data=again.data, max_drop=0.03, confidence=0.5, **QUICK)
     assert "at 50% confidence" in bold.report.claim
-    assert bold.report.output.params <= case.result.report.output.params
-    strict = onnxlr.optimize(case.model, data=case.data, max_drop=0.03, confidence=0.999, **QUICK)
-    assert strict.report.output.params >= case.result.report.output.params
+    assert bold.report.output.params <= again.result.report.output.params
+    strict = onnxlr.optimize(again.model, data=again.data, max_drop=0.03, confidence=0.999, **QUICK)
+    assert strict.report.output.params >= again.result.report.output.params
 
 
-def test_named_ranks_are_tested_too(case: Case) -> None:
+def test_named_ranks_are_tested_too(again: Case) -> None:
     """Rank 3 loses far more than a point; what of it can't be shown is put back."""
-    result = onnxlr.optimize(case.model, data=case.data, rank=3, max_drop=0.01, **QUICK)
+    result = onnxlr.optimize(again.model, data=again.data, rank=3, max_drop=0.01, **QUICK)
     quality = result.report.quality
     assert quality is not None
     assert quality.drop <= 0.01
@@ -288,8 +298,8 @@ def test_named_ranks_are_tested_too(case: Case) -> None:
     assert any("put back" in d.reason for d in result.report.decisions)
 
 
-def test_a_fraction_that_is_not_shown_is_exit_code_3(case: Case, tmp_path: Path) -> None:
-    words = ["optimize", str(case.model), str(tmp_path / "o.onnx"), "--data", str(case.data)]
+def test_a_fraction_that_is_not_shown_is_exit_code_3(again: Case, tmp_path: Path) -> None:
+    words = ["optimize", str(again.model), str(tmp_path / "o.onnx"), "--data", str(again.data)]
     words += ["--labels", "label", "--target", "macs=0.15", "--max-drop", "0.002", "--no-measure"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 3, done.output
@@ -315,13 +325,13 @@ def both(session):
     ],
 )
 def test_a_metric_of_the_user_s(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, give: str, tested: bool
+    again: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, give: str, tested: bool
 ) -> None:
     name = f"metric_{abs(hash(give))}"
-    (tmp_path / f"{name}.py").write_text(METRIC.format(data=str(case.data), give=give))
+    (tmp_path / f"{name}.py").write_text(METRIC.format(data=str(again.data), give=give))
     monkeypatch.chdir(tmp_path)
     result = onnxlr.optimize(
-        case.model, data=case.data, metric=f"{name}:both", max_drop=0.03, **COUNTED
+        again.model, data=again.data, metric=f"{name}:both", max_drop=0.03, **COUNTED
     )
     metric = result.report.to_dict()["metric"]
     assert metric["tested"] == tested
@@ -361,19 +371,21 @@ def test_a_frontier_goes_into_a_new_folder(case: Case, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_time_limit_leaves_out_what_could_go_on(case: Case) -> None:
-    result = onnxlr.optimize(case.model, data=case.data, time_limit=1e-3, max_drop=0.03, **QUICK)
+def test_a_time_limit_leaves_out_what_could_go_on(again: Case) -> None:
+    result = onnxlr.optimize(again.model, data=again.data, time_limit=1e-3, max_drop=0.03, **QUICK)
     (note,) = (n for n in result.report.notes if n.startswith("--time-limit 0.001"))
     assert "further trials" in note
     assert result.report.claim.startswith("800 samples")
-    unlimited = onnxlr.optimize(case.model, data=case.data, time_limit=1e6, max_drop=0.03, **QUICK)
-    assert unlimited.plan == case.result.plan
+    unlimited = onnxlr.optimize(
+        again.model, data=again.data, time_limit=1e6, max_drop=0.03, **QUICK
+    )
+    assert unlimited.plan == again.result.plan
     assert not any("--time-limit" in note for note in unlimited.report.notes)
     with pytest.raises(onnxlr.UsageError, match="--time-limit 0 is no time"):
-        onnxlr.optimize(case.model, time_limit=0)
+        onnxlr.optimize(again.model, time_limit=0)
 
 
-def test_long_work_is_announced(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_is_announced(again: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
 
     class Listener(Silent):
@@ -381,6 +393,6 @@ def test_long_work_is_announced(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
             lines.append(line)
 
     monkeypatch.setattr("onnxlr.plan.estimate._TOLD_FROM", 0.0)
-    onnxlr.optimize(case.model, data=case.data, max_drop=0.03, progress=Listener(), **QUICK)
+    onnxlr.optimize(again.model, data=again.data, max_drop=0.03, progress=Listener(), **QUICK)
     assert "800 samples can show losses down to 0.4 pp at 95% confidence" in lines
     assert lines[-1].startswith("this takes about ")

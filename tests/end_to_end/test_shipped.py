@@ -1,5 +1,6 @@
 """The models and samples that ship: what the README's first command relies on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pytest
 
 import onnxlr
+from tests.support.limits import FEW
 
 MODELS = Path(__file__).parent.parent.parent / "models"
 SAMPLES = MODELS / "fashion-samples.npz"
@@ -23,8 +25,10 @@ def test_accuracy_on_the_samples_is_what_the_readme_says(name: str, accuracy: fl
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_the_search_shrinks_them_within_the_limit(
-    tmp_path: Path, few_images: Path, name: str
+    tmp_path: Path, few_images: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    effort = replace(FEW, ranks=3, fit_samples=128, corrected_rungs=1, sequence_samples=64)
+    monkeypatch.setattr("onnxlr.api.LIMITS", effort)
     out = tmp_path / "out.onnx"
     path = MODELS / f"fashion-{name}.onnx"
     report = onnxlr.optimize(

@@ -32,6 +32,7 @@ from tests.support.networks import images, network, products
 WITHIN: dict[str, Any] = {"metric": "rel-error", "max_drop": 1}
 CHAINS = "channel-svd", "embedding-svd", "input-channel-svd", "spatial-svd", "svd", "tucker2"
 HALF = WITHIN | {"target": "macs=0.5", "method": CHAINS}
+BY_CHAINS = tuple(f"--method={name}" for name in CHAINS)
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def test_a_share_of_the_multiply_accumulates_is_met(data: Path) -> None:
     model = network()
     damages = []
     for share in (0.8, 0.4):
-        result = onnxlr.optimize(
-            model, data=data, target=f"macs={share}", metric="rel-error", max_drop=1
-        )
+        result = onnxlr.optimize(model, data=data, **HALF | {"target": f"macs={share}"})
         report = result.report
         assert report.output.macs <= share * report.input.macs
         assert report.output.macs > 0.75 * share * report.input.macs
@@ -259,7 +258,7 @@ def test_a_budget_that_cannot_be_met_is_exit_code_3(data: Path, tmp_path: Path) 
     onnx.save(network(), source)
 
     def optimize(*options: str) -> Any:
-        command = ("optimize", str(source), str(out), "--data", str(data), *options)
+        command = ("optimize", str(source), str(out), "--data", str(data), *BY_CHAINS, *options)
         return CliRunner().invoke(main, command, catch_exceptions=False)
 
     done = optimize("--target", "macs=0.001", "--max-drop", "1")
@@ -537,7 +536,8 @@ def test_all_that_was_weighed_is_in_the_plan(without_sequence: onnxlr.Result) ->
 def test_the_report_is_written_as_a_page(data: Path, tmp_path: Path) -> None:
     source, out, page = (tmp_path / name for name in ("net.onnx", "o.onnx", "r.html"))
     onnx.save(network(), source)
-    command = ["optimize", str(source), str(out), "--data", str(data), "--report", str(page)]
+    command = ["optimize", str(source), str(out), "--data", str(data), *BY_CHAINS]
+    command += ["--report", str(page)]
     done = CliRunner().invoke(
         main, [*command, "--metric", "rel-error", "--target", "macs=0.5", "--max-drop", "1"]
     )

@@ -3,35 +3,18 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from onnxlr.cli.commands import main
-from tests.support.limits import SHORT
+from tests.support.limits import FEW
+from tests.support.scripts import run_python
 
 pytest.importorskip("torch")
 
 ROOT = Path(__file__).parent.parent.parent
-# What is tested here is that the guide runs, not how good its models are.
-FEW = replace(
-    SHORT,
-    trials=2,
-    trials_most=2,
-    rungs=2,
-    rungs_joined=3,
-    bolder_levels=0,
-    corrected_rungs=0,
-    sequence_samples=0,
-    narrow_trials=2,
-    narrow_corrections=0,
-    in_place_rounds=0,
-    in_place_seconds=0.2,
-)
 
 
 def test_the_guide_ends_in_a_smaller_model_without_loss(
@@ -42,10 +25,10 @@ def test_the_guide_ends_in_a_smaller_model_without_loss(
     script, command = re.findall(r"```(?:python)?\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "script.py").write_text("import torch\ntorch.manual_seed(0)\n" + script)
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    run_python(["script.py"])
     name, *arguments = command.split()
     assert name == "onnxlr"
-    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert re.search(r"svd +16 +200,704 → 16,640 .* 0\.000 ", done.output)
@@ -62,6 +45,7 @@ def test_the_long_guide_ends_in_a_model_that_is_served(
     assert len(blocks) == text.count("<!-- run -->") == 9
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
+    # What is tested here is that the guide runs, not how good its models are.
     monkeypatch.setattr("onnxlr.api.LIMITS", FEW)
     said = ""
     for language, block in blocks:
@@ -74,8 +58,7 @@ def test_the_long_guide_ends_in_a_model_that_is_served(
             assert done.exit_code == 0, done.output
         else:
             assert words[0] == "python"
-            command = [sys.executable, *words[1:]]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            said = run_python(words[1:])
     share = re.fullmatch(r"(\d+\.\d)% right\n\d+ microseconds each\n", said)
     assert share is not None
     behind = json.loads(Path("int8.json").read_text(encoding="utf-8"))["behind"]

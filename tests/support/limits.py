@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ SHORT = Limits(
     refined_sets=8,
     narrow_trials=3,
     narrow_corrections=1,
+)
+
+# Fewer still, for models that are no toys: what is tested is that every stage runs on them.
+FEW = replace(
+    SHORT,
+    trials_least=2,
+    trials=2,
+    trials_most=2,
+    rungs=2,
+    rungs_joined=3,
+    bolder_levels=0,
+    corrected_rungs=0,
+    sequence_samples=0,
+    narrow_trials=2,
+    narrow_corrections=0,
+    in_place_rounds=0,
+    in_place_seconds=0.2,
 )
 
 
