@@ -1,6 +1,7 @@
 """A candidate: a method at a rank for a layer, with what it costs and what it saves."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,17 @@ class Candidate:
     error: float = math.inf
     cost: float = math.inf
     loss: float = math.inf
+
+    @property
+    def shares(self) -> bool:
+        """Whether it is chosen for all siblings or none, as they have a factor in common."""
+        return self.choice.graph_pass.shares
+
+
+def by_sharing(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Candidates of a layer alone, and those shared with siblings: they aren't rivals."""
+    alone, shared = ([c for c in candidates if c.shares is shares] for shares in (False, True))
+    return alone, shared
 
 
 Saving = Literal["params", "macs"]  # what candidates are ordered by

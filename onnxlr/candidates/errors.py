@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxlr.calibrate.statistics import Statistics
-from onnxlr.candidates.candidate import Candidate, Saving, candidate, saves
+from onnxlr.candidates.candidate import Candidate, Saving, by_sharing, candidate, saves
 from onnxlr.candidates.fits import AUTO_ERRORS, Fit, auto_candidates, fit_methods
 from onnxlr.candidates.fitting import (
     GLANCE,
@@ -110,8 +110,8 @@ def _worthwhile(layer: Layer, fits: Sequence[Fit], statistics: Statistics | None
     if statistics is None or math.prod(layer.shape[2:]) > 1:
         return fits
     # A matrix has one best approximation of a rank, and a closed form that gives it.
-    best = [f for f in fits if closes(f.graph_pass, layer)]
-    rest = [f for f in fits if f.graph_pass.at_load]
+    best = [f for f in fits if closes(f.graph_pass, layer) and not f.graph_pass.shares]
+    rest = [f for f in fits if f.graph_pass.at_load or f.graph_pass.shares]
     return [*best[:1], *rest] if best else fits
 
 
@@ -200,10 +200,11 @@ def _thinned(candidates: list[Candidate], most: int) -> list[Candidate]:
 
 def front(candidates: Sequence[Candidate], slack: float) -> list[Candidate]:
     """Those whose error is within a factor of the best at the same work or less."""
-    ordered = sorted(candidates, key=lambda item: (-item.saved, item.error))
-    within, best = [], math.inf
-    for item in ordered:
-        if item.error < best * slack:
-            within.append(item)
-        best = min(best, item.error)
+    within: list[Candidate] = []
+    for rivals in by_sharing(candidates):
+        best = math.inf
+        for item in sorted(rivals, key=lambda item: (-item.saved, item.error)):
+            if item.error < best * slack:
+                within.append(item)
+            best = min(best, item.error)
     return within

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.calibrate.statistics import Statistics
+from onnxlr.candidates.shared import fit_shared, refit_shared, shared_errors
 from onnxlr.decompose import (
     Covariance,
     Form,
@@ -68,6 +69,8 @@ def fit_to_inputs(
     start : tuple of ndarray, optional
         Factors of the weight to begin with, where they are computed already.
     """
+    if graph_pass.shares:
+        return fit_shared(graph_pass, layer, rank, input_moments(statistics)[0])
     weight = as_matrix(layer, layer.array())
     most = _GLANCED if effort == GLANCE else None
     return fit_matrix(
@@ -182,6 +185,8 @@ def fit_matrix(
         The covariance of what the matrix gives, where that is known better than by the moments.
     """
     form = graph_pass.form(layer)
+    if graph_pass.shares and start is not None:
+        return refit_shared(graph_pass, layer, rank, weight[0], moments[0], start)
     if form is None or not form.mixes:
         metric = None
     if metric is not None:
@@ -254,6 +259,9 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
     """Relative output error at every rank from 0 on; None if the method has no closed form."""
     if not closes(graph_pass, layer):
         return None
+    if graph_pass.shares:
+        metric = None if statistics.metric is None else statistics.metric[0]
+        return shared_errors(layer, input_moments(statistics)[0], metric)
     whole = as_matrix(layer, layer.array())
     outputs, weight = output_covariance(statistics, whole), weighed(statistics, whole)
     if outputs is not None:

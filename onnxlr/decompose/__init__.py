@@ -4,7 +4,7 @@ It imports errors, types and, for one thread of linear algebra, system.
 """
 
 from onnxlr.decompose.evbmf import Evbmf, evbmf
-from onnxlr.decompose.form import Form, has_closed_form
+from onnxlr.decompose.form import Form, has_closed_form, outer_and_inner
 from onnxlr.decompose.moments import Covariance, Moments
 from onnxlr.decompose.outer_products import Cp, compose, exact_rank
 from onnxlr.decompose.polyadic import cp
@@ -48,6 +48,7 @@ __all__ = [
     "join_tiles",
     "leading_eigenvectors",
     "leading_outputs",
+    "outer_and_inner",
     "output_energies",
     "parse_rank",
     "shrunk_moments",

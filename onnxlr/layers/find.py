@@ -11,6 +11,7 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.names import layer_names
 from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, weight_slots
 from onnxlr.layers.shapes import shape_of
+from onnxlr.layers.siblings import with_siblings
 from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, is_large_matrix, is_view, trace
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant
@@ -59,9 +60,8 @@ def find_layers(model: ir.Model, shapes: Shapes) -> tuple[Layer, ...]:
         inputs[root] = others[root]
     roots = sorted(inputs, key=lambda root: order[root])
     layers = [_layer(root, inputs[root], places.get(root)) for root in roots]
-    return tuple(
-        replace(layer, name=name) for layer, name in zip(layers, layer_names(layers), strict=True)
-    )
+    names = layer_names(layers)
+    return with_siblings([replace(a, name=name) for a, name in zip(layers, names, strict=True)])
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:

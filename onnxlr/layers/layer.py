@@ -92,6 +92,9 @@ class Layer:
         Why no chain can replace the layer, whatever the method.
     weight_refusal : str or None
         Why the stored weight can't be replaced either; it implies a refusal.
+    siblings : tuple of Layer
+        All layers that read the same input in the same way, this one among them, in graph order;
+        empty if no other does.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Layer:
     refusal: str | None = None
     weight_refusal: str | None = None
     _perm: Shape | None = field(default=None, repr=False)
+    siblings: "tuple[Layer, ...]" = field(default=(), repr=False)
 
     @property
     def params(self) -> int:

@@ -18,6 +18,7 @@ from onnxlr.decompose import (
 )
 from onnxlr.layers.kernel import Kernel, kernel_of
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.siblings import stack_of, stack_shape
 from onnxlr.methods.base import ChainPass, GraphPass, WeightPass
 from onnxlr.methods.convolution import (
     ConvPass,
@@ -70,6 +71,8 @@ __all__ = [
     "sizes_of",
     "slide",
     "spectrum_of",
+    "stack_of",
+    "stack_shape",
     "swap_groups",
     "tiled_svd",
     "truncated_svd",

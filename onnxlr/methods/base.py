@@ -29,6 +29,9 @@ class GraphPass(RanksBySpectra):
     automatic: ClassVar[bool] = False
     # Whether factors are multiplied back when a session loads: every user stays as it is.
     at_load: ClassVar[bool] = False
+    # Whether siblings (``Layer.siblings``) have the factor in common that meets their input: it is
+    # stored and computed once, where all of them are replaced at one rank.
+    shares: ClassVar[bool] = False
 
     @abstractmethod
     def refuse(self, layer: Layer) -> str | None:

@@ -10,8 +10,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxlr.decompose import outer_and_inner
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.macs import HEAVY, operator_macs
+from onnxlr.layers.siblings import share_of
 from onnxlr.methods.base import GraphPass
 from onnxlr.methods.writer import AttributeValue, Write
 from onnxlr.types import Rank, Shape
@@ -22,12 +24,25 @@ _ELEMENTS_A_MS = 2.5e6
 _MS_A_NODE = 2e-3
 _FREE = ("Reshape", "Squeeze", "Unsqueeze", "Identity")  # no element of them is moved
 
+_ROUNDING = 1e-12  # of a share
 _OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
 
 
 def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
-    """Number of elements that the factors store."""
-    return sum(math.prod(shape) for shape in graph_pass.factor_shapes(layer, rank))
+    """Number of elements that the factors store; of a factor in common the layer's share."""
+    shapes = graph_pass.factor_shapes(layer, rank)
+    params = sum(math.prod(shape) for shape in shapes)
+    if not graph_pass.shares:
+        return params
+    common = math.prod(shapes[common_factor(graph_pass, layer)])
+    return params - common + math.ceil(share_of(layer) * common)
+
+
+def common_factor(graph_pass: GraphPass, layer: Layer) -> int:
+    """Which factor siblings have in common, for a method that shares: that of the inputs."""
+    form = graph_pass.form(layer)
+    assert form is not None
+    return outer_and_inner(form)[1]
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,14 @@ class Work:
     def usual_ms(self) -> float:
         """Roughly what a core of a present-day CPU takes for it; nothing is measured."""
         return self.macs / _MACS_A_MS + self.elements / _ELEMENTS_A_MS + self.nodes * _MS_A_NODE
+
+    def part(self, share: float) -> "Work":
+        """A share of it, rounded up."""
+        parts = (
+            math.ceil(share * count * (1 - _ROUNDING))
+            for count in (self.macs, self.elements, self.nodes)
+        )
+        return Work(*parts)
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -62,12 +85,20 @@ def layer_work(layer: Layer) -> Work | None:
 
 
 def chain_work(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Work | None:
-    """Work of the chains that replace all users; None if a shape is unknown, or there are none."""
+    """Work of the chains that replace all users; None if a shape is unknown, or there are none.
+
+    Of a product in common it is the layer's share. Both factors meet as many positions, so that it
+    is as large a part of the work as of what is stored.
+    """
     if not layer.uses:  # of those that count: the others are in bodies
         return Work(0, 0, 0)
     paper = _Paper(graph_pass.factor_shapes(layer, rank))
     graph_pass.install(layer, rank, paper)
-    return paper.work
+    if paper.work is None or not graph_pass.shares:
+        return paper.work
+    sizes = [math.prod(shape) for shape in graph_pass.factor_shapes(layer, rank)]
+    common = sizes[common_factor(graph_pass, layer)] / sum(sizes)
+    return paper.work.part(1 - (1 - share_of(layer)) * common)
 
 
 def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:

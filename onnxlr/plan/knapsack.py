@@ -6,7 +6,9 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from onnxlr.candidates.candidate import Candidate
+from onnxlr.candidates.candidate import Candidate, by_sharing
+
+_Row = tuple[str, Candidate | None, float, float]  # a layer, what replaces it, cost, and loss
 
 
 def allocate(
@@ -16,6 +18,7 @@ def allocate(
     most_loss: float | None = None,
     most_cost: float | None = None,
     weights: Mapping[str, float] | None = None,
+    families: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Candidate] | None:
     """The cheapest choice within a loss, or the least lossy one within a cost; exact.
 
@@ -31,6 +34,9 @@ def allocate(
         One of them.
     weights : mapping of str to float, optional
         How often the loss of a layer counts; once where it isn't named.
+    families : mapping of str to sequence of str, optional
+        The siblings of a layer, itself among them. A method that shares replaces all or none of
+        them, at one rank.
 
     Returns
     -------
@@ -38,11 +44,12 @@ def allocate(
         The layers that change; None if the budget can't be met.
     """
     names = [name for name in as_is if candidates.get(name)]
-    rows: list[tuple[str, Candidate | None, float, float]] = []
+    rows: list[_Row] = []
     for name in names:
         weight = (weights or {}).get(name, 1.0)
         rows.append((name, None, as_is[name], 0.0))
         rows += [(name, c, c.cost, c.loss * weight) for c in pareto(candidates[name], as_is[name])]
+    rows, ties = _tied(rows, families or {})
     fixed = sum(cost for name, cost in as_is.items() if name not in names)
     if not rows:
         return {} if most_cost is None or fixed <= most_cost else None
@@ -57,6 +64,7 @@ def allocate(
         constraints=[
             scipy.optimize.LinearConstraint(one_each, 1, 1),
             scipy.optimize.LinearConstraint((limited / scale)[None], -np.inf, limit / scale),
+            *ties,
         ],
         bounds=scipy.optimize.Bounds(0, 1),
         integrality=np.ones(len(rows), dtype=np.int64),
@@ -68,10 +76,45 @@ def allocate(
     return {name: candidate for name, candidate, _, _ in chosen if candidate is not None}
 
 
+def _tied(
+    rows: Sequence[_Row], families: Mapping[str, Sequence[str]]
+) -> tuple[list[_Row], list[scipy.optimize.LinearConstraint]]:
+    """The rows without those that siblings can't share, and constraints that tie the others."""
+    shared: dict[tuple[object, ...], set[str]] = {}
+
+    def key(row: _Row) -> tuple[object, ...] | None:
+        name, candidate, _, _ = row
+        if candidate is None or not candidate.shares:
+            return None
+        return tuple(families.get(name, ())), candidate.choice
+
+    for row in rows:
+        if (tie := key(row)) is not None:
+            shared.setdefault(tie, set()).add(row[0])
+    whole = {tie for tie, names in shared.items() if names == set(families.get(min(names), ()))}
+    left = [row for row in rows if (tie := key(row)) is None or tie in whole]
+    columns: dict[tuple[object, ...], list[int]] = {}
+    for i, row in enumerate(left):
+        if (tie := key(row)) is not None:
+            columns.setdefault(tie, []).append(i)
+    ties = []
+    for first, *others in columns.values():
+        for other in others:
+            equal = np.zeros((1, len(left)))
+            equal[0, first], equal[0, other] = 1, -1
+            ties.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(equal), 0, 0))
+    return left, ties
+
+
 def pareto(candidates: Sequence[Candidate], as_is: float) -> list[Candidate]:
-    """Those that no other beats in both cost and loss, and that cost less than the layer."""
+    """Those that no other beats in both cost and loss, and that cost less than the layer.
+
+    What is shared with siblings is chosen for all of them: what one of them alone would rather have
+    decides nothing, and all ranks stay.
+    """
+    alone, shared = by_sharing([c for c in candidates if c.cost < as_is])
     best: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.cost, c.loss)):
-        if candidate.cost < as_is and (not best or candidate.loss < best[-1].loss):
+    for candidate in sorted(alone, key=lambda c: (c.cost, c.loss)):
+        if not best or candidate.loss < best[-1].loss:
             best.append(candidate)
-    return best
+    return best + shared

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from onnxlr.candidates.candidate import Candidate, Saving
 from onnxlr.candidates.fits import UNVERIFIED_AUTO_ERROR, Fits, auto_candidates, named_candidates
 from onnxlr.layers.layer import Layer
+from onnxlr.methods.base import GraphPass
 from onnxlr.methods.choice import Choice
 from onnxlr.options import Options
 from onnxlr.plan.plan import Alternative
@@ -49,7 +50,7 @@ def as_named(
     times: dict[str, dict[Choice, LayerTime]] = {}
     alternatives: dict[str, tuple[Alternative, ...]] = {}
     for layer in fits.layers(prepared.layers):
-        rows = fits.by_layer[layer.name]
+        rows = [f for f in fits.by_layer[layer.name] if _is_meant(options, f.graph_pass)]
         candidates = (
             auto_candidates(layer, rows, _cautious_error(options), saving)
             if options.rank.kind == "auto"
@@ -68,6 +69,14 @@ def as_named(
         else:
             reasons[layer.name] = ranked.reason
     return Proposal(chosen, reasons, times, alternatives)
+
+
+def _is_meant(options: Options, graph_pass: GraphPass) -> bool:
+    """Whether a method takes part: where nothing is weighed, sharing has to be asked for.
+
+    At one rank, siblings that share lose more than those that don't.
+    """
+    return not graph_pass.shares or graph_pass.name in options.methods
 
 
 def _cautious_error(options: Options) -> float:

@@ -141,7 +141,15 @@ class Tradeoff:
             for name, row in self.layers.items()
         }
         return allocate(
-            candidates, self.as_is, most_loss=most_loss, most_cost=most_cost, weights=weights
+            *(candidates, self.as_is),
+            most_loss=most_loss,
+            most_cost=most_cost,
+            weights=weights,
+            families={
+                name: [sibling.name for sibling in row.layer.siblings]
+                for name, row in self.layers.items()
+                if any(c.shares for c in row.candidates)
+            },
         )
 
     def cost(self, chosen: Mapping[str, Candidate]) -> float:

@@ -1,6 +1,7 @@
 """Writing chains into a graph in place of the layers that a plan names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -9,14 +10,17 @@ from numpy.typing import NDArray
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.cost import common_factor
 from onnxlr.methods.writer import AttributeValue, Write
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
 from onnxlr.model.graph import (
     DEFAULT_VALUES_IR,
+    ArrayFile,
     Names,
     add_initializer,
     copy_metadata,
+    is_standard,
     opset,
     remove_unused,
 )
@@ -44,26 +48,70 @@ def rewrite(
         What is stored for each of those layers.
     """
     result = model.clone()
-    names = Names(result)
+    names, common = Names(result), Common()
     for layer in find_layers(result, shapes):
         choice = choices.get(layer.name)
         if choice is not None:
-            replace_layer(result, layer, choice, factors[layer.name], names)
+            replace_layer(result, layer, choice, factors[layer.name], names, common)
     if choices and result.ir_version < DEFAULT_VALUES_IR:
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
         result.ir_version = DEFAULT_VALUES_IR
     return result
 
 
+class Common:
+    """What siblings have in common in one model: a factor that is stored once, and its product."""
+
+    def __init__(self) -> None:
+        self._factors: list[tuple[NDArray[np.generic], ir.Value]] = []
+        self._nodes: dict[tuple[object, ...], ir.Value] = {}
+
+    def factor(
+        self, array: NDArray[np.generic] | ArrayFile, store: Callable[[], ir.Value]
+    ) -> ir.Value:
+        """The value of a factor; stored where no other of the same numbers is."""
+        numbers = array.array() if isinstance(array, ArrayFile) else array
+        for known, value in self._factors:
+            if known.dtype == numbers.dtype and np.array_equal(known, numbers):
+                return value
+        self._factors.append((numbers, store()))
+        return self._factors[-1][1]
+
+    def node(
+        self,
+        graph: ir.Graph,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue],
+        write: Callable[[], ir.Value],
+    ) -> ir.Value:
+        """The output of a node; written where no equal one is."""
+        key = (graph, op_type, *inputs, repr(sorted(attributes.items())))
+        if key not in self._nodes:
+            self._nodes[key] = write()
+        return self._nodes[key]
+
+
 def replace_layer(
-    model: ir.Model, layer: Layer, choice: Choice, factored: Factored, names: Names
+    model: ir.Model,
+    layer: Layer,
+    choice: Choice,
+    factored: Factored,
+    names: Names,
+    common: Common | None = None,
 ) -> None:
     """Replace every user of a layer by the chosen chain, in place.
 
     Each factor is stored once, as the weight was, and cast where the weight was cast. Factors are
     initializers of the main graph, which every body sees.
+
+    Parameters
+    ----------
+    common : Common, optional
+        What its siblings have left in the model, for a method that shares.
     """
-    site = _GraphSite(model, layer, choice, factored, names)
+    shared = (common or Common()) if choice.graph_pass.shares else None
+    site = _GraphSite(model, layer, choice, factored, names, shared)
     choice.graph_pass.install(layer, choice.rank, site)
 
 
@@ -71,26 +119,41 @@ class _GraphSite:
     """A layer's place in a graph, with its factors stored there (the ``Site`` of a pass)."""
 
     def __init__(
-        self, model: ir.Model, layer: Layer, choice: Choice, factored: Factored, names: Names
+        self,
+        model: ir.Model,
+        layer: Layer,
+        choice: Choice,
+        factored: Factored,
+        names: Names,
+        common: Common | None,
     ) -> None:
         method = choice.graph_pass.name.replace("-", "_")
         self._model, self._layer, self._method, self._names = model, layer, method, names
-        self._choice, self._shift = choice, factored.shift
-        stem = layer.weight.name or layer.name
-        self._stored = tuple(
-            add_initializer(model.graph, names.unused(f"{stem}/{method}_{i}"), factor, layer.dtype)
-            for i, factor in enumerate(factored.stored)
-        )
+        self._choice, self._shift, self._common = choice, factored.shift, common
+        self._stored = tuple(self._store(i, factor) for i, factor in enumerate(factored.stored))
         tensor = constant(layer.weight)
         assert tensor is not None
         for factor in self._stored:
             copy_metadata(layer.weight, factor)
             copy_metadata(tensor, factor.const_value)
 
+    def _store(self, i: int, factor: NDArray[np.generic] | ArrayFile) -> ir.Value:
+        layer = self._layer
+
+        def add() -> ir.Value:
+            name = f"{layer.weight.name or layer.name}/{self._method}_{i}"
+            graph = self._model.graph
+            return add_initializer(graph, self._names.unused(name), factor, layer.dtype)
+
+        if self._common is not None and i == common_factor(self._choice.graph_pass, layer):
+            return self._common.factor(factor, add)
+        return add()
+
     def replace_use(self, use: Use, write: Write) -> None:
         """Put a chain in the place of a user, with a bias that makes up for the mean's loss."""
         model, node, shift = self._model, use.node, self._shift
-        writer = _GraphWriter(model, _graph_of(use, model), node, self._method, self._names)
+        graph = _graph_of(use, model)
+        writer = _GraphWriter(model, graph, node, self._method, self._names, self._common)
         stale = [v for v in node.inputs if v is not None]
         if shift is not None and node.op_type != "MatMul":
             _shift_bias(use, shift, writer, _fixed_bias(use, model))
@@ -98,7 +161,10 @@ class _GraphSite:
         factors = tuple(_cast(f, use.dtype, writer) if wider else f for f in self._stored)
         output = write(factors, writer)
         if shift is not None and node.op_type == "MatMul":
-            output = _shifted(use, shift, self._layer.shape[:-2], output, writer)
+            if (bias := _bias_behind(use, shift.size, model)) is not None:
+                stale += _shift_behind(bias, shift, writer, use.dtype)
+            else:
+                output = _shifted(use, shift, self._layer.shape[:-2], output, writer)
         copy_metadata(node.outputs[0], output)
         self._describe(writer.nodes, node)
         if writer.graph is not model.graph and use.y_axes is not None:
@@ -164,11 +230,44 @@ def _shifted(
     return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
 
 
+def _bias_behind(use: Use, outputs: int, model: ir.Model) -> tuple[ir.Node, int] | None:
+    """The Add of a constant vector behind a MatMul, and which of its inputs that is."""
+    output = use.node.outputs[0]
+    readers = output.uses()
+    if use.slot == 0 or output.is_graph_output() or len(readers) != 1:
+        return None
+    ((node, at),) = readers
+    other = 1 - at
+    if not is_standard(node, "Add") or (tensor := _fixed(node.inputs[other], model)) is None:
+        return None
+    return (node, other) if tuple(tensor.shape) == (outputs,) else None
+
+
+def _shift_behind(
+    bias: tuple[ir.Node, int],
+    shift: NDArray[np.float64],
+    writer: "_GraphWriter",
+    dtype: ir.DataType,
+) -> list[ir.Value]:
+    """Add a shift to the vector that is added behind, and give the former one: it may be unused."""
+    node, at = bias
+    old = node.inputs[at]
+    tensor = constant(old)
+    assert old is not None
+    assert tensor is not None
+    node.replace_input_with(at, writer.constant(to_float64(tensor) + shift, dtype))
+    return [old]
+
+
 def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
     """The bias of a Conv or Gemm, where it is a constant in whose place no caller feeds another."""
-    bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
-    fed = bias is not None and bias.is_graph_input() and model.ir_version >= DEFAULT_VALUES_IR
-    return None if fed else constant(bias)
+    return _fixed(use.node.inputs[2] if len(use.node.inputs) > 2 else None, model)
+
+
+def _fixed(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol | None:
+    """A constant in whose place no caller feeds another; None for whatever else."""
+    fed = value is not None and value.is_graph_input() and model.ir_version >= DEFAULT_VALUES_IR
+    return None if fed else constant(value)
 
 
 def _shift_bias(
@@ -211,11 +310,12 @@ class _GraphWriter:
         origin: ir.Node | ir.Value,
         method: str,
         names: Names,
+        common: Common | None = None,
     ) -> None:
         self.opset = opset(model)
         self.nodes: list[ir.Node] = []
         self.graph = graph
-        self._names = names
+        self._names, self._common = names, common
         value = origin.outputs[0] if isinstance(origin, ir.Node) else origin
         self._node_stem = f"{origin.name or value.name}/{method}"
         self._value_stem = f"{value.name}/{method}"
@@ -224,6 +324,14 @@ class _GraphWriter:
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
     ) -> ir.Value:
         """Add a node; the last one written takes over the original's output name."""
+        if self._common is None:
+            return self._add(op_type, inputs, attributes)
+        write = partial(self._add, op_type, inputs, attributes)
+        return self._common.node(self.graph, op_type, inputs, attributes, write)
+
+    def _add(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]
+    ) -> ir.Value:
         i = len(self.nodes)
         node = ir.node(
             op_type, inputs, attributes, name=self._names.unused(f"{self._node_stem}_{i}")

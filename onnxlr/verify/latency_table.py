@@ -173,7 +173,7 @@ class LatencyTable:
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if use.x_shape is None or use.y_shape is None:
             return None
-        key = signature(layer, use), choice.graph_pass.name, ",".join(map(str, choice.rank))
+        key = signature(layer, use), *layer_latency.choice_words(layer, choice)
         self._probe(model, layer, use, choice, key)
         ranks = ranks_of(self._entries, key)
         if key[2] not in ranks:

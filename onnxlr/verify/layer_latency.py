@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from onnxlr.errors import CrashError, ModelError, one_line
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.siblings import share_of
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice, Factored
+from onnxlr.methods.cost import common_factor
 from onnxlr.model.graph import Names, add_initializer, opset
 from onnxlr.model.protobuf import serialize, to_proto
-from onnxlr.rewrite.replace import replace_layer
+from onnxlr.rewrite.replace import Common, replace_layer
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session
@@ -111,23 +113,25 @@ def measure(
 ) -> LayerTime | None:
     """Time one use of a layer and what would replace it, interleaved.
 
-    Values don't matter for time, so that weights and factors are random. None where shapes are
-    unknown, too large to be run, or the runtime refuses it; ``CRASHED`` where that goes down.
+    For a method that shares, all siblings are timed together, and the layer has its share. Values
+    don't matter for time, so that weights and factors are random. None where shapes are unknown,
+    too large to be run, or the runtime refuses it; ``CRASHED`` where that goes down.
     """
-    if use.x_shape is None or use.y_shape is None:
+    family = [(layer, use)]
+    if choice.graph_pass.shares:
+        family = [(sibling, sibling.uses[0]) for sibling in layer.siblings]
+    elements = macs = 0
+    for member, each in family:
+        if each.x_shape is None or each.y_shape is None:
+            return None
+        elements += math.prod(each.x_shape) + math.prod(each.y_shape)
+        macs += replace(member, uses=(each,)).macs or 0
+    if elements > _MOST_ELEMENTS or macs > _MOST_MACS:
         return None
-    elements = math.prod(use.x_shape) + math.prod(use.y_shape)
-    if elements > _MOST_ELEMENTS or (replace(layer, uses=(use,)).macs or 0) > _MOST_MACS:
-        return None
-    alone = layer_model(layer, use, opset(model))
+    alone = model_of_layers(family, opset(model))
     replaced = alone.clone()
-    (target,) = find_layers(replaced, {"x": use.x_shape, "y": use.y_shape})
+    _replace_all(replaced, family, choice)
     rng = np.random.default_rng(0)
-    factors = tuple(
-        rng.standard_normal(shape) * 0.1
-        for shape in choice.graph_pass.factor_shapes(target, choice.rank)
-    )
-    replace_layer(replaced, target, choice, Factored(factors), Names(replaced))
     if use.node.op_type == "Gather":
         feed = {"x": rng.integers(0, layer.shape[layer.lookup_axis(use)], use.x_shape)}
     else:
@@ -141,9 +145,26 @@ def measure(
     except ModelError:  # bfloat16 on the CPU, for one
         return None
     before = result.a.median_ms
+    if choice.graph_pass.shares:
+        before *= share_of(layer)
     return LayerTime(
         before, before / result.speedup, before / result.low, result.settled, result.busy
     )
+
+
+def _replace_all(model: ir.Model, family: Sequence[tuple[Layer, Use]], choice: Choice) -> None:
+    """Replace every layer of a model that was made of them, by factors of random numbers."""
+    shapes = {"x": family[0][1].x_shape or ()}
+    shapes |= {_numbered("y", i): use.y_shape or () for i, (_, use) in enumerate(family)}
+    names, common = Names(model), Common()
+    for target in find_layers(model, shapes):
+        rng = np.random.default_rng(0)  # anew: what siblings have in common is equal
+        form_shapes = choice.graph_pass.factor_shapes(target, choice.rank)
+        factors = [rng.standard_normal(shape) * 0.1 for shape in form_shapes]
+        if choice.graph_pass.shares:
+            i = common_factor(choice.graph_pass, target)
+            factors[i] = np.random.default_rng(1).standard_normal(form_shapes[i]) * 0.1
+        replace_layer(model, target, choice, Factored(tuple(factors)), names, common)
 
 
 def timed_apart(
@@ -201,6 +222,14 @@ def signature(layer: Layer, use: Use) -> str:
     return " ".join(words)
 
 
+def choice_words(layer: Layer, choice: Choice) -> tuple[str, str]:
+    """A method and a rank as a table has them; with all siblings, if the method shares."""
+    name, rank = choice.graph_pass.name, ",".join(map(str, choice.rank))
+    if not choice.graph_pass.shares:
+        return name, rank
+    return f"{name} of {', '.join('x'.join(map(str, s.shape)) for s in layer.siblings)}", rank
+
+
 def layer_model(
     layer: Layer, use: Use, version: int, weight: NDArray[np.generic] | None = None
 ) -> ir.Model:
@@ -215,31 +244,54 @@ def layer_model(
     weight : ndarray, optional
         In the layer's shape; random without it.
     """
-    rng = np.random.default_rng(0)
+    return model_of_layers([(layer, use)], version, weight)
+
+
+def model_of_layers(
+    family: Sequence[tuple[Layer, Use]],
+    version: int,
+    weight: NDArray[np.generic] | None = None,
+) -> ir.Model:
+    """A model of a node for each of some layers, which have the input ``x`` in common.
+
+    The first has the output ``y`` and a weight that may be given, the others numbers behind it.
+    """
+    use = family[0][1]
     x_type = ir.DataType.INT64 if use.node.op_type == "Gather" else use.dtype
     shape = None if use.x_shape is None else ir.Shape(use.x_shape)
     x = ir.Value(name="x", shape=shape, type=ir.TensorType(x_type))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
+    for i, (layer, each) in enumerate(family):
+        graph.outputs.append(_add_node(graph, layer, each, i, None if i else weight))
+    return ir.Model(graph, ir_version=8)
+
+
+def _numbered(name: str, i: int) -> str:
+    return f"{name}{i or ''}"
+
+
+def _add_node(
+    graph: ir.Graph, layer: Layer, use: Use, i: int, weight: NDArray[np.generic] | None
+) -> ir.Value:
+    """Add the i-th layer's node, and return its output."""
+    rng, version = np.random.default_rng(0), graph.opset_imports[""]
     if weight is None:
         weight = rng.standard_normal(layer.shape) * 0.1
     if use.swapped:
         weight = weight.swapaxes(-1, -2)
-    inputs: list[ir.Value | None] = [x]
-    inputs.insert(
-        use.slot,
-        add_initializer(graph, "weight", weight, use.dtype),
-    )
+    inputs: list[ir.Value | None] = [graph.inputs[0]]
+    inputs.insert(use.slot, add_initializer(graph, _numbered("weight", i), weight, use.dtype))
     biased = len(use.node.inputs) > 2 and use.node.inputs[2] is not None
     if biased and use.y_shape is not None:
         size = use.y_shape[1] if layer.convolves else use.y_shape[-1]
-        inputs.append(add_initializer(graph, "bias", np.zeros(size), use.dtype))
+        bias = add_initializer(graph, _numbered("bias", i), np.zeros(size), use.dtype)
+        inputs.append(bias)
     elif use.node.op_type == "Gemm" and version < _BARE_GEMM:
-        inputs.append(add_initializer(graph, "bias", np.zeros(1), use.dtype))
+        inputs.append(add_initializer(graph, _numbered("bias", i), np.zeros(1), use.dtype))
     attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
-    node = ir.Node("", use.node.op_type, inputs, attributes, name="layer")
+    node = ir.Node("", use.node.op_type, inputs, attributes, name=_numbered("layer", i))
     y = node.outputs[0]
-    y.name, y.type, y.shape = "y", ir.TensorType(use.dtype), None
+    y.name, y.type = _numbered("y", i), ir.TensorType(use.dtype)
     y.shape = None if use.y_shape is None else ir.Shape(use.y_shape)
     graph.append(node)
-    graph.outputs.append(y)
-    return ir.Model(graph, ir_version=8)
+    return y

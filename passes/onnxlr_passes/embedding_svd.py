@@ -34,7 +34,7 @@ class EmbeddingSvd(ChainPass):
     """
 
     name: ClassVar[str] = "embedding-svd"
-    summary: ClassVar[str] = "V×d table, indexed along any axis (tied: multiplied too), as V×r, r×d"
+    summary: ClassVar[str] = "V×d table along any axis, tied too, as V×r, r×d"
     ops: ClassVar[tuple[str, ...]] = ("Gather",)
     paper: ClassVar[str] = "Lan et al. 2019, arXiv 1909.11942"
     automatic: ClassVar[bool] = True

@@ -33,7 +33,7 @@ class ExpandAtLoad(TiledPass, WeightPass):
     """
 
     name: ClassVar[str] = "expand-at-load"
-    summary: ClassVar[str] = "any weight as U·V on initializers: a smaller file, the same run"
+    summary: ClassVar[str] = "U·V on initializers: a smaller file, the same run"
     paper: ClassVar[str] = "Lee et al. 2019, arXiv 1905.10145"
 
     def refuse(self, layer: Layer) -> str | None:

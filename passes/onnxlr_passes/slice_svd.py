@@ -33,7 +33,7 @@ class SliceSvd(ConvPass):
     name: ClassVar[str] = "slice-svd"
     summary: ClassVar[str] = "S→T as kh×1 grouped conv S→S·T·r, 1×kw grouped conv to T"
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
-    paper: ClassVar[str] = "Rigamonti et al. 2013 (separable filters), slice by slice"
+    paper: ClassVar[str] = "Rigamonti et al. 2013"
     # Columns belong to their input channel, rows to their output channel.
     equation: ClassVar[str] = "stra,tsrb->tsab"
 

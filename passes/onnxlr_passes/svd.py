@@ -27,7 +27,7 @@ class Svd(ChainPass):
     """
 
     name: ClassVar[str] = "svd"
-    summary: ClassVar[str] = "MatMul/Gemm n→m as n→r, r→m"
+    summary: ClassVar[str] = "n→m as n→r, r→m"
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
     paper: ClassVar[str] = "Eckart & Young 1936"
     automatic: ClassVar[bool] = True
