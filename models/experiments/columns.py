@@ -21,9 +21,9 @@ from models.experiments.runs import Bench, Made, twisted
 from models.reference.datasets import pixels
 from models.reference.export import CHECK_IMAGES, export_onnx
 from models.reference.files import replace_file
-from models.reference.training import accuracy
+from models.reference.training import accuracy, device_of
 from onnxlr.plan.plan import Plan
-from onnxlr.training import factorize_
+from onnxlr.training import DeepTwist, factorize_
 
 STEM = "^conv1$"
 # Methods that write chains, among which a plan chooses.
@@ -31,6 +31,7 @@ _CHAINS = ("spatial-svd", "channel-svd", "input-channel-svd", "tucker2")
 # Of the images that are trained on, so many tell a plan what layers are given, and so many more
 # what its choices lose.
 _FITTED, _JUDGED = 896, 128
+_BATCHES = 4  # that a look takes
 
 
 def tucker_plan(bench: Bench, share: float) -> Plan:
@@ -79,6 +80,10 @@ class Column:
 
     plan: Callable[[Bench, float], tuple[Plan | Path, Path | None]] | None = None
     """What names the chains at a share of the channels, and the model that it was made for."""
+    metric: str = "weight"
+    """What a distortion loses least of."""
+    factors: float = 0.0
+    """For which last share of the steps what DeepTwist ends at is trained as factors."""
 
     def maker(self, bench: Bench, share: float) -> Callable[[nn.Module], Made]:
         """Return what makes of the pre-trained network what is trained."""
@@ -86,11 +91,14 @@ class Column:
             plan, exported = self.plan(bench, share)
             return lambda network: (factorize_(network, plan, exported), None)
         every = bench.schedule.every
-        return lambda network: (network, twisted(network, "tucker2", share, every, exclude=STEM))
+        where = {"exclude": STEM, "metric": self.metric}
+        return lambda network: (network, twisted(network, "tucker2", share, every, **where))
 
 
 COLUMNS = {
     "deeptwist": Column(),
+    "data-metric": Column(metric="data"),
+    "twist-then-factors": Column(factors=0.1),
     "decomposed": Column(lambda bench, share: (tucker_plan(bench, share), None)),
     "plan": Column(optimized_plan),
 }
@@ -108,8 +116,11 @@ def measure(bench: Bench, column: str, share: float, seed: int) -> Row:
     s = bench.schedule
     maker = COLUMNS[column].maker(bench, share)
     network, twist = maker(bench.pretrained())
+    distortions = 0
     if twist is not None:
-        twist.finish()
+        distort_once(bench, network, twist)
+        twisting = bench.steps - int(COLUMNS[column].factors * bench.steps)
+        distortions = twisting // s.every + 1
     plan = tucker_plan(bench, share)
     whole, stored = (_parameters(n) for n in (bench.pretrained(), network))
     spared = whole - stored  # of chains; weights that are distorted are stored whole
@@ -117,7 +128,7 @@ def measure(bench: Bench, column: str, share: float, seed: int) -> Row:
         spared = sum(d.params_before - d.params_after for d in plan.replaced)
     before = sum(d.params_before for d in plan.replaced)
     truncated = accuracy(network, bench.test)
-    run = bench.run(run_name(bench, column, share), seed, maker)
+    run = bench.run(run_name(bench, column, share), seed, maker, COLUMNS[column].factors)
     return {
         "column": column,
         "share": share,
@@ -128,11 +139,23 @@ def measure(bench: Bench, column: str, share: float, seed: int) -> Row:
         "steps": bench.steps,
         "schedule": s.schedule,
         "every": None if twist is None else s.every,
-        "distortions": None if twist is None else bench.steps // s.every + 1,
+        "distortions": distortions or None,
         "truncated": truncated,
         "accuracy": accuracy(run.network, bench.test),
         "seconds": round(run.seconds, 1),
     }
+
+
+def distort_once(bench: Bench, network: nn.Module, twist: DeepTwist) -> None:
+    """Distort a network that hasn't been trained on, after a look at what its layers are given."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    batches = torch.split(bench.train.image, bench.schedule.batch_size)[:_BATCHES]
+    with torch.no_grad():
+        for image in batches:
+            network(pixels(image).to(device_of(network)))
+    network.load_state_dict(before)  # running statistics have moved
+    twist.finish()
 
 
 def _parameters(network: nn.Module) -> int:

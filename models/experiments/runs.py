@@ -107,14 +107,23 @@ class Bench:
             load_weights(network, init)
         self._trained(recipe, s.base_epochs, self.base, network, None)
 
-    def run(self, name: str, seed: int, make: Callable[[nn.Module], Made]) -> Run:
+    def run(
+        self, name: str, seed: int, make: Callable[[nn.Module], Made], factors: float = 0.0
+    ) -> Run:
         """Train what `make` makes of the pre-trained network; its checkpoint resumes.
 
-        `make` gives the network to train, and the DeepTwist that goes with it if one does.
+        `make` gives the network to train, and the DeepTwist that goes with it if one does: for the
+        last share `factors` of the steps what it ends at is trained as factors.
         """
         s = self.schedule
         network, twist = make(self.pretrained())
-        recipe = replace(self._recipe, seed=seed, init=digest(self.base), schedule=s.schedule)
+        recipe = replace(
+            self._recipe,
+            seed=seed,
+            init=digest(self.base),
+            schedule=s.schedule,
+            factors=factors,
+        )
         CONSOLE.print(f"{name}, seed {seed}: {s.epochs} epochs")
         path = self.folder / "runs" / f"{name}-{seed}.pt"
         return self._trained(recipe, s.epochs, path, network, twist)

@@ -18,10 +18,10 @@ from models.reference.datasets import DATASETS
 from models.reference.files import read_arrays, replace_file
 from models.reference.networks import NETWORKS
 from onnxlr.errors import OnnxlrError
-from onnxlr.training import DeepTwist
+from onnxlr.training import DeepTwist, factorize_
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-_PROGRESS = ("epoch", "step", "order", "loss", "seconds")  # attributes of a Run
+_PROGRESS = ("epoch", "step", "order", "loss", "factorized", "seconds")  # attributes of a Run
 # How many names or settings an error gives before it counts the rest.
 _SHOWN = 3
 
@@ -37,6 +37,7 @@ class Twist:
     method: str
     rank: str
     every: int
+    metric: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Recipe:
     """How the learning rate falls; one of SCHEDULES."""
     precision: str = "float32"
     """What products are computed in: float32 or bfloat16."""
+    factors: float = 0.0
+    """For which last share of the steps a twisted network is trained as factors."""
 
 
 @dataclass
@@ -76,6 +79,8 @@ class Run:
     """In which the images of a begun epoch come, (n,)."""
     loss: float = 0.0
     """Of the images of a begun epoch together, in nats."""
+    factorized: bool = False
+    """Whether the network is one of factors by now; its twist then tells of which."""
     seconds: float = 0.0
     """Wall time of the training so far; all else is the same in runs that train alike."""
 
@@ -121,6 +126,15 @@ def new_run(
     return Run(recipe, network, optimizer, generator, twist)
 
 
+def to_factors(run: Run) -> None:
+    """Factorize a twisted network without loss; its optimizer goes on with the factors."""
+    assert run.twist is not None
+    factorize_(run.network, run.twist.plan, optimizer=run.optimizer)
+    if NETWORKS[run.recipe.network].channels_last:
+        run.network.to(memory_format=torch.channels_last)
+    run.factorized = True
+
+
 def save_run(run: Run, path: Path) -> None:
     """Write the run to `path` in one step."""
     buffer = io.BytesIO()
@@ -152,15 +166,20 @@ def load_run(
     if saved != recipe:
         raise _other_recipe(path, _flat(saved), _flat(recipe))
     run = new_run(recipe, network, twist, device)
+    try:
+        if run.twist is not None:
+            run.twist.load_state_dict(state["twist"])
+        if state.get("factorized"):
+            to_factors(run)
+    except (*_UNREADABLE, OnnxlrError) as error:
+        raise _unreadable(path, error) from error
     _fill(run.network, state["network"], path)
     try:
         run.optimizer.load_state_dict(state["optimizer"])
         run.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_generator"])
-        if run.twist is not None:
-            run.twist.load_state_dict(state["twist"])
         for name in _PROGRESS:
-            setattr(run, name, state[name])
+            setattr(run, name, state.get(name, getattr(run, name)))
     except (*_UNREADABLE, OnnxlrError) as error:
         raise _unreadable(path, error) from error
     return run

@@ -82,6 +82,18 @@ def _shown(name: str) -> str:
     show_default="200",
     help="Of DeepTwist: steps from one distortion to the next.",
 )
+@click.option(
+    "--metric",
+    type=click.Choice(["weight", "data"]),
+    show_default="weight",
+    help="Of DeepTwist: what a distortion loses least of, the weight or the layer's output.",
+)
+@click.option(
+    "--factors",
+    type=click.FloatRange(0, 1, max_open=True),
+    show_default="0",
+    help="Of DeepTwist: the last share of the steps, in which the factors themselves are trained.",
+)
 @place_options
 def main(
     network: str,
@@ -98,6 +110,8 @@ def main(
     twist: str | None,
     rank: str | None,
     every: int | None,
+    metric: str | None,
+    factors: float | None,
     place: Place,
 ) -> None:
     """Train NETWORK on a data set; `models.reference.export` makes an ONNX file of it.
@@ -114,8 +128,10 @@ def main(
     kind = NETWORKS[network]
     width = width or kind.width
     checkpoint = checkpoint or Path(f"{data}-{network}-{width}.pt")
-    if twist is None and (rank, every) != (None, None):
-        raise click.UsageError("--rank and --every are DeepTwist's: name a method with --twist.")
+    if twist is None and (rank, every, metric, factors) != (None,) * 4:
+        raise click.UsageError(
+            "--rank, --every, --metric and --factors are DeepTwist's: name a method with --twist."
+        )
     recipe = Recipe(
         network,
         data,
@@ -124,9 +140,10 @@ def main(
         lr or kind.lr,
         seed,
         "" if init is None else digest(init),
-        None if twist is None else Twist(twist, rank or "0.25", every or 200),
+        None if twist is None else Twist(twist, rank or "0.25", every or 200, metric or "weight"),
         schedule,
         place.precision,
+        factors or 0.0,
     )
     built = make_network(recipe)
     if init is not None:

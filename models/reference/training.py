@@ -22,7 +22,14 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-from models.reference.checkpoint import Recipe, Run, load_run, new_run, save_run
+from models.reference.checkpoint import (
+    Recipe,
+    Run,
+    load_run,
+    new_run,
+    save_run,
+    to_factors,
+)
 from models.reference.datasets import DATASETS, Data, DataSet, pixels
 from models.reference.networks import NETWORKS
 from models.reference.place import Place
@@ -97,7 +104,11 @@ def train_epoch(
     device = device_of(run.network)
     for step in range(run.step, len(batches)):
         chosen = batches[step]
-        lr = _rate(run, len(batches), epochs)
+        done = (run.epoch + step / len(batches)) / epochs
+        lr = recipe.lr * SCHEDULES[recipe.schedule](done)
+        if run.twist is not None and not run.factorized and 1 - done <= recipe.factors:
+            _distort(run.twist.finish, run, lr)
+            to_factors(run)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         image = data.image[chosen]  # (b, C, S, S)
@@ -112,23 +123,17 @@ def train_epoch(
         run.optimizer.zero_grad()
         torch.autograd.backward(loss)
         run.optimizer.step()
-        if run.twist is not None:
+        if run.twist is not None and not run.factorized:
             _distort(run.twist.step, run, lr)
         run.loss += loss.item() * len(chosen)
         run.step += 1
         tell(run.step, len(batches))
-    if run.twist is not None and run.epoch + 1 == epochs:
+    if run.twist is not None and not run.factorized and run.epoch + 1 == epochs:
         _distort(run.twist.finish, run, 0.0)
     check_finite(run)
     mean = run.loss / len(run.order)
     run.epoch, run.step, run.order, run.loss = run.epoch + 1, 0, None, 0.0
     return mean
-
-
-def _rate(run: Run, steps: int, epochs: int) -> float:
-    """Return the learning rate of the next step."""
-    done = (run.epoch + run.step / steps) / epochs
-    return run.recipe.lr * SCHEDULES[run.recipe.schedule](done)
 
 
 def check_finite(run: Run) -> None:

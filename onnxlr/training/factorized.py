@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from onnxlr.errors import UsageError
@@ -15,6 +16,7 @@ from onnxlr.plan.plan import Decision, Plan
 from onnxlr.prepare.prepared import prepare
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.training.chains import chain_module
+from onnxlr.training.inputs import is_watching
 from onnxlr.training.modules import ModuleLayer, Refused, module_layers, unwrapped
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -24,12 +26,14 @@ def factorize_(
     model: nn.Module,
     plan: Plan | str | os.PathLike[str],
     exported: str | os.PathLike[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module:
     """Replace a model's modules by the chains that a plan names, in place.
 
     What is exported after training has the graph that ``onnxlr apply`` makes of the exported
     original with that plan. The factors start from the decomposition of each weight by itself; a
-    plan's samples aren't looked at. Make the optimizer afterwards: parameters are new. Code of the
+    plan's samples aren't looked at. Parameters are new: make the optimizer afterwards, or hand it
+    over. Code of the
     model that reads a replaced module's ``weight`` itself, or calls it with more than its input,
     can't be seen from here: leave those layers out of the plan.
 
@@ -43,6 +47,10 @@ def factorize_(
     exported : path, optional
         The model that the plan was made for. Exporters give new names to weights that they
         transpose (a Linear on more than two axes): there the values tell which module is meant.
+    optimizer : torch.optim.Optimizer, optional
+        One that trains the model: factors take the place of their weight, in its group and under
+        its learning rate. What it has gathered of the weight (momentum) is dropped, since it's of
+        another shape, and gathered anew; that of all other parameters stays. Schedulers go on.
 
     Returns
     -------
@@ -98,8 +106,22 @@ def factorize_(
                 factors = choice.graph_pass.factorize(item.read(), choice.rank)
             chains[item.name] = chain_module(item, choice, factors)
     for name, chain in chains.items():
+        if optimizer is not None:
+            weight = root.get_submodule(name).weight
+            _hand_over(optimizer, weight, list(chain.parameters()))
         root.set_submodule(name, chain)
     return model
+
+
+def _hand_over(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, parameters: list[nn.Parameter]
+) -> None:
+    """Have an optimizer train parameters in a weight's place, without the weight's state."""
+    there = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in parameters if id(p) not in there]  # the bias is, and stays where it is
+    for group in optimizer.param_groups:
+        group["params"] = [q for p in group["params"] for q in (new if p is weight else [p])]
+    optimizer.state.pop(weight, None)
 
 
 class _Finder:
@@ -175,8 +197,9 @@ def _misfit(root: nn.Module, item: ModuleLayer, choice: Choice) -> str | None:
         for key, value in other._parameters.items():
             if value is module.weight and (path, key) != (item.name, "weight"):
                 return f"{f'{path}.{key}'.lstrip('.')!r} is the same weight, and would stay whole"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks) or module.weight._backward_hooks:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = [hook for kind in kinds for hook in getattr(module, kind).values()]
+    if module.weight._backward_hooks or not all(is_watching(hook) for hook in hooks):
         return "it has hooks, which its chain would not have"
     owner = root.get_submodule(item.name.rpartition(".")[0])
     for kind in type(owner).__mro__:

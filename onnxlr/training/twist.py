@@ -19,6 +19,7 @@ from onnxlr.methods.cost import weight_error
 from onnxlr.methods.registry import choose_passes, find_pass
 from onnxlr.plan.plan import Decision, Plan, keep, use
 from onnxlr.system.blas_threads import one_blas_thread
+from onnxlr.training.inputs import InputMetric
 from onnxlr.training.modules import ModuleLayer, Predicate, Refused, module_layers, unwrapped
 from onnxlr.training.selection import best_candidate, excluded, rank_rule, refused_decision
 from onnxlr.types import Array
@@ -61,6 +62,11 @@ class DeepTwist:
         S_D, the optimizer steps from one distortion to the next; 100 to 5000 as a rule.
     include, exclude : str or callable, optional
         A regular expression that is searched in a module's path, or ``f(path, module) -> bool``.
+    metric : {"weight", "data"}
+        What a distortion loses least of: the weight, ‖K − K'‖², or with ``"data"`` the module's
+        output, E‖(K − K')·x‖² over inputs x of a few batches before it, which hooks look at while
+        the model is in training mode. For linear modules and convolutions, and methods that can be
+        fitted to inputs: all but ``expand-at-load``. Not for compiled models.
 
     Raises
     ------
@@ -86,7 +92,10 @@ class DeepTwist:
         every: int = 200,
         include: str | Predicate | None = None,
         exclude: str | Predicate | None = None,
+        metric: str = "weight",
     ) -> None:
+        if metric not in ("weight", "data"):
+            raise UsageError(f"metric={metric!r}: give 'weight' or 'data'")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"every={every!r}: give the steps between distortions, 1 or more")
         self.every = every
@@ -129,6 +138,12 @@ class DeepTwist:
             first = next(iter(unfit or self._skipped.values()), None)
             why = "it has none" if first is None else f"{first.name}: {first.reason}"
             raise UsageError(f"no layer of the model can be distorted: {why}")
+        self._inputs: InputMetric | None = None
+        if metric == "data":
+            if any(hasattr(m, "_orig_mod") for m in (model, getattr(model, "module", None))):
+                raise UsageError("metric='data' looks at inputs by hooks: don't compile the model")
+            items = {name: (t.item, t.choice) for name, t in self._twisted.items()}
+            self._inputs = InputMetric(items, every)
 
     def __repr__(self) -> str:
         methods = sorted({t.choice.graph_pass.name for t in self._twisted.values()})
@@ -160,10 +175,12 @@ class DeepTwist:
             If a weight holds NaN or infinity by then; no weight is changed.
         """
         self._steps += 1
-        if self._steps % self.every:
-            return False
-        self.distort()
-        return True
+        due = self._steps % self.every == 0
+        if due:
+            self.distort()
+        if self._inputs is not None:
+            self._inputs.look(self._steps)
+        return due
 
     def finish(self) -> None:
         """Distort for the last time: the weights factorize without loss from here.
@@ -178,6 +195,8 @@ class DeepTwist:
             If a weight holds NaN or infinity; no weight is changed.
         """
         self.distort()
+        if self._inputs is not None:
+            self._inputs.look(None)
 
     def distort(self) -> None:
         """Replace every chosen weight by what its factors make."""
@@ -223,6 +242,7 @@ class DeepTwist:
         """Steps, methods, ranks and factors, from which a run goes on as if it was never cut."""
         return {
             "steps": self._steps,
+            "inputs": self._inputs and self._inputs.state_dict(),
             "layers": {
                 name: {
                     "method": twisted.choice.graph_pass.name,
@@ -267,6 +287,8 @@ class DeepTwist:
         for name, twisted in self._twisted.items():
             if (reason := _unlike(twisted.item.layer, choices[name], factors[name])) is not None:
                 raise UsageError(f"the state doesn't fit {name!r}: {reason}")
+        if self._inputs is not None:
+            self._inputs.load_state_dict(state.get("inputs") or {}, steps)
         for name, twisted in self._twisted.items():
             twisted.choice, twisted.factors = choices[name], factors[name]
         self._steps = steps
@@ -276,6 +298,8 @@ class DeepTwist:
             if unwrapped(self._model).get_submodule(name) is not twisted.item.module:
                 raise UsageError(f"the module {name!r} was replaced: make a new DeepTwist")
             twisted.item.check()
+        if self._inputs is not None:
+            self._inputs.check()
         # Small matrices: handing each product to a pool of threads costs more than it saves.
         with one_blas_thread():
             for alike in self._alike():
@@ -284,10 +308,15 @@ class DeepTwist:
                 starts = [t.factors or graph_pass.sketch(t.item.layer, rank) for t in alike]
                 followed = graph_pass.follow(layers, rank, starts)
                 for twisted, layer, factors in zip(alike, layers, followed, strict=True):
+                    if self._inputs is not None:
+                        starts = [f for f in (factors, twisted.factors) if f is not None]
+                        factors = self._inputs.fit(twisted.item.name, twisted.choice, starts)
                     twisted.error = weight_error(layer, graph_pass, rank, factors)
                     twisted.factors = factors
                     twisted.item.write(graph_pass.compose(layer, rank, factors))
                     twisted.item.forget()
+        if self._inputs is not None:
+            self._inputs.close()
 
     def _alike(self) -> Iterable[list[_Twisted]]:
         """Weights of one shape, method and rank, which are decomposed side by side."""

@@ -41,7 +41,9 @@ class Tucker2(ConvPass):
             for item, near in zip(layers, factors, strict=True)
             for _, _, u in self.unpack(item, rank, near)
         ]
-        stacks = tucker2(kernels, (rank[0], rank[1]), start=np.stack(starts))
+        # Those that were fitted to a layer's inputs aren't orthonormal.
+        start, _ = np.linalg.qr(np.stack(starts))
+        stacks = tucker2(kernels, (rank[0], rank[1]), start=start)
         parts = [np.split(stack, len(layers)) for stack in stacks]
         return [
             self._store_tucker(item, rank, v, core, u)

@@ -22,8 +22,9 @@ def test_another_recipe_is_refused_with_what_changed(tmp_path: Path) -> None:
     assert train_lenet(tmp_path, path, epochs=1).exit_code == 0
     done = train_lenet(tmp_path, path, "--seed", 1, "--lr", 0.5, "--twist", "svd")
     assert done.exit_code == 1
-    assert "made with lr 0.001 (now 0.5), seed 0 (now 1), twist none (now svd 0.25 200); use" in (
-        done.output
+    assert (
+        "made with lr 0.001 (now 0.5), seed 0 (now 1), twist none (now svd 0.25 200 weight); use"
+        in (done.output)
     )
 
 

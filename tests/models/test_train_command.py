@@ -161,7 +161,10 @@ def test_a_twisted_run_ends_at_its_rank_and_resumes(
     assert equal(state(cut), state(whole))
 
 
-@pytest.mark.parametrize("twist", [(), ("--twist", "svd", "--rank", "4", "--every", 4)])
+_TWIST = ("--twist", "svd", "--rank", "4", "--every", 4)
+
+
+@pytest.mark.parametrize("twist", [(), _TWIST, (*_TWIST, "--metric", "data")])
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twist: tuple[object, ...]
 ) -> None:
@@ -183,6 +186,27 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_same_bits(
     assert "cut.pt: 1 epochs and 2 steps done" in done.output
     assert equal(state(cut), state(whole))
     assert not equal(half["network"], state(whole)["network"])
+
+
+@pytest.mark.parametrize("call", [3, 7, 8, 10])
+def test_a_run_that_hands_over_to_factors_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    write_idx(tmp_path)
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    settings = (*_TWIST, "--factors", 0.5)  # of nine steps the last four
+    assert train_lenet(tmp_path, whole, *settings).exit_code == 0
+    end = state(whole)
+    assert end["factorized"]
+    assert end["twist"]["steps"] == 5
+    assert end["network"]["fc1.0.weight"].shape[0] == end["network"]["fc1.1.weight"].shape[1] == 4
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+        interrupt_at(patched, call, lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train_lenet(tmp_path, cut, *settings).exit_code == 130
+    assert state(cut)["factorized"] == (call > 7)
+    assert train_lenet(tmp_path, cut, *settings).exit_code == 0
+    assert equal(state(cut), state(whole))
 
 
 def test_weights_that_are_lost_between_two_checkpoints_are_not_saved(
@@ -210,6 +234,9 @@ def test_weights_that_are_lost_between_two_checkpoints_are_not_saved(
         (("--twist", "svd", "--rank", "many"), "many"),
         (("--rank", "3"), "name a method with --twist"),
         (("--every", 3), "name a method with --twist"),
+        (("--metric", "data"), "name a method with --twist"),
+        (("--factors", 0.1), "name a method with --twist"),
+        (("--twist", "expand-at-load", "--metric", "data"), "can't be fitted to inputs; exclude"),
     ],
 )
 def test_a_twist_that_makes_no_sense_is_one_clear_line(
