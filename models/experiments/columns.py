@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import onnxlr
 from models.experiments.record import Row
@@ -28,9 +28,10 @@ from onnxlr.training import DeepTwist, factorize_
 STEM = "^conv1$"
 # Methods that write chains, among which a plan chooses.
 _CHAINS = ("spatial-svd", "channel-svd", "input-channel-svd", "tucker2")
-# Of the images that are trained on, so many tell a plan what layers are given, and so many more
+# Of the images that are trained on, so many tell a plan what layers are given, and a ninth of them
 # what its choices lose.
-_FITTED, _JUDGED = 896, 128
+_DRAWN = 1152
+_BATCH = 128
 _BATCHES = 4  # that a look takes
 
 
@@ -50,13 +51,9 @@ def optimized_plan(bench: Bench, share: float) -> tuple[Path, Path]:
     network = bench.pretrained()
     whole = sum(p.numel() for p in network.parameters())
     export_onnx(network, pixels(bench.train.image[:CHECK_IMAGES]), exported)
-    order = np.random.default_rng(0).permutation(len(bench.train.label))
-    parts = order[:_FITTED], order[_FITTED : _FITTED + _JUDGED]
-    if len(parts[1]) < _JUDGED:  # of a quick run, which shows no result
-        parts = order[::2], order[1::2]
     files = bench.folder / "fitted.npz", bench.folder / "judged.npz"
-    for part, file in zip(parts, files, strict=True):
-        np.savez(file, image=pixels(bench.train.image[torch.from_numpy(np.sort(part))]).numpy())
+    for drawn, file in zip(_drawn(bench), files, strict=True):
+        np.savez(file, image=pixels(bench.train.image[drawn]).numpy())
     spared = sum(d.params_before - d.params_after for d in tucker_plan(bench, share).replaced)
     try:
         result = onnxlr.optimize(
@@ -74,6 +71,18 @@ def optimized_plan(bench: Bench, share: float) -> tuple[Path, Path]:
     return path, exported
 
 
+def _fitted(bench: Bench) -> Tensor:
+    """The training images that factors are fitted to, as the network takes them."""
+    return pixels(bench.train.image[_drawn(bench)[0]])
+
+
+def _drawn(bench: Bench) -> tuple[Tensor, ...]:
+    """Which images factors are fitted to, and which others tell what choices lose."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(len(bench.train.label), generator=generator)[:_DRAWN]
+    return drawn[: len(drawn) * 8 // 9], drawn[len(drawn) * 8 // 9 :]
+
+
 @dataclass(frozen=True)
 class Column:
     """A way to train: the whole network with DeepTwist, or the chains of a plan."""
@@ -89,7 +98,9 @@ class Column:
         """Return what makes of the pre-trained network what is trained."""
         if self.plan is not None:
             plan, exported = self.plan(bench, share)
-            return lambda network: (factorize_(network, plan, exported), None)
+            # Where a plan was made with data, its chains begin as what loses least on them.
+            batches = None if exported is None else torch.split(_fitted(bench), _BATCH)
+            return lambda network: (factorize_(network, plan, exported, inputs=batches), None)
         every = bench.schedule.every
         where = {"exclude": STEM, "metric": self.metric}
         return lambda network: (network, twisted(network, "tucker2", share, every, **where))

@@ -1,8 +1,10 @@
 """Modules factorized in place: the chains of a plan, to be trained themselves."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from onnxlr.plan.plan import Decision, Plan
 from onnxlr.prepare.prepared import prepare
 from onnxlr.system.blas_threads import one_blas_thread
 from onnxlr.training.chains import chain_module
-from onnxlr.training.inputs import is_watching
+from onnxlr.training.inputs import is_watching, look_at, unfit
 from onnxlr.training.modules import ModuleLayer, Refused, module_layers, unwrapped
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -27,12 +29,14 @@ def factorize_(
     plan: Plan | str | os.PathLike[str],
     exported: str | os.PathLike[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    inputs: Iterable[Any] | None = None,
 ) -> nn.Module:
     """Replace a model's modules by the chains that a plan names, in place.
 
     What is exported after training has the graph that ``onnxlr apply`` makes of the exported
-    original with that plan. The factors start from the decomposition of each weight by itself; a
-    plan's samples aren't looked at. Parameters are new: make the optimizer afterwards, or hand it
+    original with that plan. The factors start from the decomposition of each weight by itself, or,
+    with ``inputs``, from what loses least of the layers' outputs; a plan's samples aren't looked
+    at. Parameters are new: make the optimizer afterwards, or hand it
     over. Code of the
     model that reads a replaced module's ``weight`` itself, or calls it with more than its input,
     can't be seen from here: leave those layers out of the plan.
@@ -51,6 +55,9 @@ def factorize_(
         One that trains the model: factors take the place of their weight, in its group and under
         its learning rate. What it has gathered of the weight (momentum) is dropped, since it's of
         another shape, and gathered anew; that of all other parameters stays. Schedulers go on.
+    inputs : iterable of Tensor or tuple of Tensor, optional
+        Batches that the model is fed, in eval mode, to see what each layer is given: factors are
+        fitted to that, but those of layers that look their inputs up.
 
     Returns
     -------
@@ -92,19 +99,28 @@ def factorize_(
             "as with --method svd"
         )
     choices = plan.choices()
-    chains = {}
+    chosen: dict[str, tuple[ModuleLayer, Choice]] = {}
     for decision in plan.replaced:
         for item, turned in finder.find(decision):
             choice = choices[decision.name]
-            if item.name in chains:
+            if item.name in chosen:
                 raise UsageError(f"the plan replaces the module {item.name!r} twice")
             if turned:
                 choice = replace(choice, rank=choice.graph_pass.turned(choice.rank))
             if (reason := _misfit(root, item, choice)) is not None:
                 raise UsageError(f"the plan replaces {decision.name!r}, but {reason}")
-            with one_blas_thread():  # as in DeepTwist
-                factors = choice.graph_pass.factorize(item.read(), choice.rank)
-            chains[item.name] = chain_module(item, choice, factors)
+            chosen[item.name] = item, choice
+    fitted = {}
+    if inputs is not None:
+        items = [item for item, choice in chosen.values() if unfit(item, choice) is None]
+        fitted = look_at(root, items, inputs)
+    chains = {}
+    for name, (item, choice) in chosen.items():
+        with one_blas_thread():  # as in DeepTwist
+            factors = choice.graph_pass.factorize(item.read(), choice.rank)
+            if name in fitted:
+                factors = fitted[name].fit(choice, [factors])
+        chains[name] = chain_module(item, choice, factors)
     for name, chain in chains.items():
         if optimizer is not None:
             weight = root.get_submodule(name).weight

@@ -1,6 +1,6 @@
 """What modules are given while they train: the metric in which DeepTwist may project weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ def is_watching(hook: object) -> bool:
 class InputMoments:
     """E[x·xᵀ] of a module's inputs x, by sums over rows of some batches; it's the hook itself.
 
-    For a convolution x is a patch. The moments are about zero: where only the weight changes,
-    E‖(W − W̃)·x‖² = tr((W − W̃)·E[x·xᵀ]·(W − W̃)ᵀ) is what the output loses, mean and all.
+    It looks at inputs while the module is training, or while it isn't. For a convolution x is a
+    patch. The moments are about zero: where only the weight changes, E‖(W − W̃)·x‖² =
+    tr((W − W̃)·E[x·xᵀ]·(W − W̃)ᵀ) is what the output loses, mean and all.
 
     Attributes
     ----------
@@ -52,8 +53,8 @@ class InputMoments:
         Whether the next batch begins new sums: those of the last distortion serve until then.
     """
 
-    def __init__(self, item: ModuleLayer) -> None:
-        self._item = item
+    def __init__(self, item: ModuleLayer, *, training: bool = True) -> None:
+        self._item, self._training = item, training
         groups, _, n = matrix_sides(item.layer)
         self.second: Array = np.zeros((groups, n, n))
         self.rows = 0
@@ -64,8 +65,8 @@ class InputMoments:
         return _no_hook, ()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Add rows of what the module is given, where it is training."""
-        if not module.training:
+        """Add rows of what the module is given in the mode that is looked at."""
+        if module.training != self._training:
             return
         if self.stale:
             self.second, self.rows, self.stale = np.zeros_like(self.second), 0, False
@@ -83,9 +84,21 @@ class InputMoments:
             self.second += rows.swapaxes(1, 2) @ rows
             self.rows += rows.shape[1]
 
-    def moments(self) -> list[Covariance]:
-        """E[x·xᵀ] of each group, with a floor in the directions that these inputs don't have."""
-        return [Covariance(floored(second / self.rows)) for second in self.second]
+    def fit(self, choice: Choice, starts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+        """Factors of the module's weight as it was read, fitted to its inputs.
+
+        They begin with the one of the starts that loses least, and lose no more than that.
+        """
+        graph_pass, rank, layer = choice.graph_pass, choice.rank, self._item.layer
+        # A floor, for the directions that these inputs don't have.
+        moments = [Covariance(floored(second / self.rows)) for second in self.second]
+
+        def loss(factors: tuple[Array, ...]) -> float:
+            rest = rest_of(graph_pass, layer, rank, factors)
+            return sum(m.energy(r) for m, r in zip(moments, rest, strict=True))
+
+        weight, start = as_matrix(layer, layer.array()), min(starts, key=loss)
+        return fit_matrix(graph_pass, layer, rank, weight, moments, None, THOROUGH, start)
 
 
 class InputMetric:
@@ -106,7 +119,7 @@ class InputMetric:
 
     def __init__(self, items: Mapping[str, tuple[ModuleLayer, Choice]], every: int) -> None:
         for name, (item, choice) in items.items():
-            if (reason := _unfit(item, choice)) is not None:
+            if (reason := unfit(item, choice)) is not None:
                 raise UsageError(
                     f"metric='data' can't distort {name!r}: {reason}; exclude it, or leave the "
                     "metric out"
@@ -156,20 +169,8 @@ class InputMetric:
     def fit(
         self, name: str, choice: Choice, starts: Sequence[tuple[Array, ...]]
     ) -> tuple[Array, ...]:
-        """Factors of a module's weight as it is read, fitted to its inputs.
-
-        They begin with the one of the starts that loses least, and lose no more than that.
-        """
-        graph_pass, rank, layer = choice.graph_pass, choice.rank, self._of[name]._item.layer
-        moments = self._of[name].moments()
-
-        def loss(factors: tuple[Array, ...]) -> float:
-            rest = rest_of(graph_pass, layer, rank, factors)
-            return sum(m.energy(r) for m, r in zip(moments, rest, strict=True))
-
-        weight = as_matrix(layer, layer.array())
-        start = min(starts, key=loss)
-        return fit_matrix(graph_pass, layer, rank, weight, moments, None, THOROUGH, start)
+        """Factors of a module's weight as it is read, fitted to its inputs."""
+        return self._of[name].fit(choice, starts)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
@@ -196,6 +197,42 @@ class InputMetric:
             moments.second, moments.rows, moments.stale = sums[name]
 
 
+def look_at(
+    model: nn.Module, items: Iterable[ModuleLayer], batches: Iterable[Any]
+) -> dict[str, InputMoments]:
+    """What modules are given in eval mode when their model is fed batches, by path.
+
+    A batch is a tensor, or a tuple of all that the model takes.
+
+    Raises
+    ------
+    UsageError
+        If a module is given nothing.
+    """
+    seen = {item.name: InputMoments(item, training=False) for item in items}
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(moments, with_kwargs=True)
+        for name, moments in seen.items()
+    ]
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                model(*batch) if isinstance(batch, tuple | list) else model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    if empty := [name for name, moments in seen.items() if not moments.rows]:
+        raise UsageError(
+            f"inputs= has shown no inputs of {empty[0]!r}: give batches that the model takes and "
+            "that reach it, or leave it out of the plan"
+        )
+    return seen
+
+
 def _to_sums(row: Any, shape: tuple[int, ...]) -> tuple[Array, int, bool]:
     try:
         second = row["second"].detach().to("cpu", torch.float64).numpy().copy()
@@ -210,7 +247,7 @@ def _to_sums(row: Any, shape: tuple[int, ...]) -> tuple[Array, int, bool]:
     return second, rows, stale
 
 
-def _unfit(item: ModuleLayer, choice: Choice) -> str | None:
+def unfit(item: ModuleLayer, choice: Choice) -> str | None:
     """Why a method can't be fitted to a module's inputs."""
     layer, name = item.layer, choice.graph_pass.name
     if layer.kind == "gather":

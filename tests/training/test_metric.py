@@ -225,30 +225,40 @@ def test_only_a_few_batches_before_a_distortion_are_looked_at() -> None:
     assert not model[0]._forward_pre_hooks
 
 
-def test_a_run_in_the_metric_of_the_data_resumes_to_the_bit() -> None:
+@pytest.mark.parametrize(
+    ("every", "cut", "more"),
+    [(4, 3, 3), (4, 5, 1), (200, 2, 2)],
+    ids=["before a look", "sums of the last distortion", "between two looks"],
+)
+def test_a_run_in_the_metric_of_the_data_resumes_to_the_bit(
+    every: int, cut: int, more: int
+) -> None:
     images, labels = task()
 
     def begin() -> tuple[Net, DeepTwist]:
         torch.manual_seed(0)
-        model = Net()
-        methods = ("tucker2", "svd")
-        twist = DeepTwist(model, methods, 0.25, every=4, include="last|hidden", metric="data")
-        return model, twist
+        model, methods = Net(), ("tucker2", "svd")
+        return model, DeepTwist(
+            model, methods, 0.25, every=every, include="last|hidden", metric="data"
+        )
 
-    for cut in (3, 5):  # after a batch that was looked at, and after a distortion
-        whole, twist = begin()
-        train(whole, twist, cut, images, labels)
-        saved = copy.deepcopy((whole.state_dict(), twist.state_dict()))
-        train(whole, twist, 3, images, labels)
-        twist.finish()
-        again, resumed = begin()
-        again.load_state_dict(saved[0])
-        resumed.load_state_dict(saved[1])
-        train(again, resumed, 3, images, labels)
-        resumed.finish()
-        for name, value in whole.state_dict().items():
-            assert torch.equal(value, again.state_dict()[name]), (cut, name)
-    _, twist = begin()
+    whole, twist = begin()
+    train(whole, twist, cut, images, labels)
+    saved = copy.deepcopy((whole.state_dict(), twist.state_dict()))
+    train(whole, twist, more, images[32:], labels[32:])
+    twist.finish()
+    again, resumed = begin()
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    train(again, resumed, more, images[32:], labels[32:])
+    resumed.finish()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_state_without_inputs_is_refused() -> None:
+    torch.manual_seed(0)
+    twist = DeepTwist(Net(), ("tucker2", "svd"), 0.25, include="last|hidden", metric="data")
     state = twist.state_dict()
     for inputs in (None, {}, {"last": state["inputs"]["last"]}):
         with pytest.raises(UsageError, match="no inputs of these layers"):
@@ -278,7 +288,7 @@ def test_what_ends_in_the_metric_of_the_data_is_handed_over_without_loss(
 
 def test_layers_and_models_whose_inputs_cannot_be_taken_are_refused() -> None:
     torch.manual_seed(0)
-    with pytest.raises(UsageError, match="'stem': expand-at-load doesn't say how .*; exclude it"):
+    with pytest.raises(UsageError, match=r"'stem': expand-at-load doesn't .*; exclude it"):
         DeepTwist(Net(), "expand-at-load", 1, metric="data")
     table = nn.Sequential(nn.Embedding(64, 32))
     with pytest.raises(UsageError, match="'0': it looks its inputs up; exclude it"):
@@ -305,6 +315,33 @@ def test_copies_of_a_model_are_not_looked_at() -> None:
         assert isinstance(factorize_(other, twist.plan)[0], nn.Sequential)
     model(torch.randn(4, 16))
     assert hook.rows == 4
+
+
+@pytest.mark.parametrize(("method", "rank"), [("svd", 3), ("channel-svd", 2)])
+def test_factors_of_a_plan_begin_as_what_loses_least_on_inputs(method: str, rank: int) -> None:
+    torch.manual_seed(0)
+    model = Twins()
+    model.first.eval()  # modes are put back as they were
+    colour = torch.randn(4, 4) * torch.logspace(0, -1.2, 4)
+    images = [torch.einsum("nshw,ts->nthw", torch.randn(8, 4, 8, 8), colour) + 0.5] * 2
+    seen = inputs_of(model, images)
+    plan = DeepTwist(model, method, rank).plan
+    names = [d.name for d in plan.replaced]
+    assert len(names) == 2
+    kept = copy.deepcopy(model)
+    with pytest.raises(UsageError, match=f"inputs= has shown no inputs of '{names[0]}'"):
+        factorize_(model, plan, inputs=[])
+    chained = factorize_(model, plan, inputs=[(images[0],), images[1]])
+    assert chained.training
+    assert not chained.first.training
+    for name in names:
+        weight = kept.get_submodule(name).weight.detach().double().flatten(1).numpy()
+        inner, outer = (
+            step.weight.detach().double().flatten(1).numpy() for step in chained.get_submodule(name)
+        )
+        moments = slow_moments(kept.get_submodule(name), seen[name])
+        lost = loss(weight, outer @ inner, moments)
+        assert lost == pytest.approx(best_matrix(weight, moments, rank), rel=1e-4)
 
 
 def test_twist_then_factors_goes_on_with_the_same_optimizer() -> None:
