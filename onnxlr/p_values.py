@@ -16,7 +16,7 @@ _FIRST_VARIANCE = 1e-2  # of losses scaled to 0 … 1, before the first sample
 
 
 @lru_cache(maxsize=4096)
-def pairs_p_value(lost: int, won: int, n: int, limit: float) -> float:
+def pairs_p_value(lost: int, won: int, n: int, limit: float, enough: float = 1.0) -> float:
     """The p-value of an exact test of paired right and wrong answers.
 
     The hypothesis is that the share of lost samples exceeds that of won ones by the limit or more.
@@ -30,6 +30,8 @@ def pairs_p_value(lost: int, won: int, n: int, limit: float) -> float:
         Samples that were right and are wrong, were wrong and are right, and all.
     limit : float
         Between -1 and 1.
+    enough : float
+        What the result is to be compared with: of one that is larger, it only matters that it is.
 
     Examples
     --------
@@ -50,11 +52,27 @@ def pairs_p_value(lost: int, won: int, n: int, limit: float) -> float:
         max(least, min((1 - limit) / 2, (high - limit) / 2)),
         _NUISANCE_STEPS,
     )
-    return min(
-        1.0,
-        _OUTLIER_LEVEL
-        + max(_probability(changed, most_lost, n, share, limit) for share in won_shares),
+    ways = _log_binomials(n)
+    largest = 0.0
+    # The largest is mostly near the share that was seen.
+    seen = (lost + won) / n
+    for share in sorted(won_shares.tolist(), key=lambda s: abs(2 * s + limit - seen)):
+        largest = max(largest, _probability(ways, most_lost, n, share, limit))
+        if _OUTLIER_LEVEL + largest > enough:
+            break
+    return min(1.0, _OUTLIER_LEVEL + largest)
+
+
+@lru_cache(maxsize=8)
+def _log_binomials(n: int) -> Array:
+    """Logarithms of the numbers of ways to choose 0 … n of n."""
+    counts = np.arange(n + 1)
+    ways: Array = (
+        scipy.special.gammaln(n + 1)
+        - scipy.special.gammaln(counts + 1)
+        - scipy.special.gammaln(n - counts + 1)
     )
+    return ways
 
 
 def _score(lost: Array, won: Array, n: int, limit: float) -> Array:
@@ -82,20 +100,16 @@ def _most_lost(changed: NDArray[np.intp], n: int, limit: float, observed: float)
     return low
 
 
-def _probability(
-    changed: NDArray[np.intp], most_lost: Array, n: int, won_share: float, limit: float
-) -> float:
+def _probability(ways: Array, most_lost: Array, n: int, won_share: float, limit: float) -> float:
     """Probability of at most so many lost samples, whatever the number of changed ones is."""
     share = min(2 * won_share + limit, 1.0)
     if share <= 0:
         return float(most_lost[0] >= 0)
     width = 8 * math.sqrt(n * share * (1 - share)) + 40
     first, last = max(0, int(n * share - width)), min(n, int(n * share + width)) + 1
-    counts, bounds = changed[first:last], most_lost[first:last]
+    counts, bounds = np.arange(first, last), most_lost[first:last]
     weights = np.exp(
-        scipy.special.gammaln(n + 1)
-        - scipy.special.gammaln(counts + 1)
-        - scipy.special.gammaln(n - counts + 1)
+        ways[first:last]
         + scipy.special.xlogy(counts, share)
         + scipy.special.xlog1py(n - counts, -share)
     )

@@ -101,7 +101,9 @@ class Losses:
         reach = min(1.0, max(limits, WORST_DIFFERENCE * largest))
         return replace(self, kind="differences", reach=reach)
 
-    def p_value(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> float:
+    def p_value(
+        self, limit: float, confidence: float = USUAL_CONFIDENCE, enough: float = 1.0
+    ) -> float:
         """Probability of so small a loss, at most, where the true loss is the limit or more.
 
         Parameters
@@ -110,18 +112,21 @@ class Losses:
         confidence : float
             What the bets on ``errors`` and ``differences`` are laid out for. The result is valid
             for any; the one that counts makes it most powerful.
+        enough : float
+            Of a larger result it only matters that it is larger.
         """
         n, limit = len(self), limit / self.scale
         if self.kind == "pairs":
             lost, won = (int(np.count_nonzero(self.values == sign)) for sign in (1, -1))
-            return pairs_p_value(lost, won, n, limit)
+            return pairs_p_value(lost, won, n, limit, enough)
         if self.kind == "shares":
             return share_p_value(round(float(self.values.sum())), n, limit)
         return mean_p_value(*self._unit(limit), confidence)
 
     def shows(self, limit: float, confidence: float) -> bool:
         """Whether the samples show, at this confidence, that the true loss is below the limit."""
-        return _significant(self.p_value(limit, confidence), confidence)
+        level = _level(confidence)
+        return self.p_value(limit, confidence, enough=level) <= level
 
     def at_most(self, confidence: float) -> float:
         """The least limit that the samples show; infinity if they show none."""
@@ -148,7 +153,7 @@ class Losses:
 
         def possible(limit: float) -> bool:
             values, share = self._unit(limit)
-            return not _significant(mean_p_value(1 - values, 1 - share, confidence), confidence)
+            return mean_p_value(1 - values, 1 - share, confidence) > _level(confidence)
 
         return _boundary(possible, 0.0, self.mean) if self.mean > 0 else 0.0
 
@@ -177,8 +182,9 @@ class Losses:
         return np.minimum(self.values / worst, 1.0), WORST_ERROR**-2
 
 
-def _significant(p_value: float, confidence: float) -> bool:
-    return p_value <= (1 - confidence) * (1 + 1e-9)
+def _level(confidence: float) -> float:
+    """The largest p-value that shows something."""
+    return (1 - confidence) * (1 + 1e-9)
 
 
 def _boundary(

@@ -80,11 +80,11 @@ def hearing() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
+def wait_for(holds: Callable[[], bool], every: float = 0.01) -> None:
     limit = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < limit
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 def names() -> list[str]:
@@ -122,8 +122,8 @@ def test_ctrl_c_while_a_process_of_ours_starts(
                     return True
         return False
 
-    with just_started() as child:
-        wait_for(starting)
+    with start(session=True) as child:
+        wait_for(starting, every=0.03)
         time.sleep(seconds)
         os.killpg(child.pid, signal.SIGINT)
         _, told = child.communicate(timeout=30)
@@ -366,22 +366,11 @@ def test_what_comes_after_the_end_is_none() -> None:
     assert Path("out.onnx").exists()
 
 
-def printing_to(stream: int, command: str) -> "subprocess.CompletedProcess[str]":
-    """The command, with an open file for its standard output."""
-    return subprocess.run(
-        [sys.executable, "-m", "onnxlr", *command.split()],
-        stdout=stream,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
 @pytest.mark.parametrize("flag", ["--help", "--version", "optimize -h"])
 def test_help_that_cannot_be_printed(flag: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = printing_to(full.fileno(), flag)
+        done = commands.run(*flag.split(), prints_to=full.fileno())
     assert done.returncode == 1
     assert done.stderr == "onnxlr: No space left on device\n"
 
@@ -431,16 +420,11 @@ def test_warnings_are_for_developers(shown: bool) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_settings_of_figures_in_the_surroundings() -> None:
+def test_settings_of_figures_in_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook names a backend in the environment; matplotlib reads settings in the folder."""
     Path("matplotlibrc").write_text("nonsense: 3\nfont.size: large\n")
-    done = subprocess.run(
-        [*COMMAND[:5], "out.onnx", "--verify", "none", "--quiet", "--report", "r.html"],
-        env=os.environ | {"MPLBACKEND": "module://nobody.has_it"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.setenv("MPLBACKEND", "module://nobody.has_it")
+    done = commands.run(*OPTIMIZE[:3], "--verify", "none", "--quiet", "--report", "r.html")
     assert (done.returncode, done.stderr) == (0, "")
     assert "<svg" in Path("r.html").read_text(encoding="utf-8")
 
@@ -450,7 +434,7 @@ def test_settings_of_figures_in_the_surroundings() -> None:
 def test_a_reader_that_goes_away(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = printing_to(writing, command)
+    done = commands.run(*command.split(), prints_to=writing)
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1

@@ -291,11 +291,10 @@ def test_a_stream_that_lacks_letters() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_link_to_an_open_file_is_not_replaced() -> None:
     Path("stdout").symlink_to("/proc/self/fd/1")
-    result = subprocess.run(
-        f"{TOOL} {QUICK} --json stdout > printed", shell=True, check=False, capture_output=True
-    )
+    with Path("printed").open("w") as printed:
+        result = commands.run(*QUICK.split(), "--json", "stdout", prints_to=printed.fileno())
     assert result.returncode == 2
-    assert b"a link to an open file" in result.stderr
+    assert "a link to an open file" in result.stderr
     assert Path("stdout").is_symlink()
 
 

@@ -89,6 +89,7 @@ def start(
     session: bool = False,
     patches: Mapping[str, object] | None = None,
     entry: str = COMMAND,
+    prints_to: int | None = None,
 ) -> Child:
     """Start the command in the working folder.
 
@@ -104,6 +105,8 @@ def start(
         Values by the dotted names of what they replace, beside short limits.
     entry : str
         Module and function: ``COMMAND`` or ``UNWATCHED``.
+    prints_to : int, optional
+        The descriptor of an open file for its standard output, which isn't read then.
     """
     request: dict[str, Any] = {
         "arguments": arguments,
@@ -117,7 +120,8 @@ def start(
     out, err = (tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2))  # noqa: SIM115
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with there:
-        descriptors = [out.fileno(), err.fileno(), there.fileno()]
+        printed = out.fileno() if prints_to is None else prints_to
+        descriptors = [printed, err.fileno(), there.fileno()]
         socket.send_fds(_requests(), [pickle.dumps(request)], descriptors)
     return Child(here, out, err)
 

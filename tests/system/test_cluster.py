@@ -29,6 +29,7 @@ from tests.support.networks import images, network
 pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parent.parent.parent
+METHODS = ("channel-svd", "cp3", "svd")  # by SVD and by iterations, for each operator
 
 
 class Farm:
@@ -149,6 +150,7 @@ def optimized(folder: Path, out: Path, **more: Any) -> tuple[bytes, onnxlr.Resul
         metric="rel-error",
         target="macs=0.6",
         max_drop=1,
+        method=METHODS,
         **more,
     )
     return out.read_bytes(), result
@@ -189,6 +191,7 @@ def test_a_metric_is_needed_here_alone(
         metric="metric_of_mine:f",
         target="macs=0.6",
         max_drop=1,
+        method=METHODS,
         dask=farm.address,
     )
     assert result.plan.replaced

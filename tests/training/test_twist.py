@@ -252,11 +252,18 @@ def test_models_that_are_compiled_or_of_half_precision() -> None:
     assert {p.dtype for p in chained.parameters()} == {torch.bfloat16}
 
 
-def _worker(rank: int, folder: str, broken: bool) -> None:
+def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
+    for name in ("whole", "broken"):
+        torch.save(_twisted(rank, name == "broken"), f"{folder}/{name}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _twisted(rank: int, broken: bool) -> dict[str, Any]:
+    """What a process has after training, with a weight that isn't finite or without."""
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(Net())
     twist = DeepTwist(model, ("tucker2", "svd"), 0.25, every=2, exclude="stem")
@@ -278,18 +285,23 @@ def _worker(rank: int, folder: str, broken: bool) -> None:
         DeepTwist(two, "svd", 4, include=str(rank)).distort()
     except UsageError as error:
         other = str(error)
-    result = {"weights": weights, "message": message, "plan": plan, "other": other}
-    torch.save(result, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return {"weights": weights, "message": message, "plan": plan, "other": other}
 
 
-@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
-def test_every_process_ends_with_the_same_weights(broken: bool, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, (str(tmp_path), broken), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes that train together left what they ended with."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["whole", "broken"])
+def test_every_process_ends_with_the_same_weights(name: str, two_processes: Path) -> None:
+    first, second = (torch.load(two_processes / f"{name}-{rank}.pt") for rank in (0, 1))
     assert "different layers" in first["other"]
     assert "different layers" in second["other"]
-    if broken:
+    if name == "broken":
         assert "'head' holds" in first["message"]
         assert second["message"] == first["message"]
         return
