@@ -1,9 +1,7 @@
 """A package of somebody else's that brings methods: what it takes, and that they work."""
 
 import ast
-import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import onnx
 import pytest
 
 import onnxlr
+from tests.support import commands
 from tests.support.builders import low_rank, make_model, node, relative, replaced, run
 from tests.support.installed import forget_installed, write_metadata
 from tests.support.pass_cases import CASES, TOLERANCE, assert_same_outputs, the_layer
@@ -115,20 +114,17 @@ def test_its_factors_are_fitted_to_data(tmp_path: Path) -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_the_command_knows_them(site: Path, tmp_path: Path) -> None:
+def test_the_command_knows_them(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = planted()
     onnx.save(model, tmp_path / "in.onnx")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "onnxlr", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        done = commands.run(*arguments, patches={"sys.path": [str(site), *sys.path]})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert command("passes").count("onnxlr-third-party") == len(LIKE)
     methods = [word for name in LIKE for word in ("--method", name)]

@@ -321,10 +321,11 @@ def test_a_killed_run_leaves_out_as_it_was_and_the_next_one_goes_on(
     command = [
         *("optimize", str(source), str(out), "--data", str(data), "--quiet"),
         *("--metric", "rel-error", "--max-drop", "1", "--target", "macs=0.6"),
+        *("--method", "svd", "--method", "channel-svd", "--method", "tucker2"),
     ]
     cache = Path(os.environ["ONNXLR_CACHE"])
     monkeypatch.chdir(tmp_path.parent)
-    with commands.start(*command) as process:
+    with commands.start(*command, "--jobs", "2") as process:
         deadline = time.monotonic() + 60
         while not list(cache.glob("sensitivities-*")) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -102,7 +102,7 @@ def start(
     session : bool
         Whether it leads a new session, and so a new process group.
     patches : mapping of str to object, optional
-        Values by the dotted names of what they replace, beside short limits.
+        Values by the dotted names of what they replace, beside short limits and a single core.
     entry : str
         Module and function: ``COMMAND`` or ``UNWATCHED``.
     prints_to : int, optional
@@ -112,7 +112,11 @@ def start(
         "arguments": arguments,
         "before": before,
         "session": session,
-        "patches": {"onnxlr.api.LIMITS": SHORT, **(patches or {})},
+        "patches": {
+            "onnxlr.api.LIMITS": SHORT,
+            "onnxlr.system.pool.usable_cores": partial(int, 1),  # no process helps, unless asked
+            **(patches or {}),
+        },
         "entry": entry,
         "folder": str(Path.cwd()),
         "environment": dict(os.environ),

@@ -29,7 +29,7 @@ from tests.support.networks import images, network
 pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parent.parent.parent
-METHODS = ("channel-svd", "cp3", "svd")  # by SVD and by iterations, for each operator
+METHODS = ("channel-svd", "svd", "tucker2")  # by SVD and by iterations, for each operator
 
 
 class Farm:
