@@ -14,9 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for one
 
 # Files that take longest, so that no core is still busy with one when the others are done.
 _LONG = (
-    *("system/test_cluster", "end_to_end/test_with_data", "end_to_end/test_determinism"),
-    *("olive/test_optimize_pass", "end_to_end/test_package"),
-    *("robustness/test_command_ends", "robustness/test_faults", "models/test_guide"),
+    *("system/test_cluster", "training/test_factorize", "models/test_networks"),
+    *("end_to_end/test_shipped", "end_to_end/test_promise", "end_to_end/test_with_data"),
+    *("end_to_end/test_determinism", "models/test_guide", "robustness/test_faults"),
+    *("robustness/test_outputs", "methods/test_methods", "training/test_twist"),
+    *("robustness/test_command_ends", "models/test_conformance", "end_to_end/test_package"),
+    *("olive/test_optimize_pass", "models/test_train_command", "system/test_pool"),
 )
 
 
