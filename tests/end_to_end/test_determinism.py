@@ -88,11 +88,16 @@ LUCKY_CLOCK = dict.fromkeys(
 ODD = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONHASHSEED": "77"}
 
 
-def test_the_same_bytes_within_a_budget_whatever_is_around(folder: Path) -> None:
+@pytest.mark.parametrize("methods", [("svd", "channel-svd", "tucker2"), ("interpolative",)])
+def test_the_same_bytes_within_a_budget_whatever_is_around(
+    folder: Path, methods: tuple[str, ...]
+) -> None:
     """Nothing is timed that could choose: the file follows from the model and the samples."""
     budget = ("--target", "macs=0.6", "--max-drop", "1", "--metric", "rel-error")
-    run = Run(folder, (*budget, "--data", str(folder / "d.npz")), folder / "net.onnx")
+    named = (f"--method={name}" for name in methods)
+    run = Run(folder, (*budget, *named, "--data", str(folder / "d.npz")), folder / "net.onnx")
     first = run.optimized("first")
+    assert first[1].widths.kept if methods == ("interpolative",) else first[1].replaced
     assert run.optimized("again") == first
     for cache in ({}, {"ONNXLR_CACHE": "off"}):
         assert run.optimized_anew("odd", ODD | cache) == first, cache
