@@ -106,7 +106,9 @@ def train_epoch(
         chosen = batches[step]
         done = (run.epoch + step / len(batches)) / epochs
         lr = recipe.lr * SCHEDULES[recipe.schedule](done)
-        if run.twist is not None and not run.factorized and 1 - done <= recipe.factors:
+        left = (epochs - run.epoch) * len(batches) - step
+        as_factors = max(1.0, recipe.factors * epochs * len(batches)) if recipe.factors else 0.0
+        if run.twist is not None and not run.factorized and left <= as_factors:
             _distort(run.twist.finish, run, lr)
             to_factors(run)
         for group in run.optimizer.param_groups:

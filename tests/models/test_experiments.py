@@ -24,6 +24,7 @@ from models.experiments import (  # noqa: E402
     truncation,
 )
 from models.experiments.record import Record, mean_and_spread, read_records  # noqa: E402
+from tests.models.training_runs import state  # noqa: E402
 
 EXPERIMENTS: dict[str, tuple[ModuleType, int, set[str]]] = {
     "truncation": (truncation, 2, {"D", "truncated", "retrained"}),
@@ -111,6 +112,12 @@ def test_one_column_is_trained_recorded_and_tabulated(
         assert 0 <= row["truncated"] <= 1
         assert row["seconds"] > 0
         assert record["settings"]["precision"] == "float32"
+    (checkpoint,) = (tmp_path / "runs").iterdir()
+    ended = state(checkpoint)
+    twist = ended["twist"] or {}
+    assert bool(twist) == (column in ("data-metric", "twist-then-factors"))
+    assert bool(twist.get("inputs")) == (column == "data-metric")
+    assert ended["factorized"] == (column == "twist-then-factors")
     table = run(deeptwist_table, "--out", tmp_path)
     assert table.exit_code == 0
     head, _, *lines = table.output.splitlines()
