@@ -27,6 +27,7 @@ from onnxlr.model.graph import (
 from onnxlr.types import Shape, Shapes, rank_text
 
 _NODE_METADATA_IR = 10  # since this version of the format, nodes have metadata
+_STEM = 48  # characters of a name that others begin with: long ones would take more than is saved
 _OURS = "onnxlr_"  # before the names of those that say how a node was made
 
 
@@ -141,7 +142,7 @@ class _GraphSite:
         layer = self._layer
 
         def add() -> ir.Value:
-            name = f"{layer.weight.name or layer.name}/{self._method}_{i}"
+            name = f"{(layer.weight.name or layer.name)[:_STEM]}/{self._method}_{i}"
             graph = self._model.graph
             return add_initializer(graph, self._names.unused(name), factor, layer.dtype)
 
@@ -317,8 +318,8 @@ class _GraphWriter:
         self.graph = graph
         self._names, self._common = names, common
         value = origin.outputs[0] if isinstance(origin, ir.Node) else origin
-        self._node_stem = f"{origin.name or value.name}/{method}"
-        self._value_stem = f"{value.name}/{method}"
+        self._node_stem = f"{(origin.name or value.name or '')[:_STEM]}/{method}"
+        self._value_stem = f"{(value.name or '')[:_STEM]}/{method}"
 
     def op(
         self, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, AttributeValue]

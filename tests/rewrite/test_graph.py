@@ -96,3 +96,22 @@ def test_nothing_that_is_still_read_is_removed(reader: str) -> None:
     x = RNG.standard_normal((4, 8)).astype(np.float32)
     for before, after in zip(run(model, {"x": x}), run(written, {"x": x}), strict=True):
         assert relative(before, after) < 1e-5
+
+
+def test_long_names_are_not_repeated_and_stay_apart() -> None:
+    """TensorFlow's names have hundreds of characters, which would take more than is saved."""
+    long = "model_1/re_lu_3/Relu;model_1/batch_normalization/" * 6
+    weights = {f"{long}{c}": RNG.standard_normal((12, 12)).astype(np.float32) for c in "ab"}
+    nodes = [
+        node("MatMul", ["x", f"{long}a"], f"{long}h", f"{long}first"),
+        node("MatMul", [f"{long}h", f"{long}b"], "y", f"{long}second"),
+    ]
+    model = make_model(nodes, {"x": (4, 12)}, ["y"], weights)
+    written = replaced(model, "svd", (12,))
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    assert relative(run(model, {"x": x})[0], run(written, {"x": x})[0]) < 1e-5
+    names = [name for n in written.graph.node for name in (n.name, *n.output)]
+    names += [i.name for i in written.graph.initializer]
+    kept = {f"{long}h", "y"}
+    assert all(len(name) < 80 for name in names if name not in kept)
+    assert len({n.name for n in written.graph.node}) == 4
