@@ -46,9 +46,10 @@ def reference(text: str) -> str:
 
 
 def passes_table() -> str:
-    """Return the built-in methods as a table of Markdown."""
+    """Return the built-in methods as a table of Markdown; `onnxlr passes` has numbers of papers."""
     rows = [row[:-1] for row in pass_rows(installed_passes()) if row[-1] == "onnxlr"]
-    return _table(PASS_COLUMNS[:-1], [(f"`{name}`", *rest) for name, *rest in rows])
+    cells = [(f"`{name}`", *rest, paper.split(", arXiv")[0]) for name, *rest, paper in rows]
+    return _table(PASS_COLUMNS[:-1], cells)
 
 
 def exit_codes_table() -> str:

@@ -51,7 +51,7 @@ def _some_rows(layer: Layer, x: Values, left: bool, count: int, rng: np.random.G
     """
     if left and x.ndim > 1:
         x = x.swapaxes(-1, -2)
-    stack = layer.shape[:-2]
+    stack = () if layer.kind == "projection" else layer.shape[:-2]
     if not stack:
         return _chosen(x.reshape(1, -1, x.shape[-1]), count, rng)
     lead = np.broadcast_shapes(x.shape[:-2], stack)

@@ -61,7 +61,7 @@ UNSEEN = "fitted to the weight: what it is given wasn't there, or can't be taken
 
 def weight_only_reason(layer: Layer) -> str | None:
     """Why a layer's factors are fitted to its weight alone; None if its inputs have statistics."""
-    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather"):
+    if layer.kind not in ("matrix", "conv", "conv-transpose", "gather", "projection"):
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
     if layer.kind == "gather":
         if len({layer.lookup_axis(use) for use in layer.uses}) > 1:

@@ -40,6 +40,8 @@ def gives_product(layer: Layer) -> bool:
 
     It is looked at only if it is of a size that a closed form can take.
     """
+    if layer.kind == "projection":  # whose operator does more than that
+        return False
     groups, m, _ = matrix_sides(layer)
     return groups * m**2 <= WIDEST**2 and all(_scale(use) for use in layer.uses)
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.names import layer_names
-from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, weight_slots
+from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, kind_of_slot, weight_slots
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.siblings import with_siblings
 from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, is_large_matrix, is_view, trace
@@ -99,7 +99,7 @@ def _weight_inputs(
             y_axes=axes.get(y),
             inner=present and use.x.graph is not graph and constant(use.x) is None,
         )
-        yield _WeightInput(use, kind, origin)
+        yield _WeightInput(use, kind_of_slot(kind, slot), origin)
 
 
 def _other_inputs(node: ir.Node, listed: set[int]) -> Iterator[_WeightInput]:

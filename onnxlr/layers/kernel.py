@@ -80,6 +80,8 @@ def as_matrix(layer: Layer, array: NDArray[np.generic]) -> Array:
     elif layer.kind == "gather":
         entries = np.moveaxis(array, layer.lookup_axis(layer.uses[0]), -1)
         loaded = entries.reshape(1, -1, entries.shape[-1])
+    elif _has_directions(layer):
+        loaded = array.reshape(1, -1, array.shape[-1])
     else:
         stack = array.reshape(-1, *array.shape[-2:])
         loaded = stack if layer.uses[0].contracts_last else stack.swapaxes(1, 2)
@@ -95,6 +97,8 @@ def matrix_sides(layer: Layer) -> tuple[int, int, int]:
         entries = layer.shape[layer.lookup_axis(layer.uses[0])]
         return 1, layer.params // max(1, entries), entries
     *lead, a, b = layer.shape
+    if _has_directions(layer):
+        return 1, math.prod(lead) * a, b
     return math.prod(lead), *((a, b) if layer.uses[0].contracts_last else (b, a))
 
 
@@ -105,4 +109,11 @@ def output_count(layer: Layer) -> int:
         return kernel.group * kernel.outputs
     if layer.kind == "gather":
         return matrix_sides(layer)[1]
+    if _has_directions(layer):
+        return matrix_sides(layer)[1]
     return layer.shape[-2] if layer.uses[0].contracts_last else layer.shape[-1]
+
+
+def _has_directions(layer: Layer) -> bool:
+    """Whether a weight (directions, gates, inputs) of a recurrent operator meets one input."""
+    return layer.kind == "projection" and len(layer.shape) == 3

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
-from onnxlr.layers.operators import Kind
+from onnxlr.layers.operators import RECURRENT, Kind
 from onnxlr.model.attributes import int_attr
 from onnxlr.model.constants import constant, values_of
 from onnxlr.types import Shape
@@ -57,6 +57,12 @@ class Use:
         return value
 
     @property
+    def sized(self) -> bool:
+        """Whether the shapes are known that its work follows from."""
+        inside = self.node.op_type in (*RECURRENT, "Attention")  # where the input's shape tells all
+        return self.x_shape is not None and (inside or self.y_shape is not None)
+
+    @property
     def weight_transposed(self) -> bool:
         """Gemm's transA or transB, whichever belongs to the weight."""
         if self.node.op_type != "Gemm":
@@ -66,6 +72,8 @@ class Use:
     @property
     def contracts_last(self) -> bool:
         """Whether the sum runs over the last axis of the layer's array (else the last but one)."""
+        if self.node.op_type in RECURRENT:
+            return True
         return (self.slot == 0) != (self.swapped != self.weight_transposed)
 
 
@@ -194,6 +202,9 @@ def _count_not_finite(array: NDArray[np.generic]) -> int:
 
 def _use_macs(use: Use, shape: Shape) -> int | None:
     """Multiply-accumulates of one user of a weight of this shape; None if they are unclear."""
+    if use.node.op_type in (*RECURRENT, "Attention"):
+        known = use.slot == 1 and use.x_shape is not None
+        return math.prod((use.x_shape or ())[:-1]) * math.prod(shape) if known else None
     if use.y_shape is None:
         return None
     outputs = math.prod(use.y_shape)

@@ -5,24 +5,37 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxlr.layers.operators import GATES, RECURRENT
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.attributes import int_attr
 from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
-HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", *RECURRENT)
 
 
 def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the main graph whose multiply-accumulates count."""
     for node in model.graph:
-        if is_standard(node, *HEAVY):
+        if is_standard(node, *HEAVY) or (node.domain, node.op_type) == (
+            "com.microsoft",
+            "Attention",
+        ):
             yield node
 
 
 def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) -> int:
-    """Multiply-accumulates of a ``HEAVY`` operator by the shapes of its inputs and its output."""
+    """Multiply-accumulates of a heavy operator by the shapes of its inputs and its output.
+
+    Those of Attention are the projections, those of a recurrent operator both its products.
+    """
+    if op_type in RECURRENT:
+        directions, gates, _ = w
+        hidden = gates // GATES[op_type]
+        return math.prod(x[:-1]) * (math.prod(w) + directions * gates * hidden)
+    if op_type == "Attention":
+        return math.prod(x[:-1]) * math.prod(w)
     if op_type == "ConvTranspose":
         return math.prod(x) * math.prod(w[1:])
     if op_type == "Conv":
@@ -31,7 +44,7 @@ def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) 
 
 
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
-    """Multiply-accumulates of every MatMul, Gemm, Conv and ConvTranspose in the main graph.
+    """Multiply-accumulates of every heavy operator in the main graph.
 
     Products of two activations count too. Nodes of unknown shapes don't, nor does what a session
     computes from constants alone while it loads.
@@ -43,6 +56,8 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
             for v in (node.inputs[0], node.inputs[1], node.outputs[0])
         )
         once = all(is_fixed(trace(v)) for v in node.inputs[:2])
+        if node.op_type in (*RECURRENT, "Attention"):  # whose inputs tell all
+            y = ()
         if once or x is None or w is None or y is None:
             continue
         flipped = bool(int_attr(node, "transA", 0))

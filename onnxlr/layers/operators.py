@@ -6,10 +6,25 @@ import onnx_ir as ir
 
 from onnxlr.model.graph import is_standard
 
-# A table that is looked up and multiplied too, as in language models, is tied.
+# A table that is looked up and multiplied too, as in language models, is tied. What multiplies the
+# first input of an operator that does more than that projects it.
 Kind = Literal[
-    "matrix", "conv", "conv-transpose", "gather", "tied", "recurrent", "quantized", "other"
+    "matrix",
+    "conv",
+    "conv-transpose",
+    "gather",
+    "tied",
+    "projection",
+    "recurrent",
+    "quantized",
+    "other",
 ]
+GATES = {
+    "LSTM": 4,
+    "GRU": 3,
+    "RNN": 1,
+}  # of recurrent operators, for each of which a state has rows
+RECURRENT = tuple(GATES)
 
 # Operator → which inputs may hold its weight, and what kind of layer that makes.
 STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {
@@ -32,7 +47,7 @@ MICROSOFT: dict[str, tuple[tuple[int, ...], Kind]] = {
     "FusedConv": ((1,), "other"),
     "FusedGemm": ((1,), "other"),
     "FusedMatMul": ((1, 0), "other"),
-    "Attention": ((1,), "other"),
+    "Attention": ((1,), "projection"),
     "QGemm": ((3,), "quantized"),
     "MatMulNBits": ((1,), "quantized"),
     "MatMulIntegerToFloat": ((1,), "quantized"),
@@ -60,3 +75,8 @@ def weight_slots(node: ir.Node) -> tuple[tuple[int, ...], Kind]:
     if node.domain == "com.microsoft" and node.op_type in MICROSOFT:
         return MICROSOFT[node.op_type]
     return (), "other"
+
+
+def kind_of_slot(kind: Kind, slot: int) -> Kind:
+    """The kind of a weight at one of several inputs: the first of a recurrent operator projects."""
+    return "projection" if kind == "recurrent" and slot == 1 else kind

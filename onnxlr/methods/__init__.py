@@ -19,7 +19,7 @@ from onnxlr.decompose import (
 from onnxlr.layers.kernel import Kernel, kernel_of
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.siblings import stack_of, stack_shape
-from onnxlr.methods.base import ChainPass, GraphPass, WeightPass
+from onnxlr.methods.base import ChainPass, GraphPass, InputPass, WeightPass
 from onnxlr.methods.convolution import (
     ConvPass,
     bias_of,
@@ -46,6 +46,7 @@ __all__ = [
     "Form",
     "GraphPass",
     "Grid",
+    "InputPass",
     "Kernel",
     "Layer",
     "Rank",

@@ -15,7 +15,7 @@ from onnxlr.types import Array, Rank, Shape
 
 
 class GraphPass(RanksBySpectra):
-    """One way to store a layer's weight as factors; see ``ChainPass`` and ``WeightPass``.
+    """One way to store a weight as factors; see ``ChainPass``, ``InputPass`` and ``WeightPass``.
 
     A pass states what it supports (a refusal carries its reason), what its factors are, and the
     nodes it writes; what they cost is counted on those. It keeps no state: one instance serves
@@ -110,6 +110,30 @@ class ChainPass(GraphPass):
         """Put a chain in the place of every user."""
         for use in layer.uses:
             site.replace_use(use, partial(self.write, layer, use, rank))
+
+
+class InputPass(GraphPass):
+    """A pass whose first factor comes in front of an operator, with the last one for its weight.
+
+    It serves operators that multiply their input inside, and do more: the node stays.
+    """
+
+    @abstractmethod
+    def write(
+        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
+    ) -> ir.Value:
+        """Write what comes in front of one user, and return the value that becomes its input."""
+
+    @final
+    def barred(self, layer: Layer) -> str | None:
+        """Why nothing can come in front of the operator; None if something can."""
+        return layer.refusal
+
+    @final
+    def install(self, layer: Layer, rank: Rank, site: Site) -> None:
+        """Put nodes in front of every user."""
+        for use in layer.uses:
+            site.replace_input(use, partial(self.write, layer, use, rank))
 
 
 class WeightPass(GraphPass):

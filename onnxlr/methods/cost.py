@@ -76,9 +76,9 @@ def layer_work(layer: Layer) -> Work | None:
     """Work of all users of a layer; None if a shape is unknown."""
     total = Work(0, 0, 0)
     for use in layer.uses:
-        if use.x_shape is None or use.y_shape is None:
+        if not use.sized:
             return None
-        moved = math.prod(use.x_shape) + math.prod(use.y_shape) + layer.params
+        moved = math.prod(use.x_shape or ()) + math.prod(use.y_shape or ()) + layer.params
         alone = replace(layer, uses=(use,))
         total += Work(alone.macs or 0, moved, 1)
     return total
@@ -135,12 +135,21 @@ class _Paper:
 
     def replace_use(self, use: Use, write: Write) -> None:
         """Count a chain; after one whose shapes are unknown nothing is counted any more."""
-        if self.work is None or use.x_shape is None or use.y_shape is None:
+        if self.work is None or not use.sized:
             self.work = None
             return
         writer = _PaperWriter(use)
         write(tuple(map(_value, self._factor_shapes)), writer)
         self.work += writer.work
+
+    def replace_input(self, use: Use, write: Write) -> None:
+        """Count what comes in front of an operator, and what its smaller weight takes."""
+        self.replace_use(use, write)
+        if self.work is None or use.x_shape is None:
+            return
+        weight = math.prod(self._factor_shapes[-1])
+        positions = math.prod(use.x_shape[:-1])
+        self.work += Work(positions * weight, weight, 1)
 
     def replace_weight(self, write: Write) -> None:
         """Count nothing: a session computes the weight when it loads."""

@@ -37,6 +37,9 @@ class Site(Protocol):
     def replace_use(self, use: Use, write: Write) -> None:
         """Put a chain in the place of one user of the layer's weight."""
 
+    def replace_input(self, use: Use, write: Write) -> None:
+        """Put what is written in the place of a user's input, the last factor in its weight's."""
+
     def replace_weight(self, write: Write) -> None:
         """Put nodes that give the weight in the place of the stored weight."""
 

@@ -150,6 +150,6 @@ def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
 
 def _saved_in_sight(layer: Layer, choice: Choice) -> int:
     """What a choice saves at a layer's users whose shapes are inferred: no body's are."""
-    uses = tuple(u for u in layer.uses if u.x_shape is not None and u.y_shape is not None)
+    uses = tuple(use for use in layer.uses if use.sized)
     visible = replace(layer, uses=uses)
     return (visible.macs or 0) - (chain_macs(visible, choice.graph_pass, choice.rank) or 0)

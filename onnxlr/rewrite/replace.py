@@ -1,6 +1,6 @@
 """Writing chains into a graph in place of the layers that a plan names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,19 +12,26 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import common_factor
 from onnxlr.methods.writer import AttributeValue, Write
-from onnxlr.model.attributes import float_attr
-from onnxlr.model.constants import constant, to_float64
+from onnxlr.model.constants import constant
 from onnxlr.model.graph import (
     DEFAULT_VALUES_IR,
     ArrayFile,
     Names,
     add_initializer,
     copy_metadata,
-    is_standard,
     opset,
     remove_unused,
 )
-from onnxlr.types import Shape, Shapes, rank_text
+from onnxlr.rewrite.common import Common
+from onnxlr.rewrite.shifts import (
+    bias_behind,
+    fixed_bias,
+    shift_behind,
+    shift_bias,
+    shift_inside,
+    shifted,
+)
+from onnxlr.types import Shapes, rank_text
 
 _NODE_METADATA_IR = 10  # since this version of the format, nodes have metadata
 _STEM = 48  # characters of a name that others begin with: long ones would take more than is saved
@@ -58,39 +65,6 @@ def rewrite(
         # Before IR 4 every initializer had to be an input of the graph as well; factors are not.
         result.ir_version = DEFAULT_VALUES_IR
     return result
-
-
-class Common:
-    """What siblings have in common in one model: a factor that is stored once, and its product."""
-
-    def __init__(self) -> None:
-        self._factors: list[tuple[NDArray[np.generic], ir.Value]] = []
-        self._nodes: dict[tuple[object, ...], ir.Value] = {}
-
-    def factor(
-        self, array: NDArray[np.generic] | ArrayFile, store: Callable[[], ir.Value]
-    ) -> ir.Value:
-        """The value of a factor; stored where no other of the same numbers is."""
-        numbers = array.array() if isinstance(array, ArrayFile) else array
-        for known, value in self._factors:
-            if known.dtype == numbers.dtype and np.array_equal(known, numbers):
-                return value
-        self._factors.append((numbers, store()))
-        return self._factors[-1][1]
-
-    def node(
-        self,
-        graph: ir.Graph,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, AttributeValue],
-        write: Callable[[], ir.Value],
-    ) -> ir.Value:
-        """The output of a node; written where no equal one is."""
-        key = (graph, op_type, *inputs, repr(sorted(attributes.items())))
-        if key not in self._nodes:
-            self._nodes[key] = write()
-        return self._nodes[key]
 
 
 def replace_layer(
@@ -157,15 +131,15 @@ class _GraphSite:
         writer = _GraphWriter(model, graph, node, self._method, self._names, self._common)
         stale = [v for v in node.inputs if v is not None]
         if shift is not None and node.op_type != "MatMul":
-            _shift_bias(use, shift, writer, _fixed_bias(use, model))
+            shift_bias(use, shift, writer, fixed_bias(use, model))
         wider = use.dtype != self._layer.dtype
         factors = tuple(_cast(f, use.dtype, writer) if wider else f for f in self._stored)
         output = write(factors, writer)
         if shift is not None and node.op_type == "MatMul":
-            if (bias := _bias_behind(use, shift.size, model)) is not None:
-                stale += _shift_behind(bias, shift, writer, use.dtype)
+            if (bias := bias_behind(use, shift.size, model)) is not None:
+                stale += shift_behind(bias, shift, writer, use.dtype)
             else:
-                output = _shifted(use, shift, self._layer.shape[:-2], output, writer)
+                output = shifted(use, shift, self._layer.shape[:-2], output, writer)
         copy_metadata(node.outputs[0], output)
         self._describe(writer.nodes, node)
         if writer.graph is not model.graph and use.y_axes is not None:
@@ -175,6 +149,23 @@ class _GraphSite:
         ir.convenience.replace_nodes_and_values(
             writer.graph, node, [node], writer.nodes, [node.outputs[0]], [output]
         )
+        remove_unused(stale)
+
+    def replace_input(self, use: Use, write: Write) -> None:
+        """Put what is written in front of a user, and the last factor in its weight's place."""
+        model, node = self._model, use.node
+        graph = _graph_of(use, model)
+        writer = _GraphWriter(model, graph, node, self._method, self._names, self._common)
+        stale = [v for v in (node.inputs[use.slot],) if v is not None]
+        wider = use.dtype != self._layer.dtype
+        factors = tuple(_cast(f, use.dtype, writer) if wider else f for f in self._stored)
+        hidden = write(factors, writer)
+        if self._shift is not None:
+            stale += shift_inside(self._layer, use, self._shift, writer, model)
+        node.replace_input_with(node.inputs.index(use.x), hidden)
+        node.replace_input_with(use.slot, factors[-1])
+        self._describe([*writer.nodes, node], node)
+        graph.insert_before(node, writer.nodes)
         remove_unused(stale)
 
     def _describe(self, chain: Sequence[ir.Node], node: ir.Node) -> None:
@@ -213,87 +204,6 @@ def _cast(factor: ir.Value, dtype: ir.DataType, writer: "_GraphWriter") -> ir.Va
     output = writer.op("Cast", [factor], {"to": int(dtype)})
     output.type, output.shape = ir.TensorType(dtype), factor.shape
     return output
-
-
-def _shifted(
-    use: Use,
-    shift: NDArray[np.float64],
-    stack: Shape,
-    output: ir.Value,
-    writer: "_GraphWriter",
-) -> ir.Value:
-    """What a MatMul gives, with what its mean lost; without, where W may meet a vector."""
-    if use.slot == 0 and use.x_axes is None:
-        return output
-    column: Shape = (-1, 1) if use.slot == 0 and use.x_axes != 1 else (-1,)
-    if stack:  # of matrices, each with outputs of its own
-        column = (*stack, -1, 1) if use.slot == 0 else (*stack, 1, -1)
-    return writer.op("Add", [output, writer.constant(shift.reshape(column), use.dtype)], {})
-
-
-def _bias_behind(use: Use, outputs: int, model: ir.Model) -> tuple[ir.Node, int] | None:
-    """The Add of a constant vector behind a MatMul, and which of its inputs that is."""
-    output = use.node.outputs[0]
-    readers = output.uses()
-    if use.slot == 0 or output.is_graph_output() or len(readers) != 1:
-        return None
-    ((node, at),) = readers
-    other = 1 - at
-    if not is_standard(node, "Add") or (tensor := _fixed(node.inputs[other], model)) is None:
-        return None
-    return (node, other) if tuple(tensor.shape) == (outputs,) else None
-
-
-def _shift_behind(
-    bias: tuple[ir.Node, int],
-    shift: NDArray[np.float64],
-    writer: "_GraphWriter",
-    dtype: ir.DataType,
-) -> list[ir.Value]:
-    """Add a shift to the vector that is added behind, and give the former one: it may be unused."""
-    node, at = bias
-    old = node.inputs[at]
-    tensor = constant(old)
-    assert old is not None
-    assert tensor is not None
-    node.replace_input_with(at, writer.constant(to_float64(tensor) + shift, dtype))
-    return [old]
-
-
-def _fixed_bias(use: Use, model: ir.Model) -> ir.TensorProtocol | None:
-    """The bias of a Conv or Gemm, where it is a constant in whose place no caller feeds another."""
-    return _fixed(use.node.inputs[2] if len(use.node.inputs) > 2 else None, model)
-
-
-def _fixed(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol | None:
-    """A constant in whose place no caller feeds another; None for whatever else."""
-    fed = value is not None and value.is_graph_input() and model.ir_version >= DEFAULT_VALUES_IR
-    return None if fed else constant(value)
-
-
-def _shift_bias(
-    use: Use, shift: NDArray[np.float64], writer: "_GraphWriter", fixed: ir.TensorProtocol | None
-) -> None:
-    """Give a Conv or Gemm, about to be replaced, a bias that makes up for the shift."""
-    node = use.node
-    alpha, beta = 1.0, 1.0
-    if node.op_type == "Gemm":
-        alpha, beta = float_attr(node, "alpha", 1.0), float_attr(node, "beta", 1.0)
-    shift = alpha * shift
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    column = node.op_type == "Gemm" and use.slot == 0  # its outputs are rows
-    moved = (shift / (beta or 1.0)).reshape((-1, 1) if column else (-1,))
-    if old is None or fixed is not None:
-        if fixed is not None:
-            moved = moved + to_float64(fixed)
-        bias = writer.constant(moved, use.dtype)
-    else:
-        bias = writer.op("Add", [old, writer.constant(moved, use.dtype)], {})
-    if beta == 0.0:
-        node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-        bias = writer.constant(shift.reshape(moved.shape), use.dtype)
-    node.resize_inputs(3)
-    node.replace_input_with(2, bias)
 
 
 def _graph_of(use: Use, model: ir.Model) -> ir.Graph:

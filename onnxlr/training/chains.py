@@ -202,6 +202,10 @@ class _ModuleSite:
         write(stored, writer)
         self.steps = writer.steps
 
+    def replace_input(self, use: Use, write: Write) -> None:
+        """Refuse: modules with such operators aren't selected."""
+        raise UsageError(f"{self._method} has no modules: train them with DeepTwist")
+
     def replace_weight(self, write: Write) -> None:
         """Refuse: there is no chain to train."""
         raise UsageError(

@@ -171,7 +171,7 @@ class LatencyTable:
         return _is_sound(time) or not self._guarded
 
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
-        if use.x_shape is None or use.y_shape is None:
+        if not use.sized:
             return None
         key = signature(layer, use), *layer_latency.choice_words(layer, choice)
         self._probe(model, layer, use, choice, key)

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from onnxlr.errors import CrashError, ModelError, one_line
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.operators import RECURRENT
 from onnxlr.layers.siblings import share_of
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import common_factor
 from onnxlr.model.graph import Names, add_initializer, opset
 from onnxlr.model.protobuf import serialize, to_proto
-from onnxlr.rewrite.replace import Common, replace_layer
+from onnxlr.rewrite.common import Common
+from onnxlr.rewrite.replace import replace_layer
 from onnxlr.system.deadline import Deadline
 from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, Session
@@ -122,9 +124,9 @@ def measure(
         family = [(sibling, sibling.uses[0]) for sibling in layer.siblings]
     elements = macs = 0
     for member, each in family:
-        if each.x_shape is None or each.y_shape is None:
+        if not each.sized:
             return None
-        elements += math.prod(each.x_shape) + math.prod(each.y_shape)
+        elements += math.prod(each.x_shape or ()) + math.prod(each.y_shape or ())
         macs += replace(member, uses=(each,)).macs or 0
     if elements > _MOST_ELEMENTS or macs > _MOST_MACS:
         return None
@@ -135,7 +137,7 @@ def measure(
     if use.node.op_type == "Gather":
         feed = {"x": rng.integers(0, layer.shape[layer.lookup_axis(use)], use.x_shape)}
     else:
-        feed = {"x": rng.standard_normal(use.x_shape).astype(use.dtype.numpy())}
+        feed = {"x": rng.standard_normal(use.x_shape or ()).astype(use.dtype.numpy())}
     try:
         models = tuple(serialize(to_proto(m), layer.name) for m in (alone, replaced))
         what = f"timing {choice.graph_pass.name} for {layer.name!r}"
@@ -155,9 +157,13 @@ def measure(
 def _replace_all(model: ir.Model, family: Sequence[tuple[Layer, Use]], choice: Choice) -> None:
     """Replace every layer of a model that was made of them, by factors of random numbers."""
     shapes = {"x": family[0][1].x_shape or ()}
-    shapes |= {_numbered("y", i): use.y_shape or () for i, (_, use) in enumerate(family)}
+    for i, (_, use) in enumerate(family):
+        if use.y_shape is not None:
+            shapes[_numbered("y", i)] = use.y_shape
     names, common = Names(model), Common()
     for target in find_layers(model, shapes):
+        if choice.graph_pass.refuse(target) is not None:  # the weight of a state, in its model
+            continue
         rng = np.random.default_rng(0)  # anew: what siblings have in common is equal
         form_shapes = choice.graph_pass.factor_shapes(target, choice.rank)
         factors = [rng.standard_normal(shape) * 0.1 for shape in form_shapes]
@@ -260,10 +266,19 @@ def model_of_layers(
     x_type = ir.DataType.INT64 if use.node.op_type == "Gather" else use.dtype
     shape = None if use.x_shape is None else ir.Shape(use.x_shape)
     x = ir.Value(name="x", shape=shape, type=ir.TensorType(x_type))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": version}, name="layer")
+    opsets = {"": version, use.node.domain: 1} if use.node.domain else {"": version}
+    graph = ir.Graph([x], [], nodes=[], opset_imports=opsets, name="layer")
     for i, (layer, each) in enumerate(family):
         graph.outputs.append(_add_node(graph, layer, each, i, None if i else weight))
     return ir.Model(graph, ir_version=8)
+
+
+def _state_shape(layer: Layer, use: Use) -> tuple[int, ...] | None:
+    """The shape of what a recurrent operator multiplies its state by; None for other operators."""
+    if use.node.op_type not in RECURRENT:
+        return None
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[use.node.op_type]
+    return (*layer.shape[:2], layer.shape[1] // gates)
 
 
 def _numbered(name: str, i: int) -> str:
@@ -281,15 +296,24 @@ def _add_node(
         weight = weight.swapaxes(-1, -2)
     inputs: list[ir.Value | None] = [graph.inputs[0]]
     inputs.insert(use.slot, add_initializer(graph, _numbered("weight", i), weight, use.dtype))
+    state = _state_shape(layer, use)
     biased = len(use.node.inputs) > 2 and use.node.inputs[2] is not None
-    if biased and use.y_shape is not None:
+    if state is not None:
+        recurrent = rng.standard_normal(state) * 0.1
+        inputs.append(add_initializer(graph, _numbered("state", i), recurrent, use.dtype))
+    elif layer.kind == "projection" and biased:
+        zeros = np.zeros(layer.shape[-1])
+        inputs.append(add_initializer(graph, _numbered("bias", i), zeros, use.dtype))
+    elif biased and use.y_shape is not None:
         size = use.y_shape[1] if layer.convolves else use.y_shape[-1]
         bias = add_initializer(graph, _numbered("bias", i), np.zeros(size), use.dtype)
         inputs.append(bias)
     elif use.node.op_type == "Gemm" and version < _BARE_GEMM:
         inputs.append(add_initializer(graph, _numbered("bias", i), np.zeros(1), use.dtype))
     attributes = [ir.Attr(a.name, a.type, a.value) for a in use.node.attributes.values()]
-    node = ir.Node("", use.node.op_type, inputs, attributes, name=_numbered("layer", i))
+    node = ir.Node(
+        use.node.domain, use.node.op_type, inputs, attributes, name=_numbered("layer", i)
+    )
     y = node.outputs[0]
     y.name, y.type = _numbered("y", i), ir.TensorType(use.dtype)
     y.shape = None if use.y_shape is None else ir.Shape(use.y_shape)
