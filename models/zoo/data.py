@@ -191,19 +191,34 @@ def _silero(path: Path, _: Path) -> Arrays:
 
 
 def _basic_pitch(_: Path, __: Path) -> Arrays:
-    sound = resample_poly(load_speech(_SEED), _MUSIC_RATE // 50, RATE // 50).astype(np.float32)
-    return {"serving_default_input_2:0": cut_windows(sound, 43_844, 200)[..., None]}
+    windows = [
+        cut_windows(resample_poly(voice, _MUSIC_RATE // 50, RATE // 50), 43_844, 200)
+        for voice in _voices()
+    ]
+    return {"serving_default_input_2:0": _in_turn(windows).astype(np.float32)[..., None]}
 
 
 def _crepe(_: Path, __: Path) -> Arrays:
-    speech, voices = load_speech(_SEED), []
-    for up, down in ((1, 1), (5, 4), (4, 5)):  # the same voices lower and higher, too
-        frames = cut_windows(resample_poly(speech, up, down).astype(np.float32), 1024, 9600)
+    chosen = []
+    for voice in _voices():
+        frames = cut_windows(voice, 1024, 9600)
         # Only a voice has a pitch, so the louder half of the frames is taken, and of it half.
-        voices.append(frames[np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]])
-    frames = np.stack(voices, axis=1).reshape(-1, 1024)  # in the order of time
+        chosen.append(frames[np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]])
+    frames = _in_turn(chosen)
     frames = frames - frames.mean(axis=1, keepdims=True)
     return {"frames": frames / np.maximum(frames.std(axis=1, ddof=1, keepdims=True), 1e-10)}
+
+
+def _voices() -> list[NDArray[np.float32]]:
+    """Return the speech as it is, lower, and higher: (t,) each."""
+    speech = load_speech(_SEED)
+    turned = [resample_poly(speech, up, down) for up, down in ((5, 4), (4, 5))]
+    return [speech, *(sound.astype(np.float32) for sound in turned)]
+
+
+def _in_turn(windows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return windows of several sounds in the order of time, so that halves are of other times."""
+    return np.stack(windows, axis=1).reshape(-1, windows[0].shape[1])
 
 
 _BUILDERS: dict[str, tuple[Callable[[Path, Path], Arrays], Callable[[], str]]] = {
