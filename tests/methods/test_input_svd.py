@@ -217,6 +217,13 @@ def test_factors_fitted_to_data_are_the_best_there_are(case: str, rank: int) -> 
     assert errors[rank] == pytest.approx(output_error(layer, rest, statistics), rel=1e-6)
 
 
+@pytest.mark.parametrize("op", GATES)
+def test_work_of_a_recurrent_operator_is_that_of_both_products(op: str) -> None:
+    source, shapes, _ = layers_of(recurrent(op, read="last"))
+    rows = 2 * GATES[op] * STATE
+    assert count_macs(source, shapes) == TIME * BATCH * rows * (INPUTS + STATE)
+
+
 def test_what_meets_the_state_has_no_method() -> None:
     layers = {a.weight.name: a for a in layers_of(MODELS["LSTM"])[2]}
     assert layers["r"].refusal == "no method replaces the weights of LSTM"

@@ -1,10 +1,13 @@
 """The regression of a layer's output on inputs that have moved, from covariances and from rows."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 
+from onnxlr.calibrate.statistics import RunningMoments, RunningSums
 from onnxlr.rewrite import pairs as pairs_module
-from onnxlr.rewrite.pairs import WidePairs
+from onnxlr.rewrite.pairs import DensePairs, WidePairs
 from onnxlr.types import Array
 
 
@@ -49,6 +52,24 @@ def test_the_target_is_least_squares_with_a_ridge_to_the_weight(
     np.testing.assert_allclose(
         found.outputs(weight[None])[0], x_hat @ weight.T, rtol=1e-4, atol=1e-3
     )
+
+
+def test_covariances_give_least_squares_with_a_ridge_to_the_weight() -> None:
+    """Beside an oracle on the rows themselves: what y is, and a small pull towards the weight."""
+    rows, n = 400, 12
+    weight, x_hat, y = moved(rows, n, 0.0)
+    x = y @ np.linalg.pinv(weight).T  # inputs before they moved, up to what the weight doesn't see
+    sums = RunningSums(1, n, paired=True)
+    sums.collect(x_hat[None].copy(), x[None].copy())
+    found = DensePairs(weight[None], cast(RunningMoments, sums), [])
+    inputs, outputs = x_hat - x_hat.mean(axis=0), y - y.mean(axis=0)
+    ridge = pairs_module._RIDGE * np.trace(inputs.T @ inputs / rows) / n
+    whole = np.vstack([inputs, np.sqrt(rows * ridge) * np.eye(n)])
+    right = np.vstack([outputs, np.sqrt(rows * ridge) * weight.T])
+    expected = np.linalg.lstsq(whole, right, rcond=None)[0].T
+    np.testing.assert_allclose(found.target(None)[0], expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found.centre[0], y.mean(axis=0), rtol=1e-4)
+    assert np.linalg.norm(expected - weight) > 0.1 * np.linalg.norm(weight)
 
 
 def test_the_ridge_is_the_one_that_predicts_rows_left_out() -> None:
