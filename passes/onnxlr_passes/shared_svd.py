@@ -21,6 +21,9 @@ from onnxlr.methods import (
     write_product,
 )
 
+# Each sibling's factors come from the whole stack, which is decomposed for each of them anew.
+_MOST, _LARGEST = 8, 1 << 25  # siblings, and elements of all their weights
+
 
 class SharedSvd(ConvPass):
     """SVD of the weights of all siblings upon each other; each has its rows of the one factor.
@@ -43,6 +46,12 @@ class SharedSvd(ConvPass):
             return f"{self.name} replaces {', '.join(self.ops)}, not {layer.op}"
         if not layer.siblings:
             return f"{self.name}: no other layer reads its input in the same way"
+        outputs, inputs = stack_shape(layer)
+        if len(layer.siblings) > _MOST or outputs * inputs > _LARGEST:
+            return (
+                f"{self.name}: {len(layer.siblings)} layers of {outputs:,} outputs read its input, "
+                "too many to be decomposed together"
+            )
         return None
 
     def form(self, layer: Layer) -> Form:

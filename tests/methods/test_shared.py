@@ -156,6 +156,19 @@ def test_siblings_read_one_input_in_the_same_way() -> None:
     )
 
 
+def test_too_many_siblings_are_not_decomposed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {f"w{i}": rand(4, 3, seed=i) for i in range(9)}
+    nodes = [node("MatMul", ["x", name], f"y {name}", name) for name in weights]
+    model = make_model(nodes, {"x": (2, 4)}, [f"y {name}" for name in weights], weights)
+    layer = layers_of(model)[2][0]
+    words = "layers of 27 outputs read its input, too many to be decomposed together"
+    assert SHARED.refuse(layer) == f"shared-svd: 9 {words}"
+    few = layers_of(MODELS["three MatMul"])[2][0]
+    assert SHARED.refuse(few) is None
+    monkeypatch.setattr("onnxlr_passes.shared_svd._LARGEST", 24 * 12 - 1)
+    assert "too many to be decomposed" in (SHARED.refuse(few) or "")
+
+
 @pytest.mark.parametrize(
     "other", [{"strides": [2, 2]}, {"pads": [1, 1, 1, 1]}, {"dilations": [2, 2]}, {"group": 2}]
 )
