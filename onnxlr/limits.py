@@ -103,7 +103,7 @@ class Limits:
     sequence_seconds: float = 120.0
     building_seconds: float = 600.0
     width_samples_least: int = 64
-    width_errors_least: int = 16
+    width_errors_least: int = 8
     probe_samples: int = 64
     probe_samples_least: int = 24
     probe_seconds: float = 0.5
