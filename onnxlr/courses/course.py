@@ -8,6 +8,8 @@ least.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.courses.beginning import Base, share_left
 from onnxlr.courses.narrow import NarrowModel, NarrowPath
@@ -157,11 +159,9 @@ def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
     if evaluator.options.fraction is not None:
         damage = evaluator.verdicts.damage
         return min(standing, key=lambda ladder: damage(ladder.rungs[-1].quality))
-    rows = [
-        (_risk(evaluator, rung), cost, rung)
-        for ladder in standing
-        for rung, cost in zip(ladder.rungs, _costs(evaluator, ladder.rungs), strict=True)
-    ]
+    rungs = [rung for ladder in standing for rung in ladder.rungs]
+    costs = [cost for ladder in standing for cost in _costs(evaluator, ladder.rungs)]
+    rows = list(zip(_risks(evaluator, rungs), costs, rungs, strict=True))
     front: list[Rung] = []
     least: tuple[float, int] | None = None
     for _, cost, rung in sorted(rows, key=lambda row: row[:2]):
@@ -180,16 +180,29 @@ def _most_rungs(evaluator: Evaluator) -> int:
     return max(limits.rungs, min(limits.rungs_joined, int(limits.testing_seconds / each)))
 
 
-def _risk(evaluator: Evaluator, rung: Rung) -> float:
-    """What tells how much a model will lose on other samples.
+def _risks(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
+    """What tells how much models will lose on other samples, as far as these tell it.
 
     Where classes are judged, it is how far their probabilities moved: on few samples the share of
     right ones moves in steps and by luck, and of many models the luckiest would seem the mildest.
+    Elsewhere it is the loss on these samples, drawn to what models as far from the original lose,
+    the more so the less sure it is (Efron & Morris 1973, JASA 68:117).
     """
-    fidelity = rung.quality.fidelity
-    if evaluator.verdicts.by_classes and fidelity.divergence is not None:
-        return fidelity.divergence
-    return rung.quality.drop + fidelity.rel_error
+    qualities = [rung.quality for rung in rungs]
+    divergences = [q.fidelity.divergence for q in qualities]
+    if evaluator.verdicts.by_classes:
+        known = [d for d in divergences if d is not None]
+        if len(known) == len(rungs):
+            return known
+    apart = np.array([q.fidelity.rel_error for q in qualities])
+    drops = np.array([q.drop for q in qualities])
+    if not all(q.losses for q in qualities):
+        return [float(risk) for risk in drops + apart]
+    noise = np.array([max(item.noise for item in q.losses) for q in qualities]) ** 2
+    usual = apart * float(apart @ drops) / max(float(apart @ apart), 1e-300)
+    spread = max(float(np.mean((drops - usual) ** 2 - noise)), 0.0)
+    drawn = noise / np.maximum(noise + spread, 1e-300)
+    return [float(risk) for risk in drops + drawn * (usual - drops)]
 
 
 def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int]]:

@@ -77,6 +77,14 @@ class Losses:
         return self.scale * float(self.values.mean() ** (1 / self.power))
 
     @property
+    def noise(self) -> float:
+        """About the standard error of the loss."""
+        step = self.scale * float(self.values.std()) / math.sqrt(max(1, len(self)))
+        root = self.mean / self.scale
+        slope = root ** (1 - self.power) / self.power if root > 0 else 1.0  # of the root of a mean
+        return step if self.power == 1 else step * slope
+
+    @property
     def largest(self) -> float:
         """The largest difference of a sample."""
         return float(np.abs(self.values).max(initial=0.0))

@@ -1,9 +1,11 @@
 """The models of all courses make one ladder, on which each is bolder and cheaper than the last."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.ladder import Ladder, Rung
 from onnxlr.plan.proposal import Proposal
 from onnxlr.rewrite.variant import Variant
+from onnxlr.verify.confidence import Losses
 from onnxlr.verify.fidelity import Fidelity, Quality
 
 NOTHING = Proposal({}, {})
@@ -64,8 +67,30 @@ def test_a_faster_model_of_another_course_that_loses_less_is_tested() -> None:
 def test_where_classes_are_judged_a_lucky_model_is_not_taken_for_a_mild_one() -> None:
     calm, lucky = classes(0.001, 0.003), classes(-0.002, 0.05)
     by_classes = evaluator(by_classes=True)
-    assert course._risk(by_classes, calm) < course._risk(by_classes, lucky)
-    assert course._risk(by_classes, calm) == pytest.approx(0.003)
+    assert course._risks(by_classes, [calm, lucky]) == pytest.approx([0.003, 0.05])
+
+
+@pytest.mark.parametrize(("samples", "weight"), [(1_000_000, 0.0), (1, 1.0)])
+def test_elsewhere_a_loss_counts_as_far_as_it_is_sure(samples: int, weight: float) -> None:
+    """With many samples it is the loss; with few what models as far away lose."""
+    rng = np.random.default_rng(0)
+    apart, drops = np.array([0.1, 0.2, 0.3]), np.array([0.004, 0.001, 0.01])
+    rungs = [
+        replace(rung(drop, 0.5, apart=far), evaluation=judged(drop, far, samples, rng))
+        for drop, far in zip(drops, apart, strict=True)
+    ]
+    usual = apart * (apart @ drops) / (apart @ apart)
+    risks = course._risks(evaluator(), rungs)
+    assert risks == pytest.approx(((1 - weight) * drops + weight * usual).tolist(), rel=0.05)
+    assert course._risks(evaluator(), rungs)[1] < risks[2]
+
+
+def judged(drop: float, apart: float, samples: int, rng: np.random.Generator) -> Evaluation:
+    """What so many samples tell, whose losses have a standard deviation of 0.1."""
+    values = drop + 0.1 * rng.permutation(np.repeat([-1.0, 1.0], max(1, samples // 2)))
+    losses = (Losses("differences", values),)
+    quality = Quality("metric", 1.0, 1.0 - drop, Fidelity(apart, 0.99, 0.99), losses)
+    return Evaluation(Variant({}, {}), quality, 100)
 
 
 def classes(loss: float, divergence: float) -> Rung:
@@ -105,13 +130,14 @@ def test_each_is_bolder_and_cheaper_than_the_last_and_none_is_beaten(
     one: list[Rung], other: list[Rung], most: int
 ) -> None:
     ladder = joined(one, other, rungs=most)
-    risks, costs = [course._risk(evaluator(), r) for r in ladder], [cost(r) for r in ladder]
+    risks, costs = course._risks(evaluator(), ladder), [cost(r) for r in ladder]
     assert risks == sorted(risks)
     assert all(a > b for a, b in itertools.pairwise(costs))
     assert 1 <= len(ladder) <= most
     every = [*one, *other]
     assert costs[-1] == min(map(cost, every))
     for item in ladder:
-        risk = course._risk(evaluator(), item)
-        milder = [cost(r) for r in every if course._risk(evaluator(), r) < risk]
+        (risk,) = course._risks(evaluator(), [item])
+        among = zip(every, course._risks(evaluator(), every), strict=True)
+        milder = [cost(r) for r, other in among if other < risk]
         assert all(c > cost(item) for c in milder)

@@ -259,6 +259,14 @@ def test_bounds_are_where_the_test_turns(seed: int, n: int, confidence: float) -
             assert not losses.shows(upper - width, confidence)
 
 
+@pytest.mark.parametrize(("power", "scale"), [(1, 1.0), (1, 3.0), (2, 1.0)])
+def test_noise_is_the_spread_of_the_loss_of_other_samples(power: int, scale: float) -> None:
+    rng = np.random.default_rng(14)
+    draws = [Losses("errors", rng.gamma(4, 0.001, 200), power, scale) for _ in range(1500)]
+    spread = np.std([losses.mean for losses in draws])
+    assert np.mean([losses.noise for losses in draws]) == pytest.approx(spread, rel=0.08)
+
+
 def test_a_scale_is_a_unit() -> None:
     values = np.clip(np.random.default_rng(4).normal(0.01, 0.1, 500), -1, 1)
     plain, scaled = Losses("differences", values), Losses("differences", values, scale=30.0)
