@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.calibrate.statistics import Statistics
-from onnxlr.candidates.shared import fit_shared, refit_shared, shared_errors
+from onnxlr.candidates.shared import fit_shared, refit_shared, shared_energies
 from onnxlr.decompose import (
     Covariance,
     Form,
@@ -259,24 +259,29 @@ def closed_errors(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -
     """Relative output error at every rank from 0 on; None if the method has no closed form."""
     if not closes(graph_pass, layer):
         return None
+    energy = _energies(graph_pass, layer, statistics)
+    tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+    return np.sqrt(tail / tail[0]) if tail[0] > 0 else np.zeros_like(tail)
+
+
+def _energies(graph_pass: GraphPass, layer: Layer, statistics: Statistics) -> Array:
+    """What each component of a closed form has of the energy of a layer's output."""
     if graph_pass.shares:
         metric = None if statistics.metric is None else statistics.metric[0]
-        return shared_errors(layer, input_moments(statistics)[0], metric)
+        return shared_energies(layer, input_moments(statistics)[0], metric)
     whole = as_matrix(layer, layer.array())
     outputs, weight = output_covariance(statistics, whole), weighed(statistics, whole)
     if outputs is not None:
         metric = statistics.metric
         weighted = outputs if metric is None else metric @ outputs @ metric
-        energy = np.maximum(np.linalg.eigvalsh(weighted)[:, ::-1], 0.0).sum(axis=0)
-    else:
-        moments = (
-            [Covariance(c) for c in statistics.covariance]
-            if len(statistics.covariance)
-            else input_moments(statistics)
-        )
-        energy = np.sum([output_energies(w, c) for w, c in zip(weight, moments, strict=True)], 0)
-    tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
-    return np.sqrt(tail / tail[0]) if tail[0] > 0 else np.zeros_like(tail)
+        return np.asarray(np.maximum(np.linalg.eigvalsh(weighted)[:, ::-1], 0.0).sum(axis=0))
+    moments = (
+        [Covariance(c) for c in statistics.covariance]
+        if len(statistics.covariance)
+        else input_moments(statistics)
+    )
+    parts = [output_energies(w, c) for w, c in zip(weight, moments, strict=True)]
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def _empty(graph_pass: GraphPass, layer: Layer, rank: Rank) -> list[list[Array]]:

@@ -10,7 +10,6 @@ from onnxlr.decompose import (
     closed_form,
     leading_outputs,
     outer_and_inner,
-    output_energies,
 )
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.siblings import Stack, stack_of
@@ -79,8 +78,8 @@ def refit_shared(
     return graph_pass.pack(layer, rank, [group])
 
 
-def shared_errors(layer: Layer, moments: Moments, metric: Array | None) -> Array:
-    """Relative error of a layer's output at every rank of the common factor, from 0 on.
+def shared_energies(layer: Layer, moments: Moments, metric: Array | None) -> Array:
+    """What each component of the common factor adds to the energy of a layer's output.
 
     Parameters
     ----------
@@ -90,12 +89,10 @@ def shared_errors(layer: Layer, moments: Moments, metric: Array | None) -> Array
         What errors of its outputs are multiplied by before they are squared.
     """
     stack = _stack(layer, moments)
-    energies = output_energies(stack.matrix, moments)
-    vectors = leading_outputs(stack.matrix, moments, len(energies))
+    vectors = leading_outputs(stack.matrix, moments, min(stack.matrix.shape))
+    energies = np.diag(moments.output_moments(vectors.T @ stack.matrix))
     rows = vectors[stack.rows] if metric is None else metric @ vectors[stack.rows]
-    parts = np.maximum(energies[: rows.shape[1]], 0.0) * np.square(rows).sum(axis=0)
-    lost = np.append(np.cumsum(parts[::-1])[::-1], 0.0)
-    return np.asarray(np.sqrt(lost / lost[0]) if lost[0] > 0 else np.zeros_like(lost))
+    return np.asarray(np.maximum(energies, 0.0) * np.square(rows).sum(axis=0))
 
 
 def _stack(layer: Layer, moments: Moments) -> Stack:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxlr.errors import ModelError
-from onnxlr.layers.operators import RECURRENT, Kind
+from onnxlr.layers.operators import PROJECTING, RECURRENT, Kind
 from onnxlr.model.attributes import int_attr
 from onnxlr.model.constants import constant, values_of
 from onnxlr.types import Shape
@@ -59,7 +59,7 @@ class Use:
     @property
     def sized(self) -> bool:
         """Whether the shapes are known that its work follows from."""
-        inside = self.node.op_type in (*RECURRENT, "Attention")  # where the input's shape tells all
+        inside = self.node.op_type in PROJECTING  # where the input's shape tells all
         return self.x_shape is not None and (inside or self.y_shape is not None)
 
     @property
@@ -202,7 +202,7 @@ def _count_not_finite(array: NDArray[np.generic]) -> int:
 
 def _use_macs(use: Use, shape: Shape) -> int | None:
     """Multiply-accumulates of one user of a weight of this shape; None if they are unclear."""
-    if use.node.op_type in (*RECURRENT, "Attention"):
+    if use.node.op_type in PROJECTING:
         known = use.slot == 1 and use.x_shape is not None
         return math.prod((use.x_shape or ())[:-1]) * math.prod(shape) if known else None
     if use.y_shape is None:

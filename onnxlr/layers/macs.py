@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxlr.layers.operators import GATES, RECURRENT
+from onnxlr.layers.operators import GATES, PROJECTING, RECURRENT
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.attributes import int_attr
@@ -18,10 +18,8 @@ HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", *RECURRENT)
 def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the main graph whose multiply-accumulates count."""
     for node in model.graph:
-        if is_standard(node, *HEAVY) or (node.domain, node.op_type) == (
-            "com.microsoft",
-            "Attention",
-        ):
+        attention = node.domain == "com.microsoft" and node.op_type == "Attention"
+        if attention or is_standard(node, *HEAVY):
             yield node
 
 
@@ -56,7 +54,7 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
             for v in (node.inputs[0], node.inputs[1], node.outputs[0])
         )
         once = all(is_fixed(trace(v)) for v in node.inputs[:2])
-        if node.op_type in (*RECURRENT, "Attention"):  # whose inputs tell all
+        if node.op_type in PROJECTING:  # whose inputs tell all
             y = ()
         if once or x is None or w is None or y is None:
             continue

@@ -19,12 +19,10 @@ Kind = Literal[
     "quantized",
     "other",
 ]
-GATES = {
-    "LSTM": 4,
-    "GRU": 3,
-    "RNN": 1,
-}  # of recurrent operators, for each of which a state has rows
+# Of recurrent operators how many times a weight has as many rows as a state.
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 RECURRENT = tuple(GATES)
+PROJECTING = (*RECURRENT, "Attention")
 
 # Operator → which inputs may hold its weight, and what kind of layer that makes.
 STANDARD: dict[str, tuple[tuple[int, ...], Kind]] = {

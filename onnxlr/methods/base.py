@@ -87,23 +87,27 @@ class GraphPass(RanksBySpectra):
         return [self.factorize(layer, rank) for layer in layers]
 
 
-class ChainPass(GraphPass):
-    """A pass whose factors become nodes of their own: fewer parameters and fewer MACs."""
+class UserPass(GraphPass):
+    """A pass that writes nodes for every user of the weight: fewer parameters and fewer MACs."""
 
     @abstractmethod
     def write(
         self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
     ) -> ir.Value:
-        """Write the chain that replaces one user, and return the value of its output.
+        """Write the nodes for one user, and return the value of their output.
 
-        It has to hold for all that may be fed: ``use.x_shape`` is what one feed showed, a number of
-        axes to count on is ``use.x_axes``, sizes are read in the graph (``sizes_of``).
+        They have to hold for all that may be fed: ``use.x_shape`` is what one feed showed, a number
+        of axes to count on is ``use.x_axes``, sizes are read in the graph (``sizes_of``).
         """
 
     @final
     def barred(self, layer: Layer) -> str | None:
-        """Why no chain can replace the layer, whatever the method; None if one can."""
+        """Why no user can have such nodes, whatever the method; None if all can."""
         return layer.refusal
+
+
+class ChainPass(UserPass):
+    """A pass whose factors become a chain of nodes, whose output takes the place of the user's."""
 
     @final
     def install(self, layer: Layer, rank: Rank, site: Site) -> None:
@@ -112,22 +116,11 @@ class ChainPass(GraphPass):
             site.replace_use(use, partial(self.write, layer, use, rank))
 
 
-class InputPass(GraphPass):
-    """A pass whose first factor comes in front of an operator, with the last one for its weight.
+class InputPass(UserPass):
+    """A pass whose nodes give a user another input, with the last factor for its weight.
 
     It serves operators that multiply their input inside, and do more: the node stays.
     """
-
-    @abstractmethod
-    def write(
-        self, layer: Layer, use: Use, rank: Rank, factors: tuple[ir.Value, ...], writer: Writer
-    ) -> ir.Value:
-        """Write what comes in front of one user, and return the value that becomes its input."""
-
-    @final
-    def barred(self, layer: Layer) -> str | None:
-        """Why nothing can come in front of the operator; None if something can."""
-        return layer.refusal
 
     @final
     def install(self, layer: Layer, rank: Rank, site: Site) -> None:

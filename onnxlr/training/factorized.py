@@ -36,10 +36,9 @@ def factorize_(
     What is exported after training has the graph that ``onnxlr apply`` makes of the exported
     original with that plan. The factors start from the decomposition of each weight by itself, or,
     with ``inputs``, from what loses least of the layers' outputs; a plan's samples aren't looked
-    at. Parameters are new: make the optimizer afterwards, or hand it
-    over. Code of the
-    model that reads a replaced module's ``weight`` itself, or calls it with more than its input,
-    can't be seen from here: leave those layers out of the plan.
+    at. Parameters are new: make the optimizer afterwards, or hand it over. Code of
+    the model that reads a replaced module's ``weight`` itself, or calls it with more than its
+    input, can't be seen from here: leave those layers out of the plan.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxlr.errors import CrashError, ModelError, one_line
 from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer, Use
-from onnxlr.layers.operators import RECURRENT
+from onnxlr.layers.operators import GATES, RECURRENT
 from onnxlr.layers.siblings import share_of
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice, Factored
@@ -277,8 +277,7 @@ def _state_shape(layer: Layer, use: Use) -> tuple[int, ...] | None:
     """The shape of what a recurrent operator multiplies its state by; None for other operators."""
     if use.node.op_type not in RECURRENT:
         return None
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[use.node.op_type]
-    return (*layer.shape[:2], layer.shape[1] // gates)
+    return (*layer.shape[:2], layer.shape[1] // GATES[use.node.op_type])
 
 
 def _numbered(name: str, i: int) -> str:
