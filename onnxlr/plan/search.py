@@ -72,40 +72,55 @@ class Boldest:
     level: int
 
 
-def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
-    """The boldest acceptable set among levels of rising loss, each layer at its level.
-
-    Bisects for the highest level that is accepted as a whole. From there it climbs on: what the
-    next level would replace more boldly is added group by group, halving what is refused. A layer
-    that is refused alone stays where it is; the others climb on without it, as far as there are
-    levels and trials.
+def highest(levels: Sequence[Callable[[], Chosen]], trials: Trials, near: int | None = None) -> int:
+    """The highest level of rising loss that is accepted as a whole; -1 if none is.
 
     Parameters
     ----------
     levels : sequence of callables
         Each gives the set of replacements of its level.
     trials : Trials
+    near : int, optional
+        Where it is to be expected: then it is looked for from there in growing steps, until it is
+        enclosed; else by halves from the beginning.
     """
-    sets: dict[int, Chosen] = {}
-
-    def level(i: int) -> Chosen:
-        if i not in sets:
-            sets[i] = levels[i]()
-        return sets[i]
-
-    low, high = -1, len(levels)
+    low, high, step = -1, len(levels), 1
+    enclosed = near is None
     while high - low > 1 and not trials.exhausted:
-        middle = (low + high) // 2
-        if trials.ask(level(middle)) is None:
-            low = middle
+        at = near if near is not None and not enclosed else (low + high) // 2
+        if trials.ask(levels[at]()) is None:
+            low = at
         else:
-            high = middle
-    chosen = dict(level(low)) if low >= 0 else {}
+            high = at
+        if near is not None and not enclosed:
+            enclosed = low >= 0 and high < len(levels)
+            near = min(low + step, len(levels) - 1) if low >= 0 else max(high - step, 0)
+            step *= 2
+    return low
+
+
+def climbed(levels: Sequence[Callable[[], Chosen]], low: int, trials: Trials) -> Boldest:
+    """The boldest acceptable set from a level on, each layer at its level.
+
+    What the next level would replace more boldly is added group by group, halving what is refused.
+    A layer that is refused alone stays where it is; the others climb on without it, as far as there
+    are levels and trials.
+
+    Parameters
+    ----------
+    levels : sequence of callables
+        Each gives the set of replacements of its level.
+    low : int
+        The highest level that is accepted as a whole; -1 if none is.
+    trials : Trials
+    """
+    chosen = dict(levels[low]()) if low >= 0 else {}
     stuck: dict[str, str] = {}
     for i in range(low + 1, len(levels)):
         if trials.exhausted and i > low + 1:
             break
-        bolder = [(n, c) for n, c in level(i).items() if n not in stuck and _cheaper(c, chosen, n)]
+        level = levels[i]()
+        bolder = [(n, c) for n, c in level.items() if n not in stuck and _cheaper(c, chosen, n)]
         # The largest savings first: they are the first to draw on what may be lost.
         bolder.sort(key=lambda item: -item[1].saved)
         _add(chosen, bolder, trials, stuck)

@@ -134,7 +134,7 @@ def _tested(
             if examiner is not None:
                 try:
                     built = evaluator.builder.build(rung.variant)
-                    quality = examiner.judge(evaluator.open(built))
+                    quality = examiner.judge(evaluator.open(built), rung.variant.key)
                 except ModelError as error:
                     return holding, Refused(rung, quality, str(error))
             why = evaluator.verdicts.why_outside_limit(quality) or evaluator.verdicts.why_not_shown(

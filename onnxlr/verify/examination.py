@@ -10,6 +10,7 @@ from onnxlr.verify.defaults import named_metric, with_labels_elsewhere
 from onnxlr.verify.endings import Ending
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.promise import Promise, make_promise
+from onnxlr.verify.user_metric import UserMetric
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,8 @@ class Examination:
         judge = self.judge
         if not self.promise.tested and self.feeding.test is None:
             return None
-        return Judge(
-            *(self.session, self.feeding.judging, self.promise.metric),
-            part="test",
-            scale=judge.scale,
-            seen=seen,
-        )
+        metric = self.promise.metric if judge.user is None else judge.user.of_part("test")
+        return Judge(self.session, self.feeding.judging, metric, scale=judge.scale, seen=seen)
 
 
 def doubts_of(feeding: Feeding, judge: Judge | None) -> tuple[str, ...]:
@@ -94,7 +91,9 @@ def examine(
     only_there = by_labels and isinstance(feeding.choose, Samples) and feeding.choose.labels is None
     # A sample whose answer changes loses at most that one: the search is the stricter for it.
     sought = "agreement" if only_there and metric == "top1" else metric
-    judge = Judge(session, feeding.choose, sought, part="choose", ends=ends)
+    by_user = sought is not None and ":" in sought
+    chosen_by = UserMetric(sought, "choose") if sought is not None and by_user else sought
+    judge = Judge(session, feeding.choose, chosen_by, ends=ends)
     choice = judge.choice
     if only_there and metric == "top1":
         choice = named_metric("top1")
@@ -102,7 +101,7 @@ def examine(
         choice = with_labels_elsewhere(choice, one_vector=judge.has_class_vector)
     choice = choice.limited(max_drop)
     metric = choice.name
-    kind, by_user = "pairs" if metric == "top1" else judge.kind, ":" in metric
+    kind = "pairs" if metric == "top1" else judge.kind
     samples = judge.rest if by_user else 0 if feeding.test is None else len(feeding.test)
     untested = ""
     if not by_user and feeding.test is None:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from onnxlr.verify.fidelity import (
 )
 from onnxlr.verify.metrics import METRICS, Tally, changes
 from onnxlr.verify.profile import Profile
-from onnxlr.verify.user_metric import Part, UserMetric
+from onnxlr.verify.user_metric import UserMetric
 
+_ORIGINAL = "original"  # the model of this name, to a user's metric
 _REFERENCE_BUDGET = 256 << 20  # bytes of the original's outputs kept between judgements
 
 
@@ -40,11 +41,9 @@ class Judge:
     original : Session
     samples : Samples or sequence of feeds
         The user's validation samples, or synthetic feeds.
-    metric : str or None
-        One of ``METRICS``, ``module:function``, or None for what fits the original's outputs on
-        these samples (``choose_default``).
-    part : {"choose", "test"} or None
-        Of a user's metric that gives a number for each of its samples, the half that counts.
+    metric : str, UserMetric or None
+        One of ``METRICS``, the user's (also as ``module:function``), or None for what fits the
+        original's outputs on these samples (``choose_default``).
     scale : float or None
         What a sample may lose at most by such a metric; by default what the original's values
         span, and 1 where they lie between 0 and 1.
@@ -57,6 +56,8 @@ class Judge:
     ----------
     choice : MetricChoice
         The metric with its usual limit, and why it was chosen.
+    user : UserMetric or None
+        The metric, where it is the user's.
 
     Raises
     ------
@@ -70,9 +71,8 @@ class Judge:
         self,
         original: Session,
         samples: Samples | Sequence[Feed],
-        metric: str | None,
+        metric: str | UserMetric | None,
         *,
-        part: Part | None = None,
         scale: float | None = None,
         seen: float = 0.0,
         ends: Mapping[str, Ending] | None = None,
@@ -91,10 +91,12 @@ class Judge:
         started = time.perf_counter()
         self._measure_original()
         self._seconds = time.perf_counter() - started
-        self._user = UserMetric(metric, part) if metric and ":" in metric else None
+        self.user = UserMetric(metric) if isinstance(metric, str) and ":" in metric else None
+        if isinstance(metric, UserMetric):
+            self.user, metric = metric, metric.name
         self.choice = self._default_metric(ends or {}) if metric is None else named_metric(metric)
         self.metric = self.choice.name
-        if self._user is None:
+        if self.user is None:
             self._check(self.metric)
         self._baseline: NDArray[np.float64] | None = None
         self._scale = scale
@@ -103,7 +105,7 @@ class Judge:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process as what it was made of; made there once."""
         # Fidelity is what is asked of it there, where the user's module need not be.
-        metric = "rel-error" if self._user is not None else self.metric
+        metric = "rel-error" if self.user is not None else self.metric
         return _judge, (self._token, self._original, self._samples, metric)
 
     @property
@@ -126,7 +128,7 @@ class Judge:
         """Whether outputs of other shapes than the original's can be judged: by labels, or by what
         the user's metric makes of them.
         """
-        return self._user is not None or (self.metric == "agreement" and bool(self._classes.labels))
+        return self.user is not None or (self.metric == "agreement" and bool(self._classes.labels))
 
     @property
     def random_line(self) -> str:
@@ -145,7 +147,7 @@ class Judge:
         """Whether the original's outputs are all NaN or infinite, as a ruined model's are."""
         spreads = self._spreads.values()
         return (
-            self._user is None
+            self.user is None
             and any(spread.size for spread in spreads)
             and not any(spread.finite for spread in spreads)
         )
@@ -153,8 +155,8 @@ class Judge:
     @property
     def kind(self) -> Kind | None:
         """What a sample loses by the metric; None where samples can't be told apart by it."""
-        if self._user is not None:
-            values = self._values_before(self._user)
+        if self.user is not None:
+            values = self._values_before(self.user)
             if values.ndim == 0:
                 return None
             return "pairs" if bool(np.isin(values, (0.0, 1.0)).all()) else "differences"
@@ -167,15 +169,22 @@ class Judge:
     @property
     def rest(self) -> int:
         """Of a user's metric that gives a number for each sample, how many aren't judged here."""
-        return 0 if self._user is None else self._user.rest
+        return 0 if self.user is None else self.user.rest
 
     @property
     def scale(self) -> float | None:
         """What a sample may lose at most by a user's metric; None before anything was judged."""
         return self._scale
 
-    def judge(self, candidate: Session) -> Quality:
-        """Run a candidate on every sample."""
+    def judge(self, candidate: Session, model: Hashable = None) -> Quality:
+        """Run a candidate on every sample.
+
+        Parameters
+        ----------
+        candidate : Session
+        model : hashable, optional
+            What tells its model from others: a user's metric is measured once for each.
+        """
         totals = {name: Totals() for name in self._spreads}
         classes = self._classes
         tally = Tally(self.metric, classes, self.labels, self._spreads, self._count)
@@ -194,7 +203,7 @@ class Judge:
                 agree += sum(int(np.count_nonzero(~c)) for c in changed)
             if classes.output is not None and classes.one_vector:
                 divergence += classes.divergence(before[classes.output], after[classes.output])
-            if self._user is None:
+            if self.user is None:
                 tally.add(before, after, batch.samples, batch.index)
         shown = classes.one_answer or self.metric == "agreement"
         fidelity = Fidelity(
@@ -204,15 +213,19 @@ class Judge:
             divergence / count if count and classes.one_vector else None,
             all(t.same_shape for t in totals.values()),
         )
-        if self._user is not None:
-            return self._by_user(self._user, candidate, fidelity)
+        if self.user is not None:
+            return self._by_user(self.user, candidate, model, fidelity)
         # Synthetic inputs are no samples of anything: what is lost on each says nothing of others.
         losses = tally.losses() if isinstance(self._samples, Samples) else ()
         return Quality(self.metric, *tally.values(fidelity), fidelity, losses)
 
-    def _by_user(self, metric: UserMetric, candidate: Session, fidelity: Fidelity) -> Quality:
+    def _by_user(
+        self, metric: UserMetric, candidate: Session, model: Hashable, fidelity: Fidelity
+    ) -> Quality:
         """The quality by a user's metric."""
-        before, after = self._values_before(metric), metric(self._begun(candidate))
+        if candidate is self._original:
+            model = _ORIGINAL
+        before, after = self._values_before(metric), metric(self._begun(candidate), model)
         if before.shape != after.shape:
             raise DataError(
                 f"the metric {metric.name} gave {before.size} numbers for the original and "
@@ -230,7 +243,7 @@ class Judge:
     def _values_before(self, metric: UserMetric) -> NDArray[np.float64]:
         """What a user's metric gives for the original."""
         if self._baseline is None:
-            self._baseline = metric(self._begun(self._original))
+            self._baseline = metric(self._begun(self._original), _ORIGINAL)
         return self._baseline
 
     def _default_metric(self, ends: Mapping[str, Ending]) -> MetricChoice:

@@ -1,5 +1,7 @@
 """Metrics that are the user's functions: imported, called, and what they give is checked."""
 
+from collections.abc import Hashable
+from copy import copy
 from typing import Literal
 
 import numpy as np
@@ -36,16 +38,38 @@ class UserMetric:
     def __init__(self, text: str, part: Part | None = None) -> None:
         self.name, self._part = text, part
         self._function = import_function(text, "--metric")
+        self._values: dict[Hashable, NDArray[np.float64]] = {}
         self.rest = 0  # samples of the other part, as soon as it was called
 
-    def __call__(self, session: Session) -> NDArray[np.float64]:
+    def of_part(self, part: Part) -> "UserMetric":
+        """The same function for another part; it isn't called anew for models that it has seen."""
+        other = copy(self)
+        other._part = part
+        return other
+
+    def __call__(self, session: Session, model: Hashable = None) -> NDArray[np.float64]:
         """What it gives: of no dimension, or one number for each sample of the part.
+
+        Parameters
+        ----------
+        session : Session
+        model : hashable, optional
+            What tells the session's model from others, so that it is measured once.
 
         Raises
         ------
         DataError
             If it fails, or gives anything else.
         """
+        values = self._values.get(model) if model is not None else None
+        if values is None:
+            values = self._measured(session)
+            if model is not None:
+                self._values[model] = values
+        return values if values.ndim == 0 or self._part is None else self._half(values)
+
+    def _measured(self, session: Session) -> NDArray[np.float64]:
+        """What it gives for all of its samples, or as one number."""
         try:
             with foreign_call():
                 values = np.asarray(self._function(session.raw), dtype=np.float64)
@@ -64,7 +88,7 @@ class UserMetric:
             )
         if np.isnan(values).any():
             raise DataError(f"the metric {self.name} gave nan: it must give a number")
-        return values if values.ndim == 0 or self._part is None else self._half(values)
+        return values
 
     def _half(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         order = np.random.default_rng(_SPLIT).permutation(len(values))

@@ -1,6 +1,6 @@
 """The search: bisecting levels, then putting back no more than it must."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -9,9 +9,21 @@ import pytest
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.registry import choose_passes
-from onnxlr.plan.search import WEIGHT_STEPS, Trials, boldest, least_damaging
+from onnxlr.plan.search import (
+    WEIGHT_STEPS,
+    Boldest,
+    Chosen,
+    Trials,
+    climbed,
+    highest,
+    least_damaging,
+)
 
 SVD = choose_passes(("svd",))[0]
+
+
+def boldest(levels: Sequence[Callable[[], Chosen]], trials: Trials) -> Boldest:
+    return climbed(levels, highest(levels, trials), trials)
 
 
 def item(rank: int) -> Candidate:
@@ -63,6 +75,22 @@ def test_no_more_trials_than_allowed() -> None:
     assert set(chosen) | set(refused) == set(level(10))
     assert all(why.startswith("put back") and why.endswith("bad") for why in refused.values())
     assert any("together with 1 other" in why for why in refused.values())  # with whom it was tried
+
+
+@pytest.mark.parametrize("limit", [0, 7, 24, 50, 100, 200, 1000])
+@pytest.mark.parametrize("near", range(9))
+def test_the_highest_level_is_the_same_wherever_it_is_looked_for(limit: int, near: int) -> None:
+    ranks = (100, 80, 64, 50, 25, 16, 10, 7, 5)
+    levels = [lambda r=r: level(r) for r in ranks]
+
+    def verdict(chosen: Mapping[str, Candidate]) -> str | None:
+        return None if damage(chosen) <= limit else "too much"
+
+    wanted = max((i for i, r in enumerate(ranks) if damage(level(r)) <= limit), default=-1)
+    trials = Trials(verdict)
+    assert highest(levels, Trials(verdict)) == highest(levels, trials, near) == wanted
+    if wanted == near:  # it and the next are asked about, if there is a next
+        assert trials.made == min(2, len(ranks) - near)
 
 
 def test_some_trials_are_made_even_where_there_is_no_time() -> None:

@@ -34,7 +34,7 @@ def outcome(losses: list[float | str], *, limit: float = 0.01) -> tuple[list[flo
     """
     asked: list[int] = []
 
-    def judge(session: Any) -> Quality:
+    def judge(session: Any, _: object) -> Quality:
         asked.append(session)
         loss = losses[session]
         if isinstance(loss, str):

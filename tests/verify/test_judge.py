@@ -1,5 +1,6 @@
 """Metrics and fidelity against the same numbers computed by hand."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnxlr.prepare.inputs import input_specs
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.system.session import ONE_CPU_THREAD, Session
 from onnxlr.verify.judge import Judge
+from onnxlr.verify.user_metric import UserMetric
 from tests.support.builders import linear, low_rank, make_model, node
 
 RNG = np.random.default_rng(0)
@@ -247,6 +249,38 @@ def test_a_function_of_the_user_s(
     )
     assert quality.original == pytest.approx(W[:, 0].sum(), rel=1e-5)
     assert quality.drop == pytest.approx(float(W[:, 0].sum() - V[:, 0].sum()), rel=1e-4)
+
+
+def test_a_model_that_chose_is_not_measured_anew_to_be_tested(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "each_row.py").write_text(
+        "import numpy as np\n"
+        "calls = 0\n"
+        "def first(session):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    x = np.eye(6, dtype=np.float32)\n"
+        "    return np.array([session.run(None, {'x': row[None]})[0][0, 0] for row in x])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    original, first = session(W), Judge(session(W), [{"x": X}], UserMetric("each_row:first"))
+    chosen_by = UserMetric("each_row:first", "choose")
+    choose = Judge(original, [{"x": X}], chosen_by)
+    test = Judge(original, [{"x": X}], chosen_by.of_part("test"))
+    module = importlib.import_module("each_row")
+    parts = [judge.judge(session(V), "V") for judge in (choose, test)]
+    assert module.calls == 2  # of the original and of the candidate
+    whole = first.judge(session(V))
+    assert module.calls == 4
+    assert parts[0].optimized != parts[1].optimized
+    assert np.mean([p.optimized for p in parts]) == pytest.approx(whole.optimized)
+    assert np.mean([p.original for p in parts]) == pytest.approx(whole.original)
+    other = test.judge(session(2 * V), "2V")
+    assert module.calls == 5
+    assert other.optimized == pytest.approx(2 * parts[1].optimized)
+    assert test.judge(original).drop == 0.0
+    assert module.calls == 5
 
 
 def test_what_a_metric_needs_is_said() -> None:
