@@ -60,7 +60,7 @@ class SampledMoments:
         made = (weight * self.variances) @ weight.T
         if len(self.rows):
             outputs = self._target_of(weight).astype(np.float64)
-            made += self.scale * outputs.T @ outputs
+            made += self.scale * (outputs.T @ outputs)
         return np.asarray(made)
 
     def loss(self, form: Form, factors: Sequence[Array], weight: Array) -> float:
@@ -87,7 +87,7 @@ class SampledMoments:
                 *_single(others),
             ).reshape(rest, -1)
             features = features.astype(np.float64)
-            gram += self.scale * features @ features.T
+            gram += self.scale * (features @ features.T)  # half the work, as a product with itself
             right += self.scale * (features @ self._target_of(weight)).T
         return gram, right
 
@@ -197,13 +197,17 @@ class _Narrow:
         left = [i for i in self._left if i not in first]
         needed = set(outputs).union(*(form.terms[i] for i in left))
         held = set(inputs).union(*(form.terms[i] for i in first))
-        letters = "".join(sorted(held & needed))
+        mine = "" if k is None else form.terms[k]
+        letters = _last("".join(sorted(held & needed)), mine)
         if first and math.prod(sizes[letter] for letter in letters) <= rows.shape[1]:
             terms = ",".join([_ROW + inputs, *(form.terms[i] for i in first)])
             self._rows = _contract(
                 f"{terms}->{_ROW}{letters}", self._rows, *_single([factors[i] for i in first])
             )
             self._letters, self._left = letters, left
+        elif (letters := _last(inputs, mine)) != inputs:
+            order = [0, *(1 + inputs.index(letter) for letter in letters)]
+            self._rows, self._letters = np.ascontiguousarray(self._rows.transpose(order)), letters
 
     def outputs(self, factors: Sequence[Array]) -> Rows:
         """What the factors make of the rows, (N, m)."""
@@ -281,6 +285,11 @@ def _path(equation: str, shapes: tuple[Shape, ...]) -> list[Any]:
     empty = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
     path: list[Any] = np.einsum_path(equation, *empty, optimize=(kind, _BETWEEN))[0]
     return path
+
+
+def _last(letters: str, last: str) -> str:
+    """The same letters, with some at the end: what is contracted there needn't be copied first."""
+    return "".join(sorted(letters, key=lambda letter: letter in last))
 
 
 def _single(arrays: Sequence[Array]) -> list[Rows]:
