@@ -20,13 +20,23 @@ from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.frontier import original_ms, time_left
 from onnxlr.plan.in_place import is_timed_in_place
-from onnxlr.plan.ladder import Ladder, Rung, build_ladder, thinned, why_too_slow
+from onnxlr.plan.ladder import (
+    Ladder,
+    Rung,
+    begin_ladder,
+    thinned,
+    why_too_slow,
+    with_others,
+)
 from onnxlr.plan.proposal import Proposal
 from onnxlr.verify.latency_table import LatencyTable
 from onnxlr.widths.find import Widths
 from onnxlr.widths.narrowing import Narrowing
 
 _ROOM = 0.35  # of the boldest model's loss: what a model has lost that chains are looked for on
+# Of what the best course saves within the limit: one that saves less is no better where less is
+# lost, and building its milder models would take as long as building those that are tested.
+_BEHIND = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +81,19 @@ def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable |
     evaluator = original.evaluator
     bases: dict[Narrowing | None, Base] = {None: original}
     proposals: dict[Narrowing | None, Proposal] = {None: Proposal({}, {})}
-    ladders: list[Ladder] = []
+    begun: list[tuple[Evaluator, Ladder]] = []
     failed: BudgetError | None = None
     for base in (original, *_bases(evaluator, path, begin)):
         narrowing = base.evaluator.narrowing
         bases[narrowing] = base
         try:
             proposal = propose(base.evaluator, base.fits, table)
-            ladders.append(build_ladder(base.evaluator, proposal))
-            proposals[narrowing] = ladders[-1].proposal
+            ladder = begin_ladder(base.evaluator, proposal)
+            begun.append((base.evaluator, ladder))
+            proposals[narrowing] = ladder.proposal
         except BudgetError as error:
             failed = failed or error
+    ladders = _completed(evaluator, begun)
     narrow = _narrow_alone if evaluator.options.fraction is None else _narrow_within
     if rungs := narrow(evaluator, path):
         ladders.append(Ladder(proposals[None], rungs))
@@ -121,6 +133,22 @@ def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Bas
         return (begin(roomy[-1].narrowing),) if roomy else ()
     roomy = [m for m in models if m.level is not None and m.level.loss <= _ROOM * last.loss]
     return (begin((roomy or models)[-1].narrowing),)
+
+
+def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) -> list[Ladder]:
+    """Ladders with milder models and a bolder one, of the courses that aren't far behind."""
+    least = 0.0
+    if sum(bool(ladder.rungs) for _, ladder in begun) > 1:
+        least = _BEHIND * max(_saved(evaluator, ladder) for _, ladder in begun)
+    return [
+        with_others(searched, ladder) if not least or _saved(evaluator, ladder) >= least else ladder
+        for searched, ladder in begun
+    ]
+
+
+def _saved(evaluator: Evaluator, ladder: Ladder) -> float:
+    """The share of the original's cost that the boldest model of a ladder saves."""
+    return 1 - _costs(evaluator, ladder.rungs)[-1][0] if ladder.rungs else 0.0
 
 
 def _narrow_alone(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:

@@ -149,9 +149,10 @@ def solver(gram: Array) -> Solver:
 
     It takes and returns right-hand sides of shape (n, columns) for a matrix of shape (n, n).
     """
-    n = len(gram)
     ridge = _EPS * float(np.trace(gram)) + np.finfo(np.float64).tiny
-    cholesky = scipy.linalg.cho_factor((gram + gram.T) / 2 + ridge * np.eye(n), check_finite=False)
+    ridged = gram.copy().T  # in the order that LAPACK overwrites; only one triangle is read
+    np.fill_diagonal(ridged, gram.diagonal() + ridge)
+    cholesky = scipy.linalg.cho_factor(ridged, lower=True, overwrite_a=True, check_finite=False)
     return lambda right: np.asarray(scipy.linalg.cho_solve(cholesky, right, check_finite=False))
 
 

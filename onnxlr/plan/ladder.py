@@ -67,12 +67,11 @@ class Ladder:
         return max((item.largest for item in losses), default=0.0)
 
 
-def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
-    """The models that are tested, from the mildest to the boldest.
+def begin_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
+    """The model that a search came to, without the layers with which it isn't faster.
 
-    In the middle is what the search came to. Layers with which it isn't faster are put back from
-    all models, and they are corrected in sequence if it is the better for that. Nothing here looks
-    at the samples that test.
+    It is corrected in sequence if it is the better for that. Nothing here, nor in ``with_others``,
+    looks at the samples that test.
 
     Raises
     ------
@@ -81,9 +80,18 @@ def build_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     """
     if evaluator.judge is None or evaluator.options.verify != "full":
         return Ladder(proposal)
-    middle, proposal = _paying(evaluator, proposal)
-    if middle is None:
-        return Ladder(proposal)
+    model, proposal = _paying(evaluator, proposal)
+    return Ladder(proposal, () if model is None else (model,))
+
+
+def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
+    """The same with milder models and a bolder one, of the layers that it replaces.
+
+    They are corrected in sequence as it is, as far as there is time.
+    """
+    if not ladder.rungs:
+        return ladder
+    (middle,), proposal = ladder.rungs, ladder.proposal
     sets = _distinct(proposal.sets(middle.chosen.keys()), middle.chosen)
     saved = _saved(middle.chosen)
     milder = [chosen for chosen in sets if _saved(chosen) < saved]

@@ -98,6 +98,26 @@ def classes(loss: float, divergence: float) -> Rung:
     return Rung({}, Evaluation(Variant({}, {}), quality, 100), NOTHING)
 
 
+@pytest.mark.parametrize(
+    ("shares", "completed"),
+    [((0.5, 0.55), (0, 1)), ((0.5, 0.65), (0,)), ((0.65, 0.5), (1,)), ((0.9, None), (0, 1))],
+)
+def test_a_course_that_is_far_behind_has_no_milder_models_built(
+    monkeypatch: pytest.MonkeyPatch, shares: tuple[float | None, ...], completed: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(course, "_costs", lambda _, rungs: [cost(r) for r in rungs])
+    monkeypatch.setattr(
+        course, "with_others", lambda _, ladder: replace(ladder, rungs=(*ladder.rungs, rung(1, 0)))
+    )
+    begun = [
+        (evaluator(), Ladder(NOTHING, () if share is None else (rung(0.01, share),)))
+        for share in shares
+    ]
+    ladders = course._completed(evaluator(), begun)
+    longer = [len(a.rungs) > len(b.rungs) for a, (_, b) in zip(ladders, begun, strict=True)]
+    assert tuple(np.flatnonzero(longer)) == completed
+
+
 def test_of_equally_costly_models_the_milder_is_tested() -> None:
     one, other = rung(0.001, 0.5, apart=0.2), rung(0.001, 0.5, apart=0.1)
     assert joined([one], [other]) == [other]

@@ -18,7 +18,7 @@ import onnxlr
 from onnxlr import pipeline
 from onnxlr.cli.commands import main
 from onnxlr.courses import course
-from onnxlr.plan.ladder import Ladder, build_ladder
+from onnxlr.plan.ladder import Ladder, with_others
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
 from onnxlr.prepare.samples import Samples
@@ -108,10 +108,10 @@ def watched_ladders() -> Iterator[list[Ladder]]:
     with pytest.MonkeyPatch.context() as patch:
 
         def watched(*arguments: Any) -> Ladder:
-            ladders.append(build_ladder(*arguments))
+            ladders.append(with_others(*arguments))
             return ladders[-1]
 
-        patch.setattr(course, "build_ladder", watched)
+        patch.setattr(course, "with_others", watched)
         yield ladders
 
 
