@@ -41,8 +41,8 @@ class Limits:
     corrected_rungs : int
         Of those below that, how many are corrected in sequence too: the boldest.
     ladder_seconds : float
-        Time for correcting other models of the ladder, by the work in it: where it is short, only
-        the next milder one is corrected.
+        Time for correcting other models of the ladder, by the work in it; the next milder one is
+        corrected in any case.
     bolder_levels : int
         Further levels of loss that are tried with sequential correction.
     fit_samples, fit_samples_always : int
@@ -51,6 +51,9 @@ class Limits:
         Time for looking at what the layers are given, by the work in it.
     sequence_samples, sequence_samples_least : int
         Samples of sequential correction: at most, and below which it isn't tried.
+    sequence_rows, sequence_samples_enough : int
+        Inputs of a layer, for each element of one, that are enough for its correction; and samples
+        below which that isn't asked, since the inputs of one sample are alike.
     sequence_seconds : float
         Time for running the samples of sequential correction, by the work in it.
     building_seconds : float
@@ -92,14 +95,16 @@ class Limits:
     rungs: int = 7
     rungs_joined: int = 14
     testing_seconds: float = 20.0
-    corrected_rungs: int = 2
-    ladder_seconds: float = 20.0
+    corrected_rungs: int = 4
+    ladder_seconds: float = 60.0
     bolder_levels: int = 1
     fit_samples: int = 8192
     fit_samples_always: int = 1024
     fit_seconds: float = 60.0
     sequence_samples: int = 8192
     sequence_samples_least: int = 32
+    sequence_rows: int = 32
+    sequence_samples_enough: int = 256
     sequence_seconds: float = 120.0
     building_seconds: float = 600.0
     width_samples_least: int = 64

@@ -87,7 +87,7 @@ def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable |
         narrowing = base.evaluator.narrowing
         bases[narrowing] = base
         try:
-            proposal = propose(base.evaluator, base.fits, table)
+            proposal = propose(base.evaluator, base.fits, table, proposals[None].level)
             ladder = begin_ladder(base.evaluator, proposal)
             begun.append((base.evaluator, ladder))
             proposals[narrowing] = ladder.proposal

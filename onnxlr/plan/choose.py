@@ -31,7 +31,9 @@ _BEHIND = 3  # times that, where something is done behind: a copy is made, and a
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 
 
-def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Proposal:
+def propose(
+    evaluator: Evaluator, fits: Fits, table: LatencyTable | None, near: int | None = None
+) -> Proposal:
     """A set of replacements that the samples that choose find within the limit, and its neighbours.
 
     Parameters
@@ -40,6 +42,8 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
     fits : Fits
     table : LatencyTable or None
         None where nothing runs.
+    near : int, optional
+        The level at which another search of the model ended: this one begins there.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
     if options.fraction is not None:
         chosen, evaluation = within_budget(evaluator, tradeoff, options.fraction)
         return replace(_told(fits, tradeoff), chosen=chosen, evaluation=evaluation)
-    searched, tradeoff = _searched_in_place(evaluator, tradeoff)
+    searched, tradeoff = _searched_in_place(evaluator, tradeoff, near)
     chosen = searched.chosen
     if not chosen and evaluator.verdicts.is_tested:  # by chance, where samples are few
         chosen = next((mild for item in _levels(tradeoff) if (mild := item())), {})
@@ -73,6 +77,7 @@ def propose(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> Pro
         chosen=chosen,
         reasons={**weighed.reasons, **searched.refused},
         sets=lambda names: [_cheapest(tradeoff, loss, names) for loss in LOSSES],
+        level=searched.level if searched.level >= 0 else None,
     )
 
 
@@ -89,11 +94,13 @@ def _told(fits: Fits, tradeoff: Tradeoff) -> Proposal:
     )
 
 
-def _searched_in_place(evaluator: Evaluator, tradeoff: Tradeoff) -> tuple[Boldest, Tradeoff]:
+def _searched_in_place(
+    evaluator: Evaluator, tradeoff: Tradeoff, near: int | None = None
+) -> tuple[Boldest, Tradeoff]:
     """The boldest acceptable set, with costs put right by what the set saves in the model."""
     levels = _levels(tradeoff)
     with _trials(evaluator) as trials:
-        level = highest(levels, trials)
+        level = highest(levels, trials, near)
     for _ in range(evaluator.limits.in_place_rounds if is_timed_in_place(evaluator) else 0):
         if level < 0 or not evaluator.time.allows(0.5, "timing within the model"):
             break
@@ -133,6 +140,8 @@ def _most_trials(evaluator: Evaluator) -> int:
     limits, feeding = evaluator.limits, evaluator.feeding
     samples = feeding.choose if feeding is not None else None
     count = len(samples) if isinstance(samples, Samples) else 1
+    if evaluator.judge is not None and (metric := evaluator.judge.user) is not None:
+        count += metric.samples  # which it runs by itself
     writing = _TRIAL_SECONDS + evaluator.original.source.nbytes / _WRITTEN
     if evaluator.finish is not None:
         writing *= _BEHIND

@@ -21,8 +21,8 @@ def estimate(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> st
         return None
     layers, sample = len(fits.by_layer), judge.sample_seconds
     timed = table is not None and table.measures and evaluator.options.goal == "latency"
-    corrected = 1 + limits.corrected_rungs + limits.bolder_levels
     samples = evaluator.correction_samples
+    corrected = 1 + sum(evaluator.corrected_rungs(samples))
     tested = 0 if feeding.test is None else len(feeding.test)
     stages = {
         "timing candidates": layers * _LAYER_TIMINGS * _TIMING_SECONDS if timed else 0.0,

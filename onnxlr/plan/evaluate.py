@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from onnxlr.calibrate.budget import calibration_samples, sample_seconds
+from onnxlr.calibrate.budget import (
+    calibration_samples,
+    sample_seconds,
+    samples_for_regression,
+)
 from onnxlr.calibrate.calibration import Calibration
 from onnxlr.errors import CrashError, ModelError
 from onnxlr.limits import Limits
@@ -205,9 +209,12 @@ class Evaluator:
         samples = self.feeding.fit if self.feeding is not None else None
         if samples is None or not self._may_correct or self.too_many_layers:
             return 0
-        affordable = int(self.limits.sequence_seconds / self._running_seconds)
-        count = min(self.limits.sequence_samples, len(samples), affordable)
-        return count if count >= self.limits.sequence_samples_least else 0
+        limits, layers = self.limits, self.factorizer.statistics
+        affordable = int(limits.sequence_seconds / self._running_seconds)
+        enough = samples_for_regression(self.prepared, layers, limits.sequence_rows)
+        most = min(limits.sequence_samples, max(limits.sequence_samples_enough, enough))
+        count = min(most, len(samples), affordable)
+        return count if count >= limits.sequence_samples_least else 0
 
     @cached_property
     def too_many_layers(self) -> bool:
@@ -221,6 +228,15 @@ class Evaluator:
     def correction_seconds(self, samples: int) -> float:
         """Seconds that correcting on so many samples takes, by the work in it."""
         return self._building_seconds + samples * self._running_seconds
+
+    def corrected_rungs(self, samples: int) -> tuple[int, int]:
+        """How many milder and bolder models there is time to correct on so many samples."""
+        limits = self.limits
+        if not samples:
+            return limits.corrected_rungs, limits.bolder_levels
+        affordable = int(limits.ladder_seconds / self.correction_seconds(samples))
+        bolder = min(limits.bolder_levels, max(0, affordable - 1))
+        return min(limits.corrected_rungs, max(1, affordable - bolder)), bolder
 
     @property
     def _running_seconds(self) -> float:

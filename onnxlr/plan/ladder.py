@@ -100,9 +100,7 @@ def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
     if not evaluator.verdicts.is_tested:  # the samples that chose have the last word, and gave it
         milder, bolder = [], bolder if sequential else []
     mild, bold = [], []
-    corrected, bolder_levels = limits.corrected_rungs, limits.bolder_levels
-    if sequential and evaluator.correction_seconds(sequential) * 3 > limits.ladder_seconds:
-        corrected, bolder_levels = 1, 0
+    corrected, bolder_levels = evaluator.corrected_rungs(sequential)
     for i, chosen in enumerate(thinned(milder, limits.rungs - 1)):
         if not evaluator.time.allows(0.75, "further models to test"):
             break

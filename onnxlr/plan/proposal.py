@@ -34,6 +34,8 @@ class Proposal:
     evaluation : Evaluation or None
         Of the chosen set as a whole, corrected in sequence where that helps; None where the search
         didn't need it.
+    level : int or None
+        The highest level of predicted losses that was accepted as a whole; None if none was.
     """
 
     chosen: Chosen
@@ -43,6 +45,7 @@ class Proposal:
     more_ms: Mapping[str, float] = field(default_factory=dict)
     sets: Callable[[Set[str]], Sequence[Chosen]] = lambda _: ()
     evaluation: Evaluation | None = None
+    level: int | None = None
 
     def time(self, layer: Layer, item: Candidate) -> LayerTime | None:
         """Milliseconds of a layer and of what replaces it, each alone; None if not timed."""

@@ -39,7 +39,13 @@ class UserMetric:
         self.name, self._part = text, part
         self._function = import_function(text, "--metric")
         self._values: dict[Hashable, NDArray[np.float64]] = {}
-        self.rest = 0  # samples of the other part, as soon as it was called
+        self.samples = 0  # of both parts, as soon as it was called
+
+    @property
+    def rest(self) -> int:
+        """Samples of the other part, as soon as it was called."""
+        half = self.samples // 2
+        return {"test": half, "choose": self.samples - half, None: 0}[self._part]
 
     def of_part(self, part: Part) -> "UserMetric":
         """The same function for another part; it isn't called anew for models that it has seen."""
@@ -86,6 +92,7 @@ class UserMetric:
                 f"the metric {self.name} gave an array of shape {list(values.shape)}: it must give "
                 "a number, or one for each sample"
             )
+        self.samples = values.size if values.ndim else 0
         if np.isnan(values).any():
             raise DataError(f"the metric {self.name} gave nan: it must give a number")
         return values
@@ -93,5 +100,4 @@ class UserMetric:
     def _half(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         order = np.random.default_rng(_SPLIT).permutation(len(values))
         half = len(order) // 2
-        self.rest = half if self._part == "test" else len(order) - half
         return values[order[:half] if self._part == "choose" else order[half:]]
