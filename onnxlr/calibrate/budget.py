@@ -10,6 +10,8 @@ from onnxlr.methods.cost import Work
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 
+_REST, _LESS = 0.1, 1 / 8  # of the work, whose layers get by with this share of the inputs
+
 
 def calibration_samples(prepared: Prepared, samples: Samples, limits: Limits) -> Samples:
     """The samples that factors are fitted to: as many as there is time for, within the limits."""
@@ -24,17 +26,24 @@ def sample_seconds(prepared: Prepared) -> float:
 
 
 def samples_for_regression(prepared: Prepared, names: Collection[str], rows: int) -> int:
-    """Samples in which every one of some layers is given so many inputs for each element of one.
+    """Samples in which layers are given so many inputs for each element of one.
 
     One image gives a convolution an input for each position of its output, and a dense layer one
-    in all.
+    in all. So a small classifier behind convolutions would need more samples than all of them: a
+    tenth of the work may get by with an eighth of the inputs.
     """
-    most = 0.0
+    needs = []
     for layer in prepared.layers:
         if layer.name in names and layer.macs and layer.params:
             each = layer.macs / layer.params / _at_once(prepared)
-            most = max(most, rows * matrix_sides(layer)[2] / each)
-    return math.ceil(most)
+            needs.append((rows * matrix_sides(layer)[2] / each, layer.macs))
+    total, behind = sum(macs for _, macs in needs), 0
+    enough = max((need for need, _ in needs), default=0.0) * _LESS
+    for need, macs in sorted(needs, reverse=True):
+        behind += macs
+        if behind > _REST * total:
+            return math.ceil(max(need, enough))
+    return 0
 
 
 def _at_once(prepared: Prepared) -> int:
