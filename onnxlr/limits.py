@@ -96,14 +96,14 @@ class Limits:
     rungs_joined: int = 14
     testing_seconds: float = 20.0
     corrected_rungs: int = 4
-    ladder_seconds: float = 60.0
+    ladder_seconds: float = 100.0
     bolder_levels: int = 1
     fit_samples: int = 8192
     fit_samples_always: int = 1024
     fit_seconds: float = 60.0
     sequence_samples: int = 8192
-    sequence_samples_least: int = 32
-    sequence_rows: int = 32
+    sequence_samples_least: int = 8
+    sequence_rows: int = 64
     sequence_samples_enough: int = 256
     sequence_seconds: float = 120.0
     building_seconds: float = 600.0

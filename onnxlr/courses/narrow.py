@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnxlr.calibrate.budget import calibration_samples, sample_seconds
+from onnxlr.calibrate.budget import calibration_samples, correcting_seconds
 from onnxlr.courses.channels import (
     Costs,
     Counts,
@@ -26,7 +26,6 @@ from onnxlr.rewrite.variant import Variant
 from onnxlr.widths.find import Widths
 from onnxlr.widths.narrow import Kept
 from onnxlr.widths.narrowing import Narrower, Narrowing
-from onnxlr.widths.sequential import readers_in_order
 
 _EXACT = 1e-2  # of outputs, beyond which what fitted the samples doesn't hold for others
 _PARTS = (0.5, 1.0)  # of what a budget asks for, that fewer channels save
@@ -197,7 +196,7 @@ def _corrected(
     assert evaluator.feeding is not None
     assert evaluator.feeding.fit is not None
     fitted = calibration_samples(evaluator.original, evaluator.feeding.fit, evaluator.limits)
-    samples = fitted.take(_samples(evaluator, narrower, kept))
+    samples = fitted.take(_samples(evaluator))
     try:
         narrowing = narrower.corrected(kept, samples, evaluator.options.seed, evaluator.progress)
     except ModelError as error:
@@ -205,10 +204,9 @@ def _corrected(
     return _judged(evaluator, narrowing, level)
 
 
-def _samples(evaluator: Evaluator, narrower: Narrower, kept: Kept) -> int:
+def _samples(evaluator: Evaluator) -> int:
     """How many samples there is time for in one correction."""
-    limits, readers = evaluator.limits, len(readers_in_order(narrower.widths, kept))
-    each = 2 * max(1, readers) * sample_seconds(evaluator.original)
+    limits, each = evaluator.limits, correcting_seconds(evaluator.original)
     seconds = limits.sequence_seconds / (limits.narrow_corrections + 1)
     affordable = max(limits.sequence_samples_least, int(seconds / each))
     return min(evaluator.correction_samples, affordable)

@@ -22,14 +22,16 @@ def estimate(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> st
     layers, sample = len(fits.by_layer), judge.sample_seconds
     timed = table is not None and table.measures and evaluator.options.goal == "latency"
     samples = evaluator.correction_samples
-    corrected = 1 + sum(evaluator.corrected_rungs(samples))
+    # The ladder's other models are mostly of fewer layers, and so many as there is time for.
+    others = limits.corrected_rungs + limits.bolder_levels
+    whole = layers * (_BUILDING_SECONDS + 2 * samples * sample)
     tested = 0 if feeding.test is None else len(feeding.test)
     stages = {
         "timing candidates": layers * _LAYER_TIMINGS * _TIMING_SECONDS if timed else 0.0,
         "measuring sensitivities": layers * (_BUILDING_SECONDS + 2 * limits.probe_samples * sample),
         "choosing": (limits.trials + limits.rungs)
         * (_BUILDING_SECONDS + len(feeding.choose) * sample),
-        "correcting in sequence": corrected * layers * (_BUILDING_SECONDS + 2 * samples * sample)
+        "correcting in sequence": whole + min(others * whole / 2, limits.ladder_seconds)
         if samples
         else 0.0,
         "testing": limits.rungs * (_BUILDING_SECONDS + tested * sample),

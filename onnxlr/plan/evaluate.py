@@ -7,7 +7,7 @@ from functools import cached_property
 
 from onnxlr.calibrate.budget import (
     calibration_samples,
-    sample_seconds,
+    correcting_seconds,
     samples_for_regression,
 )
 from onnxlr.calibrate.calibration import Calibration
@@ -38,6 +38,7 @@ from onnxlr.verify.latency import Comparison, compare_sessions, time_session
 from onnxlr.verify.promise import Promise
 from onnxlr.widths.narrowing import Narrowing
 
+_LAYER_SECONDS = 0.3  # that a layer takes to be corrected, beside the runs
 _NODE_SECONDS = 2.5e-4  # that a node takes while a model is put together, saved and opened
 
 
@@ -210,7 +211,7 @@ class Evaluator:
         if samples is None or not self._may_correct or self.too_many_layers:
             return 0
         limits, layers = self.limits, self.factorizer.statistics
-        affordable = int(limits.sequence_seconds / self._running_seconds)
+        affordable = int(limits.sequence_seconds / correcting_seconds(self.prepared))
         enough = samples_for_regression(self.prepared, layers, limits.sequence_rows)
         most = min(limits.sequence_samples, max(limits.sequence_samples_enough, enough))
         count = min(most, len(samples), affordable)
@@ -225,29 +226,19 @@ class Evaluator:
     def _may_correct(self) -> bool:
         return bool(self.factorizer.statistics) and "sequential" not in self.options.without
 
-    def correction_seconds(self, samples: int) -> float:
-        """Seconds that correcting on so many samples takes, by the work in it."""
-        return self._building_seconds + samples * self._running_seconds
+    def correction_seconds(self, samples: int, layers: int | None = None) -> float:
+        """Seconds that correcting so many layers, or all, on so many samples takes.
 
-    def corrected_rungs(self, samples: int) -> tuple[int, int]:
-        """How many milder and bolder models there is time to correct on so many samples."""
-        limits = self.limits
-        if not samples:
-            return limits.corrected_rungs, limits.bolder_levels
-        affordable = int(limits.ladder_seconds / self.correction_seconds(samples))
-        bolder = min(limits.bolder_levels, max(0, affordable - 1))
-        return min(limits.corrected_rungs, max(1, affordable - bolder)), bolder
-
-    @property
-    def _running_seconds(self) -> float:
-        """Seconds of one sample, through the original and the model so far, for every layer."""
-        return 2 * len(self.factorizer.statistics) * sample_seconds(self.prepared)
+        They are told by the work in it.
+        """
+        seconds = self._building_seconds + samples * correcting_seconds(self.prepared)
+        return seconds if layers is None else seconds * layers / len(self.factorizer.statistics)
 
     @property
     def _building_seconds(self) -> float:
-        """Seconds of building the model so far for every layer: they grow with their square."""
+        """Seconds of building the model so far for every layer, and of fitting the layer."""
         nodes = sum(len(graph) for graph in all_graphs(self.prepared.model))
-        return len(self.factorizer.statistics) * nodes * _NODE_SECONDS
+        return len(self.factorizer.statistics) * (_LAYER_SECONDS + nodes * _NODE_SECONDS)
 
     def base_session(self) -> Session:
         """The model whose layers are replaced, in the runtime."""

@@ -100,22 +100,31 @@ def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
     if not evaluator.verdicts.is_tested:  # the samples that chose have the last word, and gave it
         milder, bolder = [], bolder if sequential else []
     mild, bold = [], []
-    corrected, bolder_levels = evaluator.corrected_rungs(sequential)
+    seconds = limits.ladder_seconds
     for i, chosen in enumerate(thinned(milder, limits.rungs - 1)):
         if not evaluator.time.allows(0.75, "further models to test"):
             break
         # Correcting takes long, and the mildest have less need of it.
-        rung = _rung(evaluator, proposal, chosen, sequential if i < corrected else 0)
+        needed = _seconds(evaluator, chosen, sequential)
+        corrected = i == 0 or (i < limits.corrected_rungs and needed <= seconds)
+        seconds -= needed if corrected else 0.0
+        rung = _rung(evaluator, proposal, chosen, sequential if corrected else 0)
         if rung is not None:
             mild.append(rung)
-    for chosen in bolder[:bolder_levels]:
-        if not evaluator.time.allows(0.8, "bolder models"):
+    for chosen in bolder[: limits.bolder_levels]:
+        seconds -= _seconds(evaluator, chosen, sequential)
+        if seconds < 0.0 or not evaluator.time.allows(0.8, "bolder models"):
             break
         rung = _rung(evaluator, proposal, chosen, sequential)
         if rung is None or evaluator.verdicts.why_ruled_out(rung.quality) is not None:
             break
         bold.append(rung)
     return Ladder(proposal, (*reversed(mild), middle, *bold))
+
+
+def _seconds(evaluator: Evaluator, chosen: Chosen, sequential: int) -> float:
+    """Seconds that correcting a set takes, by the work in it; 0 if it isn't corrected."""
+    return evaluator.correction_seconds(sequential, len(chosen)) if sequential else 0.0
 
 
 def _saved(chosen: Chosen) -> int:

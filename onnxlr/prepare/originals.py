@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from onnxlr.prepare.opening import session_of_values
+from onnxlr.prepare.prefix import Prefix, Values
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.system.session import ONE_CPU_THREAD, Feed, Session
-
-_MEMORY = 256 << 20  # bytes that are kept
+from onnxlr.system.session import Feed
 
 
 class Originals:
@@ -18,16 +16,13 @@ class Originals:
     Parameters
     ----------
     prepared : Prepared
-    most : int
-        Bytes that are kept, at most.
     """
 
-    def __init__(self, prepared: Prepared, most: int = _MEMORY) -> None:
+    def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._free = most
-        self._kept: dict[tuple[frozenset[str], bytes], list[Feed]] = {}
+        self._latest: tuple[bytes, Prefix] | None = None
 
-    def values(self, names: frozenset[str], samples: Samples) -> Iterator[tuple[Feed, Feed]]:
+    def values(self, names: frozenset[str], samples: Samples) -> Iterator[tuple[Feed, Values]]:
         """Each feed, and the values of these names on it, as far as they aren't inputs themselves.
 
         Raises
@@ -35,20 +30,7 @@ class Originals:
         ModelError
             If the model fails on one.
         """
-        kept = self._kept.setdefault((names, samples.index.tobytes()), [])
-        session: Session | None = None
-        for i, (feed, _, _) in enumerate(samples.batches()):
-            if i < len(kept):
-                yield feed, kept[i]
-                continue
-            session = session or self._session(names)
-            values = session.run(feed)
-            nbytes = sum(value.nbytes for value in values.values())
-            if i == len(kept) and nbytes <= self._free:
-                kept.append(values)
-                self._free -= nbytes
-            yield feed, values
-
-    def _session(self, names: frozenset[str]) -> Session:
-        prepared = self._prepared
-        return session_of_values(prepared.model, names, ONE_CPU_THREAD, prepared.source)
+        index = samples.index.tobytes()
+        if self._latest is None or self._latest[0] != index:
+            self._latest = index, Prefix(self._prepared.source, samples)
+        return self._latest[1].values(self._prepared.model, names, names)

@@ -24,12 +24,11 @@ from onnxlr.limits import SAMPLED_BYTES
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
-from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.prefix import Prefix
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.rewrite.replace import rewrite
-from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.types import Array
 
 Rows = NDArray[np.float32]
@@ -204,6 +203,7 @@ def pairs_of(
     layer: Layer,
     samples: Samples,
     originals: Originals,
+    so_far: Prefix,
     seed: int,
     helper: Executor | None,
     *,
@@ -215,10 +215,13 @@ def pairs_of(
     """
     names = frozenset(use.x.name or "" for use in layer.uses)
     changed = rewrite(prepared.model, prepared.shapes, choices, factors)
-    after = session_of_values(changed, names, ONE_CPU_THREAD, prepared.source)
+    # Behind the layer's first use others will change, as soon as the layer is replaced.
+    keep = names if len(layer.uses) == 1 else ()
     inputs = (
-        (dict(feed) | after.run(feed), dict(feed) | dict(before))
-        for feed, before in originals.values(names, samples)
+        (dict(feed) | after, dict(feed) | before)
+        for (feed, before), (_, after) in zip(
+            originals.values(names, samples), so_far.values(changed, names, keep), strict=True
+        )
     )
     bias = bias_before_relu(layer) if rows else None
     if is_wide(layer):

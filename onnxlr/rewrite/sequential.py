@@ -19,6 +19,7 @@ from onnxlr.layers.kernel import as_matrix
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice, Factored, Factors
 from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.prefix import Prefix
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
@@ -68,7 +69,7 @@ def correct(
     ModelError
         If a model so far fails on the samples.
     """
-    choices = plain.choices
+    choices, so_far = plain.choices, Prefix(prepared.source, samples)
     corrected: dict[str, Factored] = {}
     layers = [layer for layer in prepared.layers if layer.name in choices]
     with progress.stage("correct in sequence", len(layers)) as step, _helper(processes) as helper:
@@ -82,7 +83,8 @@ def correct(
             if corrected and fitted and weight_only_reason(layer) is None:
                 before = {name: choices[name] for name in corrected}
                 pairs = pairs_of(
-                    *(prepared, before, corrected, layer, samples, originals, seed, helper),
+                    *(prepared, before, corrected, layer, samples, originals),
+                    *(so_far, seed, helper),
                     rows=not glance,
                 )
                 if pairs is not None:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from onnxlr.calibrate.statistics import RunningMoments, is_wide
 from onnxlr.decompose.interpolative import refitted
 from onnxlr.layers.kernel import as_matrix
-from onnxlr.prepare.opening import session_of_values
 from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.prefix import Prefix
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
 from onnxlr.progress import Progress
-from onnxlr.system.session import ONE_CPU_THREAD
 from onnxlr.widths.find import Widths
 from onnxlr.widths.narrow import Kept, Solved, narrowed
 from onnxlr.widths.places import Mask, bias_place, column_mask, looked_at
@@ -70,12 +69,13 @@ def correct_readers(
     ModelError
         If a model so far fails on the samples.
     """
-    solved = dict(plain)
+    solved, so_far = dict(plain), Prefix(prepared.source, samples)
     cuts = readers_in_order(widths, kept)
     with progress.stage("correct readers in sequence", len(cuts)) as step:
         for cut in cuts:
             stays = widths.stays(cut.channels, kept)
-            found = _refitted(prepared, kept, solved, cut, stays, samples, originals, seed)
+            arguments = (prepared, kept, solved, cut, stays, samples, originals, so_far, seed)
+            found = _refitted(*arguments)
             if found is not None:
                 solved[cut.layer.name] = found
             step(cut.layer.name)
@@ -91,16 +91,18 @@ def _refitted(
     stays: Mask,
     samples: Samples,
     originals: Originals,
+    so_far: Prefix,
     seed: int,
 ) -> Solved | None:
     """A reader fitted from its inputs in the narrowed model; None where too few belong together."""
     layer, axis = cut.layer, 1 if cut.layer.convolves else -1
     names = frozenset(use.x.name or "" for use in layer.uses)
     changed = narrowed(prepared.model, prepared.shapes, kept, solved)
-    after = session_of_values(changed, names, ONE_CPU_THREAD, prepared.source)
+    # Behind the reader's first use others will change, as soon as the reader is fitted.
+    after = so_far.values(changed, names, names if len(layer.uses) == 1 else ())
     moments = RunningMoments(layer, samples.runs, seed, paired=True)
-    for feed, before in originals.values(names, samples):
-        x, x_hat = dict(feed) | dict(before), dict(feed) | after.run(feed)
+    for (feed, before), (_, now) in zip(originals.values(names, samples), after, strict=True):
+        x, x_hat = dict(feed) | before, dict(feed) | now
         for use in layer.uses:
             name = use.x.name or ""
             moments.add_pair(use, _widened(x_hat[name], stays, axis), x[name])
