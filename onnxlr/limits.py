@@ -97,7 +97,7 @@ class Limits:
     testing_seconds: float = 20.0
     corrected_rungs: int = 4
     ladder_seconds: float = 100.0
-    bolder_levels: int = 1
+    bolder_levels: int = 2
     fit_samples: int = 8192
     fit_samples_always: int = 1024
     fit_seconds: float = 60.0

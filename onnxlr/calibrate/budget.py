@@ -7,7 +7,7 @@ from onnxlr.layers.kernel import matrix_sides
 from onnxlr.layers.macs import count_macs
 from onnxlr.limits import Limits
 from onnxlr.methods.cost import Work
-from onnxlr.prepare.prepared import Prepared
+from onnxlr.prepare.prepared import Prepared, samples_at_once
 from onnxlr.prepare.samples import Samples
 
 _PASSES = 4  # through the model, that take as long as a sample's part in a correction: measured
@@ -23,7 +23,7 @@ def calibration_samples(prepared: Prepared, samples: Samples, limits: Limits) ->
 def sample_seconds(prepared: Prepared) -> float:
     """Seconds that one sample takes, by the work in it: a measured time would choose by chance."""
     macs = count_macs(prepared.model, prepared.shapes)
-    return max(Work(macs, 0, 1).usual_ms / 1e3 / _at_once(prepared), 1e-6)
+    return max(Work(macs, 0, 1).usual_ms / 1e3 / samples_at_once(prepared), 1e-6)
 
 
 def correcting_seconds(prepared: Prepared) -> float:
@@ -44,7 +44,7 @@ def samples_for_regression(prepared: Prepared, names: Collection[str], rows: int
     needs = []
     for layer in prepared.layers:
         if layer.name in names and layer.macs and layer.params:
-            each = layer.macs / layer.params / _at_once(prepared)
+            each = layer.macs / layer.params / samples_at_once(prepared)
             needs.append((rows * matrix_sides(layer)[2] / each, layer.macs))
     total, behind = sum(macs for _, macs in needs), 0
     enough = max((need for need, _ in needs), default=0.0) * _LESS
@@ -53,9 +53,3 @@ def samples_for_regression(prepared: Prepared, names: Collection[str], rows: int
         if behind > _REST * total:
             return math.ceil(max(need, enough))
     return 0
-
-
-def _at_once(prepared: Prepared) -> int:
-    """Samples of one run."""
-    shape = next(iter(prepared.input_shapes.values()), ())
-    return max(1, shape[0]) if shape else 1  # an input may be empty

@@ -24,7 +24,7 @@ def estimate(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> st
     samples = evaluator.correction_samples
     # The ladder's other models are mostly of fewer layers, and so many as there is time for.
     others = limits.corrected_rungs + limits.bolder_levels
-    whole = layers * (_BUILDING_SECONDS + 2 * samples * sample)
+    whole = evaluator.correction_seconds(samples)
     tested = 0 if feeding.test is None else len(feeding.test)
     stages = {
         "timing candidates": layers * _LAYER_TIMINGS * _TIMING_SECONDS if timed else 0.0,

@@ -21,6 +21,7 @@ from onnxlr.plan.verdicts import Verdicts
 from onnxlr.prepare.feeding import Feeding
 from onnxlr.prepare.opening import open_session
 from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.prefix import most_samples
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.progress import Progress, Silent
 from onnxlr.rewrite.builder import Builder, Built
@@ -214,7 +215,7 @@ class Evaluator:
         affordable = int(limits.sequence_seconds / correcting_seconds(self.prepared))
         enough = samples_for_regression(self.prepared, layers, limits.sequence_rows)
         most = min(limits.sequence_samples, max(limits.sequence_samples_enough, enough))
-        count = min(most, len(samples), affordable)
+        count = min(most, len(samples), affordable, most_samples(self.prepared, layers))
         return count if count >= limits.sequence_samples_least else 0
 
     @cached_property

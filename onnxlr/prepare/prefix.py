@@ -1,5 +1,6 @@
 """Runs of a model up to some of its values, each begun at what earlier runs left."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 
 from onnxlr.model.load import Source
 from onnxlr.model.protobuf import serialize, to_proto
+from onnxlr.prepare.prepared import Prepared, samples_at_once
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import ONE_CPU_THREAD, Feed, open_exposed
 
-_MEMORY = 256 << 20  # bytes that are kept
+_MEMORY = 512 << 20  # bytes that are kept
+_AT_ONCE = 2  # values of the largest size that a run begins at: a layer's input, and a shortcut's
+_ELEMENT = 4  # bytes, of single precision
 
 Values = dict[str, NDArray[Any]]
 
@@ -89,6 +93,19 @@ class Prefix:
         while self._kept and size + sum(map(_nbytes, self._kept.values())) > self._most:
             del self._kept[next(iter(self._kept))]
         self._kept[name] = arrays
+
+
+def most_samples(prepared: Prepared, names: Collection[str]) -> int:
+    """Samples of which the inputs of some layers can be kept, so that runs begin at them."""
+    sizes = [
+        math.prod(use.x_shape)
+        for layer in prepared.layers
+        if layer.name in names
+        for use in layer.uses
+        if use.x_shape is not None
+    ]
+    largest = max(sizes, default=0) / samples_at_once(prepared)
+    return int(_MEMORY / (_AT_ONCE * _ELEMENT * max(largest, 1)))
 
 
 def _nbytes(arrays: Iterable[NDArray[Any]]) -> int:

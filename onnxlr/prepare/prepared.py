@@ -161,3 +161,9 @@ def prepare(
         static_shapes |= observe_shapes(model, unknown, feed, machine, source.folder)
         layers = find_layers(model, static_shapes)
     return Prepared(source, model, specs, input_shapes, static_shapes, layers)
+
+
+def samples_at_once(prepared: Prepared) -> int:
+    """Samples of one run of a prepared model."""
+    shape = next(iter(prepared.input_shapes.values()), ())
+    return max(1, shape[0]) if shape else 1  # an input may be empty

@@ -12,7 +12,7 @@ from onnxlr.model.load import load
 from onnxlr.prepare import prefix
 from onnxlr.prepare.inputs import input_specs
 from onnxlr.prepare.opening import session_of_values
-from onnxlr.prepare.prefix import Prefix, cut
+from onnxlr.prepare.prefix import Prefix, cut, most_samples
 from onnxlr.prepare.prepared import Prepared, prepare
 from onnxlr.prepare.samples import Samples, load_samples
 from onnxlr.system.session import ONE_CPU_THREAD
@@ -133,3 +133,14 @@ def test_what_a_body_reads_is_needed() -> None:
     cut(model.graph, ["o"], {})
     assert [n.op_type for n in model.graph.node] == ["MatMul", "If"]
     assert {v.name for v in model.graph.input} == {"x", "c"}
+
+
+def test_no_more_samples_than_their_values_have_room() -> None:
+    for batch in (1, 4):
+        nodes = [node("MatMul", ["x", "w"], "h"), node("MatMul", ["h", "v"], "y")]
+        weights = {"w": np.ones((8, 1024), np.float32), "v": np.ones((1024, 2), np.float32)}
+        model = make_model(nodes, {"x": (batch, 16, 8)}, ["y"], weights)
+        prepared = prepare(load(model), feed={"x": np.zeros((batch, 16, 8), np.float32)})
+        first, second = (layer.name for layer in prepared.layers)
+        assert most_samples(prepared, {first}) == (512 << 20) // (2 * 4 * 16 * 8)
+        assert most_samples(prepared, {first, second}) == (512 << 20) // (2 * 4 * 16 * 1024)
