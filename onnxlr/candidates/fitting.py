@@ -131,7 +131,11 @@ def output_covariance(statistics: Statistics, weight: Array) -> Array | None:
 
 
 def fit_layer(
-    prepared: Prepared, name: str, choice: Choice, statistics: Statistics | None
+    prepared: Prepared,
+    name: str,
+    choice: Choice,
+    statistics: Statistics | None,
+    effort: Effort = THOROUGH,
 ) -> Factored:
     """What stands in a layer's place: factors of its dtype, and the shift of its bias.
 
@@ -146,7 +150,7 @@ def fit_layer(
     fitted = (
         graph_pass.factorize(layer, rank)
         if statistics is None
-        else fit_to_inputs(graph_pass, layer, rank, statistics, THOROUGH)
+        else fit_to_inputs(graph_pass, layer, rank, statistics, effort)
     )
     with np.errstate(over="ignore"):
         factors = tuple(f.astype(layer.dtype.numpy()) for f in fitted)

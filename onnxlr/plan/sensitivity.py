@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxlr.calibrate.statistics import Statistics
-from onnxlr.candidates.fitting import fit_layer, output_error, rest_of
+from onnxlr.candidates.fitting import GLANCE, fit_layer, output_error, rest_of
 from onnxlr.errors import ModelError
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.methods.cost import weight_error
@@ -113,7 +113,8 @@ def probe(
     layer = prepared.layer(name)
     graph_pass, rank = choice.graph_pass, choice.rank
     try:
-        factored = fit_layer(prepared, name, choice, statistics)
+        # What an error does is the same whether or not a longer fit would make it smaller.
+        factored = fit_layer(prepared, name, choice, statistics, GLANCE)
         fidelity = fidelity_of(prepared, {name: choice}, {name: factored}, judge, folder)
     except ModelError as refusal:
         return {"refusal": str(refusal)}
