@@ -26,6 +26,7 @@ WORST_ERROR = 5.0
 # A difference is thought to be no larger than so many times the largest that was seen, or than the
 # square of WORST_ERROR times the limit if that is more.
 WORST_DIFFERENCE = 2.0
+USUAL_DIFFERENCE = 3.0  # limits by which samples usually differ, from one to the next
 _STAKES = 64  # among which the best constant one is looked for
 _MOST_SAMPLES = 1 << 30  # that are thought of
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
@@ -246,8 +247,12 @@ def highest_confidence(kind: Kind, n: int, limit: float) -> float:
     """The highest confidence at which n samples can show a limit.
 
     It takes a model that loses no sample. Errors and differences are hardly ever nothing: of them
-    it takes a model that loses half of the limit on every sample.
+    it takes a model that loses half of the limit, of errors on every sample. Differences go both
+    ways, by some limits: without that no real model would be shown to hold it.
     """
     exact = kind in ("pairs", "shares")
-    losses = Losses(kind, np.full(n, 0.0 if exact else min(limit, 1.0) / 2))
+    values = np.full(n, 0.0 if exact else min(limit, 1.0) / 2)
+    if kind == "differences":
+        values += USUAL_DIFFERENCE * limit * (-1.0) ** np.arange(n)
+    losses = Losses(kind, np.clip(values, -1.0, 1.0))
     return 1 - losses.bounded(limit, kind).p_value(limit)
