@@ -32,10 +32,9 @@ class Limits:
         without one, and as far as there is time.
     trial_seconds : float
         That time, by the work in it.
-    rungs : int
-        Models of the ladder that is tested, up to what the search came to.
-    rungs_joined : int
-        As many if they come from several searches, as far as there is time for testing them.
+    rungs, rungs_joined : int
+        Models of the ladder that is tested, up to what the search came to: whatever the time, and
+        as far as there is time for testing them.
     testing_seconds : float
         That time, by the work in it.
     corrected_rungs : int
@@ -95,7 +94,7 @@ class Limits:
     rungs: int = 7
     rungs_joined: int = 14
     testing_seconds: float = 20.0
-    corrected_rungs: int = 4
+    corrected_rungs: int = 6
     ladder_seconds: float = 100.0
     bolder_levels: int = 2
     fit_samples: int = 8192

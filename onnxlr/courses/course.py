@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.courses.beginning import Base, share_left
 from onnxlr.courses.narrow import NarrowModel, NarrowPath
 from onnxlr.errors import BudgetError
@@ -24,6 +23,7 @@ from onnxlr.plan.ladder import (
     Ladder,
     Rung,
     begin_ladder,
+    most_rungs,
     thinned,
     why_too_slow,
     with_others,
@@ -196,16 +196,8 @@ def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
         if least is None or cost < least:
             least = cost
             front.append(rung)
-    milder = thinned(front[:-1], _most_rungs(evaluator) - 1)
+    milder = thinned(front[:-1], most_rungs(evaluator) - 1)
     return Ladder(ladders[0].proposal, (*reversed(milder), front[-1]))
-
-
-def _most_rungs(evaluator: Evaluator) -> int:
-    """How many models there is time to test: with more, less is lost by the first that fails."""
-    limits, promise = evaluator.limits, evaluator.promise
-    samples = 0 if promise is None else promise.samples
-    each = max(1, samples) * sample_seconds(evaluator.original)
-    return max(limits.rungs, min(limits.rungs_joined, int(limits.testing_seconds / each)))
 
 
 def _risks(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.judged import Evaluation
@@ -101,7 +102,7 @@ def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
         milder, bolder = [], bolder if sequential else []
     mild, bold = [], []
     seconds = limits.ladder_seconds
-    for i, chosen in enumerate(thinned(milder, limits.rungs - 1)):
+    for i, chosen in enumerate(thinned(milder, most_rungs(evaluator) - 1)):
         if not evaluator.time.allows(0.75, "further models to test"):
             break
         # Correcting takes long, and the mildest have less need of it.
@@ -130,6 +131,14 @@ def _seconds(evaluator: Evaluator, chosen: Chosen, sequential: int) -> float:
 def _saved(chosen: Chosen) -> int:
     """What a set saves, counted."""
     return sum(item.saved for item in chosen.values())
+
+
+def most_rungs(evaluator: Evaluator) -> int:
+    """How many models there is time to test: with more, less is lost by the first that fails."""
+    limits, promise = evaluator.limits, evaluator.promise
+    samples = 0 if promise is None else promise.samples
+    each = max(1, samples) * sample_seconds(evaluator.original)
+    return max(limits.rungs, min(limits.rungs_joined, int(limits.testing_seconds / each)))
 
 
 def thinned(milder: Sequence[T], most: int) -> list[T]:

@@ -47,7 +47,7 @@ def evaluator(
 
 def joined(*courses: list[Rung], **named: Any) -> list[Rung]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(course, "sample_seconds", lambda _: 1e-6)
+        patch.setattr("onnxlr.plan.ladder.sample_seconds", lambda _: 1e-6)
         patch.setattr(course, "_costs", lambda _, rungs: [cost(r) for r in rungs])
         ladders = [Ladder(NOTHING, tuple(rungs)) for rungs in courses]
         return list(course._joined(evaluator(**named), ladders).rungs)
