@@ -137,18 +137,14 @@ def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Bas
 
 def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) -> list[Ladder]:
     """Ladders with milder models and a bolder one, of the courses that aren't far behind."""
-    least = 0.0
+    saved = [0.0] * len(begun)
     if sum(bool(ladder.rungs) for _, ladder in begun) > 1:
-        least = _BEHIND * max(_saved(evaluator, ladder) for _, ladder in begun)
+        rungs = [ladder.rungs for _, ladder in begun]
+        saved = [1 - _costs(evaluator, models)[-1][0] if models else 0.0 for models in rungs]
     return [
-        with_others(searched, ladder) if not least or _saved(evaluator, ladder) >= least else ladder
-        for searched, ladder in begun
+        with_others(searched, ladder) if share >= _BEHIND * max(saved) else ladder
+        for share, (searched, ladder) in zip(saved, begun, strict=True)
     ]
-
-
-def _saved(evaluator: Evaluator, ladder: Ladder) -> float:
-    """The share of the original's cost that the boldest model of a ladder saves."""
-    return 1 - _costs(evaluator, ladder.rungs)[-1][0] if ladder.rungs else 0.0
 
 
 def _narrow_alone(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:

@@ -40,7 +40,7 @@ def _lifted(graph: onnx.GraphProto, name: str, dtype: int, depth: int) -> str | 
     if name in _names(graph):
         return name
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             if node.op_type not in ("If", "Loop", "Scan") or node.domain not in ONNX_DOMAINS:
                 continue
             inner = _lifted(body, name, dtype, depth + 1)
@@ -69,20 +69,21 @@ def _give_nothing(node: onnx.NodeProto, body: onnx.GraphProto, name: str, dtype:
     empty = numpy_helper.from_array(
         np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(dtype)), name=name
     )
-    for other in _bodies(node):
+    for other in bodies(node):
         if other is not body:
             other.node.append(onnx.helper.make_node("Constant", [], [name], value=empty))
             _give(other, name, dtype)
 
 
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node has as attributes."""
     return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
 
 
 def _bodies_within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """All bodies of a graph, at any depth."""
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             yield body
             yield from _bodies_within(body)
 

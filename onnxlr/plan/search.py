@@ -85,16 +85,15 @@ def highest(levels: Sequence[Callable[[], Chosen]], trials: Trials, near: int | 
         enclosed; else by halves from the beginning.
     """
     low, high, step = -1, len(levels), 1
-    enclosed = near is None
     while high - low > 1 and not trials.exhausted:
-        at = near if near is not None and not enclosed else (low + high) // 2
+        at = (low + high) // 2 if near is None else near
         if trials.ask(levels[at]()) is None:
             low = at
         else:
             high = at
-        if near is not None and not enclosed:
-            enclosed = low >= 0 and high < len(levels)
+        if near is not None:
             near = min(low + step, len(levels) - 1) if low >= 0 else max(high - step, 0)
+            near = None if low >= 0 and high < len(levels) else near
             step *= 2
     return low
 

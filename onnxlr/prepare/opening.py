@@ -156,7 +156,6 @@ def model_of_values(
     """
     proto = to_proto(model)
     inputs = {v.name for v in proto.graph.input} - {t.name for t in proto.graph.initializer}
-    declared = {v.name: v for v in proto.graph.output}
     wanted = [name for name in sorted(set(names)) if name not in inputs]
     for name, dtype in sorted((inner or {}).items()):
         if (lifted := lift(proto.graph, name, int(dtype))) is not None:
@@ -164,10 +163,16 @@ def model_of_values(
             proto.graph.node.append(onnx.helper.make_node("Identity", [lifted], [renamed]))
             wanted.append(renamed)
     if wanted:
-        outputs = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in wanted]
-        del proto.graph.output[:]
-        proto.graph.output.extend(outputs)
+        give_out(proto.graph, wanted)
     return serialize(proto, source.label)
+
+
+def give_out(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Have a graph give these values, as they are declared, and no others."""
+    declared = {value.name: value for value in graph.output}
+    outputs = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in names]
+    del graph.output[:]
+    graph.output.extend(outputs)
 
 
 def lifted_name(name: str) -> str:

@@ -9,8 +9,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxlr.model.lifting import bodies
 from onnxlr.model.load import Source
 from onnxlr.model.protobuf import serialize, to_proto
+from onnxlr.prepare.opening import give_out
 from onnxlr.prepare.prepared import Prepared, samples_at_once
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.session import ONE_CPU_THREAD, Feed, open_exposed
@@ -131,22 +133,20 @@ def cut(
         if not given_anyway:
             break
         usable -= given_anyway
-    declared = {value.name: value for value in graph.output}
-    nodes = [graph.node[i] for i in sorted(needed)]
-    outputs = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in wanted]
-    inputs = [value for value in graph.input if value.name in names]
-    inputs += [_declared(name, known[name]) for name in sorted(begins)]
-    for field, kept in (
-        (graph.node, nodes),
-        (graph.output, outputs),
-        (graph.input, inputs),
-        (graph.initializer, [t for t in graph.initializer if t.name in names]),
-    ):
-        held: Any = [type(item).FromString(item.SerializeToString()) for item in kept]
-        del field[:]
-        field.extend(held)
+    give_out(graph, wanted)
+    _leave(graph.node, needed)
+    for field in (graph.input, graph.initializer):
+        _leave(field, {i for i, item in enumerate(field) if item.name in names})
+    graph.input.extend(_declared(name, known[name]) for name in sorted(begins))
     del graph.value_info[:]
     return begins
+
+
+def _leave(field: Any, places: Collection[int]) -> None:
+    """Delete all items of a repeated field but those in some places."""
+    for i in reversed(range(len(field))):
+        if i not in places:
+            del field[i]
 
 
 def _behind(
@@ -173,11 +173,10 @@ def _behind(
 def _read(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, with those that its bodies do."""
     yield from node.input
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            yield from (value.name for value in body.output)
-            for inner in body.node:
-                yield from _read(inner)
+    for body in bodies(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from _read(inner)
 
 
 def _declared(name: str, dtype: np.dtype[Any]) -> onnx.ValueInfoProto:

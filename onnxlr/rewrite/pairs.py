@@ -24,7 +24,7 @@ from onnxlr.limits import SAMPLED_BYTES
 from onnxlr.methods.choice import Choice, Factored
 from onnxlr.model.attributes import float_attr
 from onnxlr.model.constants import constant, to_float64
-from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.originals import Originals, inputs_in_both
 from onnxlr.prepare.prefix import Prefix
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
@@ -213,16 +213,8 @@ def pairs_of(
 
     It is None where the two inputs don't belong together, or too few were seen.
     """
-    names = frozenset(use.x.name or "" for use in layer.uses)
     changed = rewrite(prepared.model, prepared.shapes, choices, factors)
-    # Behind the layer's first use others will change, as soon as the layer is replaced.
-    keep = names if len(layer.uses) == 1 else ()
-    inputs = (
-        (dict(feed) | after, dict(feed) | before)
-        for (feed, before), (_, after) in zip(
-            originals.values(names, samples), so_far.values(changed, names, keep), strict=True
-        )
-    )
+    inputs = inputs_in_both(layer, changed, so_far, originals, samples)
     bias = bias_before_relu(layer) if rows else None
     if is_wide(layer):
         return _wide_pairs(layer, inputs, samples.runs, seed, bias)

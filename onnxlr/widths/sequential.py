@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxlr.calibrate.statistics import RunningMoments, is_wide
 from onnxlr.decompose.interpolative import refitted
 from onnxlr.layers.kernel import as_matrix
-from onnxlr.prepare.originals import Originals
+from onnxlr.prepare.originals import Originals, inputs_in_both
 from onnxlr.prepare.prefix import Prefix
 from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
@@ -96,13 +96,9 @@ def _refitted(
 ) -> Solved | None:
     """A reader fitted from its inputs in the narrowed model; None where too few belong together."""
     layer, axis = cut.layer, 1 if cut.layer.convolves else -1
-    names = frozenset(use.x.name or "" for use in layer.uses)
     changed = narrowed(prepared.model, prepared.shapes, kept, solved)
-    # Behind the reader's first use others will change, as soon as the reader is fitted.
-    after = so_far.values(changed, names, names if len(layer.uses) == 1 else ())
     moments = RunningMoments(layer, samples.runs, seed, paired=True)
-    for (feed, before), (_, now) in zip(originals.values(names, samples), after, strict=True):
-        x, x_hat = dict(feed) | before, dict(feed) | now
+    for x_hat, x in inputs_in_both(layer, changed, so_far, originals, samples):
         for use in layer.uses:
             name = use.x.name or ""
             moments.add_pair(use, _widened(x_hat[name], stays, axis), x[name])
