@@ -6,7 +6,8 @@ from onnxlr.version import __version__
 
 TYPE_CHECKING = False  # importing that of typing takes a while
 if TYPE_CHECKING:
-    from onnxlr.api import apply, inspect, optimize
+    from onnxlr.api.functions import apply, inspect, optimize
+    from onnxlr.api.measure import bench, compare
     from onnxlr.errors import (
         BudgetError,
         ClusterError,
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UsageError,
     )
-    from onnxlr.measure import bench, compare
-    from onnxlr.pipeline import Result
+    from onnxlr.jobs.pipeline import Result
 
 __all__ = [
     "BudgetError",
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> object:
     The command imports this package too, and ends itself at Ctrl-C from early on.
     """
     if name in __all__:
-        for home in ("errors", "api", "measure"):
+        for home in ("errors", "api.functions", "api.measure"):
             names = vars(importlib.import_module(f"onnxlr.{home}"))
             if name in names:
                 return names[name]

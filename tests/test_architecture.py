@@ -23,18 +23,7 @@ ROOMS = (
     *("errors", "version", "progress", "types", "limits", "p_values"),
     *("system", "decompose", "behind", "options", "model", "layers", "prepare", "methods"),
     *("calibrate", "candidates", "widths", "rewrite", "verify", "plan", "courses", "report"),
-    *(
-        "inspection",
-        "replay",
-        "pipeline",
-        "arguments",
-        "outputs",
-        "comparison",
-        "headline",
-        "api",
-        "measure",
-    ),
-    *("training", "olive"),
+    *("jobs", "api", "training", "olive"),
     "",  # the package itself: the public names
     *("cli", "__main__"),
 )

@@ -12,7 +12,7 @@ import click
 import numpy as np
 import onnx
 
-from onnxlr.arguments import parse_machine
+from onnxlr.api.arguments import parse_machine
 from onnxlr.limits import Limits
 from onnxlr.methods.choice import Choice
 from onnxlr.methods.cost import chain_macs

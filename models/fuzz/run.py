@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import onnxlr
 from models.fuzz.cases import COMMANDS, IN, OUT, Case, Sound
-from onnxlr import api
+from onnxlr.api import functions
 from onnxlr.cli.commands import main as onnxlr_command
 from onnxlr.errors import OnnxlrError
 from onnxlr.limits import Limits
@@ -305,7 +305,7 @@ def fork_trials() -> None:
 
 def _hurry() -> None:
     """Make onnxlr measure as briefly as possible, since speed doesn't matter here."""
-    api.LIMITS = Limits(timing_seconds=0.01, layer_seconds=0.005, ranks=3, bolder_levels=1)
+    functions.LIMITS = Limits(timing_seconds=0.01, layer_seconds=0.005, ranks=3, bolder_levels=1)
 
 
 def _forget_peak() -> None:

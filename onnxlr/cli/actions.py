@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from onnxlr import api, measure
+from onnxlr.api import functions, measure
 from onnxlr.cli import storage, tables
 from onnxlr.cli.console import ProgressBars, open_console
 from onnxlr.cli.method_tables import show_passes
@@ -42,7 +42,7 @@ def optimize(
     inputs = (options["data"], options["validation"], table)
     source = _read_model(progress, model, outputs, inputs, beside=Path(out))
     prints = json_out == STANDARD_OUTPUT
-    result = api.optimize(
+    result = functions.optimize(
         source,
         out,
         method=_split(method),
@@ -62,7 +62,7 @@ def inspect(
     """Show the layers of a model; the options are those of ``onnxlr.inspect``."""
     progress = Silent() if quiet else ProgressBars()
     source = _read_model(progress, model, (json_out,))
-    rows = api.inspect(source, method=_split(method), progress=progress, **options)
+    rows = functions.inspect(source, method=_split(method), progress=progress, **options)
     params = count_params(source.model)
     if json_out:
         _write_json(json_out, tables.inspection_dict(rows, params))
@@ -72,7 +72,7 @@ def inspect(
 
 def apply(plan: str, model: str, out: str, *, data: str | None, quiet: bool) -> None:
     """Replay a plan on a model."""
-    api.apply(plan, model, out, data=data, progress=None if quiet else ProgressBars())
+    functions.apply(plan, model, out, data=data, progress=None if quiet else ProgressBars())
     if not quiet:
         open_console().print(f"{plan} replayed on {model}: wrote {out}")
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from onnxlr.cli.combined import show_combined
 from onnxlr.cli.frontier import show_frontier
 from onnxlr.cli.width_tables import found_dict, show_found, show_widths
-from onnxlr.comparison import Benchmark, ModelComparison
-from onnxlr.headline import headline, speed_words
-from onnxlr.inspection import Inspection
+from onnxlr.jobs.comparison import Benchmark, ModelComparison
+from onnxlr.jobs.headline import headline, speed_words
+from onnxlr.jobs.inspection import Inspection
 from onnxlr.plan.plan import KEEP
 from onnxlr.report.report import Report, metric_row, rank_value, where_words
 from onnxlr.system.session import Machine

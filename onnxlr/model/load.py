@@ -20,6 +20,7 @@ from onnxlr.model.protobuf import OTHER_TYPE, TRAINING_INFO, serialize, set_asid
 from onnxlr.model.topology import check_topology
 
 # Location and stamp of each external data file, by location.
+Model = Any  # a path, bytes, a ModelProto, a Source, or a model that as_message knows
 DataStamps = tuple[tuple[str, FileStamp], ...]
 
 
@@ -68,7 +69,7 @@ class Source:
 
 
 def load(
-    model: Any,
+    model: Model,
     *,
     cached_digest: tuple[str, DataStamps] | None = None,
 ) -> Source:

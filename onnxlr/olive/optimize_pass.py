@@ -23,7 +23,7 @@ from olive.passes import Pass
 from olive.passes.onnx.common import get_external_data_config, model_proto_to_olive_model
 from olive.passes.pass_config import PassConfigParam
 
-from onnxlr.api import optimize
+from onnxlr.api.functions import optimize
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.system.providers import CPU, short_name
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import onnxlr
 from onnxlr.cli.commands import main
-from onnxlr.comparison import Bounds, ModelComparison
+from onnxlr.jobs.comparison import Bounds, ModelComparison
 from tests.support.builders import make_model, node
 
 CLASSES = 10

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 import onnxlr
-from onnxlr import pipeline
 from onnxlr.cli.commands import main
 from onnxlr.courses import course
+from onnxlr.jobs import pipeline
 from onnxlr.plan.ladder import Ladder, with_others
 from onnxlr.plan.plan import Plan
 from onnxlr.prepare.feeding import Feeding, open_with_feeding
@@ -35,7 +35,7 @@ QUICK = COUNTED | {"labels": "label"}
 
 @pytest.fixture(autouse=True)
 def usual_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.api.LIMITS", LADDERS)
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", LADDERS)
 
 
 def clusters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     onnx.save(classifier(), model)
     write_samples(data, 1600)
     with short_runs(folder / "cache") as patch, watched_ladders() as ladders:
-        patch.setattr("onnxlr.api.LIMITS", LADDERS)
+        patch.setattr("onnxlr.api.functions.LIMITS", LADDERS)
         result = onnxlr.optimize(
             *(model, folder / "o.onnx"),
             data=data,
@@ -227,7 +227,7 @@ def test_nothing_that_chooses_looks_at_the_test_part(
 
     monkeypatch.setattr(pipeline, "open_with_feeding", poisoned)
     with short_runs(tmp_path / "cache") as patch, watched_ladders() as ladders:
-        patch.setattr("onnxlr.api.LIMITS", LADDERS)
+        patch.setattr("onnxlr.api.functions.LIMITS", LADDERS)
         result = onnxlr.optimize(case.model, data=case.data, max_drop=0.03, **QUICK)
     assert choices(ladders[0]) == choices(case.ladder)
     for mine, theirs in zip(ladders[0].rungs, case.ladder.rungs, strict=True):

@@ -28,7 +28,7 @@ def test_the_search_shrinks_them_within_the_limit(
     tmp_path: Path, few_images: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     effort = replace(FEW, ranks=3, fit_samples=128, corrected_rungs=1, sequence_samples=64)
-    monkeypatch.setattr("onnxlr.api.LIMITS", effort)
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", effort)
     out = tmp_path / "out.onnx"
     path = MODELS / f"fashion-{name}.onnx"
     report = onnxlr.optimize(

@@ -196,7 +196,7 @@ def test_more_layers_than_sequence_has_time_for(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sequential correction would build one model for every layer."""
-    monkeypatch.setattr("onnxlr.api.LIMITS", replace(SHORT, building_seconds=0.0))
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", replace(SHORT, building_seconds=0.0))
 
     def correct(*_: Any, **__: Any) -> None:
         raise AssertionError("was corrected")

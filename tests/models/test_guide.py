@@ -46,7 +46,7 @@ def test_the_long_guide_ends_in_a_model_that_is_served(
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     # What is tested here is that the guide runs, not how good its models are.
-    monkeypatch.setattr("onnxlr.api.LIMITS", FEW)
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", FEW)
     said = ""
     for language, block in blocks:
         words = shlex.split(block)

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from onnxlr import api
+from onnxlr.api import functions
 from onnxlr.cli.commands import main
 from onnxlr.errors import RuntimeMissingError
 from onnxlr.system.session import Machine, Session
@@ -33,12 +33,12 @@ _NO_DEFECT = ("internal error", "Traceback", "Error calling", "In clone_graph")
 @pytest.fixture(scope="module")
 def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A plan for the network, that replaces fc1 with rank 4."""
-    result = api.optimize(network(), rank=4, include="fc1", verify="none")
+    result = functions.optimize(network(), rank=4, include="fc1", verify="none")
     assert [(d.name, d.rank) for d in result.plan.replaced] == [("fc1", (4,))]
     folder = tmp_path_factory.mktemp("plan")
     path = folder / "in.onnx"
     path.write_bytes(network().SerializeToString())
-    return api.optimize(path, rank=4, include="fc1", verify="none").plan.to_json()
+    return functions.optimize(path, rank=4, include="fc1", verify="none").plan.to_json()
 
 
 @pytest.fixture

@@ -324,7 +324,7 @@ def test_limits_that_libraries_die_of(limit: str, words: str) -> None:
 
 
 def test_too_few_threads_for_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxlr.arguments.can_start_threads", lambda count: count <= 16)
+    monkeypatch.setattr("onnxlr.api.arguments.can_start_threads", lambda count: count <= 16)
     model = linear(low_rank(np.random.default_rng(0), 64, 48, 3), rows="n", name="fc")
     assert onnxlr.bench(model, threads=8, seconds=0.01).machine.threads == 8
     with pytest.raises(onnxlr.UsageError, match="--threads 9: this user may not have"):

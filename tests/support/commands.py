@@ -113,7 +113,7 @@ def start(
         "before": before,
         "session": session,
         "patches": {
-            "onnxlr.api.LIMITS": SHORT,
+            "onnxlr.api.functions.LIMITS": SHORT,
             "onnxlr.system.pool.usable_cores": partial(int, 1),  # no process helps, unless asked
             **(patches or {}),
         },

@@ -42,7 +42,8 @@ FEW = replace(
 
 def code_of(limits: Limits) -> str:
     """Statements that have these limits in another Python process, before its first run."""
-    return f"import onnxlr.api; from onnxlr.limits import Limits; onnxlr.api.LIMITS = {limits}"
+    home = "onnxlr.api.functions"
+    return f"import {home}; from onnxlr.limits import Limits; {home}.LIMITS = {limits}"
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def short_runs(cache: Path) -> Iterator[pytest.MonkeyPatch]:
     Fixtures that several tests share enter it themselves: those of a single test come later.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxlr.api.LIMITS", SHORT)
+        patch.setattr("onnxlr.api.functions.LIMITS", SHORT)
         patch.setenv("ONNXLR_CACHE", str(cache))
         patch.setenv(TRIAL_VARIABLE, "off")  # no process tries the models of the tests first
         patch.setattr("onnxlr.system.pool.usable_cores", lambda: 1)  # and none is started to help

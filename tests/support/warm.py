@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 MODULES = (
-    *("onnxlr.__main__", "onnxlr.cli.commands", "onnxlr.pipeline", "onnxlr_passes.svd"),
+    *("onnxlr.__main__", "onnxlr.cli.commands", "onnxlr.jobs.pipeline", "onnxlr_passes.svd"),
     *("joblib.externals.loky", "onnxruntime", "scipy.optimize"),
 )
 

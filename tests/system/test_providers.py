@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import onnxlr
-from onnxlr.arguments import parse_machine
+from onnxlr.api.arguments import parse_machine
 from onnxlr.errors import ModelError, RuntimeMissingError, UsageError
 from onnxlr.options import Options, command_of
 from onnxlr.system import providers

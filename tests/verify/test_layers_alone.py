@@ -59,7 +59,7 @@ def test_the_whole_model_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> Non
     def opened(*_: Any) -> None:
         raise AssertionError("the whole model was opened")
 
-    monkeypatch.setattr("onnxlr.pipeline.open_with_feeding", opened)
+    monkeypatch.setattr("onnxlr.jobs.pipeline.open_with_feeding", opened)
     monkeypatch.setattr("onnxlr.verify.layers_alone.model_of_values", opened)
     assert worst_of(network(), rank=4, max_drop=1).plan.replaced
 

@@ -4,11 +4,11 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from onnxlr.behind.step import Behind, Given, parse_behind
 from onnxlr.errors import UsageError
-from onnxlr.model.load import Source
+from onnxlr.model.load import Model, Source
 from onnxlr.options import Ingredient, Target, Verify
 from onnxlr.plan.plan import Plan
 from onnxlr.system.in_memory import Data
@@ -17,7 +17,6 @@ from onnxlr.system.providers import CPU, parse_libraries, parse_options, parse_p
 from onnxlr.system.session import Machine
 
 FileName = str | os.PathLike[str]
-Model = Any  # a path, bytes, a ModelProto, a Source, or a model that as_message knows
 
 
 def as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:

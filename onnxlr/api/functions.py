@@ -6,21 +6,21 @@ from pathlib import Path
 
 import onnx
 
-from onnxlr import arguments
-from onnxlr.arguments import FileName, Model
+from onnxlr.api import arguments
+from onnxlr.api.arguments import FileName
+from onnxlr.api.outputs import OutputNames, model_destination, optimize_to_files
 from onnxlr.behind.step import Given
 from onnxlr.decompose import parse_rank
-from onnxlr.inspection import Inspection, inspect_source
+from onnxlr.jobs.inspection import Inspection, inspect_source
+from onnxlr.jobs.pipeline import Result
+from onnxlr.jobs.replay import replay
 from onnxlr.limits import USUAL
 from onnxlr.methods.registry import choose_passes
 from onnxlr.model.destinations import check_external
-from onnxlr.model.load import load
+from onnxlr.model.load import Model, load
 from onnxlr.options import Options, command_of
-from onnxlr.outputs import OutputNames, model_destination, optimize_to_files
-from onnxlr.pipeline import Result
 from onnxlr.plan.plan import Plan
 from onnxlr.progress import Progress, Silent
-from onnxlr.replay import replay
 from onnxlr.system.in_memory import InMemory, SampleData, as_data
 
 LIMITS = USUAL  # the effort of every run

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from onnxlr import api, arguments
-from onnxlr.arguments import FileName, Model
-from onnxlr.comparison import Benchmark, Bounds, ModelComparison, bench_models, compare_models
-from onnxlr.headline import comparison_markdown
+from onnxlr.api import arguments, functions
+from onnxlr.api.arguments import FileName
+from onnxlr.jobs.comparison import Benchmark, Bounds, ModelComparison, bench_models, compare_models
+from onnxlr.jobs.headline import comparison_markdown
 from onnxlr.model.destinations import check_destination
+from onnxlr.model.load import Model
 from onnxlr.progress import Progress, Silent
 from onnxlr.system.files import write_text
 from onnxlr.system.in_memory import SampleData, as_data
@@ -75,7 +76,7 @@ def compare(
         metric=metric,
         shapes=arguments.as_tuple(shape),
         batch=batch,
-        limits=api.LIMITS,
+        limits=functions.LIMITS,
         seed=seed,
         bounds=bounds,
         progress=progress or Silent(),
@@ -128,7 +129,7 @@ def bench(
         data=as_data(data),
         shapes=arguments.as_tuple(shape),
         batch=batch,
-        limits=replace(api.LIMITS, timing_seconds=seconds, timing_seconds_least=seconds),
+        limits=replace(functions.LIMITS, timing_seconds=seconds, timing_seconds_least=seconds),
         seed=seed,
         progress=progress or Silent(),
     )

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxlr.arguments import Model
 from onnxlr.errors import UsageError
 from onnxlr.layers.macs import count_macs
 from onnxlr.limits import Limits
 from onnxlr.model.constants import count_params
-from onnxlr.model.load import Source, load
+from onnxlr.model.load import Model, Source, load
 from onnxlr.prepare.feeding import open_with_feeding
 from onnxlr.prepare.opening import open_after_trial, opening_words
 from onnxlr.prepare.prepared import prepare, simplified_model

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxlr.arguments import FileName, Model, path_of
+from onnxlr.api.arguments import FileName, path_of
 from onnxlr.errors import OutputError, UsageError
+from onnxlr.jobs.pipeline import Result, optimize
 from onnxlr.model.destinations import check_destination, check_distinct, check_external
-from onnxlr.model.load import Source, load
+from onnxlr.model.load import Model, Source, load
 from onnxlr.options import Options
-from onnxlr.pipeline import Result, optimize
 from onnxlr.progress import Progress
 from onnxlr.report.html import write_page
 from onnxlr.report.report import json_text

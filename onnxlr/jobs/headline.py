@@ -1,6 +1,6 @@
 """Two models before and after, as rows that the console prints and Markdown shows."""
 
-from onnxlr.comparison import ModelComparison
+from onnxlr.jobs.comparison import ModelComparison
 from onnxlr.report.report import Report, Size, where_words
 from onnxlr.types import ms_text
 from onnxlr.verify.fidelity import Fidelity, Quality
