@@ -144,6 +144,28 @@ def share_p_value(count: int, n: int, limit: float) -> float:
     return float(scipy.special.bdtr(float(count), n, limit)) if limit < 1 else 0.0
 
 
+def compared_p_value(values: Array, limit: float) -> float:
+    """The p-value of a normal test that a mean is below the limit: a half where it is the limit.
+
+    It holds for many samples, and for few of which none is far from the others.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+    limit : float
+
+    Examples
+    --------
+    >>> compared_p_value(np.array([0.0, 0.4]), 0.2)
+    0.5
+    """
+    gap = float(values.mean()) - limit
+    error = float(values.std()) / math.sqrt(len(values))
+    if error == 0:
+        return 0.5 if gap == 0 else float(gap > 0)
+    return float(scipy.special.ndtr(gap / error))
+
+
 def mean_p_value(values: Array, limit: float, confidence: float) -> float:
     """The p-value of a betting test that a mean of values between 0 and 1 is below the limit.
 

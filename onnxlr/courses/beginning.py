@@ -98,9 +98,12 @@ class Beginning:
         """Why the samples can't choose channels; None if they can, or channels are asked for."""
         if self.feeding is None or names_channels(self.options.methods):
             return None
-        limits, by_errors = self.options.limits, examination and examination.judge.kind == "errors"
-        count = len(self.feeding.choose)
-        least = limits.width_errors_least if by_errors else limits.width_samples_least
+        limits, kind = self.options.limits, examination and examination.judge.kind
+        count, least = len(self.feeding.choose), limits.width_samples_least
+        if kind == "errors":
+            least = limits.width_errors_least
+        elif kind == "differences":
+            least = limits.width_differences_least
         if count >= least:
             return None
         return (

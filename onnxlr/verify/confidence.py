@@ -14,12 +14,22 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
-from onnxlr.p_values import MOST_STAKE, mean_p_value, pairs_p_value, share_p_value
+from onnxlr.p_values import (
+    MOST_STAKE,
+    compared_p_value,
+    mean_p_value,
+    pairs_p_value,
+    share_p_value,
+)
 
 Kind = Literal["pairs", "shares", "errors", "differences"]
 Array = NDArray[np.float64]
 
 USUAL_CONFIDENCE = 0.95
+# Confidence up to which the mean of errors or differences is compared with the limit as it is: with
+# a test that is valid for every distribution, few samples show nothing even there.
+COMPARING = 0.55
+LEAST_CONFIDENCE = 0.5  # which every mean within the limit has
 # Nothing can be shown of errors without a bound on what one sample may lose. In their test a sample
 # counts at most as if its error were so many times the limit, which is the root of its loss.
 WORST_ERROR = 5.0
@@ -130,7 +140,7 @@ class Losses:
             return pairs_p_value(lost, won, n, limit, enough)
         if self.kind == "shares":
             return share_p_value(round(float(self.values.sum())), n, limit)
-        return mean_p_value(*self._unit(limit), confidence)
+        return _p_value(*self._unit(limit), confidence)
 
     def shows(self, limit: float, confidence: float) -> bool:
         """Whether the samples show, at this confidence, that the true loss is below the limit."""
@@ -162,7 +172,7 @@ class Losses:
 
         def possible(limit: float) -> bool:
             values, share = self._unit(limit)
-            return mean_p_value(1 - values, 1 - share, confidence) > _level(confidence)
+            return _p_value(1 - values, 1 - share, confidence) > _level(confidence)
 
         return _boundary(possible, 0.0, self.mean) if self.mean > 0 else 0.0
 
@@ -172,10 +182,11 @@ class Losses:
         if gap <= 0:
             return None
         if self.kind in ("pairs", "shares"):
-            noise = float(scipy.special.ndtri(confidence)) ** 2 * float(self.values.var())
             least = samples_needed(self.mean / self.scale, limit / self.scale, confidence)
-            return max(math.ceil(noise / gap**2), least)
+            return max(_normal_needed(self.values, gap, confidence), least)
         values, share = self._unit(limit / self.scale)
+        if confidence <= COMPARING:
+            return _normal_needed(values, share - float(values.mean()), confidence)
         stakes = np.linspace(0, MOST_STAKE / (1 - share), _STAKES)[1:]
         growth = float(np.log1p(np.outer(stakes, share - values)).mean(axis=1).max())
         return math.ceil(-math.log(1 - confidence) / growth) if growth > 0 else None
@@ -189,6 +200,19 @@ class Losses:
             return np.ones(len(self)), 0.0
         worst = WORST_ERROR**2 * limit**self.power
         return np.minimum(self.values / worst, 1.0), WORST_ERROR**-2
+
+
+def _p_value(values: Array, limit: float, confidence: float) -> float:
+    """The p-value that counts of a mean of values between 0 and 1."""
+    if confidence <= COMPARING:
+        return compared_p_value(values, limit)
+    return mean_p_value(values, limit, confidence)
+
+
+def _normal_needed(values: Array, gap: float, confidence: float) -> int:
+    """How many samples show that a mean is no more than so far above what it is on these."""
+    deviations = max(0.0, float(scipy.special.ndtri(confidence)))
+    return max(1, math.ceil(deviations**2 * float(values.var()) / gap**2))
 
 
 def _level(confidence: float) -> float:
@@ -248,11 +272,13 @@ def highest_confidence(kind: Kind, n: int, limit: float) -> float:
 
     It takes a model that loses no sample. Errors and differences are hardly ever nothing: of them
     it takes a model that loses half of the limit, of errors on every sample. Differences go both
-    ways, by some limits: without that no real model would be shown to hold it.
+    ways, by some limits: without that no real model would be shown to hold it. However few they
+    are, their mean can be compared.
     """
     exact = kind in ("pairs", "shares")
     values = np.full(n, 0.0 if exact else min(limit, 1.0) / 2)
     if kind == "differences":
         values += USUAL_DIFFERENCE * limit * (-1.0) ** np.arange(n)
     losses = Losses(kind, np.clip(values, -1.0, 1.0))
-    return 1 - losses.bounded(limit, kind).p_value(limit)
+    highest = 1 - losses.bounded(limit, kind).p_value(limit)
+    return highest if exact else max(highest, LEAST_CONFIDENCE)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from onnxlr.verify.confidence import (
+    COMPARING,
     USUAL_CONFIDENCE,
     Kind,
     Losses,
@@ -12,7 +13,6 @@ from onnxlr.verify.confidence import (
 from onnxlr.verify.defaults import MetricChoice
 from onnxlr.verify.fidelity import Quality
 
-_COMPARING = 0.55  # confidence below which a test says what the figure itself says
 _IN_POINTS = ("top1", "agreement")  # metrics that are told in percentage points
 
 
@@ -136,10 +136,7 @@ class Promise:
             return f"the limit is not tested: {self.untested}"
         at = f"at {self.confidence:.0%} confidence"
         if self.lowered:
-            return (
-                f"{self.samples:,} samples: within {self.limit_text} {at}; "
-                f"{self.enough():,} would do for {USUAL_CONFIDENCE:.0%}"
-            )
+            return f"{self.samples:,} samples: within {self.limit_text} {at}{self._reservation()}"
         if self.kind in ("pairs", "shares"):
             least = 1 - (1 - self.confidence) ** (1 / self.samples)
             return f"{self.samples:,} samples can show losses down to {self.text(least)} {at}"
@@ -151,13 +148,20 @@ class Promise:
             return f"not tested: {self.untested}"
         if quality is None or not self.shown_by(quality):
             return self.scope()
-        more = f"; {self.enough():,} would do for {USUAL_CONFIDENCE:.0%}" if self.lowered else ""
-        if self.named and self.confidence <= _COMPARING:
-            more = ", which is no more than comparing two numbers shows"
         return (
             f"{self.samples:,} samples: within {self.limit_text} at {self.confidence:.0%} "
-            f"confidence{more}"
+            f"confidence{self._reservation()}"
         )
+
+    def _reservation(self) -> str:
+        """What a low confidence is worth, and how many samples would do for the usual one."""
+        compares = self.kind in ("errors", "differences") or self.named
+        words = ""
+        if compares and self.confidence <= COMPARING:
+            words = ", which is no more than comparing two numbers shows"
+        if self.lowered:
+            words += f"; {self.enough():,} would do for {USUAL_CONFIDENCE:.0%}"
+        return words
 
     def enough(self) -> int:
         """How many samples would do for the usual confidence, of a model that loses hardly any."""
