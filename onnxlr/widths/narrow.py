@@ -255,10 +255,12 @@ def _cut_weight(
         outputs, inputs = loaded.shape[:2]
         small = Kernel(1, outputs, inputs, kernel.spatial, kernel.transposed)
         return small.store(loaded.astype(np.float64))
-    matrix = array if layer.uses[0].contracts_last else array.T
+    lead, stacked = array.shape[:-2], array.reshape(-1, array.shape[-1])  # of all directions
+    matrix = stacked if layer.uses[0].contracts_last else stacked.T
     if solved is not None:
         matrix = solved.weight
     elif columns is not None:
         matrix = matrix[:, columns]
     matrix = matrix if rows is None else matrix[rows]
-    return matrix if layer.uses[0].contracts_last else matrix.T
+    matrix = matrix if layer.uses[0].contracts_last else matrix.T
+    return matrix.reshape(*lead, -1, matrix.shape[-1])

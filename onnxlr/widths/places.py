@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from onnxlr.calibrate.statistics import Statistics
 from onnxlr.layers.kernel import kernel_of
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.operators import RECURRENT
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard
@@ -17,6 +18,8 @@ Mask = NDArray[np.bool_]
 def bias_place(use: Use) -> tuple[ir.Node, int] | None:
     """The node and the input where a bias of a layer is, or may be; None where there is none."""
     node = use.node
+    if node.op_type in RECURRENT:
+        return None  # it lies among the biases of all gates, beside those of the state
     if node.op_type != "MatMul":
         fixed = len(node.inputs) < 3 or node.inputs[2] is None or is_fixed(trace(node.inputs[2]))
         return (node, 2) if fixed else None
@@ -40,7 +43,8 @@ def column_mask(layer: Layer, stays: Mask) -> Mask:
 
 def looked_at(layer: Layer) -> bool:
     """Whether rows of a layer's inputs are those that its weight, outputs × inputs, multiplies."""
-    known = layer.kind == "conv" or (layer.kind == "matrix" and len(layer.shape) == 2)
+    plain = layer.kind == "matrix" and len(layer.shape) == 2
+    known = plain or layer.kind in ("conv", "projection")
     return known and all(use.x_shape is not None for use in layer.uses)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxlr.layers.kernel import kernel_of
+from onnxlr.layers.kernel import kernel_of, matrix_sides
 from onnxlr.layers.layer import Layer, Use
+from onnxlr.layers.operators import PROJECTING
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.attributes import float_attr, int_attr
 from onnxlr.model.constants import constant
@@ -17,6 +18,7 @@ _HEAVY: Mapping[str, tuple[str, ...]] = {
     "matrix": ("MatMul", "Gemm"),
     "conv": ("Conv",),
     "conv-transpose": ("ConvTranspose",),
+    "projection": PROJECTING,
 }
 
 
@@ -29,9 +31,12 @@ class Weights:
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self._uses: Mapping[ir.Node, tuple[Layer, Use]] = {
-            use.node: (layer, use) for layer in layers for use in layer.uses
-        }
+        self._uses: dict[ir.Node, tuple[Layer, Use]] = {}
+        for layer in layers:
+            for use in layer.uses:
+                # What meets the input of an operator with several weights decides.
+                if use.node not in self._uses or layer.kind == "projection":
+                    self._uses[use.node] = layer, use
         self._seen: dict[str, tuple[Channels | None, Channels | None]] = {}
 
     def visit(self, tracker: Tracker, node: ir.Node) -> bool:
@@ -47,7 +52,9 @@ class Weights:
         x = tracker.strand(use.x)
         others = [s for v, s in zip(node.inputs, strands, strict=True) if v is not use.x]
         tracker.refuse(others, f"read by {called(node)} beside its input")
-        if layer.convolves and layer.group > 1:
+        if layer.kind == "projection":
+            self._project(tracker, layer, use, x)
+        elif layer.convolves and layer.group > 1:
             self._pass_groups(tracker, layer, use, x)
         else:
             self._read_and_write(tracker, layer, use, x)
@@ -56,15 +63,18 @@ class Weights:
     def _refusal(self, layer: Layer, use: Use, graph: ir.Graph) -> str | None:
         """Why channels end at a layer."""
         node = use.node
-        if layer.kind not in ("matrix", "conv", "conv-transpose"):
+        if layer.kind not in ("matrix", "conv", "conv-transpose", "projection"):
             return f"read by {called(node)}, whose weights stay as they are"
         if layer.refusal is not None:
             return f"read by {called(node)}: {layer.refusal}"
         nodes = [u.node for u in layer.uses]
-        if any(n.graph is not graph or n.op_type not in _HEAVY[layer.kind] for n in nodes):
+        operators = _HEAVY[layer.kind]
+        if any(n.graph is not graph or n.op_type not in operators for n in nodes):
             return f"read by {called(node)}, whose weight has other uses in a body or as a table"
         if layer.weight.is_graph_input():
             return f"a caller may feed the weight of {called(node)}"
+        if layer.kind == "projection" and use.x_shape is None:
+            return f"{called(node)} has an input of unclear shape"
         if layer.kind != "matrix":
             return None
         if len(layer.shape) != 2 or use.slot != 1:
@@ -85,13 +95,7 @@ class Weights:
             assert use.y_shape is not None
             axis = len(use.y_shape) - 1
         before = self._seen.get(layer.name)
-        read = None
-        if x is not None and (x.axis != axis or len(x.channels) != inputs):
-            tracker.refuse([x], f"{called(node)} multiplies another axis of it")
-        elif x is not None:
-            read = x.channels
-            if before is None:
-                tracker.cuts.append(WeightCut(layer, use, "in", read))
+        read = self._read(tracker, layer, use, x, axis, inputs)
         written = tracker.fresh(outputs)
         if before is None:
             tracker.cuts.append(WeightCut(layer, use, "out", written))
@@ -101,6 +105,29 @@ class Weights:
         strand = Strand(axis, written)
         tracker.put(node.outputs[0], strand)
         self._bias(tracker, use, strand)
+
+    def _project(self, tracker: Tracker, layer: Layer, use: Use, x: Strand | None) -> None:
+        """A weight that reads channels, and whose operator makes something else of the product."""
+        assert use.x_shape is not None
+        before = self._seen.get(layer.name)
+        read = self._read(tracker, layer, use, x, len(use.x_shape) - 1, matrix_sides(layer)[2])
+        if before is None:
+            self._seen[layer.name] = read, None
+        else:
+            self._share(tracker, layer, before, (read, None))
+
+    def _read(
+        self, tracker: Tracker, layer: Layer, use: Use, x: Strand | None, axis: int, inputs: int
+    ) -> Channels | None:
+        """The channels that a weight reads, which the first of its uses cuts; None for none."""
+        if x is None:
+            return None
+        if x.axis != axis or len(x.channels) != inputs:
+            tracker.refuse([x], f"{called(use.node)} multiplies another axis of it")
+            return None
+        if layer.name not in self._seen:
+            tracker.cuts.append(WeightCut(layer, use, "in", x.channels))
+        return x.channels
 
     def _share(
         self,

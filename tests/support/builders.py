@@ -48,10 +48,13 @@ def make_model(
         [onnx.helper.make_tensor_value_info(n, _TYPES[dtype], None) for n in outputs],
         [onnx.numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
+    others = [item.domain for item in (*nodes, *functions) if item.domain]
     model = onnx.helper.make_model(
         graph,
-        opset_imports=[onnx.helper.make_opsetid("", opset)]
-        + [onnx.helper.make_opsetid(f.domain, 1) for f in functions],
+        opset_imports=[
+            onnx.helper.make_opsetid("", opset),
+            *(onnx.helper.make_opsetid(domain, 1) for domain in dict.fromkeys(others)),
+        ],
         functions=list(functions),
     )
     model.ir_version = ir_version

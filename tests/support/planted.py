@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxlr.layers.operators import GATES
 from tests.support.builders import Array, make_model, node
 
 CHANNELS = 12
@@ -72,6 +73,27 @@ class Plant:
         weight = self.constant(6, inputs, kernel, kernel, scale=0.3)
         self.weights[weight][:, offset + DEAD] = 0
         return self.op("Conv", x, weight, self.constant(6), pads=[kernel // 2] * 4)
+
+    def recurrent(self, x: str, cell: str, direction: str) -> str:
+        """A recurrent operator that reads the channels of each position, all but the dead one."""
+        count, hidden = 2 if direction == "bidirectional" else 1, 5
+        gates = GATES[cell] * hidden
+        weight, state = self.constant(count, gates, CHANNELS), self.constant(count, gates, hidden)
+        self.weights[weight][..., DEAD] = 0
+        bias = self.constant(count, 2 * gates)
+        rows = self._rows(x, [2, 0, 1])
+        return self.op(*(cell, rows, weight, state, bias), hidden_size=hidden, direction=direction)
+
+    def attention(self, x: str) -> str:
+        """ONNX Runtime's Attention, whose one weight projects the channels three times."""
+        weight = self.constant(CHANNELS, 24, scale=0.5)
+        self.weights[weight][DEAD] = 0
+        rows, bias = self._rows(x, [0, 2, 1]), self.constant(24)
+        return self.op(*("Attention", rows, weight, bias), domain="com.microsoft", num_heads=2)
+
+    def _rows(self, x: str, perm: list[int]) -> str:
+        flat = self.op("Reshape", x, self.store(np.array([2, CHANNELS, -1])))
+        return self.op("Transpose", flat, perm=perm)
 
     def model(self, *outputs: str) -> onnx.ModelProto:
         """The model so far."""

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxlr.layers.operators import GATES
 from onnxlr.model.load import load
 from onnxlr.prepare.prepared import prepare
 from onnxlr.widths.find import Widths
@@ -73,20 +74,28 @@ def test_an_output_keeps_its_channels() -> None:
     assert found(model).rows[0].refusal == "an output of the model"
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-def test_recurrent_layers_keep_what_they_read(cell: str) -> None:
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+@pytest.mark.parametrize("cell", sorted(GATES))
+def test_recurrent_layers_keep_their_states(cell: str) -> None:
+    """What they read may go; a state that channels are written into stays."""
+    gates = GATES[cell]
     rng = np.random.default_rng(0)
     weights = {
         "w": rng.standard_normal((6, 8)).astype(np.float32),
+        "v": rng.standard_normal((6, 5)).astype(np.float32),
         "i": rng.standard_normal((1, gates * 5, 8)).astype(np.float32),
         "r": rng.standard_normal((1, gates * 5, 5)).astype(np.float32),
     }
-    nodes = [node("MatMul", ["x", "w"], "h", "fc"), node(cell, ["h", "i", "r"], "y", hidden_size=5)]
-    model = make_model(nodes, {"x": (3, 2, 6)}, ["y"], weights)
-    assert [w.refusal for w in found(model).rows] == [
-        f"read by {cell} 'y', whose weights stay as they are"
+    nodes = [
+        node("MatMul", ["x", "w"], "h", "fc"),
+        node("ReduceMean", ["x"], "s", axes=[0]),
+        node("MatMul", ["s", "v"], "h0", "start"),
+        node(cell, ["h", "i", "r", "", "", "h0"], "y", hidden_size=5),
     ]
+    model = make_model(nodes, {"x": (3, 2, 6)}, ["y"], weights)
+    assert {w.name: w.refusal for w in found(model).rows} == {
+        "fc": None,
+        "start": f"read by {cell} 'y' beside its input",
+    }
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
