@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.settle import Selection
+from onnxlr.plan.verdicts import Verdicts
 from onnxlr.rewrite.builder import Built
 from onnxlr.system.session import Session
 from onnxlr.verify.fidelity import Quality
@@ -105,11 +106,11 @@ def compare_combined(
             files.append((what, session, both.nbytes, selection.quality))
         times = _times(evaluator, [session for _, session, _, _ in files])
     rows = tuple(
-        _row(evaluator, what, quality, nbytes, ms, times[0])
+        _row(selection.verdicts, what, quality, nbytes, ms, times[0])
         for (what, _, nbytes, quality), ms in zip(files, times, strict=True)
     )
     sized = evaluator.options.goal in ("params", "bytes")
-    verdict = best_of(finish.name, rows, evaluator.promise, sized=sized)
+    verdict = best_of(finish.name, rows, selection.verdicts.promise, sized=sized)
     return Combined(finish.name, rows, verdict)
 
 
@@ -121,7 +122,7 @@ def _times(evaluator: Evaluator, sessions: list[Session]) -> list[float] | list[
 
 
 def _row(
-    evaluator: Evaluator,
+    verdicts: Verdicts,
     what: str,
     quality: Quality | None,
     nbytes: int,
@@ -131,7 +132,7 @@ def _row(
     speedup = None if ms is None or before is None else before / ms
     if quality is None:
         return Combination(what, 0.0, (0.0, 0.0), ms, speedup, nbytes)
-    verdicts, promise = evaluator.verdicts, evaluator.promise
+    promise = verdicts.promise
     why = verdicts.why_outside_limit(quality) or verdicts.why_not_shown(quality)
     interval = None if promise is None else promise.interval(quality)
     return Combination(what, quality.drop, interval, ms, speedup, nbytes, why or "")

@@ -1,8 +1,8 @@
 """The ladder of models tested from the mild end on, and the last that holds what was promised."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluator
@@ -10,7 +10,7 @@ from onnxlr.plan.ladder import Ladder, Rung, why_too_slow
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Chosen, choices_of
-from onnxlr.plan.verdicts import put_back_reasons
+from onnxlr.plan.verdicts import Verdicts, put_back_reasons
 from onnxlr.prepare.samples import Samples
 from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Quality
@@ -54,6 +54,8 @@ class Selection:
         Of the chosen replacements that were timed, each alone.
     more_ms : mapping of str to float
         Milliseconds that they take more within the model, where that was measured.
+    verdicts : Verdicts
+        By which it was selected, with the promise that holds.
     refused : Refused or None
         The next bolder model, if it was tested and not handed over.
     """
@@ -66,6 +68,7 @@ class Selection:
     alternatives: Mapping[str, tuple[Alternative, ...]]
     times: Mapping[str, LayerTime]
     more_ms: Mapping[str, float]
+    verdicts: Verdicts
     refused: Refused | None = None
 
 
@@ -74,7 +77,8 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
 
     Models are tested from the mild end on, and the first that fails ends it (fixed-sequence
     testing: Angelopoulos et al. 2021, arXiv 2110.01052): so the confidence is the promised one for
-    all of them together. Of those that hold it, the boldest that is faster is handed over.
+    all of them together. Of those that hold it, the boldest that is faster is handed over. Where
+    not even the mildest holds what few samples can show of most models, means are compared.
 
     Parameters
     ----------
@@ -96,7 +100,13 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     judge = evaluator.judge
     if judge is None or evaluator.rival is None:
         return _selection(evaluator, proposal, proposal.chosen, None, None)
-    holding, refused = _tested(evaluator, ladder, examiner)
+    verdicts, qualities = evaluator.verdicts, _Qualities(evaluator, examiner)
+    holding, refused = _tested(evaluator, ladder, verdicts, qualities)
+    comparing = verdicts.comparing
+    if refused is not None and not holding and comparing is not None:
+        holding, next_refused = _tested(evaluator, ladder, comparing, qualities)
+        if holding:
+            verdicts, refused = comparing, next_refused
     reasons: dict[str, str] = {}
     if refused is not None:
         if evaluator.options.fraction is not None:
@@ -112,7 +122,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
         if why is None:
             return _selection(
                 *(evaluator, rung.proposal, rung.chosen, quality, speed),
-                *(reasons, rung.variant, refused),
+                *(reasons, rung.variant, refused, verdicts),
             )
         reasons |= put_back_reasons(rung.chosen, why)
     with evaluator.progress.stage("verify", None):
@@ -122,24 +132,44 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     return _selection(evaluator, proposal, {}, quality, speed, reasons, empty, refused)
 
 
+@dataclass(frozen=True)
+class _Qualities:
+    """Models of a ladder on the samples that test, each run on them once."""
+
+    evaluator: Evaluator
+    examiner: Judge | None
+    _known: dict[Hashable, Quality] = field(default_factory=dict)
+
+    def of(self, rung: Rung) -> Quality:
+        """The quality of a model; that on the samples that choose, where no others test.
+
+        Raises
+        ------
+        ModelError
+            If it fails on them.
+        """
+        if self.examiner is None:
+            return rung.quality
+        key = rung.variant.key
+        if key not in self._known:
+            session = self.evaluator.open(self.evaluator.builder.build(rung.variant))
+            self._known[key] = self.examiner.judge(session, key)
+        return self._known[key]
+
+
 def _tested(
-    evaluator: Evaluator, ladder: Ladder, examiner: Judge | None
+    evaluator: Evaluator, ladder: Ladder, verdicts: Verdicts, qualities: _Qualities
 ) -> tuple[list[tuple[Rung, Quality]], Refused | None]:
     """The models that hold the promise, from the mild end on, and the first that doesn't."""
     holding: list[tuple[Rung, Quality]] = []
     with evaluator.progress.stage("test", len(ladder.rungs)) as step:
         for rung in ladder.rungs:
             step(f"{len(rung.chosen)} replaced layers")
-            quality = rung.quality
-            if examiner is not None:
-                try:
-                    built = evaluator.builder.build(rung.variant)
-                    quality = examiner.judge(evaluator.open(built), rung.variant.key)
-                except ModelError as error:
-                    return holding, Refused(rung, quality, str(error))
-            why = evaluator.verdicts.why_outside_limit(quality) or evaluator.verdicts.why_not_shown(
-                quality
-            )
+            try:
+                quality = qualities.of(rung)
+            except ModelError as error:
+                return holding, Refused(rung, rung.quality, str(error))
+            why = verdicts.why_outside_limit(quality) or verdicts.why_not_shown(quality)
             if why is not None:
                 return holding, Refused(rung, quality, why)
             holding.append((rung, quality))
@@ -179,6 +209,7 @@ def _selection(
     put_back: Mapping[str, str] | None = None,
     variant: Variant | None = None,
     refused: Refused | None = None,
+    verdicts: Verdicts | None = None,
 ) -> Selection:
     layers = evaluator.prepared.layers
     reasons = {**proposal.reasons, **(put_back or {})}
@@ -200,5 +231,6 @@ def _selection(
             and (time := proposal.time(layer, chosen[layer.name])) is not None
         },
         proposal.more_ms,
+        verdicts or evaluator.verdicts,
         refused,
     )

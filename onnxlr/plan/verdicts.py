@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxlr.rewrite.builder import why_grown
 from onnxlr.verify.fidelity import Quality
@@ -38,6 +38,12 @@ class Verdicts:
     def is_tested(self) -> bool:
         """Whether samples that nothing was chosen by have to show that the limit holds."""
         return self.promise is not None and self.promise.tested
+
+    @property
+    def comparing(self) -> "Verdicts | None":
+        """The same by a promise of the least confidence; None where that isn't another one."""
+        promise = None if self.promise is None else self.promise.comparing
+        return None if promise is None else replace(self, promise=promise)
 
     @property
     def by_classes(self) -> bool:

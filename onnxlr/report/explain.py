@@ -217,7 +217,7 @@ class Outcome:
             (*notes_of(self.evaluator, selection, self.table, plan), *map(unused_note, unused)),
             self._spectra() if self.options.report is not None else (),
             self._circumstances(plan),
-            self.evaluator.promise,
+            selection.verdicts.promise,
             self._parts(),
             self.frontier,
             self.width_plan.decisions,

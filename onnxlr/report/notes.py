@@ -57,7 +57,7 @@ def notes_of(
 
 def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
     """What stands between this result and the next bolder model."""
-    refused, promise = selection.refused, evaluator.promise
+    refused, promise = selection.refused, selection.verdicts.promise
     if refused is None or promise is None:
         return []
     variant = refused.rung.variant

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from onnxlr.verify.confidence import (
     COMPARING,
+    LEAST_CONFIDENCE,
     USUAL_CONFIDENCE,
     Kind,
     Losses,
@@ -62,6 +63,18 @@ class Promise:
     def lowered(self) -> bool:
         """Whether the samples are too few for the usual confidence."""
         return self.tested and not self.named and self.confidence < USUAL_CONFIDENCE
+
+    @property
+    def comparing(self) -> "Promise | None":
+        """The same at the least confidence there is, where the user named none; None if it is that.
+
+        The confidence that few samples can show is that of a usual model. If the models there are
+        scatter more, their means can still be compared.
+        """
+        means = self.kind in ("errors", "differences")
+        if not (self.lowered and means and self.confidence > LEAST_CONFIDENCE):
+            return None
+        return replace(self, confidence=LEAST_CONFIDENCE)
 
     def shown_by(self, quality: Quality) -> bool:
         """Whether the samples of a quality show that the limit holds; always, if not tested."""

@@ -345,6 +345,30 @@ def test_a_metric_of_the_user_s(
     assert len(result.report.replaced) > 0
 
 
+def test_few_samples_of_a_graded_metric_are_compared_at_last(
+    again: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they could show of most models, they show of none of these: then means decide."""
+    give = "(1 / (1 + np.abs(y[:, 0] - D['x'][:, 0])))[:60]"
+    (tmp_path / "graded.py").write_text(METRIC.format(data=str(again.data), give=give))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "onnxlr.verify.promise.highest_confidence", lambda _, n, __: 0.949 if n < 40 else 0.99
+    )
+    arguments = {"data": again.data, "metric": "graded:both", "max_drop": 0.002, **COUNTED}
+    arguments["without"] = ["sequential", "widths"]
+    result = onnxlr.optimize(again.model, **arguments)
+    metric = result.report.to_dict()["metric"]
+    assert result.report.claim.startswith(
+        "30 samples: within 0.002 at 50% confidence, which is no more than comparing two numbers"
+    )
+    assert metric["confidence"] == 0.5
+    assert metric["loss"] <= 0.002
+    assert len(result.report.replaced) > 0
+    named = onnxlr.optimize(again.model, confidence=0.949, **arguments)
+    assert not named.report.replaced
+
+
 def test_without_samples_nothing_is_tested(case: Case) -> None:
     result = onnxlr.optimize(case.model, measure=False)
     assert result.report.claim.startswith("not tested: there are no samples")

@@ -10,7 +10,8 @@ from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.ladder import Ladder, Rung
 from onnxlr.plan.proposal import Proposal
-from onnxlr.plan.settle import _tested
+from onnxlr.plan.settle import _Qualities, _tested
+from onnxlr.plan.verdicts import Verdicts
 from onnxlr.progress import Silent
 from onnxlr.rewrite.variant import Variant
 from onnxlr.verify.fidelity import Fidelity, Quality
@@ -48,11 +49,15 @@ def outcome(losses: list[float | str], *, limit: float = 0.01) -> tuple[list[flo
         progress=Silent(),
         builder=SimpleNamespace(build=lambda variant: variant.sequential),
         open=lambda built: built,
-        verdicts=SimpleNamespace(why_outside_limit=lambda _: None, why_not_shown=why),
     )
-    examiner = cast(Judge, SimpleNamespace(judge=judge))
-    holding, refused = _tested(cast(Evaluator, evaluator), ladder(len(losses)), examiner)
+    verdicts = SimpleNamespace(why_outside_limit=lambda _: None, why_not_shown=why)
+    arguments = cast(Evaluator, evaluator), ladder(len(losses)), cast(Verdicts, verdicts)
+    qualities = _Qualities(arguments[0], cast(Judge, SimpleNamespace(judge=judge)))
+    holding, refused = _tested(*arguments, qualities)
     assert asked == list(range(len(holding) + (refused is not None)))  # and none after that
+    asked.clear()
+    assert _tested(*arguments, qualities)[0] == holding  # by what is known of them
+    assert asked == [i for i in range(len(losses)) if losses[i] == "refused by the runtime"]
     at = None if refused is None else refused.rung.variant.sequential
     return [round(q.drop, 6) for _, q in holding], at
 

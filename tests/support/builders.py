@@ -48,7 +48,8 @@ def make_model(
         [onnx.helper.make_tensor_value_info(n, _TYPES[dtype], None) for n in outputs],
         [onnx.numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
-    others = [item.domain for item in (*nodes, *functions) if item.domain]
+    items: list[Any] = [*nodes, *functions]
+    others = [item.domain for item in items if item.domain]
     model = onnx.helper.make_model(
         graph,
         opset_imports=[
