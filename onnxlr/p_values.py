@@ -16,7 +16,7 @@ _FIRST_VARIANCE = 1e-2  # of losses scaled to 0 … 1, before the first sample
 
 
 @lru_cache(maxsize=4096)
-def pairs_p_value(lost: int, won: int, n: int, limit: float, enough: float = 1.0) -> float:
+def pairs_p_value(lost: int, won: int, n: int, limit: float) -> float:
     """The p-value of an exact test of paired right and wrong answers.
 
     The hypothesis is that the share of lost samples exceeds that of won ones by the limit or more.
@@ -30,8 +30,6 @@ def pairs_p_value(lost: int, won: int, n: int, limit: float, enough: float = 1.0
         Samples that were right and are wrong, were wrong and are right, and all.
     limit : float
         Between -1 and 1.
-    enough : float
-        What the result is to be compared with: of one that is larger, it only matters that it is.
 
     Examples
     --------
@@ -42,9 +40,7 @@ def pairs_p_value(lost: int, won: int, n: int, limit: float, enough: float = 1.0
         return 0.0
     if limit <= -1:
         return 1.0
-    changed = np.arange(n + 1)
     observed = float(_score(np.array(float(lost)), np.array(float(won)), n, limit))
-    most_lost = _most_lost(changed, n, limit, observed + 1e-9)
     low, high = _share_interval(lost + won, n)
     least = max(0.0, -limit)
     won_shares = np.linspace(
@@ -52,15 +48,8 @@ def pairs_p_value(lost: int, won: int, n: int, limit: float, enough: float = 1.0
         max(least, min((1 - limit) / 2, (high - limit) / 2)),
         _NUISANCE_STEPS,
     )
-    ways = _log_binomials(n)
-    largest = 0.0
-    # The largest is mostly near the share that was seen.
-    seen = (lost + won) / n
-    for share in sorted(won_shares.tolist(), key=lambda s: abs(2 * s + limit - seen)):
-        largest = max(largest, _probability(ways, most_lost, n, share, limit))
-        if _OUTLIER_LEVEL + largest > enough:
-            break
-    return min(1.0, _OUTLIER_LEVEL + largest)
+    probabilities = _probabilities(n, limit, observed + 1e-9, won_shares)
+    return min(1.0, _OUTLIER_LEVEL + float(probabilities.max()))
 
 
 @lru_cache(maxsize=8)
@@ -100,21 +89,22 @@ def _most_lost(changed: NDArray[np.intp], n: int, limit: float, observed: float)
     return low
 
 
-def _probability(ways: Array, most_lost: Array, n: int, won_share: float, limit: float) -> float:
-    """Probability of at most so many lost samples, whatever the number of changed ones is."""
-    share = min(2 * won_share + limit, 1.0)
-    if share <= 0:
-        return float(most_lost[0] >= 0)
-    width = 8 * math.sqrt(n * share * (1 - share)) + 40
-    first, last = max(0, int(n * share - width)), min(n, int(n * share + width)) + 1
-    counts, bounds = np.arange(first, last), most_lost[first:last]
+def _probabilities(n: int, limit: float, observed: float, won_shares: Array) -> Array:
+    """Probability of no larger a score than observed, for each share of won samples."""
+    shares = np.clip(2 * won_shares + limit, 0.0, 1.0)[:, None]  # of changed samples
+    reach = 8 * np.sqrt(n * shares * (1 - shares)) + 40  # beyond it nothing counts
+    first = max(0, int((n * shares - reach).min()))
+    last = min(n, int((n * shares + reach).max())) + 1
+    counts = np.arange(first, last)
+    bounds = _most_lost(counts, n, limit, observed)
     weights = np.exp(
-        ways[first:last]
-        + scipy.special.xlogy(counts, share)
-        + scipy.special.xlog1py(n - counts, -share)
+        _log_binomials(n)[first:last]
+        + scipy.special.xlogy(counts, shares)
+        + scipy.special.xlog1py(n - counts, -shares)
     )
-    inside = scipy.special.bdtr(np.maximum(bounds, 0.0), counts, (won_share + limit) / share)
-    return float(np.sum(weights * np.where(bounds < 0, 0.0, inside)))
+    lost_shares = np.clip((won_shares + limit)[:, None] / np.maximum(shares, 1e-300), 0.0, 1.0)
+    inside = scipy.special.bdtr(np.maximum(bounds, 0.0), counts, lost_shares)
+    return np.asarray((weights * np.where(bounds < 0, 0.0, inside)).sum(axis=1))
 
 
 def _share_interval(count: int, n: int) -> tuple[float, float]:

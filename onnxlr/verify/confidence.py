@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import scipy.optimize
 import scipy.special
 from numpy.typing import NDArray
 
@@ -120,9 +121,7 @@ class Losses:
         reach = min(1.0, max(limits, WORST_DIFFERENCE * largest))
         return replace(self, kind="differences", reach=reach)
 
-    def p_value(
-        self, limit: float, confidence: float = USUAL_CONFIDENCE, enough: float = 1.0
-    ) -> float:
+    def p_value(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> float:
         """Probability of so small a loss, at most, where the true loss is the limit or more.
 
         Parameters
@@ -131,26 +130,23 @@ class Losses:
         confidence : float
             What the bets on ``errors`` and ``differences`` are laid out for. The result is valid
             for any; the one that counts makes it most powerful.
-        enough : float
-            Of a larger result it only matters that it is larger.
         """
         n, limit = len(self), limit / self.scale
         if self.kind == "pairs":
             lost, won = (int(np.count_nonzero(self.values == sign)) for sign in (1, -1))
-            return pairs_p_value(lost, won, n, limit, enough)
+            return pairs_p_value(lost, won, n, limit)
         if self.kind == "shares":
             return share_p_value(round(float(self.values.sum())), n, limit)
         return _p_value(*self._unit(limit), confidence)
 
     def shows(self, limit: float, confidence: float) -> bool:
         """Whether the samples show, at this confidence, that the true loss is below the limit."""
-        level = _level(confidence)
-        return self.p_value(limit, confidence, enough=level) <= level
+        return self.p_value(limit, confidence) <= _level(confidence)
 
     def at_most(self, confidence: float) -> float:
         """The least limit that the samples show; infinity if they show none."""
         return self.scale * _boundary(
-            lambda limit: self.shows(self.scale * limit, confidence),
+            lambda limit: _excess(self.p_value(self.scale * limit, confidence), confidence),
             self.mean / self.scale,
             math.inf if self.kind == "errors" else 1.0,
             max(_PRECISION, self._first_step),
@@ -170,9 +166,9 @@ class Losses:
         if self.kind != "errors":
             return -replace(self, values=-self.values).at_most(confidence)
 
-        def possible(limit: float) -> bool:
+        def possible(limit: float) -> float:
             values, share = self._unit(limit)
-            return _p_value(1 - values, 1 - share, confidence) > _level(confidence)
+            return -_excess(_p_value(1 - values, 1 - share, confidence), confidence)
 
         return _boundary(possible, 0.0, self.mean) if self.mean > 0 else 0.0
 
@@ -220,24 +216,31 @@ def _level(confidence: float) -> float:
     return (1 - confidence) * (1 + 1e-9)
 
 
+def _excess(p_value: float, confidence: float) -> float:
+    """How far a p-value is above the largest that shows something, in standard deviations."""
+    probabilities = np.clip([p_value, _level(confidence)], 1e-15, 1 - 1e-15)
+    above, level = scipy.special.ndtri(probabilities)
+    return float(above - level)
+
+
 def _boundary(
-    holds: Callable[[float], bool], low: float, high: float, step: float = math.inf
+    excess: Callable[[float], float], low: float, high: float, step: float = math.inf
 ) -> float:
-    """The least value from which on a statement holds; the upper end where it never does.
+    """The least value from which on a falling function is below 0; the upper end if it never is.
 
     With a step it is looked for in ever larger steps from the lower end on.
     """
     while low + step < min(high, _FARTHEST):
-        if holds(low + step):
+        if excess(low + step) <= 0:
             high = low + step
             break
         low, step = low + step, 2 * step
-    if math.isinf(high):
+    if math.isinf(high) or excess(high) > 0:
         return high
-    while high - low > _PRECISION * max(abs(low), abs(high), 0.01):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    if excess(low) <= 0:
+        return low
+    precision = _PRECISION * max(abs(low), abs(high), 0.01) / 2
+    return min(high, float(scipy.optimize.brentq(excess, low, high, xtol=precision)) + precision)
 
 
 def samples_needed(share: float, limit: float, confidence: float) -> int:
