@@ -58,7 +58,7 @@ class Limits:
     building_seconds : float
         Time for putting the models of sequential correction together; where it takes longer,
         nothing is corrected.
-    width_samples_least, width_differences_least, width_errors_least : int
+    width_samples_least, width_graded_least : int
         Samples that choose, below which widths aren't narrowed unasked: with few of them a model
         looks good that isn't, and channels that are gone can't be put back one by one. Fewer do
         where each has an error of its own, or may be right in part, and not only right or wrong.
@@ -107,8 +107,7 @@ class Limits:
     sequence_seconds: float = 120.0
     building_seconds: float = 600.0
     width_samples_least: int = 64
-    width_differences_least: int = 16
-    width_errors_least: int = 8
+    width_graded_least: int = 8
     probe_samples: int = 64
     probe_samples_least: int = 24
     probe_seconds: float = 0.5

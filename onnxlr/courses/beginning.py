@@ -99,11 +99,9 @@ class Beginning:
         if self.feeding is None or names_channels(self.options.methods):
             return None
         limits, kind = self.options.limits, examination and examination.judge.kind
-        count, least = len(self.feeding.choose), limits.width_samples_least
-        if kind == "errors":
-            least = limits.width_errors_least
-        elif kind == "differences":
-            least = limits.width_differences_least
+        graded = kind in ("errors", "differences")
+        count = len(self.feeding.choose)
+        least = limits.width_graded_least if graded else limits.width_samples_least
         if count >= least:
             return None
         return (

@@ -159,7 +159,9 @@ class Judge:
             values = self._values_before(self.user)
             if values.ndim == 0:
                 return None
-            return "pairs" if bool(np.isin(values, (0.0, 1.0)).all()) else "differences"
+            whole = bool(np.isin(values, (0.0, 1.0)).all())
+            graded = not whole or self.user.is_graded(self._begun(self._original))
+            return "differences" if graded else "pairs"
         if self.metric == "top1":
             return "pairs"
         if self.metric == "agreement" and self._classes.one_answer:

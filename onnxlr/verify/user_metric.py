@@ -1,8 +1,9 @@
 """Metrics that are the user's functions: imported, called, and what they give is checked."""
 
+import warnings
 from collections.abc import Hashable
 from copy import copy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from onnxlr.system.user_function import foreign_call, import_function
 
 Part = Literal["choose", "test"]
 
-_SPLIT = 0  # seed of the halves of a metric's samples
+_SPLIT = 0  # seed of the halves of a metric's samples, and of noise
+_BLUR = 0.25  # of an output's standard deviation: that of the noise which shows what losses may be
 
 
 class UserMetric:
@@ -39,6 +41,7 @@ class UserMetric:
         self.name, self._part = text, part
         self._function = import_function(text, "--metric")
         self._values: dict[Hashable, NDArray[np.float64]] = {}
+        self._graded: bool | None = None
         self.samples = 0  # of both parts, as soon as it was called
 
     @property
@@ -74,6 +77,24 @@ class UserMetric:
                 self._values[model] = values
         return values if values.ndim == 0 or self._part is None else self._half(values)
 
+    def is_graded(self, session: Session) -> bool:
+        """Whether samples may be right in part, or may lose less than all.
+
+        A function that compares with the original gives 1 for every sample of it, whatever it would
+        give for others. So it is asked once what it makes of the original with blurred outputs.
+        """
+        if self._graded is None:
+            try:
+                with foreign_call(), warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")
+                    values = np.asarray(self._function(_Blurred(session.raw)), dtype=np.float64)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # it asks for more than it was shown, or can't read such outputs
+                values = np.zeros(0)
+            self._graded = bool((np.isfinite(values) & ~np.isin(values, (0.0, 1.0))).any())
+        return self._graded
+
     def _measured(self, session: Session) -> NDArray[np.float64]:
         """What it gives for all of its samples, or as one number."""
         try:
@@ -101,3 +122,23 @@ class UserMetric:
         order = np.random.default_rng(_SPLIT).permutation(len(values))
         half = len(order) // 2
         return values[order[:half] if self._part == "choose" else order[half:]]
+
+
+class _Blurred:
+    """A session of ONNX Runtime whose outputs of numbers are noisy; all else is the session's."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._rng = raw, np.random.default_rng(_SPLIT)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def run(self, *arguments: Any, **named: Any) -> list[Any]:
+        """What the session gives, with noise on it."""
+        return [self._noisy(y) for y in self._raw.run(*arguments, **named)]
+
+    def _noisy(self, y: Any) -> Any:
+        if not isinstance(y, np.ndarray) or y.dtype.kind != "f":
+            return y
+        noise = self._rng.standard_normal(y.shape)
+        return (y + _BLUR * np.nan_to_num(y.std()) * noise).astype(y.dtype)

@@ -283,6 +283,43 @@ def test_a_model_that_chose_is_not_measured_anew_to_be_tested(
     assert module.calls == 5
 
 
+COMPARING = """
+import numpy as np
+X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+BEFORE = X @ np.load({weight!r})
+def outputs(session):
+    return np.concatenate([session.run(None, {{"x": x[None]}})[0] for x in X])
+def close(session):
+    return 1 / (1 + np.abs(outputs(session) - BEFORE).mean(axis=1).round(4))
+def same(session):
+    return outputs(session).argmax(axis=1) == BEFORE.argmax(axis=1)
+def strict(session):
+    assert type(session).__name__ == "InferenceSession"
+    return close(session)
+def bound(session):
+    binding = session.io_binding()
+    return np.ones(len(X)) if binding is not None else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [("close", "differences"), ("same", "pairs"), ("strict", "pairs"), ("bound", "pairs")],
+)
+def test_whether_samples_may_be_right_in_part_is_found_out(
+    function: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Compared with itself, the original has only ones by any of them."""
+    np.save(tmp_path / "w.npy", W)
+    name = f"comparing_{function}"
+    (tmp_path / f"{name}.py").write_text(COMPARING.format(weight=str(tmp_path / "w.npy")))
+    monkeypatch.chdir(tmp_path)
+    judge = Judge(session(W), [{"x": X}], UserMetric(f"{name}:{function}", "choose"))
+    assert judge.kind == kind
+    quality = judge.judge(session(W))
+    assert quality.original == quality.optimized == 1.0
+
+
 def test_what_a_metric_needs_is_said() -> None:
     with pytest.raises(DataError, match="top1 needs labels"):
         Judge(session(W), [{"x": X}], "top1")
