@@ -58,6 +58,10 @@ class Courses:
     ladder: Ladder
 
 
+# Loss by the relative error of the outputs, at least: where nothing is lost on these samples, what
+# is closer to the original is the milder all the same, by however little it is.
+_LEAST_SLOPE, _TIE = 1e-3, 1e-6
+
 Begin = Callable[[Narrowing], Base]
 
 
@@ -202,7 +206,8 @@ def _risks(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
     Where classes are judged, it is how far their probabilities moved: on few samples the share of
     right ones moves in steps and by luck, and of many models the luckiest would seem the mildest.
     Elsewhere it is the loss on these samples, drawn to what models as far from the original lose,
-    the more so the less sure it is (Efron & Morris 1973, JASA 68:117).
+    the more so the less sure it is (Efron & Morris 1973, JASA 68:117). A gain is taken for luck:
+    else what is farthest from the original would be thought the best where a few samples gain.
     """
     qualities = [rung.quality for rung in rungs]
     divergences = [q.fidelity.divergence for q in qualities]
@@ -211,14 +216,15 @@ def _risks(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
         if len(known) == len(rungs):
             return known
     apart = np.array([q.fidelity.rel_error for q in qualities])
-    drops = np.array([q.drop for q in qualities])
+    drops = np.array([max(q.drop, 0.0) for q in qualities])
     if not all(q.losses for q in qualities):
         return [float(risk) for risk in drops + apart]
     noise = np.array([max(item.noise for item in q.losses) for q in qualities]) ** 2
-    usual = apart * float(apart @ drops) / max(float(apart @ apart), 1e-300)
+    slope = float(apart @ drops) / max(float(apart @ apart), 1e-300)
+    usual = apart * max(slope, _LEAST_SLOPE)
     spread = max(float(np.mean((drops - usual) ** 2 - noise)), 0.0)
     drawn = noise / np.maximum(noise + spread, 1e-300)
-    return [float(risk) for risk in drops + drawn * (usual - drops)]
+    return [float(risk) for risk in drops + drawn * (usual - drops) + _TIE * apart]
 
 
 def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int]]:

@@ -85,6 +85,17 @@ def test_elsewhere_a_loss_counts_as_far_as_it_is_sure(samples: int, weight: floa
     assert course._risks(evaluator(), rungs)[1] < risks[2]
 
 
+def test_what_gains_by_luck_is_not_milder_than_what_is_closer() -> None:
+    """One of 25 pages gained more by ever bolder models, which lost more of others."""
+    rng = np.random.default_rng(0)
+    rungs = [
+        replace(rung(drop, 0.5, apart=far), evaluation=judged(drop, far, 25, rng))
+        for drop, far in ((0.0, 0.1), (-0.016, 0.3), (-0.016, 0.4), (0.0, 0.0))
+    ]
+    risks = course._risks(evaluator(), rungs)
+    assert list(np.argsort(risks)) == [3, 0, 1, 2]
+
+
 def judged(drop: float, apart: float, samples: int, rng: np.random.Generator) -> Evaluation:
     """What so many samples tell, whose losses have a standard deviation of 0.1."""
     values = drop + 0.1 * rng.permutation(np.repeat([-1.0, 1.0], max(1, samples // 2)))
