@@ -145,8 +145,11 @@ def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) 
     if sum(bool(ladder.rungs) for _, ladder in begun) > 1:
         rungs = [ladder.rungs for _, ladder in begun]
         saved = [1 - _costs(evaluator, models)[-1][0] if models else 0.0 for models in rungs]
+    promise = evaluator.promise
+    # With few samples the boldest mostly fail, and what is handed over is a milder model.
+    least = 0.0 if promise is not None and promise.lowered else _BEHIND * max(saved)
     return [
-        with_others(searched, ladder) if share >= _BEHIND * max(saved) else ladder
+        with_others(searched, ladder) if share >= least else ladder
         for share, (searched, ladder) in zip(saved, begun, strict=True)
     ]
 

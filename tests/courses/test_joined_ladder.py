@@ -110,11 +110,20 @@ def classes(loss: float, divergence: float) -> Rung:
 
 
 @pytest.mark.parametrize(
-    ("shares", "completed"),
-    [((0.5, 0.55), (0, 1)), ((0.5, 0.65), (0,)), ((0.65, 0.5), (1,)), ((0.9, None), (0, 1))],
+    ("shares", "lowered", "completed"),
+    [
+        ((0.5, 0.55), False, (0, 1)),
+        ((0.5, 0.65), False, (0,)),
+        ((0.5, 0.65), True, (0, 1)),  # few samples test: the milder models are what counts
+        ((0.65, 0.5), False, (1,)),
+        ((0.9, None), False, (0, 1)),
+    ],
 )
 def test_a_course_that_is_far_behind_has_no_milder_models_built(
-    monkeypatch: pytest.MonkeyPatch, shares: tuple[float | None, ...], completed: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch,
+    shares: tuple[float | None, ...],
+    lowered: bool,
+    completed: tuple[int, ...],
 ) -> None:
     monkeypatch.setattr(course, "_costs", lambda _, rungs: [cost(r) for r in rungs])
     monkeypatch.setattr(
@@ -124,7 +133,9 @@ def test_a_course_that_is_far_behind_has_no_milder_models_built(
         (evaluator(), Ladder(NOTHING, () if share is None else (rung(0.01, share),)))
         for share in shares
     ]
-    ladders = course._completed(evaluator(), begun)
+    searched = evaluator()
+    cast(Any, searched).promise = SimpleNamespace(lowered=lowered)
+    ladders = course._completed(searched, begun)
     longer = [len(a.rungs) > len(b.rungs) for a, (_, b) in zip(ladders, begun, strict=True)]
     assert tuple(np.flatnonzero(longer)) == completed
 
