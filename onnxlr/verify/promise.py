@@ -121,7 +121,12 @@ class Promise:
     @property
     def interval_confidence(self) -> float:
         """At which the ends of intervals hold, each by itself."""
-        return self.confidence if self.tested else USUAL_CONFIDENCE
+        return self.confidence if self.tested and not self._compares else USUAL_CONFIDENCE
+
+    @property
+    def _compares(self) -> bool:
+        """Whether means are compared as they are, so that bounds of them would be the means."""
+        return self.kind in ("errors", "differences") and self.confidence <= COMPARING
 
     def text(self, loss: float) -> str:
         """A loss in words."""
@@ -168,9 +173,8 @@ class Promise:
 
     def _reservation(self) -> str:
         """What a low confidence is worth, and how many samples would do for the usual one."""
-        compares = self.kind in ("errors", "differences") or self.named
         words = ""
-        if compares and self.confidence <= COMPARING:
+        if self._compares or (self.named and self.confidence <= COMPARING):
             words = ", which is no more than comparing two numbers shows"
         if self.lowered:
             words += f"; {self.enough():,} would do for {USUAL_CONFIDENCE:.0%}"

@@ -364,6 +364,8 @@ def test_few_samples_of_a_graded_metric_are_compared_at_last(
     )
     assert metric["confidence"] == 0.5
     assert metric["loss"] <= 0.002
+    low, high = metric["interval"]  # at 95%: at a half both ends would be the loss
+    assert low < metric["loss"] < high
     assert len(result.report.replaced) > 0
     named = onnxlr.optimize(again.model, confidence=0.949, **arguments)
     assert not named.report.replaced
