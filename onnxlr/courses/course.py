@@ -147,7 +147,7 @@ def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) 
         saved = [1 - _costs(evaluator, models)[-1][0] if models else 0.0 for models in rungs]
     promise = evaluator.promise
     # With few samples the boldest mostly fail, and what is handed over is a milder model.
-    least = 0.0 if promise is not None and promise.lowered else _BEHIND * max(saved)
+    least = 0.0 if promise is not None and promise.lowered else _BEHIND * max(saved, default=0.0)
     return [
         with_others(searched, ladder) if share >= least else ladder
         for share, (searched, ladder) in zip(saved, begun, strict=True)

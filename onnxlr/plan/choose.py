@@ -60,7 +60,7 @@ def propose(
             named,
             chosen=searched.chosen or (named.chosen if evaluator.verdicts.is_tested else {}),
             reasons={**named.reasons, **searched.refused},
-            sets=partial(_nested, named.chosen),
+            sets=partial(_nested, evaluator, named.chosen),
         )
     assert table is not None
     tradeoff = _weighed(evaluator, fits, evaluator.judge, table)
@@ -162,9 +162,17 @@ def _verdict(evaluator: Evaluator, chosen: Mapping[str, Candidate]) -> str | Non
         return str(error)
 
 
-def _nested(chosen: Chosen, names: Set[str]) -> list[Chosen]:
+def _nested(evaluator: Evaluator, chosen: Chosen, names: Set[str]) -> list[Chosen]:
     """Parts of a set, each twice as large as the one before: the layers with the least errors."""
-    order = sorted(names & chosen.keys(), key=lambda name: chosen[name].error)
+    factorizer = evaluator.factorizer
+    variant = factorizer.variant(choices_of(chosen))
+
+    def error(name: str) -> float:
+        layer = evaluator.prepared.layer(name)
+        of_output = variant.output_error(layer, factorizer.statistics.get(name))
+        return variant.weight_error(layer) if of_output is None else of_output
+
+    order = sorted((name for name in chosen if name in names), key=error)
     sizes = [len(order) >> shift for shift in range(len(order).bit_length())]
     return [{name: chosen[name] for name in order[:size]} for size in reversed(sizes)]
 

@@ -154,7 +154,8 @@ def test_the_limit_holds_and_only_what_breaks_it_is_put_back(tmp_path: Path, lim
     assert rows["product"].decision == "svd"
     for decision in rows.values():
         if decision.decision == KEEP:
-            assert "put back: rel-error" in decision.reason
+            assert decision.reason.startswith("put back"), decision.reason
+            assert ": rel-error would rise to" in decision.reason
 
 
 def test_named_methods_limit_the_choice(tmp_path: Path) -> None:
