@@ -24,6 +24,7 @@ from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.variant import Variant
 from onnxlr.system.cache import Cache
 from onnxlr.system.pool import Pool
+from onnxlr.verify.confidence import GRADED
 from onnxlr.verify.examination import Examination
 from onnxlr.widths.find import Widths, no_widths
 from onnxlr.widths.narrowing import Narrower, Narrowing, moments_for, widths_of
@@ -99,9 +100,8 @@ class Beginning:
         if self.feeding is None or names_channels(self.options.methods):
             return None
         limits, kind = self.options.limits, examination and examination.judge.kind
-        graded = kind in ("errors", "differences")
         count = len(self.feeding.choose)
-        least = limits.width_graded_least if graded else limits.width_samples_least
+        least = limits.width_graded_least if kind in GRADED else limits.width_samples_least
         if count >= least:
             return None
         return (

@@ -37,6 +37,9 @@ _ROOM = 0.35  # of the boldest model's loss: what a model has lost that chains a
 # Of what the best course saves within the limit: one that saves less is no better where less is
 # lost, and building its milder models would take as long as building those that are tested.
 _BEHIND = 0.8
+# Loss by the relative error of the outputs, at least: where nothing is lost on these samples, what
+# is closer to the original is the milder all the same, by however little it is.
+_LEAST_SLOPE, _TIE = 1e-3, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,6 @@ class Courses:
     proposals: Mapping[Narrowing | None, Proposal]
     ladder: Ladder
 
-
-# Loss by the relative error of the outputs, at least: where nothing is lost on these samples, what
-# is closer to the original is the milder all the same, by however little it is.
-_LEAST_SLOPE, _TIE = 1e-3, 1e-6
 
 Begin = Callable[[Narrowing], Base]
 

@@ -24,6 +24,7 @@ from onnxlr.p_values import (
 )
 
 Kind = Literal["pairs", "shares", "errors", "differences"]
+GRADED = ("errors", "differences")  # kinds of which a sample may lose a part; the others count
 Array = NDArray[np.float64]
 
 USUAL_CONFIDENCE = 0.95
@@ -166,18 +167,18 @@ class Losses:
         if self.kind != "errors":
             return -replace(self, values=-self.values).at_most(confidence)
 
-        def possible(limit: float) -> float:
+        def shortfall(limit: float) -> float:
             values, share = self._unit(limit)
             return -_excess(_p_value(1 - values, 1 - share, confidence), confidence)
 
-        return _boundary(possible, 0.0, self.mean) if self.mean > 0 else 0.0
+        return _boundary(shortfall, 0.0, self.mean) if self.mean > 0 else 0.0
 
     def needed(self, limit: float, confidence: float) -> int | None:
         """About how many such samples would show the limit; None if no number would."""
         gap = (limit - self.mean) / self.scale
         if gap <= 0:
             return None
-        if self.kind in ("pairs", "shares"):
+        if self.kind not in GRADED:
             least = samples_needed(self.mean / self.scale, limit / self.scale, confidence)
             return max(_normal_needed(self.values, gap, confidence), least)
         values, share = self._unit(limit / self.scale)
@@ -278,7 +279,7 @@ def highest_confidence(kind: Kind, n: int, limit: float) -> float:
     ways, by some limits: without that no real model would be shown to hold it. However few they
     are, their mean can be compared.
     """
-    exact = kind in ("pairs", "shares")
+    exact = kind not in GRADED
     values = np.full(n, 0.0 if exact else min(limit, 1.0) / 2)
     if kind == "differences":
         values += USUAL_DIFFERENCE * limit * (-1.0) ** np.arange(n)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from onnxlr.verify.confidence import (
     COMPARING,
+    GRADED,
     LEAST_CONFIDENCE,
     USUAL_CONFIDENCE,
     Kind,
@@ -71,8 +72,7 @@ class Promise:
         The confidence that few samples can show is that of a usual model. If the models there are
         scatter more, their means can still be compared.
         """
-        means = self.kind in ("errors", "differences")
-        if not (self.lowered and means and self.confidence > LEAST_CONFIDENCE):
+        if not (self.lowered and self.kind in GRADED and self.confidence > LEAST_CONFIDENCE):
             return None
         return replace(self, confidence=LEAST_CONFIDENCE)
 
@@ -126,7 +126,7 @@ class Promise:
     @property
     def _compares(self) -> bool:
         """Whether means are compared as they are, so that bounds of them would be the means."""
-        return self.kind in ("errors", "differences") and self.confidence <= COMPARING
+        return self.kind in GRADED and self.confidence <= COMPARING
 
     def text(self, loss: float) -> str:
         """A loss in words."""
@@ -155,7 +155,7 @@ class Promise:
         at = f"at {self.confidence:.0%} confidence"
         if self.lowered:
             return f"{self.samples:,} samples: within {self.limit_text} {at}{self._reservation()}"
-        if self.kind in ("pairs", "shares"):
+        if self.kind not in GRADED:
             least = 1 - (1 - self.confidence) ** (1 / self.samples)
             return f"{self.samples:,} samples can show losses down to {self.text(least)} {at}"
         return f"{self.samples:,} samples have to show a loss within {self.limit_text} {at}"
@@ -182,7 +182,7 @@ class Promise:
 
     def enough(self) -> int:
         """How many samples would do for the usual confidence, of a model that loses hardly any."""
-        if self.kind in ("pairs", "shares"):
+        if self.kind not in GRADED:
             exact = samples_needed(0.0, self.limit, USUAL_CONFIDENCE)
             return -(-exact // 10) * 10 if exact > 100 else exact  # the next ten
         assert self.kind is not None

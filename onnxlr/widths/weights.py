@@ -63,7 +63,7 @@ class Weights:
     def _refusal(self, layer: Layer, use: Use, graph: ir.Graph) -> str | None:
         """Why channels end at a layer."""
         node = use.node
-        if layer.kind not in ("matrix", "conv", "conv-transpose", "projection"):
+        if layer.kind not in _HEAVY:
             return f"read by {called(node)}, whose weights stay as they are"
         if layer.refusal is not None:
             return f"read by {called(node)}: {layer.refusal}"
