@@ -1,16 +1,24 @@
-"""What pytest leaves out where torch or Olive isn't installed, and how it uses several cores."""
+"""What pytest leaves out where torch or Olive isn't installed, and how it uses several cores.
+
+Hypothesis draws the same examples in every run: a change of the code is what makes a test fail.
+With ``--hypothesis-profile=default`` it draws others.
+"""
 
 import os
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 _NEEDED = {"onnxlr/training/*": "torch", "onnxlr/olive/optimize_pass.py": "olive"}
 collect_ignore_glob = [place for place, package in _NEEDED.items() if not find_spec(package)]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for one another's
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
 # Files that take longest, so that no core is still busy with one when the others are done.
 _LONG = (

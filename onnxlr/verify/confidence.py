@@ -240,8 +240,9 @@ def _boundary(
         return high
     if excess(low) <= 0:
         return low
-    precision = _PRECISION * max(abs(low), abs(high), 0.01) / 2
-    return min(high, float(scipy.optimize.brentq(excess, low, high, xtol=precision)) + precision)
+    share, least = _PRECISION / 2, _PRECISION * 0.01 / 2
+    root = float(scipy.optimize.brentq(excess, low, high, xtol=least, rtol=share))
+    return min(high, root + least + share * abs(root))
 
 
 def samples_needed(share: float, limit: float, confidence: float) -> int:

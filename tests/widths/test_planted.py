@@ -66,7 +66,6 @@ def test_operators_that_do_more_read_what_is_left(
 @settings(
     max_examples=25,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
