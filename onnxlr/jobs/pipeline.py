@@ -44,7 +44,7 @@ from onnxlr.system.pool import Pool
 from onnxlr.system.session import NO_KERNEL, Session
 from onnxlr.system.time_limit import TimeLimit
 from onnxlr.verify.endings import endings
-from onnxlr.verify.examination import Examination, doubts_of, examine
+from onnxlr.verify.examination import Examination, doubts_of, examine, open_judged
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable, machine_table, named_table
 from onnxlr.widths.narrowing import reader_names
@@ -244,6 +244,7 @@ def _examine(
     if options.verify != "full" or session is None or feeding is None:
         return None
     with progress.stage("run the original", None):
+        session = open_judged(prepared, session, feeding)
         examination = examine(
             *(session, feeding, options.metric, options.max_drop, options.confidence),
             endings(prepared.model),

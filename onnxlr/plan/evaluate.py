@@ -29,7 +29,7 @@ from onnxlr.rewrite.factorizer import Factorizer
 from onnxlr.rewrite.finish import Finish
 from onnxlr.rewrite.sequential import correct
 from onnxlr.rewrite.variant import Key, Variant
-from onnxlr.system.session import Session
+from onnxlr.system.session import Machine, Session
 from onnxlr.system.time_limit import TimeLimit
 from onnxlr.system.trial import Trial
 from onnxlr.verify.defaults import layer_limit
@@ -129,7 +129,7 @@ class Evaluator:
             if item.key == variant.key:  # its bytes are the same
                 return Evaluation(variant, item.quality, item.nbytes)
         built = self.builder.build(variant)
-        quality = self.judge.judge(self.open(built), variant.key)
+        quality = self.judge.judge(self.open(built, self.judge.machine), variant.key)
         nbytes = self.finished(built).nbytes
         row = variant.choices, variant.sequential, quality, nbytes, variant.narrowing
         self._judged.append(Judged(*row, self.calibration))
@@ -309,18 +309,25 @@ class Evaluator:
         """
         return built if self.finish is None else self.finish.finisher.finish(built)
 
-    def open(self, built: Built) -> Session:
-        """A built model, with what is done behind it, in the runtime."""
-        return self.open_as_is(self.finished(built))
+    def open(self, built: Built, machine: Machine | None = None) -> Session:
+        """A built model, with what is done behind it, in the runtime: where it is timed, or judged.
 
-    def open_as_is(self, built: Built) -> Session:
+        Parameters
+        ----------
+        built : Built
+        machine : Machine, optional
+            Where a judge runs models; by default where they are timed.
+        """
+        return self.open_as_is(self.finished(built), machine)
+
+    def open_as_is(self, built: Built, judged: Machine | None = None) -> Session:
         """A file in the runtime, once it has been seen to run in the child process."""
         machine, label = self.options.machine, "the optimized model"
         if self.feeding is not None and not any(built is tried for tried in self._tried):
             with Trial(built.path, machine, label, built.nbytes) as trial:
                 trial.run(self.feeding.first_feed)
             self._tried[:] = [built]
-        return Session(built.path, machine, label)
+        return Session(built.path, judged or machine, label)
 
     @cached_property
     def verdicts(self) -> Verdicts:

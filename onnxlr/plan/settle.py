@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxlr.errors import BudgetError, ModelError
 from onnxlr.plan.evaluate import Evaluator
@@ -78,7 +78,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     Models are tested from the mild end on, and the first that fails ends it (fixed-sequence
     testing: Angelopoulos et al. 2021, arXiv 2110.01052): so the confidence is the promised one for
     all of them together. Of those that hold it, the boldest that is faster is handed over. Where
-    not even the mildest holds what few samples can show of most models, means are compared.
+    few samples show the highest confidence that they can of none that is, means are compared.
 
     Parameters
     ----------
@@ -100,17 +100,68 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     judge = evaluator.judge
     if judge is None or evaluator.rival is None:
         return _selection(evaluator, proposal, proposal.chosen, None, None)
-    verdicts, qualities = evaluator.verdicts, _Qualities(evaluator, examiner)
+    qualities = _Qualities(evaluator, examiner)
+    attempt = _attempt(evaluator, ladder, evaluator.verdicts, qualities)
+    comparing = evaluator.verdicts.comparing
+    if attempt.best is None and attempt.refused is not None and comparing is not None:
+        other = _attempt(evaluator, ladder, comparing, qualities)
+        reasons = {**attempt.reasons, **other.reasons}
+        attempt = replace(attempt, reasons=reasons) if other.best is None else other
+    refused, reasons, best = attempt.refused, attempt.reasons, attempt.best
+    if refused is not None and evaluator.options.fraction is not None:
+        raise BudgetError(f"the budget can't be met: {refused.why}")
+    if best is not None:
+        return _selection(
+            *(evaluator, best.rung.proposal, best.rung.chosen, best.quality, best.speed),
+            *(reasons, best.rung.variant, refused, attempt.verdicts),
+        )
+    with evaluator.progress.stage("verify", None):
+        last = examiner or judge
+        unchanged = last.original if evaluator.finish is None else evaluator.rival
+        quality = last.judge(unchanged)
+        empty = Variant({}, {})
+        speed = evaluator.compare(empty) if evaluator.timed else None
+    return _selection(evaluator, proposal, {}, quality, speed, reasons, empty, refused)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model that holds the promise, on the samples that test, and how it compared in time."""
+
+    rung: Rung
+    quality: Quality
+    speed: Comparison | None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What testing a ladder came to.
+
+    Attributes
+    ----------
+    verdicts : Verdicts
+        By which it was tested.
+    best : _Held or None
+        The boldest of those that hold the promise and are faster.
+    refused : Refused or None
+        The first model that doesn't hold it.
+    reasons : dict of str to str
+        Why layers of that model, and of those that aren't faster, are put back.
+    """
+
+    verdicts: Verdicts
+    best: _Held | None
+    refused: Refused | None
+    reasons: dict[str, str]
+
+
+def _attempt(
+    evaluator: Evaluator, ladder: Ladder, verdicts: Verdicts, qualities: "_Qualities"
+) -> _Attempt:
+    """Test a ladder, and time what holds the promise, from the bold end on."""
     holding, refused = _tested(evaluator, ladder, verdicts, qualities)
-    comparing = verdicts.comparing
-    if refused is not None and not holding and comparing is not None:
-        holding, next_refused = _tested(evaluator, ladder, comparing, qualities)
-        if holding:
-            verdicts, refused = comparing, next_refused
     reasons: dict[str, str] = {}
     if refused is not None:
-        if evaluator.options.fraction is not None:
-            raise BudgetError(f"the budget can't be met: {refused.why}")
         reasons |= put_back_reasons(refused.rung.chosen, refused.why)
     for rung, quality in reversed(holding):
         speed, why = None, None
@@ -120,16 +171,10 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
                 speed = speed or evaluator.compare(rung.variant)
             why = why_too_slow(evaluator, rung.chosen, speed)
         if why is None:
-            return _selection(
-                *(evaluator, rung.proposal, rung.chosen, quality, speed),
-                *(reasons, rung.variant, refused, verdicts),
-            )
+            best = _Held(rung, quality, speed)
+            return _Attempt(verdicts, best, refused, reasons)
         reasons |= put_back_reasons(rung.chosen, why)
-    with evaluator.progress.stage("verify", None):
-        quality = (examiner or judge).judge(evaluator.rival)
-        empty = Variant({}, {})
-        speed = evaluator.compare(empty) if evaluator.timed else None
-    return _selection(evaluator, proposal, {}, quality, speed, reasons, empty, refused)
+    return _Attempt(verdicts, None, refused, reasons)
 
 
 @dataclass(frozen=True)
@@ -152,7 +197,8 @@ class _Qualities:
             return rung.quality
         key = rung.variant.key
         if key not in self._known:
-            session = self.evaluator.open(self.evaluator.builder.build(rung.variant))
+            built = self.evaluator.builder.build(rung.variant)
+            session = self.evaluator.open(built, self.examiner.machine)
             self._known[key] = self.examiner.judge(session, key)
         return self._known[key]
 

@@ -3,14 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.prepare.feeding import Feeding
+from onnxlr.prepare.opening import open_session, runtime_bytes
+from onnxlr.prepare.prepared import Prepared
 from onnxlr.prepare.samples import Samples
-from onnxlr.system.session import Session
+from onnxlr.system.pool import usable_cores
+from onnxlr.system.providers import CPU
+from onnxlr.system.session import Machine, Session
 from onnxlr.verify.defaults import named_metric, with_labels_elsewhere
 from onnxlr.verify.endings import Ending
 from onnxlr.verify.judge import Judge
 from onnxlr.verify.promise import Promise, make_promise
 from onnxlr.verify.user_metric import UserMetric
+
+# Of a sample, from which on several threads are faster, which have to be woken for every operator;
+# and how many of them.
+_WORTH_THREADS, _MOST_THREADS = 2e-3, 8
+_SMALL = 512 << 20  # memory of a model that may be open once more
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,44 @@ class Examination:
             return None
         metric = self.promise.metric if judge.user is None else judge.user.of_part("test")
         return Judge(self.session, self.feeding.judging, metric, scale=judge.scale, seen=seen)
+
+
+def judging_machine(prepared: Prepared, machine: Machine) -> Machine:
+    """Where models are judged: on every core, while speed is measured on as many as are named.
+
+    The work in a sample decides whether that pays, and not ``--jobs``: what comes out is the same
+    for any number of processes.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The original.
+    machine : Machine
+        Where speed is measured.
+    """
+    pays = sample_seconds(prepared) >= _WORTH_THREADS
+    if machine.providers != (CPU,) or not pays or runtime_bytes(prepared.model, machine) > _SMALL:
+        return machine
+    return replace(machine, threads=max(machine.threads, min(usable_cores(), _MOST_THREADS)))
+
+
+def open_judged(prepared: Prepared, session: Session, feeding: Feeding) -> Session:
+    """The original as it is judged: opened once more where that is on more threads.
+
+    Without samples it isn't: processes judge on the few synthetic ones, on a core each.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The original.
+    session : Session
+        The original where speed is measured.
+    feeding : Feeding
+    """
+    machine = judging_machine(prepared, session.machine)
+    if feeding.fit is None or machine == session.machine:
+        return session
+    return open_session(prepared.source, machine)
 
 
 def doubts_of(feeding: Feeding, judge: Judge | None) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class Judge:
 
     Attributes
     ----------
+    original : Session
     choice : MetricChoice
         The metric with its usual limit, and why it was chosen.
     user : UserMetric or None
@@ -78,7 +79,7 @@ class Judge:
         ends: Mapping[str, Ending] | None = None,
     ) -> None:
         self._token = uuid.uuid4().hex
-        self._original = original
+        self.original = original
         self._samples = samples
         self._batch = workable_batch(original, samples)
         self._draws: Draws | None = None
@@ -106,7 +107,7 @@ class Judge:
         """Sent to another process as what it was made of; made there once."""
         # Fidelity is what is asked of it there, where the user's module need not be.
         metric = "rel-error" if self.user is not None else self.metric
-        return _judge, (self._token, self._original, self._samples, metric)
+        return _judge, (self._token, self.original, self._samples, metric)
 
     @property
     def sample_seconds(self) -> float:
@@ -116,7 +117,7 @@ class Judge:
     @property
     def machine(self) -> Machine:
         """Where the original runs, and a candidate has to."""
-        return self._original.machine
+        return self.original.machine
 
     @property
     def has_class_vector(self) -> bool:
@@ -160,7 +161,7 @@ class Judge:
             if values.ndim == 0:
                 return None
             whole = bool(np.isin(values, (0.0, 1.0)).all())
-            graded = not whole or self.user.is_graded(self._begun(self._original))
+            graded = not whole or self.user.is_graded(self._begun(self.original))
             return "differences" if graded else "pairs"
         if self.metric == "top1":
             return "pairs"
@@ -193,7 +194,7 @@ class Judge:
         agree = count = 0
         divergence = 0.0
         running = self._begun(candidate)
-        beside = self._begun(self._original) if self._references is None else self._original
+        beside = self._begun(self.original) if self._references is None else self.original
         for i, batch in enumerate(batches_of(self._samples, self._batch)):
             before = self._reference(i, batch, beside)
             after = batch.run(running)
@@ -225,7 +226,7 @@ class Judge:
         self, metric: UserMetric, candidate: Session, model: Hashable, fidelity: Fidelity
     ) -> Quality:
         """The quality by a user's metric."""
-        if candidate is self._original:
+        if candidate is self.original:
             model = _ORIGINAL
         before, after = self._values_before(metric), metric(self._begun(candidate), model)
         if before.shape != after.shape:
@@ -245,7 +246,7 @@ class Judge:
     def _values_before(self, metric: UserMetric) -> NDArray[np.float64]:
         """What a user's metric gives for the original."""
         if self._baseline is None:
-            self._baseline = metric(self._begun(self._original), _ORIGINAL)
+            self._baseline = metric(self._begun(self.original), _ORIGINAL)
         return self._baseline
 
     def _default_metric(self, ends: Mapping[str, Ending]) -> MetricChoice:
@@ -288,19 +289,19 @@ class Judge:
     def _measure_original(self) -> None:
         held = self._count = 0
         self._apart = True  # as long as every output has its samples along the first axis
-        running = self._original
+        running = self.original
         for batch in batches_of(self._samples, self._batch):
             self._count += batch.samples
             outputs = batch.run(running)
             if not self._spreads:
                 if differ(outputs, batch.run(running)):
-                    self._draws = Draws(self._original, batch.feed)
-                    running = self._begun(self._original)
+                    self._draws = Draws(self.original, batch.feed)
+                    running = self._begun(self.original)
                     outputs = batch.run(running)
                 names = outputs_of_numbers(outputs)
                 if not names:
                     raise ModelError(
-                        f"{self._original.label} has no output that is a tensor of numbers, and so "
+                        f"{self.original.label} has no output that is a tensor of numbers, and so "
                         "nothing to judge: use --verify none"
                     )
                 self._spreads = {name: Spread() for name in names}
