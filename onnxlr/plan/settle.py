@@ -1,6 +1,7 @@
 """The ladder of models tested from the mild end on, and the last that holds what was promised."""
 
 import itertools
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,8 @@ from onnxlr.verify.layer_latency import LayerTime
 from onnxlr.verify.layers_alone import check_layers, worst
 
 _CHECKED_FEEDS = 4  # that layers are compared alone on
+# Models of one course that aren't faster, after which its milder ones aren't timed: they save less.
+_MOST_SLOW = 2
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,11 @@ def _attempt(
     reasons: dict[str, str] = {}
     if refused is not None:
         reasons |= put_back_reasons(refused.rung.chosen, refused.why)
+    slow: Counter[object] = Counter()
     for rung, quality in reversed(holding):
+        course = rung.variant.narrowing
+        if slow[course] >= _MOST_SLOW:
+            continue
         speed, why = None, None
         if evaluator.timed:
             with evaluator.progress.stage(f"time {len(rung.chosen)} replaced layers", None):
@@ -173,6 +180,7 @@ def _attempt(
         if why is None:
             best = _Held(rung, quality, speed)
             return _Attempt(verdicts, best, refused, reasons)
+        slow[course] += 1
         reasons |= put_back_reasons(rung.chosen, why)
     return _Attempt(verdicts, None, refused, reasons)
 

@@ -41,11 +41,7 @@ class TimingLog:
         """
         waits = [*self.waits, *(speed.busy for speed in models)]
         busy = sum(waits) / len(waits) if waits else 0.0
-        still_open = self._open_layers() + [
-            f"a whole model ({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
-            for speed in models
-            if speed.undecided
-        ]
+        still_open = self._open_layers() + _open_models([s for s in models if s.undecided])
         if still_open:
             return (
                 f"{busy_words(busy)}. Undecided, and so not used: {' and '.join(still_open)}. A "
@@ -62,3 +58,14 @@ class TimingLog:
         more = f" and {len(names) - _NAMED} more layers" if len(names) > _NAMED else ""
         count = self.undecided.total()
         return [f"{count} replacement{'s' * (count > 1)} of {', '.join(names[:_NAMED])}{more}"]
+
+
+def _open_models(models: Sequence[Comparison]) -> list[str]:
+    """Whole models that may be faster or not, in words."""
+    if len(models) > 1:
+        ratios = [speed.speedup for speed in models]
+        return [f"{len(models)} whole models ({min(ratios):.2f}× to {max(ratios):.2f}×)"]
+    return [
+        f"a whole model ({speed.speedup:.2f}×, 95% {speed.low:.2f} to {speed.high:.2f})"
+        for speed in models
+    ]

@@ -1,5 +1,6 @@
 """Models of a ladder are tested from the mild end on, and the first that fails ends it."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -81,7 +82,12 @@ def test_the_first_that_fails_ends_it(
 
 
 def handed_over(
-    losses: list[float], speedups: list[float], shown: float, compared: float | None
+    losses: list[float],
+    speedups: list[float],
+    shown: float,
+    compared: float | None,
+    narrowings: Sequence[object] = (),
+    timed: list[int] | None = None,
 ) -> tuple[int | None, float | None, str]:
     """Which model is handed over, the limit that it holds, and why the first is put back.
 
@@ -92,6 +98,10 @@ def handed_over(
     shown, compared : float
         Losses that hold the promise, and those that do where means are compared; None where they
         aren't.
+    narrowings : sequence of object
+        What models have fewer channels by; those of the original where it is empty.
+    timed : list of int, optional
+        Where the numbers of the models that are timed go.
     """
 
     def verdicts(limit: float, comparing: object) -> Any:
@@ -103,6 +113,8 @@ def handed_over(
 
     def compare(variant: Variant) -> Any:
         ratio = speedups[variant.sequential - 1] if variant.sequential else 1.0
+        if timed is not None and variant.sequential:
+            timed.append(variant.sequential - 1)
         words = "faster" if ratio > 1 else "within noise"
         return SimpleNamespace(verdict=words, speedup=ratio, low=ratio, high=ratio, doubt="")
 
@@ -128,10 +140,12 @@ def handed_over(
     rungs = [
         Rung(
             cast(Any, {layer.name: candidate}),
-            Evaluation(Variant({}, {}, i + 1), quality(0.0), 0),
+            Evaluation(Variant({}, {}, i + 1, cast(Any, narrowing)), quality(0.0), 0),
             nothing,
         )
-        for i, layer in enumerate(layers)
+        for i, (layer, narrowing) in enumerate(
+            zip(layers, narrowings or [None] * len(layers), strict=True)
+        )
     ]
     examiner = SimpleNamespace(
         machine=None, original=0, judge=lambda session, *_: quality(([0.0, *losses])[session])
@@ -168,3 +182,18 @@ def test_means_are_compared_where_nothing_that_is_shown_is_faster(
     assert (at, held) == (expected, limit)
     if expected is None:
         assert "not measurably faster" in why
+
+
+def test_of_one_course_two_models_are_timed_that_are_not_faster() -> None:
+    class Narrowed:
+        key = ()
+
+    narrow, timed = Narrowed(), list[int]()
+    courses = [narrow, None, narrow, None, narrow, None]
+    slow = [1.0] * 6
+    assert handed_over([0.0] * 6, slow, 0.01, None, courses, timed)[0] is None
+    assert timed == [5, 4, 3, 2]
+    timed.clear()
+    faster = [1.0, 1.1, 1.0, 1.0, 1.0, 1.0]
+    assert handed_over([0.0] * 6, faster, 0.01, None, [narrow, narrow, *[None] * 4], timed)[0] == 1
+    assert timed == [5, 4, 1]

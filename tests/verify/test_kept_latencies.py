@@ -280,6 +280,10 @@ def test_the_line_says_how_busy_it_was_and_what_stayed_open() -> None:
     assert told is not None
     assert "waited 60% of" in told
     assert "1 replacement of layer1 and a whole model (1.10×, 95% 0.77 to 1.43)" in told
+    open_models = [comparison(ratio, noise=0.3, settled=False) for ratio in (1.1, 0.95, 1.2)]
+    told = line([], [*open_models, comparison(2.0)])
+    assert told is not None
+    assert "not used: 3 whole models (0.95× to 1.20×). A" in told
     told = line([unsure] * 7, [])
     assert told is not None
     assert "7 replacements of layer0, layer1, layer2, layer3, layer4 and 2 more layers" in told
