@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,24 @@ class Batch:
     index: NDArray[np.intp] | None
 
     def run(self, session: Session) -> Outputs:
-        """A model's outputs, without the rows that only pad a last batch."""
+        """A model's outputs, without the rows that only pad a last batch.
+
+        Maps of one pixel, of shape (n, C, 1, 1) or (n, 1, 1, C), are the vectors that they hold.
+        """
         outputs = session.run(self.feed)
-        if self.padded == self.samples:
-            return outputs
-        return {
-            n: y[: self.samples] if y.ndim and y.shape[0] == self.padded else y
-            for n, y in outputs.items()
-        }
+        if self.padded != self.samples:
+            outputs = {
+                n: y[: self.samples] if y.ndim and y.shape[0] == self.padded else y
+                for n, y in outputs.items()
+            }
+        return {n: self._as_vectors(y) for n, y in outputs.items()}
+
+    def _as_vectors(self, y: NDArray[Any]) -> NDArray[Any]:
+        if y.ndim < 4 or len(y) != self.samples or not y.size:
+            return y
+        size = y.size // self.samples
+        one_pixel = size > 1 and size in (y.shape[1], y.shape[-1])
+        return y.reshape(self.samples, size) if one_pixel else y
 
 
 def batches_of(samples: Samples | Sequence[Feed], size: int | None) -> Iterator[Batch]:

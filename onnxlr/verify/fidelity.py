@@ -73,8 +73,8 @@ class Quality:
         """
         if not self.fidelity.same_shapes and self.metric in ("rel-error", "cosine"):
             return math.inf
-        worse = self.original - self.optimized
-        worse = -worse if self.metric == "rel-error" else worse
+        before, after = self.original, self.optimized
+        worse = after - before if self.metric == "rel-error" else before - after
         return worse if math.isfinite(worse) else math.inf
 
 

@@ -43,6 +43,44 @@ def rows_of(samples: Samples) -> int | str:
     return samples.specs[0].fixed_batch or "n"
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 1, 1), (0, 1, 1, 4), (0, 4, 1, 1, 1)])
+def test_maps_of_one_pixel_are_vectors(samples: Samples, shape: tuple[int, ...]) -> None:
+    """As SqueezeNet gives its classes, which nothing flattens behind the pooling."""
+    rows = rows_of(samples)
+
+    def mapped(weight: np.ndarray) -> Session:
+        nodes = [node("MatMul", ["x", "w"], "s"), node("Reshape", ["s", "shape"], "y")]
+        stored = {"w": weight, "shape": np.array(shape)}
+        model = make_model(nodes, {"x": [rows, 6]}, ["y"], stored)
+        return Session(model.SerializeToString(), ONE_CPU_THREAD)
+
+    judge = Judge(mapped(W), samples, None)
+    assert judge.metric == "top1"
+    quality, flat = judge.judge(mapped(V)), Judge(session(W, rows), samples, None)
+    expected = flat.judge(session(V, rows))
+    assert (quality.original, quality.optimized) == (expected.original, expected.optimized)
+    assert quality.fidelity == expected.fidelity
+    assert quality.fidelity.divergence is not None
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 2, 1), (0, 2, 1, 2), (0, 4, 1)])
+def test_maps_of_more_pixels_are_no_vectors(samples: Samples, shape: tuple[int, ...]) -> None:
+    nodes = [node("MatMul", ["x", "w"], "s"), node("Reshape", ["s", "shape"], "y")]
+    model = make_model(
+        nodes, {"x": [rows_of(samples), 6]}, ["y"], {"w": W, "shape": np.array(shape)}
+    )
+    opened = Session(model.SerializeToString(), ONE_CPU_THREAD)
+    unlabelled = replace(samples, labels=None)
+    assert Judge(opened, unlabelled, None).metric == "rel-error"
+    assert not Judge(opened, unlabelled, None).has_class_vector
+
+
+def test_what_is_as_before_loses_zero_and_no_less(samples: Samples) -> None:
+    original = session(W, rows_of(samples))
+    quality = Judge(original, samples, "rel-error").judge(original)
+    assert f"{quality.drop:g}" == "0"
+
+
 def test_all_numbers_by_hand(samples: Samples) -> None:
     judge = Judge(session(W, rows_of(samples)), samples, None)
     quality = judge.judge(session(V, rows_of(samples)))
