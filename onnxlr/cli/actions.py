@@ -18,7 +18,7 @@ from onnxlr.model.destinations import check_destination, check_distinct, check_e
 from onnxlr.model.load import Source, load
 from onnxlr.olive.package import installed_config, with_our_pass
 from onnxlr.progress import Progress, Silent
-from onnxlr.report.notes import fed_note
+from onnxlr.report.notes import fed_note, quantized_note
 from onnxlr.report.report import json_text
 from onnxlr.system.files import write_text
 
@@ -67,7 +67,8 @@ def inspect(
     if json_out:
         _write_json(json_out, tables.inspection_dict(rows, params))
     if not quiet and json_out != STANDARD_OUTPUT:
-        tables.show_inspection(open_console(), rows, params, fed_note(source.model))
+        notes = [*fed_note(source.model), *quantized_note(row.layer for row in rows)]
+        tables.show_inspection(open_console(), rows, params, notes)
 
 
 def apply(plan: str, model: str, out: str, *, data: str | None, quiet: bool) -> None:

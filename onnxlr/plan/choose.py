@@ -105,7 +105,7 @@ def _searched_in_place(
         if level < 0 or not evaluator.time.allows(0.5, "timing within the model"):
             break
         chosen = levels[level]()
-        found = time_in_place(evaluator, tradeoff, chosen)
+        found = time_in_place(evaluator, tradeoff, chosen) if chosen else None
         if found is None:
             break
         tradeoff = corrected(tradeoff, found, chosen)

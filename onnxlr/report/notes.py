@@ -1,10 +1,13 @@
 """What the user should know besides the figures: notes on the judgement, the times and the file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxlr.layers.find import fed_weights
+from onnxlr.layers.layer import Layer
+from onnxlr.layers.operators import QUANTIZED
 from onnxlr.model.graph import DEFAULT_VALUES_IR
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.plan import Plan
@@ -41,6 +44,7 @@ def notes_of(
     notes += _timing_notes(evaluator, table)
     notes += _lost_inputs(evaluator, plan)
     notes += fed_note(evaluator.prepared.model)
+    notes += quantized_note(evaluator.prepared.layers)
     pool = evaluator.factorizer.pool
     notes += pool.notes
     if isinstance(pool.workers, Cluster):
@@ -167,6 +171,18 @@ def fed_note(model: ir.Model) -> list[str]:
     return [
         f"{len(fed)} inputs are used as weights are, and have no value in the file: {named}; "
         "export the model with its weights (export_params=True) to have them replaced"
+    ]
+
+
+def quantized_note(layers: Iterable[Layer]) -> list[str]:
+    """That weights are integers already, and in which order both can be had."""
+    count = sum(layer.dtype in QUANTIZED and layer.refusal is not None for layer in layers)
+    if not count:
+        return []
+    return [
+        f"{count} weight{'s are' if count > 1 else ' is'} quantized already and left alone: start "
+        "from the model before that, and quantize what is written (--behind int8-dynamic judges "
+        "and times both together)"
     ]
 
 

@@ -66,6 +66,8 @@ class Losses:
         The largest difference of a sample that other models showed: at least 0, at most 1.
     reach : float
         The largest difference that is thought possible: above 0, at most 1. Values are no larger.
+    most : float
+        The largest error that is possible, which no value exceeds: infinity where there is none.
 
     Examples
     --------
@@ -80,6 +82,7 @@ class Losses:
     scale: float = 1.0
     seen: float = 0.0
     reach: float = 1.0
+    most: float = math.inf
 
     def __len__(self) -> int:
         return len(self.values)
@@ -149,7 +152,7 @@ class Losses:
         return self.scale * _boundary(
             lambda limit: _excess(self.p_value(self.scale * limit, confidence), confidence),
             self.mean / self.scale,
-            math.inf if self.kind == "errors" else 1.0,
+            self.most if self.kind == "errors" else 1.0,
             max(_PRECISION, self._first_step),
         )
 
@@ -195,8 +198,8 @@ class Losses:
             return (self.values / self.reach + 1) / 2, min(max(share, 0.0), 1.0)
         if limit <= 0:
             return np.ones(len(self)), 0.0
-        worst = WORST_ERROR**2 * limit**self.power
-        return np.minimum(self.values / worst, 1.0), WORST_ERROR**-2
+        worst = min(WORST_ERROR**2 * limit**self.power, self.most)
+        return np.minimum(self.values / worst, 1.0), limit**self.power / worst
 
 
 def _p_value(values: Array, limit: float, confidence: float) -> float:

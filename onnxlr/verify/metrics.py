@@ -1,5 +1,6 @@
 """Metrics: the names that are built in, their values and what each sample loses by them."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ from onnxlr.verify.fidelity import Classes, Fidelity, Outputs, Spread, as_finite
 
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 
+_MOST = {"agreement": 1.0, "cosine": 2.0}  # that a sample can lose, where that has an end
 _SHUFFLE = 0  # seed of the order of samples, which the tests of their mean need to be random
 
 
@@ -114,8 +116,9 @@ class Tally:
         elif self._metric == "agreement" and self._classes.one_answer:
             kind = "shares"
         power = 2 if self._metric == "rel-error" else 1
+        most = _MOST.get(self._metric, math.inf)
         return tuple(
-            Losses(kind, in_random_order(np.concatenate(values)), power)
+            Losses(kind, in_random_order(np.concatenate(values)), power, most=most)
             for values in self._values.values()
             if values
         )

@@ -178,3 +178,24 @@ def test_weights_that_are_fed_are_named() -> None:
         for note in result.report.notes
     )
     assert fed_weights(load(linear(W)).model) == []
+
+
+def test_quantized_weights_are_told_in_which_order_to_have_both(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    stored = rng.integers(-127, 128, (32, 32)).astype(np.int8)
+    whole = rng.standard_normal((32, 24)).astype(np.float32)
+    nodes = [
+        node("DequantizeLinear", ["q", "scale"], "w"),
+        node("MatMul", ["x", "w"], "h", "first"),
+        node("MatMul", ["h", "v"], "y", "second"),
+    ]
+    weights = {"q": stored, "scale": np.array(0.01, np.float32), "v": whole}
+    model = make_model(nodes, {"x": ("n", 32)}, ["y"], weights)
+    words = "1 weight is quantized already and left alone: start from the model before that"
+    result = onnxlr.optimize(model, measure=False)
+    assert any(note.startswith(words) for note in result.report.notes)
+    onnx.save(model, tmp_path / "net.onnx")
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.onnx")]).output
+    assert words in " ".join(shown.split())
+    result = onnxlr.optimize(linear(W), measure=False)
+    assert not any("quantized" in note for note in result.report.notes)

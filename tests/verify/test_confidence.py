@@ -232,6 +232,21 @@ def test_at_half_a_confidence_means_are_compared(kind: Kind) -> None:
         assert not losses.shows(0.01, 0.95)
 
 
+def test_errors_that_have_an_end_are_shown_by_it() -> None:
+    """Shares of wrong answers: none is above 1, so that 50 samples bound a mean of any size."""
+    values = np.random.default_rng(3).beta(1, 4, 50)  # of mean 0.2
+    shares, errors = Losses("errors", values, most=1.0), Losses("errors", values)
+    assert shares.p_value(0.3, 0.95) == mean_p_value(values, 0.3, 0.95)
+    assert shares.p_value(0.02, 0.95) == errors.p_value(0.02, 0.95)  # so far 25 limits are less
+    assert shares.mean < shares.at_most(0.95) < 0.35
+    assert shares.shows(0.35, 0.95)
+    assert not errors.shows(0.35, 0.95)
+    assert Losses("errors", np.ones(4), most=1.0).at_most(0.95) == 1.0
+    draws = [np.random.default_rng(seed).beta(1, 4, 50) for seed in range(400)]
+    wrong = np.mean([Losses("errors", d, most=1.0).at_most(0.9) < 0.2 for d in draws])
+    assert wrong <= 0.1 + 2 * math.sqrt(0.09 / 400)
+
+
 @pytest.mark.parametrize(
     ("largest", "seen", "scale", "reach"),
     [
