@@ -173,9 +173,16 @@ def _narrow_within(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
 
 
 def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tuple[Rung, ...]:
-    words = f"fewer channels around it {why}"
-    proposal = Proposal({}, {layer.name: words for layer in evaluator.prepared.layers})
-    return tuple(Rung({}, model.evaluation, proposal) for model in models)
+    rungs = []
+    for model in models:
+        left = {layer.name: layer.shape for layer in model.narrowing.prepared.layers}
+        reasons = {
+            layer.name: f"fewer channels "
+            f"{'elsewhere' if left.get(layer.name) == layer.shape else 'around it'} {why}"
+            for layer in evaluator.prepared.layers
+        }
+        rungs.append(Rung({}, model.evaluation, Proposal({}, reasons)))
+    return tuple(rungs)
 
 
 def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:

@@ -105,6 +105,17 @@ def test_layers_say_what_became_of_them() -> None:
 
 
 @pytest.mark.usefixtures("files")
+def test_layers_that_stay_say_where_channels_are_fewer() -> None:
+    options: dict[str, Any] = {"method": "interpolative", "rank": "0.5", "metric": "rel-error"}
+    result = onnxlr.optimize("in.onnx", data="x.npy", exclude="fc2", max_drop=1, **options)
+    rows = {row.name: row for row in result.report.decisions}
+    assert result.plan.widths.kept.keys() == {"fc0"}
+    assert [rows[n].decision for n in ("fc0", "fc1", "fc3")] == ["interpolative"] * 2 + ["keep"]
+    assert rows["fc1"].reason.startswith("inputs 64 → 32; fewer channels around it ")
+    assert rows["fc3"].reason.startswith("fewer channels elsewhere ")
+
+
+@pytest.mark.usefixtures("files")
 def test_the_readers_make_up_for_what_goes() -> None:
     """Cut and nothing else, the model would lose several times as much."""
     result = onnxlr.optimize(

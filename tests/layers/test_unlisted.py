@@ -189,7 +189,7 @@ def test_quantized_weights_are_told_in_which_order_to_have_both(tmp_path: Path) 
         node("MatMul", ["x", "w"], "h", "first"),
         node("MatMul", ["h", "v"], "y", "second"),
     ]
-    weights = {"q": stored, "scale": np.array(0.01, np.float32), "v": whole}
+    weights: dict[str, Array] = {"q": stored, "scale": np.array(0.01, np.float32), "v": whole}
     model = make_model(nodes, {"x": ("n", 32)}, ["y"], weights)
     words = "1 weight is quantized already and left alone: start from the model before that"
     result = onnxlr.optimize(model, measure=False)
