@@ -20,6 +20,12 @@ def calibration_samples(prepared: Prepared, samples: Samples, limits: Limits) ->
     return samples.take(min(limits.fit_samples, max(limits.fit_samples_always, affordable)))
 
 
+def probed_samples(prepared: Prepared, samples: Samples, limits: Limits) -> Samples:
+    """The samples that sensitivities are measured on, of those that factors are fitted to."""
+    affordable = int(limits.probe_seconds / sample_seconds(prepared))
+    return samples.take(min(limits.probe_samples, max(limits.probe_samples_least, affordable)))
+
+
 def sample_seconds(prepared: Prepared) -> float:
     """Seconds that one sample takes, by the work in it: a measured time would choose by chance."""
     macs = count_macs(prepared.model, prepared.shapes)

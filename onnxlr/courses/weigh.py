@@ -9,7 +9,6 @@ from onnxlr.courses.channels import WidthOffer, kept_of
 from onnxlr.decompose.interpolative import Reading, elimination
 from onnxlr.errors import ModelError
 from onnxlr.model.save import save
-from onnxlr.plan.choose import probing_judge
 from onnxlr.plan.evaluate import Evaluator
 from onnxlr.plan.sensitivity import Sensitivity
 from onnxlr.prepare.prepared import Prepared
@@ -41,11 +40,11 @@ def offers_of(evaluator: Evaluator, narrower: Narrower) -> list[WidthOffer]:
             if found:
                 offers.append(WidthOffer(width, next(results)))
             step(width.name)
-    options, judge = evaluator.options, evaluator.judge
+    options = evaluator.options
     weighed = options.rank.kind == "auto" and "sensitivity" not in options.without
-    if judge is None or not offers or not weighed:
+    if evaluator.judge is None or not offers or not weighed:
         return offers
-    return _probed(evaluator, narrower, probing_judge(evaluator, judge), offers)
+    return _probed(evaluator, narrower, evaluator.probing, offers)
 
 
 def _readings(narrower: Narrower, width: Width) -> list[Reading]:

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from onnxlr.calibrate.budget import calibration_samples, sample_seconds
+from onnxlr.calibrate.budget import calibration_samples, probed_samples, sample_seconds
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.candidates.fits import Fits
 from onnxlr.errors import ModelError
@@ -21,7 +21,6 @@ from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.plan.weigh import FEW_PROBES, PROBES, Aim, weigh
 from onnxlr.prepare.samples import Samples
 from onnxlr.system.cache import key_of
-from onnxlr.verify.judge import Judge
 from onnxlr.verify.latency_table import LatencyTable
 
 # A trial takes so long for any model, and a second more for so many bytes.
@@ -63,7 +62,7 @@ def propose(
             sets=partial(_nested, evaluator, named.chosen),
         )
     assert table is not None
-    tradeoff = _weighed(evaluator, fits, evaluator.judge, table)
+    tradeoff = _weighed(evaluator, fits, table)
     if options.fraction is not None:
         chosen, evaluation = within_budget(evaluator, tradeoff, options.fraction)
         return replace(_told(fits, tradeoff), chosen=chosen, evaluation=evaluation)
@@ -182,24 +181,7 @@ def _cheapest(tradeoff: Tradeoff, loss: float, names: Set[str] | None = None) ->
     return tradeoff.allocate(most_loss=loss, names=names) or {}
 
 
-def probed_samples(evaluator: Evaluator, samples: Samples) -> Samples:
-    """The samples that sensitivities are measured on, of those that factors are fitted to."""
-    limits = evaluator.limits
-    affordable = int(limits.probe_seconds / sample_seconds(evaluator.prepared))
-    return samples.take(min(limits.probe_samples, max(limits.probe_samples_least, affordable)))
-
-
-def probing_judge(evaluator: Evaluator, judge: Judge) -> Judge:
-    """Who measures sensitivities: on samples that don't judge the result, where there are some."""
-    feeding = evaluator.feeding
-    if feeding is None or feeding.fit is None:
-        return judge
-    with evaluator.progress.stage("run the original", None):
-        probed = probed_samples(evaluator, feeding.fit)
-        return Judge(evaluator.base_session(), probed, "rel-error")
-
-
-def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable) -> Tradeoff:
+def _weighed(evaluator: Evaluator, fits: Fits, table: LatencyTable) -> Tradeoff:
     """All candidates weighed; sensitivities come from samples that don't judge the result."""
     feeding = evaluator.feeding
     options, prepared, limits = evaluator.options, evaluator.prepared, evaluator.limits
@@ -207,8 +189,7 @@ def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable
     assert feeding is not None
     if (samples := feeding.fit) is not None:
         fitted = calibration_samples(evaluator.original, samples, limits)
-        origin += [fitted.digest(), probed_samples(evaluator, samples).digest()]
-    probing = probing_judge(evaluator, judge)
+        origin += [fitted.digest(), probed_samples(prepared, samples, limits).digest()]
     affordable = int(limits.probe_seconds / sample_seconds(prepared))
     many = samples is not None and affordable >= limits.probe_samples
     probes = PROBES if many else FEW_PROBES
@@ -225,7 +206,7 @@ def _weighed(evaluator: Evaluator, fits: Fits, judge: Judge, table: LatencyTable
         fits.layers(prepared.layers),
         aim,
         evaluator.factorizer,
-        probing,
+        evaluator.probing,
         table,
         key_of(*origin, options.seed, options.machine),
         evaluator.time,

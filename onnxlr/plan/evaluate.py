@@ -8,6 +8,7 @@ from functools import cached_property
 from onnxlr.calibrate.budget import (
     calibration_samples,
     correcting_seconds,
+    probed_samples,
     samples_for_regression,
 )
 from onnxlr.calibrate.calibration import Calibration
@@ -247,6 +248,16 @@ class Evaluator:
         if self.narrowing is None:
             return self.session
         return open_session(self.prepared.source, self.options.machine)
+
+    @cached_property
+    def probing(self) -> Judge:
+        """Who measures sensitivities: on samples that don't judge the result, if there are some."""
+        assert self.judge is not None
+        if self.feeding is None or self.feeding.fit is None:
+            return self.judge
+        with self.progress.stage("run the original", None):
+            probed = probed_samples(self.prepared, self.feeding.fit, self.limits)
+            return Judge(self.base_session(), probed, "rel-error")
 
     @property
     def rival(self) -> Session | None:
