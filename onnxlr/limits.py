@@ -109,7 +109,7 @@ class Limits:
     width_samples_least: int = 64
     width_graded_least: int = 8
     probe_samples: int = 64
-    probe_samples_least: int = 24
+    probe_samples_least: int = 12
     probe_seconds: float = 0.5
     narrow_trials: int = 6
     narrow_corrections: int = 3

@@ -90,7 +90,7 @@ def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable |
         narrowing = base.evaluator.narrowing
         bases[narrowing] = base
         try:
-            proposal = propose(base.evaluator, base.fits, table, proposals[None].level)
+            proposal = propose(base.evaluator, base.fits, table, proposals[None])
             ladder = begin_ladder(base.evaluator, proposal)
             begun.append((base.evaluator, ladder))
             proposals[narrowing] = ladder.proposal

@@ -17,6 +17,7 @@ from onnxlr.plan.in_place import corrected, is_timed_in_place, time_in_place
 from onnxlr.plan.named import as_named
 from onnxlr.plan.proposal import Proposal
 from onnxlr.plan.search import Boldest, Chosen, Trials, choices_of, climbed, highest
+from onnxlr.plan.sensitivity import Sensitivity
 from onnxlr.plan.tradeoff import Tradeoff
 from onnxlr.plan.weigh import FEW_PROBES, PROBES, Aim, weigh
 from onnxlr.prepare.samples import Samples
@@ -31,7 +32,7 @@ LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 
 
 def propose(
-    evaluator: Evaluator, fits: Fits, table: LatencyTable | None, near: int | None = None
+    evaluator: Evaluator, fits: Fits, table: LatencyTable | None, former: Proposal | None = None
 ) -> Proposal:
     """A set of replacements that the samples that choose find within the limit, and its neighbours.
 
@@ -41,8 +42,10 @@ def propose(
     fits : Fits
     table : LatencyTable or None
         None where nothing runs.
-    near : int, optional
-        The level at which another search of the model ended: this one begins there.
+    former : Proposal, optional
+        Of the model with all of its channels: this search begins at the level at which that one
+        ended, and takes its sensitivities. They say what a relative error of a layer's output does
+        to the model, which fewer channels hardly change.
 
     Raises
     ------
@@ -62,10 +65,12 @@ def propose(
             sets=partial(_nested, evaluator, named.chosen),
         )
     assert table is not None
-    tradeoff = _weighed(evaluator, fits, table)
+    known = {} if former is None else former.sensitivities
+    tradeoff = _weighed(evaluator, fits, table, known)
     if options.fraction is not None:
         chosen, evaluation = within_budget(evaluator, tradeoff, options.fraction)
         return replace(_told(fits, tradeoff), chosen=chosen, evaluation=evaluation)
+    near = None if former is None else former.level
     searched, tradeoff = _searched_in_place(evaluator, tradeoff, near)
     chosen = searched.chosen
     if not chosen and evaluator.verdicts.is_tested:  # by chance, where samples are few
@@ -90,6 +95,7 @@ def _told(fits: Fits, tradeoff: Tradeoff) -> Proposal:
         {name: row.times for name, row in rows.items()},
         {name: row.alternatives() for name, row in rows.items()},
         {name: row.more_ms for name, row in rows.items() if row.more_ms},
+        sensitivities={n: row.sensitivity for n, row in rows.items() if row.sensitivity},
     )
 
 
@@ -181,7 +187,9 @@ def _cheapest(tradeoff: Tradeoff, loss: float, names: Set[str] | None = None) ->
     return tradeoff.allocate(most_loss=loss, names=names) or {}
 
 
-def _weighed(evaluator: Evaluator, fits: Fits, table: LatencyTable) -> Tradeoff:
+def _weighed(
+    evaluator: Evaluator, fits: Fits, table: LatencyTable, known: Mapping[str, Sensitivity]
+) -> Tradeoff:
     """All candidates weighed; sensitivities come from samples that don't judge the result."""
     feeding = evaluator.feeding
     options, prepared, limits = evaluator.options, evaluator.prepared, evaluator.limits
@@ -206,9 +214,10 @@ def _weighed(evaluator: Evaluator, fits: Fits, table: LatencyTable) -> Tradeoff:
         fits.layers(prepared.layers),
         aim,
         evaluator.factorizer,
-        evaluator.probing,
+        lambda: evaluator.probing,
         table,
         key_of(*origin, options.seed, options.machine),
         evaluator.time,
         evaluator.progress,
+        known,
     )

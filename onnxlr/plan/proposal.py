@@ -9,6 +9,7 @@ from onnxlr.methods.choice import Choice
 from onnxlr.plan.judged import Evaluation
 from onnxlr.plan.plan import Alternative
 from onnxlr.plan.search import Chosen
+from onnxlr.plan.sensitivity import Sensitivity
 from onnxlr.verify.layer_latency import LayerTime
 
 
@@ -34,6 +35,8 @@ class Proposal:
     evaluation : Evaluation or None
         Of the chosen set as a whole, corrected in sequence where that helps; None where the search
         didn't need it.
+    sensitivities : mapping of str to Sensitivity
+        By layer name, what errors of it do to the model, where that was measured.
     level : int or None
         The highest level of predicted losses that was accepted as a whole; None if none was.
     """
@@ -45,6 +48,7 @@ class Proposal:
     more_ms: Mapping[str, float] = field(default_factory=dict)
     sets: Callable[[Set[str]], Sequence[Chosen]] = lambda _: ()
     evaluation: Evaluation | None = None
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     level: int | None = None
 
     def time(self, layer: Layer, item: Candidate) -> LayerTime | None:

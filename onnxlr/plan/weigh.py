@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,11 +93,12 @@ def weigh(
     layers: Sequence[Layer],
     aim: Aim,
     factorizer: Factorizer,
-    judge: Judge,
+    judge: Callable[[], Judge],
     table: LatencyTable,
     origin: str,
     time: TimeLimit,
     progress: Progress,
+    known: Mapping[str, Sensitivity],
 ) -> Tradeoff:
     """Candidates of some layers with their errors, costs and losses.
 
@@ -108,13 +109,15 @@ def weigh(
     aim : Aim
     factorizer : Factorizer
         Has the statistics of the layers, the pool and the cache.
-    judge : Judge
-        Of the samples that sensitivities are measured on.
+    judge : callable
+        Gives the judge of the samples that sensitivities are measured on, where any is measured.
     table : LatencyTable
     origin : str
         Digest of the model and the samples: what is measured of them is cached.
     time : TimeLimit
     progress : Progress
+    known : mapping of str to Sensitivity
+        By layer name, sensitivities that need not be measured.
     """
     with progress.stage("weigh candidates", len(layers)) as step:
         considered = _consider(layers, aim, factorizer, origin, step)
@@ -131,10 +134,12 @@ def weigh(
     else:
         priced = {layer.name: _counted(layer, *considered[layer.name], aim) for layer in layers}
     priced = {name: _unbeaten(item, aim) for name, item in priced.items()}
-    sensitivities = measure_sensitivities(
-        {name: item.candidates for name, item in priced.items() if item.candidates},
-        *(aim.probes, aim.by_classes, factorizer, judge, origin, progress),
-    )
+    offered = {name: item.candidates for name, item in priced.items() if item.candidates}
+    sensitivities: dict[str, Sensitivity | str] = {**known}
+    if unknown := {name: rows for name, rows in offered.items() if name not in known}:
+        sensitivities |= measure_sensitivities(
+            unknown, *(aim.probes, aim.by_classes, factorizer, judge(), origin, progress)
+        )
     return Tradeoff(
         {
             layer.name: _with_losses(

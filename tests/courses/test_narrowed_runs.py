@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 import onnxlr
 from onnxlr.cli.commands import main
 from onnxlr.plan.plan import Plan
+from onnxlr.progress import Silent
 from tests.support.builders import Array, make_model, node, relative, run
 from tests.support.planted import CHANNELS, GOES, planted
 
@@ -210,3 +213,30 @@ def test_channels_do_not_go_from_a_model_that_is_not_judged_as_a_whole(
     assert done.exit_code == 2
     assert f"--verify {verify} can't judge: leave one of them out" in done.output
     assert not (files / "o.onnx").exists()
+
+
+class Stages(Silent):
+    """A display that notes which stages began, in order."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    @contextmanager
+    def stage(self, description: str, total: int | None) -> Iterator[Callable[[str], None]]:
+        self.begun.append(description)
+        with super().stage(description, total) as step:
+            yield step
+
+
+@pytest.mark.usefixtures("files")
+def test_with_fewer_channels_sensitivities_are_those_of_the_original() -> None:
+    """They take as long as all the rest, and fewer channels hardly change them."""
+    stages = Stages()
+    options: dict[str, Any] = {"metric": "rel-error", "max_drop": 0.2, "target": "macs"}
+    result = onnxlr.optimize("in.onnx", data="x.npy", progress=stages, **options)
+    assert len(result.report.replaced) > 0
+    assert stages.begun.count("weigh candidates") == 2
+    assert stages.begun.count("measure sensitivities") == 1
+    assert stages.begun.count("measure sensitivities of widths") == 1
+    # The original is run by the judge who chooses, by the one who probes, and by the one who tests.
+    assert stages.begun.count("run the original") == 3
