@@ -95,7 +95,7 @@ class Limits:
     rungs_joined: int = 14
     testing_seconds: float = 20.0
     corrected_rungs: int = 6
-    ladder_seconds: float = 100.0
+    ladder_seconds: float = 50.0
     bolder_levels: int = 2
     fit_samples: int = 8192
     fit_samples_always: int = 1024
