@@ -7,13 +7,12 @@ import io
 import os
 import pickle
 import re
-import select
-import signal
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,7 +252,7 @@ class _Forked:
     def __init__(self) -> None:
         self._processes: dict[int, object] = {}
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> _Answer:
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Do what the method of an executor does."""
         answers, answered = os.pipe()
         pid = os.fork()
@@ -267,7 +266,9 @@ class _Forked:
             os._exit(0)
         os.close(answered)
         self._processes = {pid: None}
-        return _Answer(pid, answers)
+        answer: Future[Any] = Future()
+        threading.Thread(target=_listen, args=(pid, answers, answer), daemon=True).start()
+        return answer
 
     def shutdown(self, *, wait: bool) -> None:
         """Do what the method of an executor does."""
@@ -275,27 +276,20 @@ class _Forked:
         self._processes = {}
 
 
-@dataclass(frozen=True)
-class _Answer:
-    pid: int
-    pipe: int
-
-    def result(self, seconds: float) -> Any:
-        """Do what the method of a future does."""
-        with os.fdopen(self.pipe, "rb") as pipe:
-            ready, _, _ = select.select([pipe], [], [], seconds)
-            if not ready:
-                os.kill(self.pid, signal.SIGKILL)
-            content = pipe.read()
-        os.waitpid(self.pid, 0)
-        if not ready:
-            raise TimeoutError
-        if not content:
-            raise BrokenExecutor
+def _listen(pid: int, answers: int, answer: Future[Any]) -> None:
+    """Give a future what its fork says, or that it went down."""
+    with os.fdopen(answers, "rb") as pipe:
+        content = pipe.read()
+    os.waitpid(pid, 0)
+    try:
         well, value = pickle.loads(content)  # noqa: S301 - of the fork
-        if not well:
-            raise value
-        return value
+    except Exception:  # it was killed before it had said all, or anything
+        answer.set_exception(BrokenExecutor())
+        return
+    if well:
+        answer.set_result(value)
+    else:
+        answer.set_exception(value)
 
 
 def fork_trials() -> None:

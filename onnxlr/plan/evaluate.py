@@ -331,14 +331,14 @@ class Evaluator:
         """
         return self.open_as_is(self.finished(built), machine)
 
-    def open_as_is(self, built: Built, judged: Machine | None = None) -> Session:
+    def open_as_is(self, built: Built, machine: Machine | None = None) -> Session:
         """A file in the runtime, once it has been seen to run in the child process."""
-        machine, label = self.options.machine, "the optimized model"
+        timed, label = self.options.machine, "the optimized model"
         if self.feeding is not None and not any(built is tried for tried in self._tried):
-            with Trial(built.path, machine, label, built.nbytes) as trial:
+            with Trial(built.path, timed, label, built.nbytes) as trial:
                 trial.run(self.feeding.first_feed)
             self._tried[:] = [built]
-        return Session(built.path, judged or machine, label)
+        return Session(built.path, machine or timed, label)
 
     @cached_property
     def verdicts(self) -> Verdicts:

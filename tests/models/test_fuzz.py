@@ -1,13 +1,20 @@
 """The fuzzer: a few of its cases, that they repeat, and that it knows which one did what."""
 
+import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from models.fuzz import run
 from models.fuzz.cases import Sound, make_case
 from models.fuzz.run import lay_out, run_case, sound_files
+from onnxlr.errors import CrashError
+from onnxlr.system import sandbox
+from onnxlr.system.deadline import Deadline
 
 pytestmark = pytest.mark.usefixtures("trials")
 
@@ -32,6 +39,26 @@ def test_what_runs_left_in_the_cache_is_there_to_be_broken(sound: Sound) -> None
 def test_the_same_number_makes_the_same_case(sound: Sound) -> None:
     for number in range(40):
         assert make_case(1, number, sound) == make_case(1, number, sound)
+
+
+def spoil(_: str) -> str:
+    """Say so as a function that fails."""
+    raise ValueError("spoilt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of every fork
+def test_trials_in_a_fork_end_as_those_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sandbox._Sandbox()
+    monkeypatch.setattr(sandbox, "_start_executor", run._Forked)
+    soon = partial(here.run, deadline=Deadline(20.0), task="work")
+    assert soon(pow, 2, 10) == 1024
+    with pytest.raises(ValueError, match="spoilt"):
+        soon(spoil, "now")
+    with pytest.raises(CrashError, match="work crashes ONNX Runtime"):
+        soon(os._exit, 1)
+    with pytest.raises(CrashError, match="work takes more than 0 s"):
+        here.run(time.sleep, 60, deadline=Deadline(0.2), task="work")
+    assert soon(pow, 2, 11) == 2048
 
 
 def test_the_fuzzer_knows_which_case_crashed(tmp_path: Path) -> None:
