@@ -295,11 +295,12 @@ class Session:
 
     def _as_declared(self, outputs: Sequence[Any]) -> bool:
         """Whether outputs have the numbers of axes that the model declares, and its fixed sizes."""
-        pairs = [(o.shape(), d.shape) for o, d in zip(outputs, self.raw.get_outputs(), strict=True)]
+        declared = {d.name: d.shape for d in self.raw.get_outputs()}  # what is listed twice, once
+        pairs = [(o.shape(), d) for o, d in zip(outputs, declared.values(), strict=True)]
         return all(
-            len(shape) == len(declared)
-            and all(d == n for n, d in zip(shape, declared, strict=True) if isinstance(d, int))
-            for shape, declared in pairs
+            len(shape) == len(sizes)
+            and all(d == n for n, d in zip(shape, sizes, strict=True) if isinstance(d, int))
+            for shape, sizes in pairs
         )
 
     def _binding(self, feed: Feed) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+import onnxlr
 from onnxlr.limits import Limits
 from onnxlr.system.session import ONE_CPU_THREAD, Machine, Session
 from onnxlr.verify import latency, rounds
@@ -290,3 +291,13 @@ def test_what_is_timed_is_the_bare_run(monkeypatch: pytest.MonkeyPatch) -> None:
     timed()
     timed()
     assert options_of_runs[1:] == [None, None]
+
+
+def test_an_output_that_is_listed_twice_is_timed() -> None:
+    model = linear(np.ones((6, 4), np.float32), rows="n")
+    model.graph.output.append(model.graph.output[0])
+    session = Session(model.SerializeToString(), ONE_CPU_THREAD)
+    feed = {"x": np.ones((2, 6), np.float32)}
+    session.bind(feed)()
+    result = onnxlr.optimize(model, rank="exact", data={"x": np.ones((40, 6), np.float32)})
+    assert len(result.model.graph.output) == 2
