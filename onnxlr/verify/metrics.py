@@ -12,6 +12,7 @@ from onnxlr.verify.fidelity import Classes, Fidelity, Outputs, Spread, as_finite
 METRICS = ("top1", "agreement", "rel-error", "cosine")
 
 _MOST = {"agreement": 1.0, "cosine": 2.0}  # that a sample can lose, where that has an end
+_LARGEST = 1e100  # error that a sample counts as, so that means and deviations stay finite
 _SHUFFLE = 0  # seed of the order of samples, which the tests of their mean need to be random
 
 
@@ -63,7 +64,9 @@ class Tally:
             elif self._metric == "cosine":
                 values.append(1 - _cosines(old, new))
             elif self._scales[name] > 0:
-                values.append(np.square(old - new).sum(axis=1) / self._scales[name])
+                with np.errstate(over="ignore"):
+                    errors = np.square(old - new).sum(axis=1) / self._scales[name]
+                values.append(np.minimum(errors, _LARGEST))
             else:
                 self._apart = False
 
@@ -140,13 +143,13 @@ def _rows(output: NDArray[np.generic] | None, samples: int) -> Array | None:
     return as_finite(output).reshape(samples, -1)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def _cosines(before: Array, after: Array) -> Array:
     """Cosine of each pair of rows: 1 for two rows of zeros, 0 for one."""
     dots = (before * after).sum(axis=1)
     norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
     equal = (before == after).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        cosines = np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), 0.0)
+    cosines = np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), 0.0)
     return np.where(equal, 1.0, np.clip(np.nan_to_num(cosines), -1.0, 1.0))
 
 

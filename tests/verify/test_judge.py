@@ -75,6 +75,20 @@ def test_maps_of_more_pixels_are_no_vectors(samples: Samples, shape: tuple[int, 
     assert not Judge(opened, unlabelled, None).has_class_vector
 
 
+@pytest.mark.parametrize("metric", ["rel-error", "cosine"])
+def test_outputs_beyond_all_numbers_are_judged(samples: Samples, metric: str) -> None:
+    """Without a warning, which tests make an error; means and deviations stay finite."""
+    rows = rows_of(samples)
+    model = linear(np.full((6, 4), 1e200), rows=rows, dtype="float64")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    model.graph.node.insert(0, node("Cast", ["x"], "wide", to=onnx.TensorProto.DOUBLE))
+    model.graph.node[1].input[0] = "wide"
+    huge = Session(model.SerializeToString(), ONE_CPU_THREAD)
+    quality = Judge(session(W, rows), samples, metric).judge(huge)
+    assert all(np.isfinite(item.mean) and np.isfinite(item.noise) for item in quality.losses)
+    assert quality.drop > 0.01
+
+
 def test_what_is_as_before_loses_zero_and_no_less(samples: Samples) -> None:
     original = session(W, rows_of(samples))
     quality = Judge(original, samples, "rel-error").judge(original)
