@@ -17,6 +17,8 @@ _DEEPEST = 5_000  # levels of calls within calls, which runtimes follow on a sta
 def check_topology(model: ir.Model, label: str) -> None:
     """Refuse values that nothing produces, cycles of nodes, and functions that call themselves.
 
+    So are inputs that share a name.
+
     Nodes that are merely out of order are sorted.
 
     Raises
@@ -36,6 +38,9 @@ def check_topology(model: ir.Model, label: str) -> None:
 
 
 def _check_graph(graph: ir.Graph, version: int, label: str) -> None:
+    inputs = Counter(value.name for value in graph.inputs)
+    if twice := [name for name, count in inputs.items() if count > 1]:
+        raise ModelError(f"{label}: {inputs[twice[0]]} of its inputs are called {twice[0]!r}")
     positions = {node: i for i, node in enumerate(graph)}
     in_order = True
     for node, i in positions.items():

@@ -63,3 +63,10 @@ def test_versions_outside_the_range_are_refused() -> None:
     model.opset_import[0].version = 6
     with pytest.raises(ModelError, match="uses opset 6, the oldest supported is 7"):
         load(model)
+
+
+def test_inputs_that_share_a_name_are_refused() -> None:
+    model = linear(np.ones((6, 4), np.float32))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("x", 1, [4, 6, 2]))
+    with pytest.raises(ModelError, match="2 of its inputs are called 'x'"):
+        load(model)
