@@ -64,9 +64,9 @@ class Tally:
             elif self._metric == "cosine":
                 values.append(1 - _cosines(old, new))
             elif self._scales[name] > 0:
-                with np.errstate(over="ignore"):
+                with np.errstate(over="ignore", invalid="ignore"):
                     errors = np.square(old - new).sum(axis=1) / self._scales[name]
-                values.append(np.minimum(errors, _LARGEST))
+                values.append(np.minimum(np.nan_to_num(errors, nan=_LARGEST), _LARGEST))
             else:
                 self._apart = False
 

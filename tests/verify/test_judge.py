@@ -84,9 +84,11 @@ def test_outputs_beyond_all_numbers_are_judged(samples: Samples, metric: str) ->
     model.graph.node.insert(0, node("Cast", ["x"], "wide", to=onnx.TensorProto.DOUBLE))
     model.graph.node[1].input[0] = "wide"
     huge = Session(model.SerializeToString(), ONE_CPU_THREAD)
-    quality = Judge(session(W, rows), samples, metric).judge(huge)
-    assert all(np.isfinite(item.mean) and np.isfinite(item.noise) for item in quality.losses)
-    assert quality.drop > 0.01
+    small = session(W, rows)
+    for original, candidate in ((small, huge), (huge, small)):
+        quality = Judge(original, samples, metric).judge(candidate)
+        assert all(np.isfinite(item.mean) and np.isfinite(item.noise) for item in quality.losses)
+        assert quality.drop > 0.01
 
 
 def test_what_is_as_before_loses_zero_and_no_less(samples: Samples) -> None:
