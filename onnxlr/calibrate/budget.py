@@ -16,14 +16,19 @@ _REST, _LESS = 0.1, 1 / 8  # of the work, whose layers get by with this share of
 
 def calibration_samples(prepared: Prepared, samples: Samples, limits: Limits) -> Samples:
     """The samples that factors are fitted to: as many as there is time for, within the limits."""
-    affordable = int(limits.fit_seconds / sample_seconds(prepared))
+    affordable = affordable_samples(prepared, limits.fit_seconds)
     return samples.take(min(limits.fit_samples, max(limits.fit_samples_always, affordable)))
 
 
 def probed_samples(prepared: Prepared, samples: Samples, limits: Limits) -> Samples:
     """The samples that sensitivities are measured on, of those that factors are fitted to."""
-    affordable = int(limits.probe_seconds / sample_seconds(prepared))
+    affordable = affordable_samples(prepared, limits.probe_seconds)
     return samples.take(min(limits.probe_samples, max(limits.probe_samples_least, affordable)))
+
+
+def affordable_samples(prepared: Prepared, seconds: float) -> int:
+    """How many samples can be run in some seconds, by the work in each."""
+    return int(seconds / sample_seconds(prepared))
 
 
 def sample_seconds(prepared: Prepared) -> float:

@@ -176,11 +176,10 @@ def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tup
     rungs = []
     for model in models:
         left = {layer.name: layer.shape for layer in model.narrowing.prepared.layers}
-        reasons = {
-            layer.name: f"fewer channels "
-            f"{'elsewhere' if left.get(layer.name) == layer.shape else 'around it'} {why}"
-            for layer in evaluator.prepared.layers
-        }
+        reasons = {}
+        for layer in evaluator.prepared.layers:
+            place = "elsewhere" if left.get(layer.name) == layer.shape else "around it"
+            reasons[layer.name] = f"fewer channels {place} {why}"
         rungs.append(Rung({}, model.evaluation, Proposal({}, reasons)))
     return tuple(rungs)
 

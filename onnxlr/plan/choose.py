@@ -7,7 +7,12 @@ from functools import cache, partial
 
 import numpy as np
 
-from onnxlr.calibrate.budget import calibration_samples, probed_samples, sample_seconds
+from onnxlr.calibrate.budget import (
+    affordable_samples,
+    calibration_samples,
+    probed_samples,
+    sample_seconds,
+)
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.candidates.fits import Fits
 from onnxlr.errors import ModelError
@@ -198,7 +203,7 @@ def _weighed(
     if (samples := feeding.fit) is not None:
         fitted = calibration_samples(evaluator.original, samples, limits)
         origin += [fitted.digest(), probed_samples(prepared, samples, limits).digest()]
-    affordable = int(limits.probe_seconds / sample_seconds(prepared))
+    affordable = affordable_samples(prepared, limits.probe_seconds)
     many = samples is not None and affordable >= limits.probe_samples
     probes = PROBES if many else FEW_PROBES
     passes = {fit.graph_pass.name: None for rows in fits.by_layer.values() for fit in rows}

@@ -66,7 +66,7 @@ class Tally:
             elif self._scales[name] > 0:
                 with np.errstate(over="ignore", invalid="ignore"):
                     errors = np.square(old - new).sum(axis=1) / self._scales[name]
-                values.append(np.minimum(np.nan_to_num(errors, nan=_LARGEST), _LARGEST))
+                values.append(np.fmin(errors, _LARGEST))  # what is no number too
             else:
                 self._apart = False
 
