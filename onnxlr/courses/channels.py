@@ -48,16 +48,22 @@ class WidthOffer:
 
     def redundant(self, error: float = EXACT) -> int:
         """How many channels change nothing beyond an error when they go."""
-        return int(np.count_nonzero(self.elimination.errors <= error)) - 1
+        heads = self.width.heads
+        return (int(np.count_nonzero(self.elimination.errors <= error)) - 1) // heads * heads
 
     def counts(self, *, gridded: bool) -> list[int]:
         """Numbers of channels that may stay, falling."""
-        size = self.width.size
-        exact = size - self.redundant(_NOISE)
+        heads = self.width.heads
+        size = self.width.size // heads
+        exact = size - self.redundant(_NOISE) // heads
         wanted = {max(1, round(size * i / _STEPS)) for i in range(1, _STEPS)} | {exact}
         if gridded:
             wanted = {round_up(count, size) for count in wanted}
-        return sorted((count for count in wanted if count < size), reverse=True)
+        return sorted((count * heads for count in wanted if count < size), reverse=True)
+
+    def _whole(self, count: int) -> int:
+        """As many channels, or so many more that all heads have equally many."""
+        return -(-count // self.width.heads) * self.width.heads
 
     def named(self, rule: RankRule) -> int | str:
         """How many channels a rule other than ``auto`` keeps, or why it says nothing."""
@@ -65,10 +71,12 @@ class WidthOffer:
         if rule.kind == "exact":
             return size - self.redundant()
         if rule.kind == "energy":
-            return size - int(np.count_nonzero(np.square(errors) <= 1 - rule.value)) + 1
+            return self._whole(
+                size - int(np.count_nonzero(np.square(errors) <= 1 - rule.value)) + 1
+            )
         if rule.kind == "evbmf":
             return "interpolative: evbmf is for singular values, of which a width has none"
-        return rule.of_full(size)
+        return self._whole(rule.of_full(size))
 
 
 def named_counts(offers: Sequence[WidthOffer], rule: RankRule) -> tuple[Counts, dict[str, str]]:

@@ -32,8 +32,8 @@ def offers_of(evaluator: Evaluator, narrower: Narrower) -> list[WidthOffer]:
     pool = evaluator.factorizer.pool
     with evaluator.progress.stage("order channels", len(widths)) as step:
         readings = [_readings(narrower, width) for width in widths]
-        rows = [(r,) for r in readings if r]
-        needs = _READINGS * 8 * max((r[0].moments.size for (r,) in rows), default=0)
+        rows = [(r, w.heads) for w, r in zip(widths, readings, strict=True) if r]
+        needs = _READINGS * 8 * max((r[0].moments.size for r, _ in rows), default=0)
         results = iter(pool.map(elimination, rows, needs=needs))
         offers = []
         for width, found in zip(widths, readings, strict=True):
@@ -71,7 +71,7 @@ def _probed(
     by_classes = evaluator.verdicts.by_classes
     items: list[tuple[Kept, dict[str, Solved], float]] = []
     for offer in offers:
-        numbers = range(1, offer.width.size)
+        numbers = range(offer.width.heads, offer.width.size, offer.width.heads)
         count = min(numbers, key=lambda n: abs(offer.error(n) - _PROBED_ERROR))
         kept = kept_of([offer], {offer.width.name: count})
         items.append((kept, narrower.solved(kept), offer.error(count)))

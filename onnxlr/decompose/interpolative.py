@@ -59,7 +59,7 @@ class Elimination:
         return np.sort(self.order[len(self.order) - count :])
 
 
-def elimination(readings: Sequence[Reading]) -> Elimination:
+def elimination(readings: Sequence[Reading], heads: int = 1) -> Elimination:
     """The order in which channels go: the next is the one whose loss costs the readers least.
 
     Every reader is solved anew for what stays, by least squares to what it read before. So the cost
@@ -70,6 +70,8 @@ def elimination(readings: Sequence[Reading]) -> Elimination:
     ----------
     readings : sequence of Reading
         Of the same C channels, one or more.
+    heads : int
+        Parts of as many channels, one behind the other: of each one goes before the next of any.
 
     Examples
     --------
@@ -84,15 +86,17 @@ def elimination(readings: Sequence[Reading]) -> Elimination:
     alive = np.arange(count)
     order: list[int] = []
     errors, lost, last = [0.0], 0.0, count + 1
-    while len(alive) > 1:
+    while len(alive) > heads:
         if len(alive) <= _REFRESH * last or last > count:
             last = len(alive)
             for term in terms:
                 term.solve(alive)
-        costs = sum(term.costs() for term in terms)
-        block = min(_BLOCK, len(alive) - 1, max(1, len(alive) // 8))
-        pool = np.sort(np.argsort(costs, kind="stable")[: _POOL * block])
-        gone, steps = _cheapest([term.part(pool) for term in terms], block)
+        costs = np.asarray(sum(term.costs() for term in terms))
+        block = min(_BLOCK, len(alive) - heads, max(1, len(alive) // 8))
+        rounds = max(1, block // heads)
+        part = alive * heads // count
+        pool = _pool(costs, part, _POOL * rounds)
+        gone, steps = _cheapest([term.part(pool) for term in terms], part[pool], rounds * heads)
         for step in steps:
             lost += step
             errors.append(float(np.sqrt(min(lost / total, 1.0))) if total > 0 else 0.0)
@@ -154,15 +158,31 @@ def _costs(solution: Array, inverse: Array) -> Array:
     return np.asarray(np.square(solution).sum(axis=0) / diagonal)
 
 
-def _cheapest(parts: Sequence[tuple[Array, Array]], count: int) -> tuple[list[int], list[float]]:
-    """Some channels of a pool, each the cheapest once those before it are gone, and their costs."""
+def _pool(costs: Array, head: NDArray[np.int64], each: int) -> NDArray[np.int64]:
+    """The places of so many channels of each head, those that cost least, in rising order."""
+    order = np.argsort(costs, kind="stable")
+    picked = [order[head[order] == i][:each] for i in np.unique(head)]
+    return np.sort(np.concatenate(picked))
+
+
+def _cheapest(
+    parts: Sequence[tuple[Array, Array]], head: NDArray[np.int64], count: int
+) -> tuple[list[int], list[float]]:
+    """Some channels of a pool, each the cheapest once those before it are gone, and their costs.
+
+    Of each head one goes before the next of any.
+    """
     gone: list[int] = []
     steps: list[float] = []
+    lost = np.zeros(int(head.max()) + 1, dtype=np.int64)
+    fewest = np.unique(head)
     for _ in range(count):
         costs = np.asarray(sum(_costs(solution, inverse) for solution, inverse in parts))
+        costs[lost[head] > lost[fewest].min()] = np.inf
         costs[gone] = np.inf
         j = int(np.argmin(costs))
         gone.append(j)
+        lost[head[j]] += 1
         steps.append(float(costs[j]))
         for solution, inverse in parts:
             row = inverse[j] / max(inverse[j, j], 1e-300)

@@ -145,11 +145,19 @@ def _narrowed(
 ) -> Narrowing:
     """The model with fewer channels that a plan makes."""
     widths, cache, kept = widths_of(prepared), open_cache(), plan.widths.kept
-    sizes = {width.name: width.size for width in widths.usable}
+    usable = {width.name: width for width in widths.usable}
     for row in plan.widths.decisions:
-        if row.kept is not None and sizes.get(row.name) != row.size:
+        if row.kept is None:
+            continue
+        width = usable.get(row.name)
+        if width is None or width.size != row.size:
             raise UsageError(
                 f"the plan narrows {row.name!r}, but there is no such width of {row.size} channels"
+            )
+        if not width.alike_in_heads(row.kept):
+            raise UsageError(
+                f"the plan keeps more channels of some of the {width.heads} heads of {row.name!r} "
+                "than of others"
             )
     statistics: Mapping[str, Statistics] = {}
     if fitted is not None and plan.calibration is not None:

@@ -15,6 +15,7 @@ from onnxlr.layers.find import find_layers
 from onnxlr.layers.layer import Layer
 from onnxlr.layers.macs import heavy_nodes
 from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.prepare.fold_weights import fold_weights
@@ -152,6 +153,7 @@ def prepare(
         if use.node.graph is model.graph
         for v in (use.x, use.node.outputs[0])
     ]
+    values += [n.outputs[0] for n in model.graph if is_standard(n, "Reshape")]  # of sizes that run
     unknown = [
         v.name or ""
         for v in values

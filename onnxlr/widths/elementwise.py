@@ -1,10 +1,14 @@
 """Operators that do the same to every channel, or combine values channel by channel."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.constants import constant
+from onnxlr.types import Shape
 from onnxlr.widths.strands import ConstantCut, Strand, Tracker, called
 
 # Each element of the output comes from one element of the first input; others are numbers.
@@ -50,6 +54,9 @@ def combine(tracker: Tracker, node: ir.Node) -> None:
     values = [v for v in node.inputs if v is not None]
     strands = [tracker.strand(v) for v in values]
     shapes = [tracker.shape(v) for v in values]
+    if any(s is not None and s.heads is not None for s in strands):
+        _scale(tracker, node, strands, shapes)
+        return
     known = [len(s) for s in shapes if s is not None]
     if len(known) < len(values):
         tracker.refuse(strands, f"{called(node)} has inputs of unknown shape")
@@ -80,6 +87,27 @@ def combine(tracker: Tracker, node: ir.Node) -> None:
         axis = out.axis - (rank - len(shape))
         if axis >= 0 and not (shape[axis] == 1 and size > 1):
             _beside(tracker, node, slot, axis, out)
+
+
+def _scale(
+    tracker: Tracker,
+    node: ir.Node,
+    strands: Sequence[Strand | None],
+    shapes: Sequence[Shape | None],
+) -> None:
+    """Channels of heads beside single numbers, such as a scale."""
+    alone = [s for s in strands if s is not None]
+    sizes = [shape for s, shape in zip(strands, shapes, strict=True) if s is None]
+    if len(alone) > 1 or any(shape is None or math.prod(shape) > 1 for shape in sizes):
+        tracker.refuse(strands, f"{called(node)} combines heads with more than single numbers")
+        return
+    rank = max(len(shape) for shape in shapes if shape is not None)
+    own = next(shape for s, shape in zip(strands, shapes, strict=True) if s is not None)
+    if own is None or len(own) < rank:
+        tracker.refuse(strands, f"{called(node)} has inputs of unclear shape")
+        return
+    tracker.put(node.outputs[0], alone[0])
+    tracker.note(node.outputs[0], own)
 
 
 def _beside(tracker: Tracker, node: ir.Node, slot: int, axis: int, out: Strand) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxlr.layers.layer import Layer
 from onnxlr.model.graph import is_standard
 from onnxlr.types import Shapes
-from onnxlr.widths import elementwise, layout
+from onnxlr.widths import elementwise, layout, reshaping
 from onnxlr.widths.strands import (
     Channels,
     ConstantCut,
@@ -38,8 +38,10 @@ RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(layout.REDUCTIONS, layout.reduce),
     "Squeeze": layout.squeeze,
     "Unsqueeze": layout.squeeze,
-    "Reshape": layout.reshape,
-    "Flatten": layout.reshape,
+    "Reshape": reshaping.reshape,
+    "Flatten": reshaping.reshape,
+    "DepthToSpace": reshaping.depth_to_space,
+    "SpaceToDepth": reshaping.depth_to_space,
     "Resize": layout.resize,
     "Upsample": layout.resize,
     "Pad": layout.pad,
@@ -47,10 +49,15 @@ RULES: Mapping[str, _Rule] = {
     "LogSoftmax": layout.along_axis,
     "LayerNormalization": layout.along_axis,
     "Shape": layout.shape_of_it,
+    "MatMul": layout.multiply,
 }
 
-
-_ANY_INPUT = (elementwise.combine, layout.concat)  # the others work on their first input
+# The others work on their first input, or along one axis.
+_ANY_INPUT = (elementwise.combine, layout.concat, layout.multiply)
+_IN_HEADS = (
+    *(elementwise.unary, elementwise.combine),
+    *(layout.transpose, reshaping.reshape, layout.multiply, layout.shape_of_it),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,8 @@ class Width:
         Grouped convolutions by the names of their layers, and nodes with a number for each channel.
     refusal : str or None
         Why it has to stay as it is.
+    heads : int
+        Parts of as many channels each, one behind the other, which lose equally many.
     """
 
     name: str
@@ -77,6 +86,12 @@ class Width:
     readers: tuple[str, ...]
     carriers: tuple[str, ...]
     refusal: str | None = None
+    heads: int = 1
+
+    def alike_in_heads(self, kept: Sequence[int]) -> bool:
+        """Whether so many channels stay of each head as of the others."""
+        counts = np.bincount(np.array(kept) * self.heads // self.size, minlength=self.heads)
+        return bool((counts == counts[0]).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +189,12 @@ def _visit(tracker: Tracker, weights: Weights, node: ir.Node) -> None:
     if not any(strands):
         return
     rule = RULES.get(node.op_type) if is_standard(node, node.op_type) else None
-    if rule is None or (strands[0] is None and rule not in _ANY_INPUT):
+    in_heads = any(s is not None and s.heads is not None for s in strands)
+    if (
+        rule is None
+        or (strands[0] is None and rule not in _ANY_INPUT)
+        or (in_heads and rule not in _IN_HEADS)
+    ):
         tracker.refuse(strands, f"read by {called(node)}, which may mix it")
     else:
         rule(tracker, node)
@@ -221,7 +241,37 @@ def _grouped(tracker: Tracker) -> Widths:
     for i, members in enumerate(groups.values()):
         owner[members] = i
         place[members] = np.arange(len(members))
-    return _named(tracker, groups, owner[labels], place[labels])
+    owners, places = owner[labels], place[labels]
+    heads, uneven = _heads(tracker, owners, places, [len(m) for m in groups.values()])
+    named = _named(tracker, groups, owners, places)
+    rows = (
+        replace(row, refusal=row.refusal or uneven.get(i), heads=heads.get(i, 1))
+        for i, row in enumerate(named.rows)
+    )
+    return replace(named, rows=tuple(rows))
+
+
+def _heads(
+    tracker: Tracker,
+    owners: NDArray[np.int64],
+    places: NDArray[np.int64],
+    sizes: Sequence[int],
+) -> tuple[dict[int, int], dict[int, str]]:
+    """The number of heads of widths that have some, and why others can't be narrowed by heads."""
+    heads: dict[int, int] = {}
+    reasons: dict[int, str] = {}
+    for grid in tracker.heads:
+        if (places[grid] == places[grid[0]]).all() and (owners[grid] == owners[grid[0]]).all():
+            continue  # they go together anyway
+        here = [i for i in np.unique(owners[grid]).tolist() if i >= 0]
+        whole = len(here) == 1 and sizes[here[0]] == grid.size
+        in_order = whole and np.array_equal(places[grid].ravel(), np.arange(grid.size))
+        for i in here:
+            if not in_order or heads.setdefault(i, len(grid)) != len(grid):
+                reasons[i] = f"cut into {len(grid)} heads that hang together with other channels"
+            elif grid.shape[1] < 2:
+                reasons[i] = "a single channel in each head"
+    return heads, reasons
 
 
 def _named(

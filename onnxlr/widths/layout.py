@@ -1,6 +1,5 @@
 """Operators that move channels: to another axis, into a longer list, or into parts of it."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,14 @@ import onnx_ir as ir
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant, to_float64
 from onnxlr.types import Shape
-from onnxlr.widths.strands import Channels, SizeCut, Strand, Tracker, called, numbers
+from onnxlr.widths.strands import (
+    Place,
+    SizeCut,
+    Strand,
+    Tracker,
+    called,
+    numbers,
+)
 
 REDUCTIONS = (
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
@@ -19,10 +25,12 @@ REDUCTIONS = (
 
 def transpose(tracker: Tracker, node: ir.Node) -> None:
     """Axes in another order."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is not None:
         order = ints_attr(node, "perm", tuple(reversed(range(len(shape)))))
-        tracker.put(node.outputs[0], strand.at(order.index(strand.axis)))
+        heads = None if strand.heads is None else order.index(strand.heads)
+        tracker.put(node.outputs[0], strand.at(order.index(strand.axis), heads))
+        tracker.note(node.outputs[0], tuple(shape[i] for i in order))
 
 
 def concat(tracker: Tracker, node: ir.Node) -> None:
@@ -54,7 +62,7 @@ def concat(tracker: Tracker, node: ir.Node) -> None:
 
 def split(tracker: Tracker, node: ir.Node) -> None:
     """Parts of a list of channels."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     if int_attr(node, "axis", 0) % len(shape) != strand.axis:
@@ -78,7 +86,7 @@ def split(tracker: Tracker, node: ir.Node) -> None:
 
 def slice_(tracker: Tracker, node: ir.Node) -> None:
     """A part of a list of channels; along other axes nothing changes."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     if len(node.inputs) == 1:
@@ -98,14 +106,14 @@ def slice_(tracker: Tracker, node: ir.Node) -> None:
             tracker.refuse([strand], f"{called(node)} takes channels in steps")
             return
         before, inside = strand.channels[:first], strand.channels[first:last]
-        tracker.cuts.append(SizeCut(node, "slice", (before, inside), i))
+        tracker.cuts.append(SizeCut(node, "slice", (before, inside), Place(None, i)))
         strand = Strand(strand.axis, inside)
     tracker.put(node.outputs[0], strand)
 
 
 def reduce(tracker: Tracker, node: ir.Node) -> None:
     """Sums and means along other axes."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     axes: Sequence[int] | None = ints_attr(node, "axes", ())
@@ -121,7 +129,7 @@ def reduce(tracker: Tracker, node: ir.Node) -> None:
 
 def squeeze(tracker: Tracker, node: ir.Node) -> None:
     """Axes of size 1 fewer, or more."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     axes: Sequence[int] | None = ints_attr(node, "axes", ())
@@ -143,48 +151,32 @@ def squeeze(tracker: Tracker, node: ir.Node) -> None:
     tracker.put(node.outputs[0], strand.at(old[strand.axis]))
 
 
-def reshape(tracker: Tracker, node: ir.Node) -> None:
-    """Axes merged into one list (Flatten too), or left as they are."""
-    strand, shape = _input(tracker, node)
-    if strand is None:
+def multiply(tracker: Tracker, node: ir.Node) -> None:
+    """A product of two computed values: the rows of the left and the columns of the right stay."""
+    values = node.inputs[:2]
+    strands, shapes = [tracker.strand(v) for v in values], [tracker.shape(v) for v in values]
+    left, right = shapes
+    if left is None or right is None or min(len(left), len(right)) < 2:
+        tracker.refuse(strands, f"{called(node)} has inputs of unclear shape")
         return
-    target = tracker.shape(node.outputs[0])
-    sizes = None if node.op_type == "Flatten" else numbers(node.inputs[1])
-    if target is None or (node.op_type == "Reshape" and sizes is None):
-        tracker.refuse([strand], f"{called(node)} gives it a shape that is no constant")
+    rank = max(len(left), len(right))
+    if all(strands):
+        tracker.refuse(strands, f"{called(node)} multiplies it with other channels")
         return
-    moved = _merged(strand, shape, target)
-    if moved is None:
-        tracker.refuse([strand], f"{called(node)} takes it apart")
-        return
-    if sizes is not None and sizes[moved.axis] == 0 and moved.axis != strand.axis:
-        tracker.refuse([strand], f"{called(node)} copies the size of another axis")
-        return
-    tracker.put(node.outputs[0], moved)
-    if sizes is not None and sizes[moved.axis] > 0:
-        tracker.cuts.append(SizeCut(node, "reshape", (moved.channels,), moved.axis))
-
-
-def _merged(strand: Strand, shape: Shape, target: Shape) -> Strand | None:
-    """The channels along the one axis that an axis, or several beside it, become."""
-    for axis in range(len(target)):
-        before = math.prod(target[:axis])
-        starts = [i for i in range(strand.axis + 1) if math.prod(shape[:i]) == before]
-        for start in reversed(starts):
-            for end in range(strand.axis + 1, len(shape) + 1):
-                if math.prod(shape[start:end]) != target[axis]:
-                    continue
-                grid = strand.channels.reshape(
-                    [-1 if i == strand.axis else 1 for i in range(start, end)]
-                )
-                whole: Channels = np.broadcast_to(grid, shape[start:end]).ravel()
-                return Strand(axis, whole)
-    return None
+    for strand, shape, free in zip(strands, (left, right), (2, 1), strict=True):
+        if strand is None:
+            continue
+        behind = len(shape) - strand.axis
+        if behind != free or (strand.heads is not None and len(shape) - strand.heads <= 2):
+            tracker.refuse([strand], f"summed up by {called(node)}")
+            return
+        heads = None if strand.heads is None else rank - len(shape) + strand.heads
+        tracker.put(node.outputs[0], strand.at(rank - behind, heads))
 
 
 def resize(tracker: Tracker, node: ir.Node) -> None:
     """Resize and Upsample along other axes."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     factors = _factors(node)
@@ -209,7 +201,7 @@ def _factors(node: ir.Node) -> list[float] | None:
 
 def pad(tracker: Tracker, node: ir.Node) -> None:
     """Pad along other axes."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     pads: Sequence[int] | None = ints_attr(node, "pads", ())
@@ -224,7 +216,7 @@ def pad(tracker: Tracker, node: ir.Node) -> None:
 
 def along_axis(tracker: Tracker, node: ir.Node) -> None:
     """Softmax and LayerNormalization: what they do along another axis leaves channels apart."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     axis = int_attr(node, "axis", -1) % len(shape)
@@ -237,7 +229,7 @@ def along_axis(tracker: Tracker, node: ir.Node) -> None:
 
 def shape_of_it(tracker: Tracker, node: ir.Node) -> None:
     """Shape: whoever reads the number of channels there keeps it."""
-    strand, shape = _input(tracker, node)
+    strand, shape = input_of(tracker, node)
     if strand is None:
         return
     plain = not (node.attributes.keys() & {"start", "end"})
@@ -252,7 +244,7 @@ def _given(node: ir.Node, slot: int) -> bool:
     return len(node.inputs) > slot and node.inputs[slot] is not None
 
 
-def _input(tracker: Tracker, node: ir.Node) -> tuple[Strand | None, Shape]:
+def input_of(tracker: Tracker, node: ir.Node) -> tuple[Strand | None, Shape]:
     """The channels of the first input, and its shape; others that have channels keep them."""
     strand, shape = tracker.strand(node.inputs[0]), tracker.shape(node.inputs[0])
     tracker.refuse(

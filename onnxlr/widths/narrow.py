@@ -22,7 +22,7 @@ from onnxlr.model.graph import (
 from onnxlr.types import Array, Shapes
 from onnxlr.widths.find import Widths, find_widths
 from onnxlr.widths.places import Mask, bias_place
-from onnxlr.widths.strands import ConstantCut, SizeCut, WeightCut, numbers
+from onnxlr.widths.strands import ConstantCut, Place, SizeCut, WeightCut, numbers
 
 Kept = Mapping[str, tuple[int, ...]]  # the channels that stay, by the names of widths
 
@@ -183,17 +183,17 @@ class _Edits:
             masks = [self._stays(c) for c in cut.channels]
             if all(mask.all() for mask in masks):
                 continue
-            counts = [int(mask.sum()) for mask in masks]
+            counts = [int(mask.reshape(-1, mask.shape[-1])[0].sum()) for mask in masks]
             if cut.what == "group":
                 cut.node.attributes["group"] = ir.AttrInt64("group", counts[0])
             elif cut.what == "split":
                 self._set_split(cut.node, counts)
             elif cut.what == "slice":
                 before, inside = counts
-                self._set_entry(cut.node, 1, cut.index, before)
-                self._set_entry(cut.node, 2, cut.index, before + inside)
+                self._set_entry(cut.node, 1, cut.place, before)
+                self._set_entry(cut.node, 2, cut.place, before + inside)
             else:
-                self._set_entry(cut.node, 1, cut.index, counts[0])
+                self._set_entry(cut.node, 1, cut.place, counts[0])
 
     def _set_split(self, node: ir.Node, counts: Sequence[int]) -> None:
         if opset(self.model) < 13:
@@ -207,16 +207,35 @@ class _Edits:
         node.replace_input_with(1, add_initializer(self.model.graph, name, array))
         remove_unused(stale)
 
-    def _set_entry(self, node: ir.Node, slot: int, index: int, number: int) -> None:
+    def _set_entry(self, node: ir.Node, slot: int, place: Place | None, number: int) -> None:
         """Another number in a list of them, for this node alone."""
+        assert place is not None
+        if place.slot is not None:
+            node, slot = self._concat_of(node, slot), place.slot
         value = node.inputs[slot]
         entries, tensor = numbers(value), constant(value)
         assert value is not None
         assert entries is not None
         assert tensor is not None
-        entries[index] = number
+        entries[place.index] = number
         array = np.array(entries).reshape(values_of(tensor).shape)
         self._replace(value, {(node, slot): array})
+
+    def _concat_of(self, node: ir.Node, slot: int) -> ir.Node:
+        """The Concat that puts a list together for a node: a copy where others read that list."""
+        value = node.inputs[slot]
+        concat = None if value is None else value.producer()
+        assert value is not None
+        assert concat is not None
+        if len(value.uses()) == 1 and not value.is_graph_output():
+            return concat
+        name = self.names.unused(f"{value.name}/narrow")
+        copy = ir.node("Concat", list(concat.inputs), {"axis": 0}, name=name)
+        copy.outputs[0].name, copy.outputs[0].type = name, value.type
+        copy.outputs[0].shape = value.shape
+        self.model.graph.insert_before(node, copy)
+        node.replace_input_with(slot, copy.outputs[0])
+        return copy
 
     def correct_shapes(self) -> None:
         """Shapes that the model says of its values."""
@@ -226,7 +245,7 @@ class _Edits:
             stays = self._stays(strand.channels)
             if not stays.all():
                 sizes = list(value.shape)
-                sizes[strand.axis] = int(stays.sum())
+                sizes[strand.axis] = int(stays.reshape(-1, stays.shape[-1])[0].sum())
                 value.shape = ir.Shape(sizes)
 
 

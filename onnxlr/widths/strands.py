@@ -14,6 +14,7 @@ from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import is_fixed, trace
 from onnxlr.model.constants import constant
+from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
 Channels = NDArray[np.int64]  # numbers of channels, one for each place along an axis
@@ -24,14 +25,24 @@ SizeOf = Literal["group", "split", "slice", "reshape"]
 
 @dataclass(frozen=True, eq=False)
 class Strand:
-    """The channels along one axis of a value."""
+    """The channels along one axis of a value, or along two where attention has its heads.
+
+    Attributes
+    ----------
+    axis : int
+    channels : ndarray of int
+        A row for each head where there are some, with the channels along ``axis``.
+    heads : int or None
+        The axis of the heads.
+    """
 
     axis: int
     channels: Channels
+    heads: int | None = None
 
-    def at(self, axis: int) -> "Strand":
-        """The same channels along another axis."""
-        return Strand(axis, self.channels)
+    def at(self, axis: int, heads: int | None = None) -> "Strand":
+        """The same channels along other axes."""
+        return Strand(axis, self.channels, heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,22 @@ class ConstantCut:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """Where a number of a list stands that a node is given.
+
+    Attributes
+    ----------
+    slot : int or None
+        The input of the Concat that puts the list together; None for a list that is a constant.
+    index : int
+        In that input, or in the list.
+    """
+
+    slot: int | None
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
 class SizeCut:
     """A number, or several, that count channels.
 
@@ -74,15 +101,15 @@ class SizeCut:
     node : onnx_ir.Node
     what : str
     channels : tuple of ndarray of int
-        For each number, the channels that it counts.
-    index : int
-        Where the number stands in a list.
+        For each number, the channels that it counts: of several rows those of each alike.
+    place : Place or None
+        Where the number stands, if in a list that is an input of the node.
     """
 
     node: ir.Node
     what: SizeOf
     channels: tuple[Channels, ...]
-    index: int = 0
+    place: Place | None = None
 
 
 Cut = WeightCut | ConstantCut | SizeCut
@@ -104,6 +131,7 @@ class Tracker:
     strands: dict[ir.Value, Strand] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
     refusals: list[tuple[Channels, str]] = field(default_factory=list)
+    heads: list[Channels] = field(default_factory=list)  # which lose equally many channels each
     count: int = 0
     _noted: dict[ir.Value, Shape] = field(default_factory=dict)
     _bonds: list[tuple[Channels, Channels]] = field(default_factory=list)
@@ -162,6 +190,26 @@ def numbers(value: ir.Value | None) -> list[int] | None:
     if tensor is None or not tensor.dtype.is_integer():
         return None
     return [int(v) for v in np.asarray(tensor.numpy()).ravel()]
+
+
+def sizes_of(value: ir.Value | None, count: int) -> list[tuple[int | None, Place]] | None:
+    """The entries of a list of so many sizes, each a number where it is a constant.
+
+    The list is a constant itself, or a Concat puts it together. It is None where that is unclear.
+    """
+    if (fixed := numbers(value)) is not None:
+        return [(number, Place(None, i)) for i, number in enumerate(fixed)]
+    node = None if value is None else value.producer()
+    if node is None or not is_standard(node, "Concat"):
+        return None
+    parts = [numbers(part) for part in node.inputs]
+    if sum(1 if part is None else len(part) for part in parts) != count:
+        return None  # one that is computed holds several
+    return [
+        (number, Place(slot, i))
+        for slot, part in enumerate(parts)
+        for i, number in enumerate([None] if part is None else part)
+    ]
 
 
 def called(node: ir.Node) -> str:

@@ -84,5 +84,5 @@ def narrowing_case(
                 else moments[name, width.name]
             )
             readings.append(reading(cut, places, found, None))
-        offers.append(WidthOffer(width, elimination(readings)))
+        offers.append(WidthOffer(width, elimination(readings, width.heads)))
     return Case(prepared, widths, narrower, tuple(offers), x[: shape[0]])

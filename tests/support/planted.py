@@ -15,6 +15,7 @@ COPIES = ((3, 1), (7, 1), (10, 4))  # channel, and the one that it repeats
 DEAD = 5
 # What goes, and what may: of channels that are equal it doesn't matter which one stays.
 GOES = len(COPIES) + 1
+HEADS = 3  # each has one of those that go
 
 
 @dataclass
@@ -184,6 +185,44 @@ def pooled(plant: Plant, x: str) -> str:
     return plant.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
 
 
+def in_heads(plant: Plant, x: str) -> str:
+    """Three heads of four channels, which attention mixes over the positions, and back."""
+    count = 64
+    rows = plant.op("Transpose", _shaped(plant, x, 2, CHANNELS, count), perm=[0, 2, 1])
+    apart = plant.op("Transpose", _shaped(plant, rows, 2, count, HEADS, -1), perm=[0, 2, 1, 3])
+    # What a constant weighs would be a layer: the scores hang on the input.
+    scores = plant.op("Mul", plant.constant(1, 1, count, count), plant.op("ReduceMean", "x"))
+    mixed = plant.op("MatMul", plant.op("Softmax", scores, axis=-1), apart)
+    together = plant.op("Transpose", mixed, perm=[0, 2, 1, 3])
+    last = plant.op("Transpose", _shaped(plant, together, 2, count, CHANNELS), perm=[0, 2, 1])
+    return _shaped(plant, last, 2, -1, 8, 8)
+
+
+def in_blocks(plant: Plant, x: str) -> str:
+    """Blocks of positions into channels, and back in the other order of the two."""
+    deep = plant.op("SpaceToDepth", x, blocksize=2)
+    weight = plant.constant(4 * CHANNELS, 4 * CHANNELS, 1, 1, scale=0.2)
+    array = plant.weights[weight].reshape(CHANNELS, 4, 4, CHANNELS)  # CRD rows, DCR columns
+    for copy, origin in COPIES:
+        array[copy] = array[origin]
+    array[..., DEAD] = 0
+    return plant.op("DepthToSpace", plant.op("Conv", deep, weight), blocksize=2, mode="CRD")
+
+
+def flattened_blocks(plant: Plant, x: str) -> str:
+    """Four channels become one of four times the positions."""
+    weight = plant.constant(4 * CHANNELS, CHANNELS, 1, 1, scale=0.3)
+    array = plant.weights[weight].reshape(4, CHANNELS, CHANNELS)
+    for copy, origin in COPIES:
+        array[:, copy] = array[:, origin]
+    array[..., DEAD] = 0
+    return plant.op("DepthToSpace", plant.op("Conv", x, weight), blocksize=2)
+
+
+def _shaped(plant: Plant, x: str, *shape: int) -> str:
+    return plant.op("Reshape", x, plant.store(np.array(shape)))
+
+
 CARRIERS: dict[str, Carrier] = {
     "relu": lambda plant, x: plant.op("Relu", x),
     "swish": lambda plant, x: plant.op("Mul", x, plant.op("Sigmoid", x)),
@@ -198,6 +237,9 @@ CARRIERS: dict[str, Carrier] = {
     "deconvolved": deconvolved,
     "scaled": scaled,
     "slopes": slopes,
+    "heads": in_heads,
+    "blocks": in_blocks,
+    "more positions": flattened_blocks,
 }
 
 
