@@ -276,6 +276,8 @@ def planned_widths(
             continue
         error = None if offer is None else offer.error(len(stays))
         words = f"{len(stays)} of {width.size} channels stay"
+        if width.heads > 1:
+            words += f", {len(stays) // width.heads} of each of {width.heads} heads"
         rows.append(width_decision(width, stays, words, error))
     if narrowing is None:
         return WidthPlan(tuple(rows))
