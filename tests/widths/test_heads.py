@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 import onnxlr
 from onnxlr.decompose.interpolative import Reading, elimination
+from onnxlr.decompose.ranks import parse_rank
 from onnxlr.errors import UsageError
 from tests.support.builders import Array, make_model, node, relative, run
 from tests.support.narrowing import narrowing_case
@@ -138,6 +139,19 @@ def test_heads_that_have_nothing_in_common_go_as_each_would_alone() -> None:
         assert (order[order // EACH == i] % EACH).tolist() == alone.tolist()
     rounds = np.sort(order.reshape(-1, HEADS) // EACH, axis=1)
     assert (rounds == np.arange(HEADS)).all()
+
+
+@pytest.mark.parametrize(
+    ("rank", "stay"), [("10", 12), ("12", 12), ("0.3", 9), ("energy:0.999", 18), ("99", SIZE)]
+)
+def test_named_ranks_keep_as_many_of_each_head(rank: str, stay: int, tmp_path: Path) -> None:
+    case = narrowing_case(attention(dynamic=False), tmp_path)
+    (offer,) = case.offers
+    assert offer.named(parse_rank(rank)) == stay
+    for gridded in (False, True):
+        counts = offer.counts(gridded=gridded)
+        assert counts == sorted({c for c in counts if c % HEADS == 0}, reverse=True)
+        assert counts[0] < SIZE
 
 
 def test_a_run_narrows_heads_and_its_plan_says_so(tmp_path: Path) -> None:
