@@ -207,7 +207,7 @@ class _Qualities:
         if key not in self._known:
             built = self.evaluator.builder.build(rung.variant)
             session = self.evaluator.open(built, self.examiner.machine)
-            self._known[key] = self.examiner.judge(session, key)
+            self._known[key] = self.examiner.judge(session, key).beside(rung.quality)
         return self._known[key]
 
 

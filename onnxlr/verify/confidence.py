@@ -32,16 +32,16 @@ USUAL_CONFIDENCE = 0.95
 # a test that is valid for every distribution, few samples show nothing even there.
 COMPARING = 0.55
 LEAST_CONFIDENCE = 0.5  # which every mean within the limit has
-# Nothing can be shown of errors without a bound on what one sample may lose. In their test a sample
-# counts at most as if its error were so many times the limit, which is the root of its loss.
-WORST_ERROR = 5.0
-# A difference is thought to be no larger than so many times the largest that was seen, or than the
-# square of WORST_ERROR times the limit if that is more.
-WORST_DIFFERENCE = 2.0
+# Nothing can be shown of errors and differences without a bound on what one sample may lose. It is
+# thought to be so many times the most that any was seen to lose, or so many limits if that is more:
+# errors of samples are alike, and of differences most are zero and few are large.
+WORST = 2.0
+WORST_ERROR, WORST_DIFFERENCE = 10.0, 25.0
 USUAL_DIFFERENCE = 3.0  # limits by which samples usually differ, from one to the next
 _STAKES = 64  # among which the best constant one is looked for
 _MOST_SAMPLES = 1 << 30  # that are thought of
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
+_TINY = 1e-30  # a bound on errors where all of them are zero
 _FARTHEST = 1e15  # a limit beyond which none is looked for
 
 
@@ -63,9 +63,9 @@ class Losses:
     scale : float
         What a value of 1 is in the unit of the loss.
     seen : float
-        The largest difference of a sample that other models showed: at least 0, at most 1.
+        The largest value that was seen of other samples, or of a difference of other models.
     reach : float
-        The largest difference that is thought possible: above 0, at most 1. Values are no larger.
+        The largest value that is thought possible; no value is larger. For differences at most 1.
     most : float
         The largest error that is possible, which no value exceeds: infinity where there is none.
 
@@ -105,6 +105,10 @@ class Losses:
         """The largest difference of a sample."""
         return float(np.abs(self.values).max(initial=0.0))
 
+    def beside(self, other: "Losses") -> "Losses":
+        """The same, where the same model was seen to lose this on other samples."""
+        return replace(self, seen=max(self.seen, other.largest))
+
     def bounded(self, limit: float, kind: Kind | None) -> "Losses":
         """The same, as it is tested against a limit.
 
@@ -115,15 +119,21 @@ class Losses:
         Parameters
         ----------
         limit : float
+            Infinity where there is none: then the mean is what stands for it.
         kind : str or None
             What a sample loses by the metric. A model that loses none doesn't tell by itself.
         """
-        if not len(self) or "differences" not in (self.kind, kind):
+        largest = WORST * max(self.seen, self.largest)
+        if not len(self):
             return self
-        largest = max(self.seen, self.largest)
-        limits = WORST_ERROR**2 * limit / self.scale
-        reach = min(1.0, max(limits, WORST_DIFFERENCE * largest))
-        return replace(self, kind="differences", reach=reach)
+        if "differences" in (self.kind, kind):
+            limits = WORST_DIFFERENCE * limit / self.scale
+            return replace(self, kind="differences", reach=min(1.0, max(limits, largest)))
+        if self.kind != "errors":
+            return self
+        usual = (limit / self.scale) ** self.power
+        usual = usual if math.isfinite(usual) else float(self.values.mean())
+        return replace(self, reach=min(self.most, max(WORST_ERROR * usual, largest, _TINY)))
 
     def p_value(self, limit: float, confidence: float = USUAL_CONFIDENCE) -> float:
         """Probability of so small a loss, at most, where the true loss is the limit or more.
@@ -198,8 +208,7 @@ class Losses:
             return (self.values / self.reach + 1) / 2, min(max(share, 0.0), 1.0)
         if limit <= 0:
             return np.ones(len(self)), 0.0
-        worst = min(WORST_ERROR**2 * limit**self.power, self.most)
-        return np.minimum(self.values / worst, 1.0), limit**self.power / worst
+        return np.minimum(self.values / self.reach, 1.0), limit**self.power / self.reach
 
 
 def _p_value(values: Array, limit: float, confidence: float) -> float:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,13 @@ class Quality:
         before, after = self.original, self.optimized
         worse = after - before if self.metric == "rel-error" else before - after
         return worse if math.isfinite(worse) else math.inf
+
+    def beside(self, other: "Quality") -> "Quality":
+        """The same, where the same model was seen to lose something on other samples too."""
+        if len(self.losses) != len(other.losses):
+            return self
+        pairs = zip(self.losses, other.losses, strict=True)
+        return replace(self, losses=tuple(mine.beside(theirs) for mine, theirs in pairs))
 
 
 class Classes:

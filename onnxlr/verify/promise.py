@@ -1,5 +1,6 @@
 """What is promised of a model's loss: a limit, a confidence, and samples that have to show it."""
 
+import math
 from dataclasses import dataclass, replace
 
 from onnxlr.verify.confidence import (
@@ -90,9 +91,8 @@ class Promise:
 
     def _losses(self, quality: Quality) -> tuple[Losses, ...]:
         """What samples lose, with what one of them is thought to lose at most."""
-        if not self.tested:
-            return quality.losses
-        return tuple(item.bounded(self.limit, self.kind) for item in quality.losses)
+        limit = self.limit if self.tested else math.inf
+        return tuple(item.bounded(limit, self.kind) for item in quality.losses)
 
     def hopeless(self, quality: Quality) -> bool:
         """Whether samples show, at the usual confidence, that the limit does not hold."""

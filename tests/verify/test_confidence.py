@@ -8,10 +8,10 @@ import pytest
 import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from onnxlr.p_values import mean_p_value, pairs_p_value, share_p_value
 from onnxlr.verify.confidence import (
-    WORST_ERROR,
     Kind,
     Losses,
     highest_confidence,
@@ -141,7 +141,7 @@ def test_bets_are_laid_one_after_the_other(
 
 @pytest.mark.parametrize("shape", [(0.2, 4.8), (2.0, 48.0), (20.0, 480.0)])
 def test_bets_on_the_limit_are_seldom_won(shape: tuple[float, float]) -> None:
-    """The mean is 4%, as WORST_ERROR makes of every limit; tails are long, usual and short."""
+    """The mean is 4%; tails are long, usual and short."""
     rng = np.random.default_rng(1)
     won = [mean_p_value(rng.beta(*shape, 150), 0.04, 0.95) <= 0.05 for _ in range(1000)]
     assert np.mean(won) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
@@ -149,28 +149,74 @@ def test_bets_on_the_limit_are_seldom_won(shape: tuple[float, float]) -> None:
 
 def test_errors_well_within_the_limit_are_shown_by_few() -> None:
     rng = np.random.default_rng(2)
-    losses = Losses("errors", rng.gamma(4, 0.001, 150))  # 0.004 on average
+    losses = Losses("errors", rng.gamma(4, 0.001, 60)).bounded(0.01, "errors")  # about 0.004
     assert losses.shows(0.01, 0.95)
     assert not losses.shows(losses.mean, 0.95)
     assert losses.at_least(0.95) < losses.mean < losses.at_most(0.95) < 0.01
 
 
+def test_errors_near_the_limit_are_shown_by_many_that_are_alike() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.gamma(4, 0.00215, 240)  # 0.0086 on average
+    assert Losses("errors", values).bounded(0.01, "errors").shows(0.01, 0.95)
+    # Where the same model was seen to lose much of another sample, they show less.
+    other = Losses("errors", np.array([0.004, 0.3]))
+    assert not Losses("errors", values).beside(other).bounded(0.01, "errors").shows(0.01, 0.95)
+
+
 def test_relative_errors_are_tested_by_their_squares() -> None:
     rng = np.random.default_rng(3)
-    squares = rng.gamma(4, 0.25, 200) * 0.03**2
-    losses = Losses("errors", squares, 2)
+    squares = rng.gamma(4, 0.25, 80) * 0.03**2
+    losses = Losses("errors", squares, 2).bounded(0.05, "errors")
+    assert losses.reach == pytest.approx(10 * 0.05**2)
     assert losses.mean == pytest.approx(math.sqrt(squares.mean()))
     assert losses.shows(0.05, 0.95)
     assert not losses.shows(0.03, 0.95)
     assert losses.at_least(0.95) < losses.mean < losses.at_most(0.95) < 0.05
 
 
-def test_a_sample_counts_at_most_as_so_many_limits() -> None:
-    few = np.full(400, 1e-6)
-    few[7] = 0.01 * WORST_ERROR**2 * 1.01
-    many = few.copy()
-    many[7] = 1e6
-    assert Losses("errors", few).p_value(0.01) == Losses("errors", many).p_value(0.01)
+@pytest.mark.parametrize("spread", [0.5, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("n", [12, 40, 240])
+def test_errors_at_the_limit_are_seldom_taken_for_less(n: int, spread: float) -> None:
+    """Lognormal errors of mean 1, with tails from short to very long, and others to choose by."""
+    rng = np.random.default_rng(4)
+
+    def draw() -> Losses:
+        return Losses("errors", rng.lognormal(-(spread**2) / 2, spread, n))
+
+    wrong = [draw().beside(draw()).bounded(1.0, "errors").shows(1.0, 0.95) for _ in range(200)]
+    assert np.mean(wrong) <= 0.05
+
+
+@pytest.mark.parametrize("share", [20, 50, 100])
+def test_rare_errors_that_are_large_are_thought_of(share: int) -> None:
+    """One sample of so many loses half of all: the limit, as the mean of so many times it."""
+    rng = np.random.default_rng(5)
+    n = 240
+
+    def draw() -> Losses:
+        usual = rng.lognormal(math.log(0.5) - 0.125, 0.5, n)
+        return Losses("errors", usual + np.where(rng.random(n) < 1 / share, share / 2, 0.0))
+
+    wrong = [draw().beside(draw()).bounded(1.0, "errors").shows(1.0, 0.95) for _ in range(200)]
+    assert np.mean(wrong) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("largest", "seen", "limit", "most", "reach"),
+    [
+        (0.02, 0.0, 0.01, math.inf, 0.1),  # ten times the limit
+        (0.2, 0.0, 0.01, math.inf, 0.4),  # twice what was seen
+        (0.2, 0.3, 0.01, math.inf, 0.6),
+        (0.2, 0.6, 0.01, 1.0, 1.0),  # nothing loses more than all
+        (0.09, 0.0, math.inf, math.inf, 0.5),  # ten times the mean, where there is no limit
+    ],
+)
+def test_what_a_sample_may_err_is_bounded(
+    largest: float, seen: float, limit: float, most: float, reach: float
+) -> None:
+    losses = Losses("errors", np.array([0.01, largest]), seen=seen, most=most)
+    assert losses.bounded(limit, "errors").reach == pytest.approx(reach)
 
 
 @pytest.mark.parametrize("n", [60, 150, 600])
@@ -235,15 +281,17 @@ def test_at_half_a_confidence_means_are_compared(kind: Kind) -> None:
 def test_errors_that_have_an_end_are_shown_by_it() -> None:
     """Shares of wrong answers: none is above 1, so that 50 samples bound a mean of any size."""
     values = np.random.default_rng(3).beta(1, 4, 50)  # of mean 0.2
-    shares, errors = Losses("errors", values, most=1.0), Losses("errors", values)
-    assert shares.p_value(0.3, 0.95) == mean_p_value(values, 0.3, 0.95)
-    assert shares.p_value(0.02, 0.95) == errors.p_value(0.02, 0.95)  # so far 25 limits are less
-    assert shares.mean < shares.at_most(0.95) < 0.35
-    assert shares.shows(0.35, 0.95)
-    assert not errors.shows(0.35, 0.95)
-    assert Losses("errors", np.ones(4), most=1.0).at_most(0.95) == 1.0
+
+    def shares(values: NDArray[np.float64]) -> Losses:
+        return Losses("errors", values, most=1.0).bounded(0.3, "errors")
+
+    assert shares(values).p_value(0.3, 0.95) == mean_p_value(values, 0.3, 0.95)
+    assert shares(values).mean < shares(values).at_most(0.95) < 0.35
+    assert shares(values).shows(0.35, 0.95)
+    assert not Losses("errors", values).bounded(0.3, "errors").shows(0.35, 0.95)
+    assert shares(np.ones(4)).at_most(0.95) == 1.0
     draws = [np.random.default_rng(seed).beta(1, 4, 50) for seed in range(400)]
-    wrong = np.mean([Losses("errors", d, most=1.0).at_most(0.9) < 0.2 for d in draws])
+    wrong = np.mean([shares(d).at_most(0.9) < 0.2 for d in draws])
     assert wrong <= 0.1 + 2 * math.sqrt(0.09 / 400)
 
 
@@ -268,8 +316,8 @@ def test_a_model_that_loses_nothing_is_tested_as_the_metric_says() -> None:
     nothing = Losses("pairs", np.zeros(60))
     assert nothing.bounded(0.01, "pairs") is nothing
     assert nothing.bounded(0.01, "differences").kind == "differences"
-    errors = Losses("errors", np.zeros(60))
-    assert errors.bounded(0.01, "errors") is errors
+    errors = Losses("errors", np.zeros(60)).bounded(math.inf, "errors")
+    assert errors.at_least(0.95) == 0 <= errors.at_most(0.95) < 1e-4
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(5, 200), st.floats(0.55, 0.99))
@@ -278,8 +326,8 @@ def test_a_model_that_loses_nothing_is_tested_as_the_metric_says() -> None:
 def test_bounds_are_where_the_test_turns(seed: int, n: int, confidence: float) -> None:
     rng = np.random.default_rng(seed)
     for losses in (
-        Losses("errors", rng.gamma(2, 0.01, n)),
-        Losses("errors", rng.gamma(2, 0.01, n), 2),
+        Losses("errors", rng.gamma(2, 0.01, n)).bounded(0.05, None),
+        Losses("errors", rng.gamma(2, 0.01, n), 2).bounded(math.inf, None),
         Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1)),
         Losses("differences", np.clip(rng.normal(0.02, 0.2, n), -1, 1), scale=20.0),
         Losses("differences", rng.normal(0.002, 0.02, n)).bounded(0.01, None),
