@@ -73,19 +73,24 @@ def parse_verify(text: str) -> Verify:
 
 
 def parse_max_drop(loss: float | None) -> float | None:
-    """The largest loss of the metric that is allowed; 1 and more is infinity, None stays None.
+    """The largest loss of the metric that is allowed; 1 is infinity, None stays None.
 
     The metrics are shares and relative errors: 1 is promised to be no limit at all.
 
     Raises
     ------
     UsageError
-        If it is negative, or not a number.
+        If it is negative, not a number, or above 1, which is most likely meant in percent.
     """
     if loss is None:
         return None
     if not loss >= 0:
         raise UsageError(f"--max-drop {loss} is not a loss: give 0 or more, 1 = no limit")
+    if 1 < loss < float("inf"):
+        raise UsageError(
+            f"--max-drop {loss:g} is more than everything, since losses are parts of 1: for "
+            f"{loss:g} points write {loss / 100:g}, for no limit 1"
+        )
     return float("inf") if loss >= 1 else float(loss)
 
 

@@ -64,8 +64,8 @@ def main() -> None:
     "--max-drop",
     type=float,
     metavar="X",
-    help="Largest loss of the metric that is allowed; 1 means no limit. By default 0.01 for top1, "
-    "agreement and a function, 0.02 for cosine, and 0.05 for rel-error.",
+    help="Largest loss of the metric that is allowed: 0.01 is a point of accuracy, 1 is no limit. "
+    "By default 0.01 for top1, agreement and a function, 0.02 for cosine, and 0.05 for rel-error.",
 )
 @click.option(
     "--confidence",

@@ -111,7 +111,7 @@ choice_flags = _together(
     click.option(
         "--include",
         metavar="REGEX",
-        help="Replace only layers whose layer, weight or node name matches.",
+        help="Take only layers whose layer, weight or node name matches.",
     ),
     click.option(
         "--exclude",

@@ -14,7 +14,7 @@ _TITLE = "What a larger or smaller --max-drop would buy (losses are of the sampl
 
 def show_frontier(console: Console, points: Sequence[Point], promise: Promise | None) -> None:
     """Print what more, or less, loss would buy: the models that no other beats."""
-    rows = [p for p in points if p.chosen or not any(other.beats(p) for other in points)]
+    rows = [p for p in points if _marked(p) or not any(other.beats(p) for other in points)]
     if promise is None or len(rows) < 2:
         return
     console.print(_TITLE)
@@ -29,17 +29,22 @@ def show_frontier(console: Console, points: Sequence[Point], promise: Promise | 
             promise.text(point.loss),
             "" if point.low is None else promise.text(point.low),
             "" if point.high is None else promise.text(point.high),
-            ""
-            if point.ms is None
-            else f"{point.ms:.4f}" + ("" if point.measured else " predicted"),
+            _milliseconds(point),
             ratio,
             f"{point.bytes:,}",
             str(point.layers),
-            "← this one" if point.chosen else "",
+            "← this one" if point.chosen else point.refused,
             style=None if point.chosen else "dim",
         )
     console.print(table)
+    if any(point.refused for point in rows):
+        console.print("What is bolder than the model that failed was not tested.")
     console.print()
+
+
+def _marked(point: Point) -> bool:
+    """Whether something is said of a point, so that it has to be shown."""
+    return point.chosen or bool(point.refused)
 
 
 def _milliseconds(point: Point) -> str:
@@ -49,8 +54,8 @@ def _milliseconds(point: Point) -> str:
 
 
 def _spread(rows: Sequence[Point], most: int) -> list[Point]:
-    """At most so many points, evenly spread, with the chosen one among them."""
+    """About so many points, evenly spread, with those of which something is said."""
     if len(rows) <= most:
         return list(rows)
     picks = {round(i * (len(rows) - 1) / (most - 1)) for i in range(most)}
-    return [p for i, p in enumerate(rows) if i in picks or p.chosen]
+    return [p for i, p in enumerate(rows) if i in picks or _marked(p)]

@@ -98,7 +98,9 @@ def follow(original: Base, path: NarrowPath, begin: Begin, table: LatencyTable |
             failed = failed or error
     ladders = _completed(evaluator, begun)
     narrow = _narrow_alone if evaluator.options.fraction is None else _narrow_within
-    if rungs := narrow(evaluator, path):
+    # Where no chains were asked for, what no method fits says nothing of the layer.
+    unfit = original.fits.reasons if any(original.fits.by_layer.values()) else {}
+    if rungs := narrow(evaluator, path, unfit):
         ladders.append(Ladder(proposals[None], rungs))
     if not ladders:
         assert failed is not None
@@ -153,9 +155,11 @@ def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) 
     ]
 
 
-def _narrow_alone(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
+def _narrow_alone(
+    evaluator: Evaluator, path: NarrowPath, unfit: Mapping[str, str]
+) -> tuple[Rung, ...]:
     """Fewer channels and no chains, as far as that is faster."""
-    rungs = _rungs(evaluator, path.models, "are faster than chains")
+    rungs = _rungs(evaluator, path.models, "are faster than chains", unfit)
     if rungs and evaluator.timed and evaluator.options.latency_vetoes:
         with evaluator.progress.stage("time fewer channels", None):
             speed = evaluator.compare(rungs[-1].variant)
@@ -164,22 +168,29 @@ def _narrow_alone(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
     return rungs
 
 
-def _narrow_within(evaluator: Evaluator, path: NarrowPath) -> tuple[Rung, ...]:
+def _narrow_within(
+    evaluator: Evaluator, path: NarrowPath, unfit: Mapping[str, str]
+) -> tuple[Rung, ...]:
     """Fewer channels and no chains, where that alone meets a budget."""
     fraction = evaluator.options.fraction
     assert fraction is not None
     meeting = [m for m in path.models if share_left(evaluator, m.narrowing) <= fraction]
-    return _rungs(evaluator, meeting, "lose less than chains")[:1]
+    return _rungs(evaluator, meeting, "lose less than chains", unfit)[:1]
 
 
-def _rungs(evaluator: Evaluator, models: Sequence[NarrowModel], why: str) -> tuple[Rung, ...]:
+def _rungs(
+    evaluator: Evaluator, models: Sequence[NarrowModel], why: str, unfit: Mapping[str, str]
+) -> tuple[Rung, ...]:
+    """Models with fewer channels as rungs; what no method fits stays for that reason."""
     rungs = []
     for model in models:
         left = {layer.name: layer.shape for layer in model.narrowing.prepared.layers}
         reasons = {}
         for layer in evaluator.prepared.layers:
-            place = "elsewhere" if left.get(layer.name) == layer.shape else "around it"
-            reasons[layer.name] = f"fewer channels {place} {why}"
+            same = left.get(layer.name) == layer.shape
+            place = "elsewhere" if same else "around it"
+            words = f"fewer channels {place} {why}"
+            reasons[layer.name] = unfit.get(layer.name, words) if same else words
         rungs.append(Rung({}, model.evaluation, Proposal({}, reasons)))
     return tuple(rungs)
 

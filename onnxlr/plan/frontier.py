@@ -43,6 +43,8 @@ class Point:
         Whether it is what was handed over.
     plan : Plan
         What makes it.
+    refused : str
+        Why it isn't handed over, where the samples that test told so; empty for all others.
     file_name : str
         Of its plan, in a folder for those of all points.
     """
@@ -56,6 +58,7 @@ class Point:
     layers: int
     chosen: bool
     plan: Plan
+    refused: str = ""
     file_name: str = ""
 
     def beats(self, other: "Point") -> bool:
@@ -122,11 +125,22 @@ def frontier(
                 *(item.quality.drop, low, high, ms, measured, item.nbytes, _changed(item)),
                 is_chosen,
                 plan if is_chosen else _plan_of(evaluator, proposal, item, plan, width_plan),
+                _refused_words(selection, item),
             )
         )
     points.sort(key=lambda p: (p.loss, p.bytes))
     digits = len(str(len(points)))
     return tuple(replace(p, file_name=f"point-{i:0{digits}}.json") for i, p in enumerate(points, 1))
+
+
+def _refused_words(selection: Selection, item: Judged) -> str:
+    """What a model lost on the samples that test, if it is the first that failed there."""
+    refused, promise = selection.refused, selection.verdicts.promise
+    if refused is None or promise is None or not promise.tested:
+        return ""
+    if item.key != refused.rung.variant.key or not refused.quality.losses:
+        return ""
+    return f"{promise.lost(refused.quality.drop)} on the samples that test"
 
 
 def _interval(evaluator: Evaluator, quality: Quality) -> tuple[float | None, float | None]:

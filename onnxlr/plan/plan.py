@@ -314,12 +314,13 @@ def with_fewer_channels(layer: Layer, now: Layer, decision: Decision) -> Decisio
         if a != b
     )
     kept = decision.decision == KEEP
+    chain = "no chain beside that: " if decision.reason.startswith("put back") else ""
     return replace(
         decision,
         shape=layer.shape,
         decision=INTERPOLATIVE.name if kept else decision.decision,
         rank=after if kept else decision.rank,
-        reason=f"{words}; {decision.reason}",
+        reason=f"{words}; {chain}{decision.reason}",
         params_before=layer.params,
         macs_before=layer.macs,
         error=None,

@@ -39,6 +39,7 @@ def notes_of(
             "output is the one before that, and layers alone were timed as they are in it"
         )
     notes += _refused_note(evaluator, selection)
+    notes += _few_note(evaluator, selection)
     notes += _judgement_notes(evaluator, selection)
     notes += _opening_note(evaluator)
     notes += _timing_notes(evaluator, table)
@@ -70,13 +71,24 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
     needed = promise.needed(refused.quality)
     if not promise.tested or not refused.quality.losses:
         return [f"{name} was not handed over: {refused.why}"]
-    words = f"{name} {promise.lost(refused.quality.drop)} on them"
+    words = f"{name} {promise.lost(refused.quality.drop)} on the samples that test"
     if needed is None:
-        return [f"{words}: more samples would not show that it is within {promise.limit_text}"]
+        return [f"{words}, which is more than {promise.limit_text}"]
     return [
         f"{words}; about {needed:,} samples would be needed to show that it is within "
         f"{promise.limit_text}"
     ]
+
+
+def _few_note(evaluator: Evaluator, selection: Selection) -> list[str]:
+    """How many samples to give for the usual confidence, where there are too few."""
+    promise, options = selection.verdicts.promise, evaluator.options
+    if promise is None or not promise.lowered or options.data is None:
+        return []
+    words = f"{promise.enough():,} in --validation"
+    if options.validation is None:
+        words = f"{2 * promise.enough():,} in --data, of which half test,"
+    return [f"{promise.confidence:.0%} confidence is little: {words} would do for 95%"]
 
 
 def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:

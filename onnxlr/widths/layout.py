@@ -232,10 +232,12 @@ def shape_of_it(tracker: Tracker, node: ir.Node) -> None:
     strand, shape = input_of(tracker, node)
     if strand is None:
         return
-    plain = not (node.attributes.keys() & {"start", "end"})
+    axes = range(len(shape))[int_attr(node, "start", 0) : int_attr(node, "end", len(shape))]
+    if strand.axis not in axes:
+        return
     for reader, _ in node.outputs[0].uses():
         index = numbers(reader.inputs[1]) if reader.op_type == "Gather" else None
-        if not plain or index is None or strand.axis in {i % len(shape) for i in index}:
+        if index is None or strand.axis in {axes[i % len(axes)] for i in index}:
             tracker.refuse([strand], f"{called(node)} reads how many there are")
             return
 

@@ -1,5 +1,6 @@
 """Whole runs whose limit is tested: the parts of the data, the ladder, and what is said."""
 
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import onnxlr
 from onnxlr.cli.commands import main
+from onnxlr.cli.tables import show_report
 from onnxlr.courses import course
 from onnxlr.jobs import pipeline
 from onnxlr.plan.ladder import Ladder, with_others
@@ -181,8 +184,14 @@ def test_the_last_that_holds_is_handed_over_and_the_next_does_not(case: Case) ->
     notes = " ".join(case.result.report.notes)
     if at + 1 < len(rungs):
         assert "samples would be needed to show that it is within 3.0 pp" in notes or (
-            "more samples would not show" in notes
+            "on the samples that test, which is more than 3.0 pp" in notes
         )
+        (failed,) = [p for p in case.result.report.frontier if p.refused]
+        assert failed.plan.choices() == rungs[at + 1]
+        assert failed.refused.endswith(" on the samples that test")
+        console = Console(width=200, record=True, file=io.StringIO())
+        show_report(console, case.result.report)
+        assert failed.refused in console.export_text()
 
 
 def test_every_point_of_the_frontier_can_be_made(case: Case, tmp_path: Path) -> None:
@@ -267,6 +276,7 @@ def test_few_samples_show_what_they_can(case: Case, tmp_path: Path, count: int, 
     result = onnxlr.optimize(case.model, data=data, **QUICK)
     assert result.report.claim == claim
     assert len(result.report.replaced) > 0
+    assert any("600 in --data, of which half test" in note for note in result.report.notes)
     metric = result.report.to_dict()["metric"]
     assert metric["confidence"] < 0.95
 

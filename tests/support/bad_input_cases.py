@@ -412,6 +412,7 @@ FLAGS = [
     _case("shape-with-data", nothing, f"{_DATA} --shape x:1,32", 2, "--shape", "--data"),
     _case("method-unknown", nothing, f"{OPTIMIZE} --method magic", 2, "'magic'", "svd"),
     _case("max-drop-negative", nothing, f"{OPTIMIZE} --max-drop -0.1", 2, "--max-drop", "-0.1"),
+    _case("max-drop-percent", nothing, f"{OPTIMIZE} --max-drop 5", 2, "for 5 points write 0.05"),
     _case("max-drop-nan", nothing, f"{OPTIMIZE} --max-drop nan", 2, "--max-drop", "nan"),
     _case("max-drop-text", nothing, f"{OPTIMIZE} --max-drop few", 2, "--max-drop", "few"),
     _case("threads-0", nothing, f"{OPTIMIZE} --threads 0", 2, "--threads 0", "at least 1"),
