@@ -42,6 +42,7 @@ _STAKES = 64  # among which the best constant one is looked for
 _MOST_SAMPLES = 1 << 30  # that are thought of
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
 _TINY = 1e-30  # a bound on errors where all of them are zero
+_MORE = 1.03  # from one number of samples that is thought of to the next
 _FARTHEST = 1e15  # a limit beyond which none is looked for
 
 
@@ -193,13 +194,29 @@ class Losses:
             return None
         if self.kind not in GRADED:
             least = samples_needed(self.mean / self.scale, limit / self.scale, confidence)
-            return max(_normal_needed(self.values, gap, confidence), least)
+            least = max(_normal_needed(self.values, gap, confidence), least)
+            if not self.shows(limit, confidence):
+                least = max(least, len(self) + 1)
+            while least < _MOST_SAMPLES and not self._shown_by(least, limit, confidence):
+                least = math.ceil(_MORE * least)
+            return least
         values, share = self._unit(limit / self.scale)
         if confidence <= COMPARING:
             return _normal_needed(values, share - float(values.mean()), confidence)
         stakes = np.linspace(0, MOST_STAKE / (1 - share), _STAKES)[1:]
         growth = float(np.log1p(np.outer(stakes, share - values)).mean(axis=1).max())
         return math.ceil(-math.log(1 - confidence) / growth) if growth > 0 else None
+
+    def _shown_by(self, count: int, limit: float, confidence: float) -> bool:
+        """Whether so many samples would show a limit, with wrong and right ones in proportion."""
+        share = count / len(self)
+        lost, won = (share * int(np.count_nonzero(self.values == sign)) for sign in (1, -1))
+        limit /= self.scale
+        if self.kind == "shares":
+            p_value = share_p_value(math.ceil(share * float(self.values.sum())), count, limit)
+        else:
+            p_value = pairs_p_value(math.ceil(lost), math.floor(won), count, limit)
+        return p_value <= _level(confidence)
 
     def _unit(self, limit: float) -> tuple[Array, float]:
         """The values on a scale from 0 to 1, and the limit on it."""

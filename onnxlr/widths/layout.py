@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from onnxlr.model.attributes import int_attr, ints_attr
 from onnxlr.model.constants import constant, to_float64
-from onnxlr.types import Shape
 from onnxlr.widths.strands import (
     Place,
     SizeCut,
@@ -25,7 +24,7 @@ REDUCTIONS = (
 
 def transpose(tracker: Tracker, node: ir.Node) -> None:
     """Axes in another order."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is not None:
         order = ints_attr(node, "perm", tuple(reversed(range(len(shape)))))
         heads = None if strand.heads is None else order.index(strand.heads)
@@ -62,7 +61,7 @@ def concat(tracker: Tracker, node: ir.Node) -> None:
 
 def split(tracker: Tracker, node: ir.Node) -> None:
     """Parts of a list of channels."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     if int_attr(node, "axis", 0) % len(shape) != strand.axis:
@@ -86,7 +85,7 @@ def split(tracker: Tracker, node: ir.Node) -> None:
 
 def slice_(tracker: Tracker, node: ir.Node) -> None:
     """A part of a list of channels; along other axes nothing changes."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     if len(node.inputs) == 1:
@@ -113,7 +112,7 @@ def slice_(tracker: Tracker, node: ir.Node) -> None:
 
 def reduce(tracker: Tracker, node: ir.Node) -> None:
     """Sums and means along other axes."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     axes: Sequence[int] | None = ints_attr(node, "axes", ())
@@ -129,7 +128,7 @@ def reduce(tracker: Tracker, node: ir.Node) -> None:
 
 def squeeze(tracker: Tracker, node: ir.Node) -> None:
     """Axes of size 1 fewer, or more."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     axes: Sequence[int] | None = ints_attr(node, "axes", ())
@@ -176,7 +175,7 @@ def multiply(tracker: Tracker, node: ir.Node) -> None:
 
 def resize(tracker: Tracker, node: ir.Node) -> None:
     """Resize and Upsample along other axes."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     factors = _factors(node)
@@ -201,7 +200,7 @@ def _factors(node: ir.Node) -> list[float] | None:
 
 def pad(tracker: Tracker, node: ir.Node) -> None:
     """Pad along other axes."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     pads: Sequence[int] | None = ints_attr(node, "pads", ())
@@ -216,7 +215,7 @@ def pad(tracker: Tracker, node: ir.Node) -> None:
 
 def along_axis(tracker: Tracker, node: ir.Node) -> None:
     """Softmax and LayerNormalization: what they do along another axis leaves channels apart."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     axis = int_attr(node, "axis", -1) % len(shape)
@@ -229,7 +228,7 @@ def along_axis(tracker: Tracker, node: ir.Node) -> None:
 
 def shape_of_it(tracker: Tracker, node: ir.Node) -> None:
     """Shape: whoever reads the number of channels there keeps it."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     axes = range(len(shape))[int_attr(node, "start", 0) : int_attr(node, "end", len(shape))]
@@ -244,16 +243,3 @@ def shape_of_it(tracker: Tracker, node: ir.Node) -> None:
 
 def _given(node: ir.Node, slot: int) -> bool:
     return len(node.inputs) > slot and node.inputs[slot] is not None
-
-
-def input_of(tracker: Tracker, node: ir.Node) -> tuple[Strand | None, Shape]:
-    """The channels of the first input, and its shape; others that have channels keep them."""
-    strand, shape = tracker.strand(node.inputs[0]), tracker.shape(node.inputs[0])
-    tracker.refuse(
-        [tracker.strand(v) for v in node.inputs[1:]],
-        f"read by {called(node)} beside what it works on",
-    )
-    if strand is not None and shape is None:
-        tracker.refuse([strand], f"{called(node)} has an input of unknown shape")
-        return None, ()
-    return strand, shape or ()

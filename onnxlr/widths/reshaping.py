@@ -7,13 +7,12 @@ import onnx_ir as ir
 
 from onnxlr.model.attributes import int_attr, str_attr
 from onnxlr.types import Shape
-from onnxlr.widths.layout import input_of
 from onnxlr.widths.strands import Channels, SizeCut, Strand, Tracker, called, sizes_of
 
 
 def reshape(tracker: Tracker, node: ir.Node) -> None:
     """Axes merged into one list (Flatten too), left as they are, or a list cut into heads."""
-    strand, shape = input_of(tracker, node)
+    strand, shape = tracker.first_input(node)
     if strand is None:
         return
     target = tracker.shape(node.outputs[0])
@@ -48,7 +47,7 @@ def reshape(tracker: Tracker, node: ir.Node) -> None:
 
 def depth_to_space(tracker: Tracker, node: ir.Node) -> None:
     """Blocks of positions made of channels, which go together; SpaceToDepth the other way round."""
-    strand, _ = input_of(tracker, node)
+    strand, _ = tracker.first_input(node)
     if strand is None:
         return
     block = int_attr(node, "blocksize", 0) ** 2

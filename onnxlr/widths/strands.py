@@ -136,6 +136,18 @@ class Tracker:
     _noted: dict[ir.Value, Shape] = field(default_factory=dict)
     _bonds: list[tuple[Channels, Channels]] = field(default_factory=list)
 
+    def first_input(self, node: ir.Node) -> tuple[Strand | None, Shape]:
+        """The channels of the first input, and its shape; others that have channels keep them."""
+        strand, shape = self.strand(node.inputs[0]), self.shape(node.inputs[0])
+        self.refuse(
+            [self.strand(v) for v in node.inputs[1:]],
+            f"read by {called(node)} beside what it works on",
+        )
+        if strand is not None and shape is None:
+            self.refuse([strand], f"{called(node)} has an input of unknown shape")
+            return None, ()
+        return strand, shape or ()
+
     def fresh(self, size: int) -> Channels:
         """New channels."""
         self.count += size

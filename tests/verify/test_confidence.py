@@ -390,15 +390,20 @@ def test_about_so_many_samples_are_needed() -> None:
     assert shares(0, 10).needed(0.01, 0.95) == 299
 
 
-@pytest.mark.parametrize(("lost", "count"), [(1, 300), (2, 600), (3, 1000), (12, 3000)])
-def test_where_few_lose_no_number_is_named_that_would_not_show_it(lost: int, count: int) -> None:
-    """The normal approximation named 299 samples where 600 had just failed to show it."""
-    found = pairs(lost, 0, count)
+@pytest.mark.parametrize(
+    ("lost", "won", "count"),
+    [(1, 0, 150), (1, 0, 300), (1, 1, 300), (2, 0, 600), (3, 0, 1000), (3, 3, 600), (12, 0, 3000)],
+)
+def test_where_few_lose_no_number_is_named_that_would_not_show_it(
+    lost: int, won: int, count: int
+) -> None:
+    """The normal approximation named 299 samples where 300, or 600, had just failed to show it."""
+    found = pairs(lost, won, count)
     needed = found.needed(0.01, 0.95)
     assert needed is not None
     assert found.shows(0.01, 0.95) == (needed <= count)
     more = round(1.2 * needed)
-    assert pairs(round(lost * more / count), 0, more).shows(0.01, 0.95)
+    assert pairs(round(lost * more / count), round(won * more / count), more).shows(0.01, 0.95)
 
 
 def test_nothing_is_shown_of_no_loss_at_all() -> None:
