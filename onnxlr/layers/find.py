@@ -104,12 +104,14 @@ def _weight_inputs(
 
 def _other_inputs(node: ir.Node, listed: set[int]) -> Iterator[_WeightInput]:
     """The inputs of a node that are large matrices, though not known as its weights."""
+    if is_view(node):
+        return  # asked first: in a long row of views each would be followed to the beginning
     slots = [
         (slot, value)
         for slot, value in enumerate(node.inputs)
         if value is not None and slot not in listed and is_large_matrix(value)
     ]
-    if not slots or is_view(node) or all(v is None or trace(v) for v in node.inputs):
+    if not slots or all(v is None or trace(v) for v in node.inputs):
         return  # a session computes with constants alone when it loads
     for slot, value in slots:
         origin = trace(value)
