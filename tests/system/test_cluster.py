@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +138,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXLR_CACHE", "off")
+    monkeypatch.setattr("onnxlr.system.pool.POLL_SECONDS", 0.2)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.2)
 
 
 def optimized(folder: Path, out: Path, **more: Any) -> tuple[bytes, onnxlr.Result]:
@@ -238,11 +239,11 @@ def test_machines_that_sleep_keep_nobody(
     who: str,
 ) -> None:
     """A process that is frozen still has its connections, and its work."""
-    for name, seconds in (("_WORKER", 10.0), ("_SILENT", 6.0), ("_CONNECT", 8.0)):
-        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
     frozen = farm.workers if who == "the workers" else [farm.scheduler]
 
-    def freeze() -> None:
+    def freeze() -> None:  # whoever is to answer has answered by now
+        for name, seconds in (("_WORKER", 1.0), ("_SILENT", 2.0), ("_CONNECT", 1.0)):
+            monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
         for process in frozen:
             process.send_signal(signal.SIGSTOP)
 
@@ -256,20 +257,29 @@ def test_machines_that_sleep_keep_nobody(
     finally:
         for process in frozen:
             process.send_signal(signal.SIGCONT)
-    assert time.monotonic() - started < 180
+    assert time.monotonic() - started < 120
     assert here == there
     note = "workers of the cluster were lost"
     assert any(note in n for n in result.report.notes), result.report.notes
 
 
-def test_a_worker_that_has_no_turn_is_left_alone(
-    farm: Farm, folder: Path, local: tuple[bytes, onnxlr.Result], tmp_path: Path
+def test_workers_that_have_no_turn_are_left_alone(
+    farm: Farm,
+    folder: Path,
+    local: tuple[bytes, onnxlr.Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Some linear algebra blocks every thread, even the one that says that the worker is alive."""
+
+    def block() -> None:  # all workers, for longer than a cluster may be without any
+        monkeypatch.setattr(module, "_WORKER_SECONDS", 1.0)
+        for worker in farm.workers:
+            worker.send_signal(signal.SIGSTOP)
+            threading.Timer(3.0, worker.send_signal, [signal.SIGCONT]).start()
+
     here, _ = local
-    sleeper = farm.workers[0]
-    progress = Watched("weigh candidates", partial(sleeper.send_signal, signal.SIGSTOP), after=1)
-    threading.Timer(8.0, sleeper.send_signal, [signal.SIGCONT]).start()
+    progress = Watched("weigh candidates", block, after=1)
     there, result = optimized(folder, tmp_path / "there.onnx", dask=farm.address, progress=progress)
     assert here == there
     assert not any("were lost" in note for note in result.report.notes)
