@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlr.errors import CrashError, ModelError, RuntimeMissingError
+from onnxlr.system.aside import call_aside
 from onnxlr.system.deadline import TRIAL_VARIABLE, Deadline, trial_seconds
 from onnxlr.system.engines import engine_options
 from onnxlr.system.native_log import logged_error, native_stderr
@@ -221,34 +221,10 @@ class Session:
     def _run_in_time(self, run: Callable[[Any], None]) -> None:
         """Call ``run`` in a thread: Ctrl-C is answered meanwhile, and a run without end stopped."""
         options = import_runtime().RunOptions()
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                run(options)
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # this user may have no more threads
-            run(options)
-            return
-
-        def is_done(seconds: float) -> bool:
-            thread.join(seconds)
-            return not thread.is_alive()
-
-        try:
-            if not Deadline(self._time_limit or math.inf).wait(is_done):
-                raise self._late_error()
-        except BaseException:
-            options.terminate = True
-            thread.join(_STOP_SECONDS)
-            raise
-        if errors:
-            raise errors[0]
+        deadline = Deadline(self._time_limit or math.inf)
+        stop = partial(setattr, options, "terminate", True)
+        if not call_aside(partial(run, options), deadline, stop, _STOP_SECONDS):
+            raise self._late_error()
 
     def _late_error(self) -> CrashError:
         return CrashError(
