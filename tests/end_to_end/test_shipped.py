@@ -27,7 +27,7 @@ def test_accuracy_on_the_samples_is_what_the_readme_says(name: str, accuracy: fl
 def test_the_search_shrinks_them_within_the_limit(
     tmp_path: Path, few_images: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    effort = replace(FEW, ranks=3, fit_samples=128, corrected_rungs=1, sequence_samples=64)
+    effort = replace(FEW, ranks=2, fit_samples=64, corrected_rungs=1, sequence_samples=32)
     monkeypatch.setattr("onnxlr.api.functions.LIMITS", effort)
     out = tmp_path / "out.onnx"
     path = MODELS / f"fashion-{name}.onnx"

@@ -1,6 +1,7 @@
 """The experiments in their quick form: tables and plots are written, and go on where they were."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.data_folders import write_batches, write_idx
+from tests.support.limits import FEW
 
 torch = pytest.importorskip("torch")
 
@@ -97,8 +99,9 @@ def test_compressions_and_ranks_are_those_of_the_papers(data: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("column", [c for c in columns.COLUMNS if c != "deeptwist"])
 def test_one_column_is_trained_recorded_and_tabulated(
-    column: str, data: Path, tmp_path: Path
+    column: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", replace(FEW, ranks=2, refined_sets=1))
     arguments = ("--quick", "--out", tmp_path, "--data-dir", data, "--column", column)
     done = run(deeptwist, *arguments)
     assert done.exit_code == 0, done.output
