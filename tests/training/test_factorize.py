@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations  # noqa: E402
 
 from onnxlr.training import DeepTwist, factorize_  # noqa: E402
 from onnxlr.training.modules import module_layers  # noqa: E402
-from tests.support.training import Net, export, run, task, train  # noqa: E402
+from tests.support.training import Net, export, exported, run, task, traced, train  # noqa: E402
 
 HAND_OVER: dict[str, int | tuple[int, ...]] = {
     "svd": 6,
@@ -49,7 +49,13 @@ def test_what_was_twisted_is_factorized_without_loss(method: str, tmp_path: Path
     onnx.save(proto, path)
     expands = method == "expand-at-load"
     result = onnxlr.optimize(
-        path, method=method, rank="exact", max_drop=1, exclude="stem", expand_at_load=expands
+        path,
+        method=method,
+        rank="exact",
+        max_drop=1,
+        exclude="stem",
+        expand_at_load=expands,
+        measure=False,
     )
     replaced = {d.weight: (d.decision, d.rank) for d in result.plan.replaced}
     if not expands:  # other methods of the same rank may take over
@@ -83,6 +89,11 @@ def shape_of(model: onnx.ModelProto) -> list[tuple[Any, ...]]:
     return rows
 
 
+def shapes_of(program: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight of what was traced."""
+    return {name: tuple(weight.shape) for name, weight in program.state_dict.items()}
+
+
 SAME_GRAPH = ("svd", "channel-svd", "input-channel-svd", "spatial-svd", "tucker2", "cp", "cp3")
 
 
@@ -105,13 +116,14 @@ def test_a_factorized_module_exports_as_the_plan_makes_of_the_export(
     model = copy.deepcopy(model)
     path, plan = tmp_path / "model.onnx", tmp_path / "plan.json"
     onnx.save(proto, path)
-    result = onnxlr.optimize(path, method=method, rank=4, max_drop=1)
+    result = onnxlr.optimize(path, method=method, rank=4, max_drop=1, measure=False)
     plan.write_text(result.plan.to_json())
     assert result.plan.replaced
     replayed = onnxlr.apply(plan, path)
     chained = factorize_(model, plan)
     assert chained is model
-    exported = export(model, images[:4])
+    program = traced(model, images[:4])
+    made = exported(program)
 
     def said(proto: onnx.ModelProto) -> list[tuple[Any, ...]]:
         # Two spellings of attributes that are as by default: an empty list of pads is all zeros.
@@ -120,15 +132,19 @@ def test_a_factorized_module_exports_as_the_plan_makes_of_the_export(
             for op, reads, attributes in shape_of(proto)
         ]
 
-    assert said(exported) == said(replayed)
+    assert said(made) == said(replayed)
     if not norm:
-        expected, got = run(replayed, images), run(exported, images)
+        expected, got = run(replayed, images), run(made, images)
         assert np.abs(expected - got).max() <= 1e-5 * np.abs(expected).max()
     # It trains.
     before = [p.detach().clone() for p in model.parameters()]
     train(model, None, 3, images, labels)
     assert all(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    assert said(export(model, images[:4])) == said(replayed)
+    # Its export is as before: torch makes it of the same operators, of weights of the same shapes.
+    after = traced(model, images[:4])
+    assert after.graph_module.code == program.graph_module.code
+    assert str(after.graph_signature) == str(program.graph_signature)
+    assert shapes_of(after) == shapes_of(program)
 
 
 class Tokens(nn.Module):
