@@ -1,6 +1,7 @@
 """One choice a layer, weighed exactly against each other: the multiple-choice knapsack."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.optimize
@@ -57,29 +58,65 @@ def allocate(
     target, limited = (costs, losses) if most_loss is not None else (losses, costs)
     limit = most_loss if most_loss is not None else (most_cost or 0.0) - fixed
     scale = max(float(limited.max()), 1e-300)
-    which = np.array([names.index(row[0]) for row in rows])
-    one_each = scipy.sparse.csr_array((np.ones(len(rows)), (which, np.arange(len(rows)))))
+    chosen = _solved(
+        tuple((target / max(float(target.max()), 1e-300)).tolist()),
+        tuple((limited / scale).tolist()),
+        limit / scale,
+        tuple(names.index(row[0]) for row in rows),
+        tuple(ties),
+    )
+    if chosen is None:
+        return None
+    picked = [rows[i] for i in chosen]
+    return {name: candidate for name, candidate, _, _ in picked if candidate is not None}
+
+
+@lru_cache(maxsize=1024)  # a search asks the same again and again
+def _solved(
+    target: tuple[float, ...],
+    limited: tuple[float, ...],
+    limit: float,
+    which: tuple[int, ...],
+    ties: tuple[tuple[int, int], ...],
+) -> tuple[int, ...] | None:
+    """The rows of the least sum of ``target``, one of each layer; None if there are none.
+
+    Parameters
+    ----------
+    target, limited : tuple of float
+        Of each row.
+    limit : float
+        Of the sum of ``limited``.
+    which : tuple of int
+        The layer of each row.
+    ties : tuple of pairs of int
+        Rows that come both or not at all.
+    """
+    count = len(target)
+    one_each = scipy.sparse.csr_array((np.ones(count), (np.array(which), np.arange(count))))
+    tied = []
+    for pair in ties:
+        equal = np.zeros((1, count))
+        equal[0, pair] = 1, -1
+        tied.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(equal), 0, 0))
     solved = scipy.optimize.milp(
-        target / max(float(target.max()), 1e-300),
+        np.array(target),
         constraints=[
             scipy.optimize.LinearConstraint(one_each, 1, 1),
-            scipy.optimize.LinearConstraint((limited / scale)[None], -np.inf, limit / scale),
-            *ties,
+            scipy.optimize.LinearConstraint(np.array(limited)[None], -np.inf, limit),
+            *tied,
         ],
         bounds=scipy.optimize.Bounds(0, 1),
-        integrality=np.ones(len(rows), dtype=np.int64),
+        integrality=np.ones(count, dtype=np.int64),
         options={"mip_rel_gap": 1e-6},
     )
-    if solved.x is None:
-        return None
-    chosen = [row for row, x in zip(rows, solved.x, strict=True) if x > 0.5]
-    return {name: candidate for name, candidate, _, _ in chosen if candidate is not None}
+    return None if solved.x is None else tuple(i for i, x in enumerate(solved.x) if x > 0.5)
 
 
 def _tied(
     rows: Sequence[_Row], families: Mapping[str, Sequence[str]]
-) -> tuple[list[_Row], list[scipy.optimize.LinearConstraint]]:
-    """The rows without those that siblings can't share, and constraints that tie the others."""
+) -> tuple[list[_Row], list[tuple[int, int]]]:
+    """The rows without those that siblings can't share, and which of the others are tied."""
     shared: dict[tuple[object, ...], set[str]] = {}
 
     def key(row: _Row) -> tuple[object, ...] | None:
@@ -97,12 +134,7 @@ def _tied(
     for i, row in enumerate(left):
         if (tie := key(row)) is not None:
             columns.setdefault(tie, []).append(i)
-    ties = []
-    for first, *others in columns.values():
-        for other in others:
-            equal = np.zeros((1, len(left)))
-            equal[0, first], equal[0, other] = 1, -1
-            ties.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(equal), 0, 0))
+    ties = [(first, other) for first, *others in columns.values() for other in others]
     return left, ties
 
 
