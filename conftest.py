@@ -22,12 +22,14 @@ settings.load_profile("fixed")
 
 # Files that take longest, so that no core is still busy with one when the others are done.
 _LONG = (
-    *("system/test_cluster", "training/test_factorize", "models/test_networks"),
-    *("end_to_end/test_shipped", "end_to_end/test_promise", "end_to_end/test_with_data"),
-    *("end_to_end/test_determinism", "models/test_guide", "robustness/test_faults"),
-    *("robustness/test_outputs", "methods/test_methods", "training/test_twist"),
-    *("robustness/test_command_ends", "models/test_conformance", "end_to_end/test_package"),
-    *("olive/test_optimize_pass", "models/test_train_command", "system/test_pool"),
+    *("training/test_factorize", "end_to_end/test_promise", "robustness/test_outputs"),
+    *("robustness/test_faults", "end_to_end/test_with_data", "robustness/test_command_ends"),
+    *("end_to_end/test_determinism", "end_to_end/test_shipped", "models/test_experiments"),
+    *("system/test_cluster", "models/test_conformance", "models/test_networks"),
+    *("models/test_guide", "models/test_train_command", "training/test_metric"),
+    *("training/test_twist", "robustness/test_trials", "end_to_end/test_package"),
+    *("courses/test_narrowed_runs", "methods/test_any_shape", "models/test_epochs"),
+    *("olive/test_optimize_pass", "methods/test_methods", "system/test_pool"),
 )
 
 

@@ -15,6 +15,7 @@ from onnxlr.verify import examination, latency
 from onnxlr.verify.examination import judging_machine
 from onnxlr.verify.judge import Judge
 from tests.support.builders import linear, make_model, node
+from tests.support.limits import FEW
 from tests.support.networks import images, network
 
 CORES = 5
@@ -84,6 +85,7 @@ def test_speed_is_measured_on_the_threads_that_are_named(
     monkeypatch.setattr(Judge, "judge", judging)
     monkeypatch.setattr("onnxlr.plan.evaluate.compare_sessions", comparing)
     monkeypatch.setattr(examination, "_WORTH_THREADS", 0.0)
+    monkeypatch.setattr("onnxlr.api.functions.LIMITS", FEW)
     onnx.save(network(), tmp_path / "net.onnx")
     options: dict[str, Any] = {"metric": "cosine", "max_drop": 0.5, "target": target, "threads": 2}
     result = onnxlr.optimize(tmp_path / "net.onnx", data={"x": images(96, 0)}, **options)
