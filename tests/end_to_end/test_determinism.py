@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import SystemRandom
 
@@ -16,6 +16,9 @@ from onnxlr.verify.latency import Comparison, Timing
 from tests.support import commands
 from tests.support.limits import SHORT, code_of
 from tests.support.networks import images, network
+
+# Every stage runs, on less.
+EFFORT = replace(SHORT, ranks=3, fit_samples=64, sequence_samples=48, rungs=3)
 
 MODELS = Path(__file__).parent.parent.parent / "models"
 
@@ -56,14 +59,17 @@ class Run:
     def optimized(self, name: str, *more: str, **patches: object) -> tuple[bytes, Plan]:
         """What the command writes in a process of its own, with further flags."""
         done = commands.run(
-            *(*self.command(name), *more), entry=commands.UNWATCHED, patches=patches, timeout=300
+            *(*self.command(name), *more),
+            entry=commands.UNWATCHED,
+            patches={"onnxlr.api.functions.LIMITS": EFFORT, **patches},
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return self.written(name)
 
     def optimized_anew(self, name: str, environment: dict[str, str]) -> tuple[bytes, Plan]:
         """What it writes in a new interpreter, whose environment is another."""
-        code = f"{code_of(SHORT)}\nfrom onnxlr.cli.commands import main; main()"
+        code = f"{code_of(EFFORT)}\nfrom onnxlr.cli.commands import main; main()"
         subprocess.run(
             [sys.executable, "-c", code, *self.command(name)],
             env=os.environ | environment,
