@@ -71,7 +71,7 @@ def allocate(
     return {name: candidate for name, candidate, _, _ in picked if candidate is not None}
 
 
-@lru_cache(maxsize=1024)  # a search asks the same again and again
+@lru_cache(maxsize=128)  # a search asks the same again and again
 def _solved(
     target: tuple[float, ...],
     limited: tuple[float, ...],

@@ -17,7 +17,7 @@ class _Helper:
     """A thread that makes one call after the other."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -33,6 +33,10 @@ class _Helper:
             return False
         return True
 
+    def end(self) -> None:
+        """Have the thread end after its call."""
+        self._calls.put(None)
+
     def _work(self) -> None:
         while True:
             try:
@@ -42,6 +46,8 @@ class _Helper:
                     _IDLE.remove(self)
                 except ValueError:  # someone has just taken it for a call
                     continue
+                return
+            if call is None:
                 return
             call()
             del call  # with all that it holds, before anyone goes on
@@ -98,6 +104,7 @@ def call_aside(
         if not in_time:
             stop()
             helper.is_done(stop_seconds)
+            helper.end()
     if in_time:
         _IDLE.append(helper)
         if errors:

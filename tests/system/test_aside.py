@@ -15,7 +15,8 @@ from onnxlr.system.deadline import Deadline
 
 @pytest.fixture(autouse=True)
 def _no_helpers() -> None:
-    aside._IDLE.clear()
+    while aside._IDLE:
+        aside._IDLE.pop().end()
 
 
 def thread_of_a_call() -> int:
@@ -47,11 +48,20 @@ def test_what_is_raised_there_is_raised_here() -> None:
     assert thread_of_a_call() == before
 
 
-def test_what_is_late_is_stopped_and_its_thread_not_used_again() -> None:
+def test_what_is_late_is_stopped_and_its_thread_ends() -> None:
     before, end = thread_of_a_call(), threading.Event()
-    assert not call_aside(partial(end.wait, 60), Deadline(0.05), end.set, 5)  # type: ignore[arg-type]
+    late: list[threading.Thread] = []
+
+    def work() -> None:
+        late.append(threading.current_thread())
+        end.wait(60)
+
+    assert not call_aside(work, Deadline(0.5), end.set, 5)
     assert end.is_set()
-    assert thread_of_a_call() != before
+    assert late[0].ident == before
+    late[0].join(20)
+    assert not late[0].is_alive()
+    assert thread_of_a_call()
 
 
 def test_an_interruption_stops_the_work() -> None:
