@@ -42,6 +42,7 @@ _STAKES = 64  # among which the best constant one is looked for
 _MOST_SAMPLES = 1 << 30  # that are thought of
 _PRECISION = 1e-4  # of a bound, relative to it, or to a hundredth
 _TINY = 1e-30  # a bound on errors where all of them are zero
+_MOST_EXACT = 10_000  # samples, beyond which a normal approximation is close
 _MORE = 1.03  # from one number of samples that is thought of to the next
 _FARTHEST = 1e15  # a limit beyond which none is looked for
 
@@ -197,7 +198,7 @@ class Losses:
             least = max(_normal_needed(self.values, gap, confidence), least)
             if not self.shows(limit, confidence):
                 least = max(least, len(self) + 1)
-            while least < _MOST_SAMPLES and not self._shown_by(least, limit, confidence):
+            while least < _MOST_EXACT and not self.would_show(least, limit, confidence):
                 least = math.ceil(_MORE * least)
             return least
         values, share = self._unit(limit / self.scale)
@@ -207,8 +208,11 @@ class Losses:
         growth = float(np.log1p(np.outer(stakes, share - values)).mean(axis=1).max())
         return math.ceil(-math.log(1 - confidence) / growth) if growth > 0 else None
 
-    def _shown_by(self, count: int, limit: float, confidence: float) -> bool:
-        """Whether so many samples would show a limit, with wrong and right ones in proportion."""
+    def would_show(self, count: int, limit: float, confidence: float) -> bool:
+        """Whether so many samples would show the limit, if they lost what these did."""
+        if self.kind in GRADED:
+            needed = self.needed(limit, confidence)
+            return needed is not None and needed <= count
         share = count / len(self)
         lost, won = (share * int(np.count_nonzero(self.values == sign)) for sign in (1, -1))
         limit /= self.scale

@@ -86,8 +86,13 @@ class Promise:
 
     def likely(self, quality: Quality) -> bool:
         """Whether as many samples as test would show the limit, if they lost what these did."""
-        needed = self.needed(quality)
-        return not self.tested or (needed is not None and needed <= self.samples)
+        return not self.tested or (
+            bool(quality.losses)
+            and all(
+                item.would_show(self.samples, self.limit, self.confidence)
+                for item in self._losses(quality)
+            )
+        )
 
     def _losses(self, quality: Quality) -> tuple[Losses, ...]:
         """What samples lose, with what one of them is thought to lose at most."""

@@ -406,6 +406,29 @@ def test_where_few_lose_no_number_is_named_that_would_not_show_it(
     assert pairs(round(lost * more / count), round(won * more / count), more).shows(0.01, 0.95)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "shares", "errors", "differences"])
+def test_as_many_samples_would_show_what_these_do(kind: str) -> None:
+    """By the samples that choose it is judged what as many others would show."""
+    rng = np.random.default_rng(11)
+    values = {
+        "pairs": np.repeat([1.0, -1.0, 0.0], [6, 4, 990]),
+        "shares": np.repeat([1.0, 0.0], [4, 996]),
+        "errors": rng.gamma(4, 0.001, 1000),
+        "differences": rng.choice([0.01, -0.01, 0.0], 1000, p=[0.3, 0.1, 0.6]),
+    }[kind]
+    losses = Losses(kind, rng.permutation(values)).bounded(0.01, None)  # type: ignore[arg-type]
+    bound = losses.at_most(0.95)
+    below, above = losses.mean + 0.6 * (bound - losses.mean), losses.mean + 2 * bound
+    assert losses.would_show(1000, above, 0.95)
+    assert not losses.would_show(1000, below, 0.95)
+    assert losses.would_show(100_000, below, 0.95)
+    assert not losses.would_show(100_000, 0.9 * losses.mean, 0.95)
+    needed = losses.needed(above, 0.95)
+    assert needed is not None
+    assert losses.would_show(round(1.1 * needed), above, 0.95)
+    assert not losses.would_show(round(0.7 * needed), above, 0.95)
+
+
 def test_nothing_is_shown_of_no_loss_at_all() -> None:
     assert share_p_value(0, 10_000, 0.0) == 1.0
     assert pairs_p_value(0, 0, 1000, 0.0) > 0.4
