@@ -136,8 +136,8 @@ class Widths:
         """For each channel its number in its width."""
         return self._place[channels]
 
-    def stays(self, channels: Channels, kept: Mapping[str, Sequence[int]]) -> NDArray[np.bool_]:
-        """Which of some channels stay, where of each named width these do and of others all."""
+    def mask(self, kept: Mapping[str, Sequence[int]]) -> NDArray[np.bool_]:
+        """Of all channels those that stay, where of each named width these do, of others all."""
         mask = np.ones(len(self._owner), dtype=bool)
         for i, row in enumerate(self.rows):
             if row.name in kept:
@@ -145,7 +145,7 @@ class Widths:
                 inside[list(kept[row.name])] = True
                 mine = self._owner == i
                 mask[mine] = inside[self._place[mine]]
-        return np.asarray(mask[channels])
+        return mask
 
     def weight_cuts(self, side: str) -> Iterator[WeightCut]:
         """The weights that are cut on one side."""

@@ -58,7 +58,7 @@ def narrowed(model: ir.Model, shapes: Shapes, kept: Kept, solved: Mapping[str, S
     result = model.clone()
     layers = find_layers(result, shapes)
     widths = find_widths(result, layers, shapes)
-    edits = _Edits(result, Names(result), widths, kept)
+    edits = _Edits(result, Names(result), widths, widths.mask(kept))
     edits.cut_weights(solved)
     edits.cut_constants()
     edits.set_sizes()
@@ -75,11 +75,8 @@ class _Edits:
     model: ir.Model
     names: Names
     widths: Widths
-    kept: Kept
+    stays: Mask  # of all channels
     _shifts: dict[tuple[ir.Node, int], Array] = field(default_factory=dict)
-
-    def _stays(self, channels: NDArray[np.int64]) -> Mask:
-        return self.widths.stays(channels, self.kept)
 
     def cut_weights(self, solved: Mapping[str, Solved]) -> None:
         """Rows and columns of weights; readers take what was solved for them."""
@@ -87,7 +84,7 @@ class _Edits:
         for cut in self.widths.cuts:
             if isinstance(cut, WeightCut):
                 masks = layers.setdefault(cut.layer.name, (cut.layer, {}))[1]
-                masks[cut.side] = self._stays(cut.channels)
+                masks[cut.side] = self.stays[cut.channels]
         for name, (layer, masks) in layers.items():
             if all(mask.all() for mask in masks.values()) and name not in solved:
                 continue
@@ -115,7 +112,7 @@ class _Edits:
         for cut in self.widths.cuts:
             if not isinstance(cut, ConstantCut):
                 continue
-            key, mask = (cut.node, cut.slot), self._stays(cut.channels)
+            key, mask = (cut.node, cut.slot), self.stays[cut.channels]
             if not mask.all():
                 old = arrays[key] if key in arrays else _values(cut.node, cut.slot)
                 arrays[key] = np.compress(mask, old, axis=cut.axis)
@@ -180,7 +177,7 @@ class _Edits:
         for cut in self.widths.cuts:
             if not isinstance(cut, SizeCut):
                 continue
-            masks = [self._stays(c) for c in cut.channels]
+            masks = [self.stays[c] for c in cut.channels]
             if all(mask.all() for mask in masks):
                 continue
             counts = [int(mask.reshape(-1, mask.shape[-1])[0].sum()) for mask in masks]
@@ -242,7 +239,7 @@ class _Edits:
         for value, strand in self.widths.strands.items():
             if value.shape is None or len(value.shape) <= strand.axis:
                 continue
-            stays = self._stays(strand.channels)
+            stays = self.stays[strand.channels]
             if not stays.all():
                 sizes = list(value.shape)
                 sizes[strand.axis] = int(stays.reshape(-1, stays.shape[-1])[0].sum())

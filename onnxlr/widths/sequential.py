@@ -28,12 +28,11 @@ _ROWS = 2  # inputs for each of their elements, below which the samples would be
 
 def readers_in_order(widths: Widths, kept: Kept) -> list[WeightCut]:
     """The readers of narrowed widths that can be fitted to their inputs, in graph order."""
+    mask = widths.mask(kept)
     return [
         cut
         for cut in widths.weight_cuts("in")
-        if looked_at(cut.layer)
-        and not is_wide(cut.layer)
-        and not widths.stays(cut.channels, kept).all()
+        if looked_at(cut.layer) and not is_wide(cut.layer) and not mask[cut.channels].all()
     ]
 
 
@@ -70,10 +69,10 @@ def correct_readers(
         If a model so far fails on the samples.
     """
     solved, so_far = dict(plain), Prefix(prepared.source, samples)
-    cuts = readers_in_order(widths, kept)
+    cuts, mask = readers_in_order(widths, kept), widths.mask(kept)
     with progress.stage("correct readers in sequence", len(cuts)) as step:
         for cut in cuts:
-            stays = widths.stays(cut.channels, kept)
+            stays = mask[cut.channels]
             arguments = (prepared, kept, solved, cut, stays, samples, originals, so_far, seed)
             found = _refitted(*arguments)
             if found is not None:

@@ -39,8 +39,9 @@ def solve(
         go become what the others make of them.
     """
     solved: dict[str, Solved] = {}
+    mask = widths.mask(kept)
     for cut in widths.weight_cuts("in"):
-        stays = widths.stays(cut.channels, kept)
+        stays = mask[cut.channels]
         if stays.all():
             continue
         found = inputs_known(cut.layer, statistics.get(cut.layer.name))
@@ -81,7 +82,7 @@ def _by_channels(widths: Widths, cut: WeightCut, kept: Kept, moments: Means) -> 
         places = next(p for c, p in readers_of(widths, width) if c is cut)
         stay = np.array(kept[width.name])
         shift += _move(loaded, places, stay, width, found, about_mean=centred(cut))
-    stays = widths.stays(cut.channels, kept)
+    stays = widths.mask(kept)[cut.channels]
     return Solved(loaded[:, stays].reshape(len(weight), -1), shift if shift.any() else None)
 
 
