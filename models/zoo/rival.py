@@ -10,7 +10,7 @@ pruned model, the table has the one of onnxlr's that is at least as fast and los
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from models.zoo.data import write_samples
 from models.zoo.models import ZOO, ZooError, ZooModel
 from models.zoo.table import markdown as as_markdown
 from models.zoo.tasks import set_task
+from onnxlr.plan.frontier import Point
 
 COLUMNS = ("model", "pruned", "speed-up", "loss", "onnxlr, as fast: speed-up", "loss")
 _CALIBRATION = 32  # samples that pruning looks at: its own default are 8
@@ -99,7 +100,7 @@ def _rows(
         beside = onnxlr.compare(path, file, data=files.judged, metric=model.metric)
         return Measured(words, beside.speed.speedup, beside.quality.drop)
 
-    onnxlr.optimize(
+    result = onnxlr.optimize(
         path,
         folder / "out.onnx",
         data=files.fitted,
@@ -109,9 +110,10 @@ def _rows(
         frontier=folder / "frontier",
     )
     ours = []
-    for i, plan in enumerate(sorted((folder / "frontier").glob("*.json"))):
-        onnxlr.apply(plan, path, folder / f"ours-{i}.onnx", data=files.fitted)
-        ours.append(measured(folder / f"ours-{i}.onnx", plan.stem))
+    for point in unbeaten(result.report.frontier):
+        plan, out = folder / "frontier" / point.file_name, folder / f"ours-{point.file_name}.onnx"
+        onnxlr.apply(plan, path, out, data=files.fitted)
+        ours.append(measured(out, plan.stem))
     for sparsity in sparsities:
         try:
             rival = measured(pruned(path, feeds, sparsity, folder), f"{sparsity:.0%}")
@@ -148,6 +150,15 @@ def pruned(path: Path, feeds: list[dict[str, Any]], sparsity: float, folder: Pat
     out = folder / f"pruned-{sparsity:g}.onnx"
     onnx.save(prune(onnx.load(path), feeds, sparsity=sparsity, global_sparsity=True), out)
     return out
+
+
+def unbeaten(points: Iterable[Point]) -> list[Point]:
+    """The models that none of no more loss is as fast as, by rising loss."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.loss, p.ms or 0.0)):
+        if point.ms is not None and (not best or point.ms < (best[-1].ms or 0.0)):
+            best.append(point)
+    return best
 
 
 def as_fast(ours: list[Measured], rival: Measured) -> Measured | None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from models.zoo.models import ZooError
-from models.zoo.rival import Measured, as_fast, first_feeds, pruned
+from models.zoo.rival import Measured, as_fast, first_feeds, pruned, unbeaten
 from tests.support.builders import make_model, node
 
 
@@ -19,6 +19,12 @@ def test_of_what_is_as_fast_the_closest_is_compared() -> None:
     assert as_fast(ours, Measured("x", 1.2, 0.5)) is ours[2]
     assert as_fast(ours, Measured("x", 1.1, 0.5)) is ours[0]
     assert as_fast(ours, Measured("x", 1.5, 0.5)) is None
+
+
+def test_only_models_that_none_is_as_fast_as_at_no_more_loss_are_timed() -> None:
+    figures = [(0.02, 8.0), (0.0, 10.0), (0.01, 11.0), (0.03, None), (0.04, 8.0), (0.05, 7.0)]
+    points: list[Any] = [SimpleNamespace(loss=loss, ms=ms) for loss, ms in figures]
+    assert [p.loss for p in unbeaten(points)] == [0.0, 0.02, 0.05]
 
 
 def test_pruning_gets_samples_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
