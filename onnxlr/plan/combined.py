@@ -56,8 +56,9 @@ class Combined:
     name : str
         What is done behind.
     rows : tuple of Combination
-        The original as it is; low rank and nothing behind it; nothing but what is done behind; and
-        that behind low rank. Two of them where the original is handed over.
+        The original as it is; low rank and nothing behind it, as it was chosen for both; nothing
+        but what is done behind; and that behind low rank. Two of them where the original is handed
+        over.
     verdict : str
         Which is best within the limit, in a sentence.
     """
@@ -171,5 +172,8 @@ def best_of(
         words = f"both: {best.what} is the {kind} ({figures})"
     others = [f"{row.what} isn't within the limit: {row.why_not}" for row in rows if row.why_not]
     if len(rows) == 2:
-        others.append(f"with {name}, low rank gains nothing")
+        others.append(
+            f"with {name} behind it low rank gains nothing; "
+            "what it gains alone, a run without --behind shows"
+        )
     return "; ".join([words, *others])
