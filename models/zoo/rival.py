@@ -51,7 +51,7 @@ class Measured:
     "--only",
     type=click.Choice([model.name for model in ZOO]),
     multiple=True,
-    default=("minilm", "ppocr-det"),
+    default=("opennsfw", "nudenet"),
     help="Models; may be repeated.",
 )
 @click.option(
@@ -59,7 +59,7 @@ class Measured:
     "sparsities",
     multiple=True,
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    default=(0.05, 0.1, 0.2, 0.3),
+    default=(0.02, 0.05, 0.1, 0.2),
     help="Shares of the channels that are pruned; may be repeated.",
 )
 @click.option(
