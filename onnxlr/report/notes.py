@@ -73,7 +73,7 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
         return [f"{name} was not handed over: {refused.why}"]
     words = f"{name} {promise.lost(refused.quality.drop)} on the samples that test"
     if needed is None:
-        return [f"{words}, which is more than {promise.limit_text}"]
+        return [f"{words}, which isn't below the limit of {promise.limit_text}"]
     return [
         f"{words}; about {needed:,} samples would be needed to show that it is within "
         f"{promise.limit_text}"
