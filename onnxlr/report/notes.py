@@ -142,7 +142,7 @@ def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]
         return notes
     if table.estimated:
         notes.append(
-            f"{table.estimated} latencies were in no table: they were estimated from "
+            f"{table.estimated} latencies were never measured: they were estimated from "
             "multiply-accumulates, elements moved and operators started"
         )
     if table.stale:

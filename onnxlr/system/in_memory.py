@@ -13,7 +13,7 @@ from onnxlr.errors import DataError
 
 Batch = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
 
-LABEL = "<data>"
+LABEL = "the data"  # in messages, as files are called by their path
 
 
 @dataclass(frozen=True, eq=False)

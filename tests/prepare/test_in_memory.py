@@ -100,7 +100,7 @@ def test_samples_of_other_shapes_are_kept_apart() -> None:
         (np.float32(1), "have no axis of samples"),
         ([3, 4], "have no axis of samples"),
         ([(rows(2),) * 3], "a batch of the samples holds 3 arrays, the model takes 1"),
-        ({"z": rows(4)}, "<data> has no array 'x' for the input x"),
+        ({"z": rows(4)}, "the data has no array 'x' for the input x"),
         ({"x": rows(4).astype(np.float64)}, "'x' is float64, the model takes float32"),
         ({"x": np.array([object()])}, "'x' is text, the model takes float32"),
     ],
