@@ -165,10 +165,15 @@ class LatencyTable:
     @property
     def doubtful(self) -> int:
         """Times that were measured on a busy machine, or didn't settle."""
-        return sum(not _is_sound(time) for time in self._fresh.values())
+        return sum(not self._is_sound(time) for time in self._fresh.values())
 
     def _is_worth_keeping(self, time: LayerTime | None) -> bool:
-        return _is_sound(time) or not self._guarded
+        return self._is_sound(time) or not self._guarded
+
+    def _is_sound(self, time: LayerTime | None) -> bool:
+        """Whether a time settled, on a machine that wasn't busy; that there is none always does."""
+        alone = time is None or (time.busy <= BUSY and not self.log.crowded)
+        return time is None or (time is not CRASHED and time.settled and alone)
 
     def _time(self, model: ir.Model, layer: Layer, use: Use, choice: Choice) -> LayerTime | None:
         if not use.sized:
@@ -206,11 +211,11 @@ class LatencyTable:
         if key in self._fresh or key[0] in self._probed:
             return
         time = layer_latency.measure(model, layer, use, choice, self.machine, self._limits)
-        self._probed[key[0]] = time is not None and _is_sound(time)
+        self._probed[key[0]] = time is not None and self._is_sound(time)
         if time is None or time is CRASHED:
             return
         self.log.waits.append(time.busy)
-        if not _is_sound(time) or _agree(time, _time_of(row)):
+        if not self._is_sound(time) or _agree(time, _time_of(row)):
             return
         self.stale = (
             f"latencies that earlier runs had left no longer hold ({layer.name} by "
@@ -296,11 +301,6 @@ def named_table(
 def _time_of(times: list[float]) -> LayerTime:
     before, after, most = times
     return LayerTime(before, after, most)
-
-
-def _is_sound(time: LayerTime | None) -> bool:
-    """Whether a time settled, on a machine that wasn't busy; that there is none always does."""
-    return time is None or (time is not CRASHED and time.settled and time.busy <= BUSY)
 
 
 def _doubts(times: Sequence[LayerTime]) -> tuple[bool, float]:

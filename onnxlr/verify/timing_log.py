@@ -8,6 +8,7 @@ from onnxlr.verify.latency import Comparison, busy_words
 from onnxlr.verify.layer_latency import LayerTime
 from onnxlr.verify.rounds import BUSY
 
+_CROWDED = 0.3  # mean share of the time that timings of a run waited
 _NAMED = 5  # layers that a line names; the others are counted
 
 
@@ -30,6 +31,11 @@ class TimingLog:
         """Add the comparison of a layer with a replacement."""
         self.waits.append(time.busy)
         self.undecided[name] += not (time.settled or time.faster)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether timings waited so long that even one that didn't tells little."""
+        return bool(self.waits) and sum(self.waits) > _CROWDED * len(self.waits)
 
     def line(self, models: Sequence[Comparison]) -> str | None:
         """That the machine was busy, and what wasn't decided because of it; None if all was well.

@@ -103,6 +103,23 @@ def test_only_what_settled_on_a_quiet_machine_is_kept(
     assert len(clock.take()) == (2 if kept else 5)  # two probes, or all of them anew
 
 
+@pytest.mark.parametrize(("busy", "kept"), [(0.9, False), (0.2, True)])
+def test_among_timings_of_a_crowded_machine_none_is_kept(
+    busy: float, kept: bool, clock: Clock, prepared: Prepared, tmp_path: Path
+) -> None:
+    """One that by chance had the processor for itself shared the caches all the same."""
+    cache = Cache(tmp_path)
+    table = machine_table(HERE, cache)
+    clock.busy = busy
+    ask(table, prepared, 8)
+    clock.busy = 0.0
+    ask(table, prepared, 16)
+    assert table.doubtful == (5 if kept else 10)
+    clock.take()
+    ask(machine_table(HERE, cache), prepared, 16)
+    assert len(clock.take()) == (2 if kept else 5)  # two probes, or all of them anew
+
+
 def test_a_file_that_was_named_says_what_its_run_used(
     clock: Clock, prepared: Prepared, tmp_path: Path
 ) -> None:
