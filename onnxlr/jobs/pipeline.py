@@ -275,7 +275,7 @@ def _finish_original(
 
 
 def _open_examiner(examined: Examination | None, progress: Progress, seen: float) -> Judge | None:
-    """The judge of the samples that test, who comes in when the ladder is made."""
+    """The judge of the test samples, who comes in when the ladder is made."""
     if examined is None:
         return None
     with progress.stage("run the original", None):

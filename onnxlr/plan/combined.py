@@ -26,7 +26,7 @@ class Combination:
     what : str
         What is done to the original.
     loss : float
-        Against the original as it is, on the samples that test.
+        Against the original as it is, on the test samples.
     interval : (float, float) or None
         Ends of the true loss, each at the promised confidence; None where they aren't known.
     ms : float or None
@@ -78,7 +78,7 @@ def compare_combined(
     evaluator : Evaluator
     selection : Selection
     examiner : Judge or None
-        Of the samples that test; None where there are none, and those that choose judge.
+        Of the test samples; None where there are none, and those that choose judge.
     built : Built
         What is handed over.
 

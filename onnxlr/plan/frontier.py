@@ -44,7 +44,7 @@ class Point:
     plan : Plan
         What makes it.
     refused : str
-        Why it isn't handed over, where the samples that test told so; empty for all others.
+        Why it isn't handed over, where the test samples told so; empty for all others.
     file_name : str
         Of its plan, in a folder for those of all points.
     """
@@ -134,13 +134,13 @@ def frontier(
 
 
 def _refused_words(selection: Selection, item: Judged) -> str:
-    """What a model lost on the samples that test, if it is the first that failed there."""
+    """What a model lost on the test samples, if it is the first that failed there."""
     refused, promise = selection.refused, selection.verdicts.promise
     if refused is None or promise is None or not promise.tested:
         return ""
     if item.key != refused.rung.variant.key or not refused.quality.losses:
         return ""
-    return f"{promise.lost(refused.quality.drop)} on the samples that test"
+    return f"{promise.lost(refused.quality.drop)} on the test samples"
 
 
 def _interval(evaluator: Evaluator, quality: Quality) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""Candidate models from mild to bold, made without the samples that test."""
+"""Candidate models from mild to bold, made without the test samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ def begin_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
     """The model that a search came to, without the layers with which it isn't faster.
 
     It is corrected in sequence if it is the better for that. Nothing here, nor in ``with_others``,
-    looks at the samples that test.
+    looks at the test samples.
 
     Raises
     ------

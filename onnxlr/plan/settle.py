@@ -27,7 +27,7 @@ _MOST_SLOW = 2
 
 @dataclass(frozen=True)
 class Refused:
-    """The first model that didn't hold what was promised: what it lost on the samples that test."""
+    """The first model that didn't hold what was promised: what it lost on the test samples."""
 
     rung: Rung
     quality: Quality
@@ -47,7 +47,7 @@ class Selection:
     variant : Variant
         The chosen set with its factors.
     quality : Quality or None
-        Measured on the saved file, on the samples that test, or layer by layer; None where nothing
+        Measured on the saved file, on the test samples, or layer by layer; None where nothing
         was judged.
     speed : Comparison or None
         The original and the saved file in turn; None where nothing was timed.
@@ -88,9 +88,9 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     evaluator : Evaluator
         Of the original.
     ladder : Ladder
-        Made without the samples that test.
+        Made without the test samples.
     examiner : Judge or None
-        Of the samples that test; None where there are none, and those that choose decide.
+        Of the test samples; None where there are none, and those that choose decide.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
 
 @dataclass(frozen=True)
 class _Held:
-    """A model that holds the promise, on the samples that test, and how it compared in time."""
+    """A model that holds the promise, on the test samples, and how it compared in time."""
 
     rung: Rung
     quality: Quality
@@ -187,7 +187,7 @@ def _attempt(
 
 @dataclass(frozen=True)
 class _Qualities:
-    """Models of a ladder on the samples that test, each run on them once."""
+    """Models of a ladder on the test samples, each run on them once."""
 
     evaluator: Evaluator
     examiner: Judge | None

@@ -110,7 +110,7 @@ class Verdicts:
         )
 
     def why_not_shown(self, quality: Quality) -> str | None:
-        """Why the samples that test don't show that the limit holds; None if they needn't."""
+        """Why the test samples don't show that the limit holds; None if they needn't."""
         promise = self.promise
         if promise is None or promise.shown_by(quality):
             return None

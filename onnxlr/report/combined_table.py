@@ -16,7 +16,7 @@ COLUMNS = (
     ("word", "within the limit"),
 )
 _WORDS = (
-    "Each file beside the original as it is, on the samples that test; times were taken of all of "
+    "Each file beside the original as it is, on the test samples; times were taken of all of "
     "them in turn."
 )
 

@@ -24,7 +24,7 @@ _COLUMNS = (
 )
 _WORDS = (
     "Every model that was built and judged. Losses are those on the samples that choose, "
-    "with intervals; the model that is handed over has the figure of the samples that test at the "
+    "with intervals; the model that is handed over has the figure of the test samples at the "
     "top of this page. A larger --max-drop moves to the left, a smaller one to the right; "
     "--frontier DIR writes the plan of each, which onnxlr apply makes a model of."
 )

@@ -71,7 +71,7 @@ def _refused_note(evaluator: Evaluator, selection: Selection) -> list[str]:
     needed = promise.needed(refused.quality)
     if not promise.tested or not refused.quality.losses:
         return [f"{name} was not handed over: {refused.why}"]
-    words = f"{name} {promise.lost(refused.quality.drop)} on the samples that test"
+    words = f"{name} {promise.lost(refused.quality.drop)} on the test samples"
     if needed is None:
         return [f"{words}, which isn't below the limit of {promise.limit_text}"]
     return [

@@ -69,7 +69,7 @@ def named_metric(name: str) -> MetricChoice:
 
 
 def with_labels_elsewhere(choice: MetricChoice, *, one_vector: bool) -> MetricChoice:
-    """The default where only the samples that test have labels, from the one without any.
+    """The default where only the test samples have labels, from the one without any.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ class Examination:
     promise: Promise
 
     def open_examiner(self, seen: float) -> Judge | None:
-        """The judge of the samples that test; None where nothing is tested.
+        """The judge of the test samples; None where nothing is tested.
 
         Parameters
         ----------

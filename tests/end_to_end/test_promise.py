@@ -184,11 +184,11 @@ def test_the_last_that_holds_is_handed_over_and_the_next_does_not(case: Case) ->
     notes = " ".join(case.result.report.notes)
     if at + 1 < len(rungs):
         assert "samples would be needed to show that it is within 3.0 pp" in notes or (
-            "on the samples that test, which isn't below the limit of 3.0 pp" in notes
+            "on the test samples, which isn't below the limit of 3.0 pp" in notes
         )
         (failed,) = [p for p in case.result.report.frontier if p.refused]
         assert failed.plan.choices() == rungs[at + 1]
-        assert failed.refused.endswith(" on the samples that test")
+        assert failed.refused.endswith(" on the test samples")
         console = Console(width=200, record=True, file=io.StringIO())
         show_report(console, case.result.report)
         assert failed.refused in console.export_text()
