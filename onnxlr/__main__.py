@@ -141,7 +141,9 @@ def _exit_like_child(status: int, code_byte: bytes) -> None:
     if not os.WIFSIGNALED(status):
         code = os.WEXITSTATUS(status)
         if code == 0:
-            print_error("it was ended from within, by a metric perhaps, before it was done")
+            print_error(
+                "something within ended the process too early: does a --metric of yours exit?"
+            )
             code = 1
         os._exit(code)
     number = os.WTERMSIG(status)
@@ -156,14 +158,14 @@ def _describe_signal(number: int) -> str:
     name = signal.Signals(number).name if has_name else f"signal {number}"
     if number == signal.SIGKILL:
         return (
-            f"stopped from outside ({name}); no file was left half-written. Where nobody did, the "
-            "system was out of memory: name fewer --jobs or a smaller --batch"
+            f"stopped from outside ({name}); no file was left half-written. If nobody stopped it, "
+            "the system ran out of memory: name fewer --jobs or a smaller --batch"
         )
     if number == signal.SIGBUS:
         return (
             f"a file that was being read was cut short by another program ({name}): IN, its "
-            "external data or the samples; nothing of ours was left half-written. Run again when "
-            "they are whole"
+            "external data or the samples; no file was left half-written. Run again when it is "
+            "whole"
         )
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL):
         return (

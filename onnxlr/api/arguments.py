@@ -103,7 +103,7 @@ def check_slowdown(share: float | None) -> None:
         If it is negative, or not a number.
     """
     if share is not None and not share >= 0:
-        raise UsageError(f"--max-slowdown {share} is no share of the time: give 0 or more")
+        raise UsageError(f"--max-slowdown {share} isn't a share of the time: give 0 or more")
 
 
 def check_confidence(confidence: float | None, data: object, metric: str | None) -> None:
@@ -117,10 +117,12 @@ def check_confidence(confidence: float | None, data: object, metric: str | None)
     if confidence is None:
         return
     if not 0 < confidence < 1:
-        raise UsageError(f"--confidence {confidence} is none: give a number between 0 and 1")
+        raise UsageError(
+            f"--confidence {confidence} is out of range: give a number between 0 and 1"
+        )
     if data is None and (metric is None or ":" not in metric):
         raise UsageError(
-            f"--confidence {confidence:g} needs samples to show something on: name them with --data"
+            f"--confidence {confidence:g} needs samples to test on: name them with --data"
         )
 
 
@@ -209,7 +211,7 @@ def parse_time_limit(seconds: float | None) -> float:
     if seconds is None:
         return math.inf
     if not seconds > 0:
-        raise UsageError(f"--time-limit {seconds} is no time to spend: give more than 0 seconds")
+        raise UsageError(f"--time-limit {seconds} is out of range: give more than 0 seconds")
     return float(seconds)
 
 
@@ -222,7 +224,7 @@ def check_seconds(seconds: float) -> None:
         If it isn't more than 0 and at most a day.
     """
     if not 0 < seconds <= 86_400:
-        raise UsageError(f"--seconds {seconds} is no time to spend: give more than 0, up to a day")
+        raise UsageError(f"--seconds {seconds} is out of range: give more than 0, up to a day")
 
 
 def check_rank(rank: str | int, target: str | None, fraction: float | None) -> None:
@@ -289,7 +291,7 @@ def parse_step(behind: Given | None, out: FileName | None, data: object) -> Behi
     """
     step = parse_behind(behind)
     if step is None and out is not None:
-        raise UsageError(f"--behind-out {out} is for what is done behind: name that with --behind")
+        raise UsageError(f"--behind-out {out} needs a step that makes it: name one with --behind")
     if step is not None and step.calibrates and data is None:
         raise UsageError(f"--behind {step} needs samples to calibrate on: name them with --data")
     return step

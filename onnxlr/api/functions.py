@@ -90,9 +90,9 @@ def optimize(
         Largest loss of the metric that is allowed; 1 means no limit. By default 0.01 for top1,
         agreement and a function, 0.02 for cosine, and 0.05 for rel-error.
     confidence : float, optional
-        Confidence at which samples that nothing was chosen by have to show that the loss is within
-        ``max_drop``. By default it is 0.95, or the highest that so many samples can show of a model
-        without loss; 0.5 is about what comparing two numbers shows.
+        Confidence at which the test samples have to show that the loss is within ``max_drop``. By
+        default it is 0.95, or the highest that so many samples can show of a model without loss;
+        0.5 is about as strict as comparing two numbers.
     target : {"latency", "macs", "params", "bytes"}, optional
         What to save. Latency, the default, puts back whatever is not measurably faster. With a
         fraction (``"macs=0.5"``) the result is the least damaging model within that share of the

@@ -56,7 +56,7 @@ class Statistics:
 
 
 # Of a layer that has no such reason, and no statistics either.
-UNSEEN = "fitted to the weight: what it is given wasn't there, or can't be taken out of its body"
+UNSEEN = "fitted to the weight: its inputs were empty, or can't be read out of the body it is in"
 
 
 def weight_only_reason(layer: Layer) -> str | None:
@@ -69,7 +69,7 @@ def weight_only_reason(layer: Layer) -> str | None:
     elif len({use.contracts_last for use in layer.uses}) > 1:
         return "fitted to the weight: its users multiply it from both sides"
     if any(use.slot == 0 and use.x_axes in (None, 1) for use in layer.uses if use.inner):
-        return "fitted to the weight: in a body it stands on the left of what may be a vector"
+        return "fitted to the weight: in a body it multiplies from the left what may be a vector"
     return None
 
 

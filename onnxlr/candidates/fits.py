@@ -159,7 +159,7 @@ def fit_method(layer: Layer, graph_pass: GraphPass, memo: Memo[Spectrum]) -> Fit
     try:
         full = graph_pass.full_rank(layer)
         if not all(map(partial(_can_be, layer), full)):
-            return f"{graph_pass.name}: says that its full rank is {full}, which can't be"
+            return f"{graph_pass.name}: it gives {full} as the full rank, which is impossible"
         limit = break_even(layer, graph_pass)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         return f"{graph_pass.name}: the sizes around it contradict each other: {one_line(error)}"

@@ -56,8 +56,8 @@ def main() -> None:
 @click.option(
     "--metric",
     metavar="NAME",
-    help="What judges: top1, agreement, rel-error, cosine or module:function. By default it is "
-    "what fits the outputs: for class scores top1 with labels, else agreement; cosine for "
+    help="Metric that judges: top1, agreement, rel-error, cosine or module:function. By default it "
+    "is what fits the outputs: for class scores top1 with labels, else agreement; cosine for "
     "embeddings; rel-error for all else.",
 )
 @click.option(
@@ -71,16 +71,16 @@ def main() -> None:
     "--confidence",
     type=float,
     metavar="P",
-    help="Confidence at which samples that nothing was chosen by have to show that the loss is "
-    "within --max-drop [default: 0.95, or the highest that so many samples can show]. 0.5 is about "
-    "what comparing two numbers shows.",
+    help="Confidence at which the test samples have to show that the loss is within --max-drop "
+    "[default: 0.95, or the highest that so many samples can show]. 0.5 is about as strict as "
+    "comparing two numbers.",
 )
 @click.option(
     "--target",
     metavar="NAME[=FRACTION]",
-    help="What to save: latency, macs, params or bytes. By default it is latency, which puts back "
-    "what isn't measurably faster; with a named --rank it only does so when asked for here. With "
-    "a fraction (macs=0.5) the result is the least damaging model within that share of the "
+    help="What to save: latency (the default), macs, params or bytes. With latency, layers that "
+    "aren't measurably faster are put back; beside a named --rank, only if latency is named here. "
+    "With a fraction (macs=0.5) the result is the least damaging model within that share of the "
     "original's.",
 )
 @choice_flags
@@ -123,8 +123,8 @@ def main() -> None:
 @click.option(
     "--latency-table",
     metavar="FILE",
-    help="Latencies to use in place of this machine's. The file is written if it isn't there, so "
-    "that a run on the machine that counts makes it; one of another machine is used as it is.",
+    help="Latencies to use in place of this machine's. If there is no such file, it is written: "
+    "make it by a run on the target machine. A table of another machine is used as it is.",
 )
 @click.option(
     "--without",
@@ -158,8 +158,8 @@ def main() -> None:
     "--time-limit",
     type=float,
     metavar="SECONDS",
-    help="How long this should take at most: less is tried and timed then, and a note says what "
-    "was left out.",
+    help="Longest time that the run should take: to keep it, less is tried and timed, and a note "
+    "says what was left out.",
 )
 @click.option(
     "--jobs",
@@ -170,8 +170,8 @@ def main() -> None:
 @click.option(
     "--dask",
     metavar="ADDRESS",
-    help="Let the workers of this dask scheduler do that instead, to the same bytes; they read IN "
-    "from the path it has here.",
+    help="Let the workers of this dask scheduler do that work; OUT has the same bytes. They read "
+    "IN from the path it has here.",
 )
 @click.option("--quiet", is_flag=True, help="Print no progress and no tables.")
 def optimize(**arguments: Any) -> None:
@@ -252,7 +252,7 @@ def apply(**arguments: Any) -> None:
 @click.option(
     "--metric",
     metavar="NAME",
-    help="What judges: top1, agreement, rel-error, cosine or module:function.",
+    help="Metric that judges: top1, agreement, rel-error, cosine or module:function.",
 )
 @gate_flags
 @machine_flags

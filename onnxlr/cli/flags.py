@@ -72,7 +72,7 @@ machine_flags = _together(
         "--threads",
         default=1,
         show_default=True,
-        help="Number of intra-op threads of ONNX Runtime, and of a provider with its own.",
+        help="Number of intra-op threads of ONNX Runtime, and of a provider that has its own.",
     ),
     click.option(
         "--batch", default=1, show_default=True, help="Number of samples in the timed batch."
@@ -85,15 +85,15 @@ behind_flags = _together(
     click.option(
         "--behind",
         metavar="NAME",
-        help="What will be done to OUT afterwards: int8-dynamic, int8-static, fp16, or "
-        "module:function, from the path of a model to that of another. IN and all that is tried "
-        "are judged and timed with it; OUT is the file before it.",
+        help="Step that will follow onnxlr: int8-dynamic, int8-static, fp16, or module:function, "
+        "which takes the path of a model and returns that of another. IN and all that is tried are "
+        "judged and timed after this step; OUT is the file before it.",
     ),
     click.option(
         "--behind-out",
         metavar="FILE",
         callback=no_dash,
-        help="Write the file behind OUT here: the very one that was judged and timed.",
+        help="Write what --behind makes of OUT here: the very file that was judged and timed.",
     ),
 )
 
@@ -111,12 +111,12 @@ choice_flags = _together(
     click.option(
         "--include",
         metavar="REGEX",
-        help="Take only layers whose layer, weight or node name matches.",
+        help="Take only layers whose own name, or that of their weight or a node, matches.",
     ),
     click.option(
         "--exclude",
         metavar="REGEX",
-        help="Leave the layers as they are whose layer, weight or node name matches.",
+        help="Leave alone layers whose own name, or that of their weight or a node, matches.",
     ),
 )
 

@@ -9,7 +9,7 @@ from onnxlr.plan.frontier import Point
 from onnxlr.verify.promise import Promise
 
 _ROWS = 8  # that the console shows
-_TITLE = "What a larger or smaller --max-drop would buy (losses are of the samples that choose):"
+_TITLE = "What a larger or smaller --max-drop would buy (losses on the samples used for choosing):"
 
 
 def show_frontier(console: Console, points: Sequence[Point], promise: Promise | None) -> None:
@@ -38,7 +38,7 @@ def show_frontier(console: Console, points: Sequence[Point], promise: Promise | 
         )
     console.print(table)
     if any(point.refused for point in rows):
-        console.print("What is bolder than the model that failed was not tested.")
+        console.print("Bolder models than the one that failed were not tested.")
     console.print()
 
 

@@ -22,14 +22,14 @@ def passes() -> None:
 
 
 @click.command(cls=Command)
-@click.option("--clear", is_flag=True, help="Empty it: other files in its folder stay.")
+@click.option("--clear", is_flag=True, help="Empty the cache; other files in its folder stay.")
 @json_flag
 def cache(**arguments: Any) -> None:
-    """Show what runs have left for later runs.
+    """Show the cache: where it is, its size, and when it was last used.
 
-    That is where it is, its size, and when it was last used. The environment's ONNXLR_CACHE names
-    another folder, or turns it off with "off"; ONNXLR_CACHE_SIZE=500MB names another size than
-    1 GB. What was not used for the longest time makes room.
+    It holds what runs keep for later runs. The variable ONNXLR_CACHE names another folder, or turns
+    the cache off with "off"; ONNXLR_CACHE_SIZE=500MB sets another size than 1 GB. When it is full,
+    the entries that were not used for the longest time are removed.
 
     \b
     Examples:

@@ -222,7 +222,7 @@ def _check_same_outputs(a: Session, b: Session, feed: Feed) -> None:
         if output.shape != other.shape and not follows:  # by its values, as boxes that are found
             raise UsageError(
                 f"the output {name!r} has shape {list(output.shape)} in {a.label} and "
-                f"{list(other.shape)} in {b.label}: compare models that do the same"
+                f"{list(other.shape)} in {b.label}: compare models with outputs of one shape"
             )
 
 

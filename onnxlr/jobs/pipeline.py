@@ -53,8 +53,8 @@ EXPAND = "expand-at-load"  # the pass that the flag of this name adds
 
 # What to do about operators that the runtime has no kernel for, by --verify.
 _WITHOUT_RUNNING = {
-    "full": "--verify layers does without, and compares each layer that is replaced alone",
-    "layers": "leave out --data, and each layer is compared on inputs that are made up",
+    "full": "--verify layers doesn't run it, and compares each replaced layer alone",
+    "layers": "leave out --data to compare each layer on random inputs",
 }
 
 
@@ -160,8 +160,8 @@ def _passes(options: Options) -> tuple[GraphPass, ...]:
     named = passes and not names_channels(options.methods)
     if named and all(p.takes(options.rank) is not None for p in passes):
         raise UsageError(
-            f"--rank {options.rank} names {len(options.rank.numbers)} numbers, as many as none of "
-            f"{', '.join(p.name for p in passes)} takes"
+            f"--rank {options.rank} names {len(options.rank.numbers)} numbers, and none of "
+            f"{', '.join(p.name for p in passes)} takes so many"
         )
     return passes
 

@@ -167,7 +167,7 @@ def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Lay
     for item in inputs:
         swapped = item.trace.perm != perm
         if swapped and item.trace.perm != _swap_last(perm):
-            reason = reason or "its users see it in layouts that no one factorization serves"
+            reason = reason or "its users read it in layouts that no single factorization serves"
         uses.append(replace(item.use, swapped=swapped))
     shape = tuple(stored[i] for i in perm) if perm else stored
     layer = Layer(
@@ -191,8 +191,8 @@ def _no_method(node: ir.Node) -> str:
     """That an operator's weights have no method."""
     if node.domain == "com.microsoft.nchwc":
         return (
-            "ONNX Runtime has put the weight into the order of this processor: optimize the model "
-            "that it was made of, or save that with fewer optimizations"
+            "ONNX Runtime has reordered the weight for one kind of processor: optimize the model "
+            "before that, or save it with fewer graph optimizations"
         )
     domain = "" if is_standard(node, node.op_type) else f"{node.domain}."
     return f"no method replaces the weights of {domain}{node.op_type}"
@@ -222,7 +222,7 @@ def _weight_refusal(
         values = np.abs(np.asarray(tensor.numpy()))
         largest = float(values.max(initial=0.0, where=np.isfinite(values)))
         if largest > _LARGEST:
-            return f"the weight's values reach {largest:.0e}, and their squares beyond all numbers"
+            return f"the weight's values reach {largest:.0e}, and their squares overflow"
     if place is not None:
         return f"{place}, which can't be inlined"
     if layer.weight.is_graph_output():
@@ -237,12 +237,12 @@ def _refusal(layer: Layer, inputs: list[_WeightInput]) -> str | None:
     kinds = {item.kind for item in inputs}
     if len(kinds) > 1 and layer.kind != "tied":
         ops = ", ".join(dict.fromkeys(item.use.node.op_type for item in inputs))
-        return f"shared by {ops}, which no one factorization serves"
+        return f"shared by {ops}, which no single factorization serves"
     if layer.convolves:
         if len({int_attr(item.use.node, "group", 1) for item in inputs}) > 1:
             return "its users have different groups"
         if any(use.swapped for use in layer.uses):
-            return "its users see it in layouts that no one factorization serves"
+            return "its users read it in layouts that no single factorization serves"
         if len(layer.shape) < 3 or layer.group < 1 or layer.shape[0] % layer.group:
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
         if misfits := [m for use in layer.uses for m in _odd_attributes(use.node, layer.shape[2:])]:

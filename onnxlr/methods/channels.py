@@ -17,7 +17,7 @@ class ChannelMethod:
 INTERPOLATIVE = ChannelMethod(
     "interpolative",
     "widths",
-    "fewer channels between layers, no further node",
+    "fewer channels between layers, no added node",
     "Cheng et al. 2005",
 )
 

@@ -54,8 +54,8 @@ def _found() -> _Found:
             continue
         if not whole:
             found.broken[entry.name] = (
-                f"the entry point {entry.name!r} of {origin} is no pass of that name, whose "
-                f"summary, ops and numbers say what it does: repair or uninstall {origin}"
+                f"the entry point {entry.name!r} of {origin} is not a pass of that name with a "
+                f"summary, ops and numbers: repair or uninstall {origin}"
             )
             continue
         earlier = found.passes.get(entry.name)

@@ -122,8 +122,8 @@ def check_tensors(proto: onnx.ModelProto, label: str) -> None:
         axes = [d for d in tensor.dims if d]
         if any(d < 0 for d in axes) or len(tensor.dims) > _MOST_AXES:
             raise ModelError(
-                f"{label}: {shape} and {len(tensor.dims)} axes is none: axes are 0 or longer, and "
-                f"at most {_MOST_AXES}"
+                f"{label}: {shape} and {len(tensor.dims)} axes isn't valid: lengths are 0 or more, "
+                f"and axes at most {_MOST_AXES}"
             )
         if math.prod(axes) > _MOST_ELEMENTS:
             raise ModelError(f"{label}: {shape} is larger than any memory")
@@ -179,7 +179,8 @@ def check_attributes(proto: onnx.ModelProto, label: str) -> None:
             attributes[attribute.name] = attribute
             if attribute.ref_attr_name and not in_function:
                 raise ModelError(
-                    f"{where} takes the attribute {attribute.name!r} of a function, and is in none"
+                    f"{where} takes the attribute {attribute.name!r} from a function, but is in "
+                    "none"
                 )
             if not _has_value(attribute):
                 raise ModelError(

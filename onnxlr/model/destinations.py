@@ -129,6 +129,5 @@ def check_external(path: Path, source: Source, out: Path | None) -> None:
         data_keys = _file_key(folder / name), _file_key(folder / Path(name).parts[0])
         if is_data_file or key in data_keys:
             raise UsageError(
-                f"{path} is called as external data that may have to go beside {out}: name another "
-                "output"
+                f"{path} has a name that the external data of {out} may need: name another output"
             )

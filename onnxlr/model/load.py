@@ -188,7 +188,7 @@ def check_name(path: Path) -> None:
     """
     if "\0" in str(path):
         raise ModelError(
-            f"the path {str(path)!r} has a NUL within, which no disk takes: name another"
+            f"the path {str(path)!r} holds a NUL, which no file system allows: name another"
         )
     try:
         str(path).encode()

@@ -121,8 +121,8 @@ def _check_functions(model: ir.Model, label: str) -> None:
             on_path.discard(key)
         elif key in on_path:
             raise ModelError(
-                f"{label}: the local function {key[1]!r} calls itself, which ONNX has no place "
-                "for: export it without functions"
+                f"{label}: the local function {key[1]!r} calls itself, which ONNX doesn't "
+                "allow: export it without functions"
             )
         elif key not in depths:
             on_path.add(key)

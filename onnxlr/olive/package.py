@@ -50,7 +50,7 @@ def with_our_pass(path: Path) -> dict[str, Any]:
     passes = config.get("passes")
     if not isinstance(passes, dict) or not passes:
         raise RuntimeMissingError(
-            f"{path} lists no passes: this Olive is none that onnxlr knows; pip install "
-            "'onnxlr[olive]' brings one"
+            f"{path} lists no passes: onnxlr doesn't know this version of Olive; install one that "
+            "it knows with pip install 'onnxlr[olive]'"
         )
     return {**config, "passes": {**passes, OUR_NAME: _ENTRY}}

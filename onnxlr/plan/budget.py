@@ -49,7 +49,7 @@ def _least_lossy(
         if chosen is None:
             raise BudgetError(
                 f"{target} can't be met: the boldest candidates leave {least / total:.0%} of "
-                f"the model's {goal}; allow more, or more methods"
+                f"the model's {goal}; allow a larger share, or more methods"
             )
         with evaluator.progress.stage(f"verify {len(chosen)} replaced layers", None):
             cost = _cost(evaluator, tradeoff, goal, total, chosen)

@@ -78,7 +78,7 @@ def compare_combined(
     evaluator : Evaluator
     selection : Selection
     examiner : Judge or None
-        Of the test samples; None where there are none, and those that choose judge.
+        Of the test samples; None where there are none, so that those that choose judge.
     built : Built
         What is handed over.
 
@@ -173,7 +173,7 @@ def best_of(
     others = [f"{row.what} isn't within the limit: {row.why_not}" for row in rows if row.why_not]
     if len(rows) == 2:
         others.append(
-            f"with {name} behind it low rank gains nothing; "
-            "what it gains alone, a run without --behind shows"
+            f"before {name} low rank gains nothing; "
+            "a run without --behind shows what it gains alone"
         )
     return "; ".join([words, *others])

@@ -42,8 +42,8 @@ def estimate(evaluator: Evaluator, fits: Fits, table: LatencyTable | None) -> st
     largest = sorted(stages, key=lambda name: -stages[name])[:2]
     parts = " and ".join(f"{name} {_duration(stages[name])}" for name in largest)
     return (
-        f"this takes about {_duration(total)}, {parts} of it; what earlier runs left in the cache "
-        "is faster, and --time-limit shortens it"
+        f"this takes about {_duration(total)}, of which {parts}; less if earlier runs left results "
+        "in the cache; --time-limit shortens it"
     )
 
 

@@ -90,7 +90,7 @@ def settle(evaluator: Evaluator, ladder: Ladder, examiner: Judge | None) -> Sele
     ladder : Ladder
         Made without the test samples.
     examiner : Judge or None
-        Of the test samples; None where there are none, and those that choose decide.
+        Of the test samples; None where there are none, so that those that choose decide.
 
     Raises
     ------

@@ -36,7 +36,7 @@ class Verdicts:
 
     @property
     def is_tested(self) -> bool:
-        """Whether samples that nothing was chosen by have to show that the limit holds."""
+        """Whether the test samples have to show that the limit holds."""
         return self.promise is not None and self.promise.tested
 
     @property
@@ -104,8 +104,8 @@ class Verdicts:
         if promise.likely(quality):
             return None
         return self.why_outside_limit(quality) or (
-            f"{quality.metric} {promise.lost(quality.drop)} on the samples that choose: the "
-            f"{promise.samples:,} that test would hardly show that it is within "
+            f"{quality.metric} {promise.lost(quality.drop)} on the samples used for choosing: the "
+            f"{promise.samples:,} test samples would hardly show that it is within "
             f"{promise.limit_text}"
         )
 
@@ -131,8 +131,8 @@ class Verdicts:
             return "an output would be NaN or infinite where the original's isn't, or the reverse"
         if not quality.fidelity.same_shapes and not (self.judge and self.judge.may_reshape):
             return (
-                "an output would differ in shape, of which only a metric of yours can say whether "
-                "it may: --metric module:function"
+                "an output would differ in shape, which only a metric of yours can judge: "
+                "--metric module:function"
             )
         return None
 

@@ -286,7 +286,7 @@ def _with_losses(
         losses = [(c, sensitivity.loss(math.sqrt(c.loss))) for c in priced.candidates]
         candidates = [replace(c, loss=loss) for c, loss in losses if math.isfinite(loss)]
         if not candidates:
-            reason = reason or "without it, or with little of it, the model's outputs aren't finite"
+            reason = reason or "where it is zero, or nearly, the model's outputs aren't finite"
     return LayerTradeoff(
         layer,
         priced.as_is,

@@ -240,7 +240,7 @@ class Outcome:
             Part("choose", len(feeding.choose), "search, sequential correction, put-backs"),
         ]
         if feeding.test is not None:
-            use_of_test = "the test of the chosen models, from mild to bold, and nothing else"
+            use_of_test = "testing the chosen models, from the mildest on, and nothing else"
             parts.append(Part("test", len(feeding.test), use_of_test))
         return tuple(parts)
 

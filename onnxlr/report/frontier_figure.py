@@ -23,10 +23,10 @@ _COLUMNS = (
     ("word", "plan"),
 )
 _WORDS = (
-    "Every model that was built and judged. Losses are those on the samples that choose, "
-    "with intervals; the model that is handed over has the figure of the test samples at the "
-    "top of this page. A larger --max-drop moves to the left, a smaller one to the right; "
-    "--frontier DIR writes the plan of each, which onnxlr apply makes a model of."
+    "Every model that was built and judged. Losses are those on the samples used for choosing, "
+    "with intervals; the top of this page has the loss of the written model on the test samples. "
+    "A larger --max-drop moves to the left, a smaller one to the right; "
+    "--frontier DIR writes the plan of each, from which onnxlr apply makes the model."
 )
 
 

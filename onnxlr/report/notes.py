@@ -36,7 +36,7 @@ def notes_of(
     if (behind := evaluator.finish) is not None:
         notes.append(
             f"quality, times and the frontier are those of the files that {behind.name} makes; the "
-            "output is the one before that, and layers alone were timed as they are in it"
+            "output is the file before that step, and single layers were timed as they are in it"
         )
     notes += _refused_note(evaluator, selection)
     notes += _few_note(evaluator, selection)
@@ -98,8 +98,8 @@ def _judgement_notes(evaluator: Evaluator, selection: Selection) -> list[str]:
         notes.append(evaluator.judge.random_line)
     if selection.variant.sequential:
         notes.append(
-            f"factors were corrected in sequence, each layer behind those before it, on "
-            f"{selection.variant.sequential} samples"
+            f"factors were corrected in sequence, each layer fitted to what those before it give, "
+            f"on {selection.variant.sequential} samples"
         )
     if evaluator.too_many_layers and len(selection.chosen) > 1:
         notes.append(
@@ -137,7 +137,7 @@ def _timing_notes(evaluator: Evaluator, table: LatencyTable | None) -> list[str]
         )
     path = evaluator.options.latency_table
     if path is not None and not path_exists(Path(path)):
-        notes.append(f"{path} was not written: no latency had to be known")
+        notes.append(f"{path} was not written: no latency was needed")
     if table is None:
         return notes
     if table.estimated:
@@ -157,8 +157,8 @@ def _afterwards(doubtful: int, path: str | Path | None) -> str:
     if not doubtful:
         return ""
     if path is None:
-        return f"; {doubtful} latencies of now are not kept for later runs"
-    return f"; {doubtful} latencies of now are in {path}: --remeasure takes them anew"
+        return f"; {doubtful} latencies of this run are not kept for later runs"
+    return f"; {doubtful} latencies of this run are in {path}: --remeasure takes them anew"
 
 
 def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:
@@ -170,8 +170,8 @@ def _lost_inputs(evaluator: Evaluator, plan: Plan) -> list[str]:
         return []
     named = ", ".join(lost[:_NAMED]) + (", …" if len(lost) > _NAMED else "")
     return [
-        f"{len(lost)} of the weights that were replaced could be given as inputs too, which is "
-        f"over: {named}"
+        f"{len(lost)} of the replaced weights could be set as inputs of the model, and can't any "
+        f"more: {named}"
     ]
 
 
@@ -181,7 +181,7 @@ def fed_note(model: ir.Model) -> list[str]:
         return []
     named = ", ".join(fed[:_NAMED]) + (", …" if len(fed) > _NAMED else "")
     return [
-        f"{len(fed)} inputs are used as weights are, and have no value in the file: {named}; "
+        f"{len(fed)} inputs are used as weights, but have no value in the file: {named}; "
         "export the model with its weights (export_params=True) to have them replaced"
     ]
 

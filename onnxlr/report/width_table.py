@@ -25,8 +25,8 @@ def widths_section(report: Report) -> str:
     return section(
         "Widths",
         f"<p>{escape(words)}. A width is the channels between the weights that write them and "
-        "those that read them; where some go, the readers do with the others. Errors are relative, "
-        "of what is read, as predicted.</p>",
+        "those that read them; where some are removed, the readers are fitted to the others. "
+        "Errors are predicted, and relative to what the readers compute.</p>",
         table("Every width, and why", _COLUMNS, map(_row, report.widths)),
     )
 

@@ -132,7 +132,7 @@ def parse_options(texts: Sequence[str], names: Sequence[str]) -> Options:
         name = short_name(owner) if colon else names[0]
         if not equals or not key.strip():
             raise UsageError(
-                f"--provider-option {text!r} is none: give KEY=VALUE for the first provider, "
+                f"--provider-option {text!r} isn't KEY=VALUE: give that for the first provider, "
                 "NAME:KEY=VALUE for another"
             )
         if name not in names:

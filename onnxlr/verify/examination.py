@@ -1,4 +1,4 @@
-"""Who judges: the samples that choose while a model is looked for, and those that test it."""
+"""Who judges: the samples that choose while a model is looked for, and then the test samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -114,7 +114,7 @@ def examine(
     confidence: float | None,
     ends: Mapping[str, Ending],
 ) -> Examination:
-    """Run the original on the samples that choose, and say what those that test have to show.
+    """Run the original on the samples that choose, and say what the test samples have to show.
 
     Parameters
     ----------

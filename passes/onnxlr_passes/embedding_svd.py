@@ -47,7 +47,7 @@ class EmbeddingSvd(ChainPass):
         if len(axes) > 1:
             return "embedding-svd: its users look up along different axes"
         if layer.kind == "tied" and len(layer.shape) != 2:
-            return "embedding-svd: what is multiplied as well is no table of two axes"
+            return "embedding-svd: the table is also multiplied, and hasn't two axes"
         if 1 in (_sides(layer)):
             return f"embedding-svd has nothing to factorize in a table of shape {layer.shape}"
         return None

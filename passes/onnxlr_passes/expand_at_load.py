@@ -41,7 +41,7 @@ class ExpandAtLoad(TiledPass, WeightPass):
         _, m, n = self.sides(layer)
         if min(m, n) > 1:
             mask = layer.kind == "other" and not layer.is_finite()
-            return "the weight isn't finite, as masks aren't" if mask else None
+            return "the weight holds infinite or NaN values, as masks do" if mask else None
         return f"expand-at-load has nothing to factorize in a weight of shape {layer.stored_shape}"
 
     def grids(self, layer: Layer) -> tuple[Grid, ...]:

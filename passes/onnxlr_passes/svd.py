@@ -43,12 +43,12 @@ class Svd(ChainPass):
         operands = [use.x_axes for use in layer.uses] if len(layer.shape) > 2 else []
         if None in operands:
             return (
-                "the weight is a stack of matrices, and how many axes what it meets has is unknown "
-                "or changes with the sizes that are fed"
+                "the weight is a stack of matrices, and the number of axes of the other operand is "
+                "unknown or changes with the sizes of the inputs"
             )
         if any((axes or 0) < 2 for axes in operands):
             # Their product is a matrix, which the second factor would take for its rows.
-            return "the weight is a stack of matrices and meets a vector"
+            return "the weight is a stack of matrices and multiplies a vector"
         return None
 
     def full_rank(self, layer: Layer) -> Rank:

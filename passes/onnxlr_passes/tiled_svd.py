@@ -53,7 +53,7 @@ class TiledSvd(TiledPass, ChainPass):
             if len(layer.shape) != 2:
                 return f"tiled-svd needs one matrix, the weight has shape {layer.shape}"
             if any(use.slot == 0 and (use.x_axes or 0) < 2 for use in layer.uses):
-                return "tiled-svd can't tell whether the constant on the left meets a vector"
+                return "tiled-svd can't tell whether the constant on the left multiplies a vector"
         elif layer.kind == "gather":
             if len(layer.shape) != 2 or any(layer.lookup_axis(u) or u.swapped for u in layer.uses):
                 return "tiled-svd needs lookups of whole rows of a table, along axis 0"

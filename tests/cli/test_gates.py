@@ -127,8 +127,8 @@ def test_names_mean_nothing_to_markdown(files: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--max-slowdown", "-0.1"), 2, "--max-slowdown -0.1 is no share of the time"),
-        (("--max-slowdown", "nan"), 2, "is no share of the time"),
+        (("--max-slowdown", "-0.1"), 2, "--max-slowdown -0.1 isn't a share of the time"),
+        (("--max-slowdown", "nan"), 2, "isn't a share of the time"),
         (("--max-drop", "-1"), 2, "--max-drop -1.0 is not a loss"),
         (("--markdown", "-"), 2, "- prints, which only --json does"),
         (("--markdown", "a.onnx"), 2, "a.onnx"),

@@ -167,7 +167,7 @@ def test_a_step_that_low_rank_makes_worse_has_the_original_handed_over(source: P
     assert result.report["metric"]["loss"] == 0
     assert all("put back: rel-error would rise to" in d.reason for d in result.plan.decisions)
     assert [row["what"] for row in result.report["behind"]["rows"]] == ["as it is", SCALED]
-    assert "low rank gains nothing; what it gains alone" in result.report["behind"]["verdict"]
+    assert "low rank gains nothing; a run without --behind" in result.report["behind"]["verdict"]
     plain = onnxlr.optimize(source, data="data.npz", **options)
     assert len(plain.plan.replaced) == 2
 
@@ -333,7 +333,7 @@ def test_a_file_behind_that_the_runtime_refuses(source: Path) -> None:
 
     with pytest.raises(ModelError, match=r"can't open .*net.onnx behind which .*unknown was done"):
         onnxlr.optimize(source, data="data.npz", behind=unknown, **HALF)
-    with pytest.raises(UsageError, match="--behind-out a is for what is done behind"):
+    with pytest.raises(UsageError, match="--behind-out a needs a step that makes it"):
         onnxlr.optimize(source, behind_out="a")
     with pytest.raises(UsageError, match="--behind 3 is unknown"):
         onnxlr.optimize(source, behind=3)  # type: ignore[arg-type]

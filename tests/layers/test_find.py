@@ -184,7 +184,7 @@ def transposed_conv() -> onnx.ModelProto:
         (foreign(), "ReduceSum 'sum' also needs the whole weight"),
         (quantized(), "the weight is quantized"),
         (computed(), "Mul 'square' computes the weight from constants that take less room"),
-        (both_convs(), "shared by Conv, ConvTranspose, which no one factorization serves"),
+        (both_convs(), "shared by Conv, ConvTranspose, which no single factorization serves"),
     ],
 )
 def test_reasons(model: onnx.ModelProto, reason: str) -> None:

@@ -479,12 +479,12 @@ def test_tucker2_takes_over_where_a_cp_degenerates(monkeypatch: pytest.MonkeyPat
         (
             matmul((7,), (3, 7, 5)),
             "svd",
-            "the weight is a stack of matrices and meets a vector",
+            "the weight is a stack of matrices and multiplies a vector",
         ),
         (
             matmul((5,), (3, 7, 5), left=True),
             "svd",
-            "the weight is a stack of matrices and meets a vector",
+            "the weight is a stack of matrices and multiplies a vector",
         ),
     ],
 )

@@ -118,14 +118,14 @@ NAMELESS = """
 def test_what_is_no_pass_is_told_with_who_brings_it(install: Install, source: str) -> None:
     install(source, "1.0")
     assert "others" not in installed_passes()
-    with pytest.raises(UsageError, match="'others' of others_0 is no pass"):
+    with pytest.raises(UsageError, match="'others' of others_0 is not a pass"):
         find_pass("others")
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (NAMELESS, "is no pass of that name"),
+        (NAMELESS, "is not a pass of that name"),
         ("import a_module_that_is_not_there", "can't be loaded"),
         ("raise SystemExit(3)", "can't be loaded"),
         ("class Another: pass", "can't be loaded"),

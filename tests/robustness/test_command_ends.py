@@ -233,7 +233,7 @@ def test_a_metric_that_ends_the_process() -> None:
     metric("os._exit(0)")
     done = run()
     assert done.returncode == 1
-    assert "ended from within" in done.stderr
+    assert "ended the process too early" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

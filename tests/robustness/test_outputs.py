@@ -70,7 +70,7 @@ FITTED = (
         (
             "",
             "optimize in.onnx samples/in.data --rank 4",
-            "is called as external data that may have to go beside",
+            "has a name that the external data of",
         ),
         ("", "optimize in.onnx - --rank 4", "- prints, which only --json does"),
         ("", f"{QUICK} --plan-out -", "- prints, which only --json does"),
@@ -108,7 +108,7 @@ def test_no_report_takes_the_place_of_the_weights(flag: str, name: str) -> None:
     command = f"optimize in.onnx other/out.onnx --max-drop 0 --no-measure {flag} other/{name}"
     result = CliRunner().invoke(main, command.split())
     assert result.exit_code == 2, result.output
-    assert f"other/{name} is called as external data" in result.stderr
+    assert f"other/{name} has a name that the external data" in result.stderr
     assert not list(Path("other").iterdir())
 
 
