@@ -43,9 +43,9 @@ class Options:
     verify : str
     expand_at_load : bool
     behind : Behind or None
-        What will be done to the file afterwards: it is judged and timed with that.
+        A step that will follow: files are judged and timed after it.
     behind_out : str, Path or None
-        Where the file behind that goes.
+        Where the file after that step goes.
     measure : bool
         Whether anything is timed; latencies are estimated otherwise.
     remeasure : bool

@@ -281,13 +281,13 @@ def check_runs_whole(
 
 
 def parse_step(behind: Given | None, out: FileName | None, data: object) -> Behind | None:
-    """What is done behind.
+    """The step of ``--behind``.
 
     Raises
     ------
     UsageError
-        If there is no such step, it needs samples that aren't there, or its file is asked for where
-        nothing is done.
+        If there is no such step, it needs samples that aren't there, or its file is asked for
+        without a step.
     """
     step = parse_behind(behind)
     if step is None and out is not None:

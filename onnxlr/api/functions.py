@@ -121,14 +121,14 @@ def optimize(
         Also store weights, of any operator, as factors that are multiplied when the session loads:
         the file gets smaller, the run time stays the same.
     behind : str or callable, optional
-        What will be done to the file afterwards: ``int8-dynamic``, ``int8-static`` (which
-        calibrates on samples that factors are fitted to), ``fp16``, ``module:function``, or a
-        function from the path of a model, which is a copy, to that of what it made of it. All that
-        is tried is judged and timed with that. Losses count against the original without it, so
-        that the limit holds for all that is lost; speed is compared with the original with it.
-        What is written to ``out`` is the file before it.
+        A step that will follow: ``int8-dynamic``, ``int8-static`` (which calibrates on samples
+        that factors are fitted to), ``fp16``, ``module:function``, or a function that takes the
+        path of a model, which is a copy, and returns that of the model that it made. All that is
+        tried is judged and timed after this step. Losses count against the original without it, so
+        that the limit holds for both together; speed is compared with the original after it. What
+        is written to ``out`` is the file before it.
     behind_out : path, optional
-        Where to write the file behind it: the very one that was judged and timed.
+        Where to write the file after that step: the very one that was judged and timed.
     measure : bool
         False estimates latencies from the work, for a machine that isn't at hand.
     remeasure : bool

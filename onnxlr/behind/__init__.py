@@ -1,4 +1,4 @@
-"""What is done to a file behind onnxlr: ready-made steps on ONNX Runtime's tools, or the user's.
+"""Steps that follow onnxlr (``--behind``): quantization and float16 by ONNX Runtime, or a function.
 
 It imports system and errors.
 """

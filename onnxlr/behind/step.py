@@ -1,4 +1,4 @@
-"""A step behind onnxlr: what ``--behind`` names, and how it is done to a file."""
+"""A step that follows onnxlr: what ``--behind`` names, and how it is done to a file."""
 
 import os
 from collections.abc import Callable

@@ -25,7 +25,7 @@ class Calibration:
     sequential : int
         How many of them the factors were corrected on in sequence; 0 if each is its own.
     influence : bool
-        Whether errors of outputs were weighted by what the layers behind make of them.
+        Whether errors of outputs were weighted by how far later layers pass them on.
     layers : tuple of str
         Those whose inputs were looked at together: what a runtime fuses, and so the last bit of
         what is seen, depends on it. Empty: those that are replaced.

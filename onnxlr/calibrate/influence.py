@@ -1,6 +1,6 @@
-"""Which directions of a layer's outputs count: the influence of their errors on layers behind.
+"""Which directions of a layer's outputs count: the influence of their errors on later layers.
 
-An error e of a layer's output is passed on by the layers behind it. To first order, and with
+An error e of a layer's output is passed on by later layers. To first order, and with
 activations taken for the identity, they make eᵀ·G·e of it, G = Σ Wᵀ·G′·W over the layers W that
 read the output, each with the G′ of its output: the output-side factor of a Kronecker-factored
 Gauss-Newton matrix by the recursion of Botev et al. 2017 (arXiv 1706.03662), without the

@@ -1,4 +1,4 @@
-"""Rows of what layers are given and give, sampled from the arrays of one run."""
+"""Rows of layers' inputs and outputs, sampled from the arrays of one run."""
 
 import math
 from collections.abc import Sequence

@@ -127,7 +127,7 @@ def calibrate_as(
         statistics |= computed
         write_statistics(cache, key, statistics, time.perf_counter() - started)
     if calibration.influence:
-        # Errors of a layer's output count as the layers behind take them.
+        # Errors of a layer's output count as far as later layers pass them on.
         metrics = influences(prepared)
         statistics = {
             name: replace(item, metric=metrics.get(name)) for name, item in statistics.items()

@@ -36,7 +36,7 @@ class Statistics:
         How many rows of inputs they come from.
     metric : ndarray of shape (g, m, m) or None
         What errors of the outputs are multiplied by before they are measured: the symmetric root of
-        their influence on the outputs of the layers behind. None measures them as they are.
+        their influence on the outputs of later layers. None measures them as they are.
     sample : ndarray of shape (g, N, n) or None
         Rows of inputs in single precision; about their mean, once all are there.
     outputs : Statistics or None

@@ -314,7 +314,7 @@ def output_error(layer: Layer, rest: Array, statistics: Statistics) -> float:
 
     It is exact for the inputs of the statistics, with a free bias; from a sample it is that of the
     rows that nothing was fitted to. Outputs are weighed by the metric of the statistics, if there
-    is one: by what the layers behind make of them.
+    is one: by how far later layers pass them on.
     """
     both = (weighed(statistics, w) for w in (rest, as_matrix(layer, layer.array())))
     apart, whole = (_output_energy(w, statistics) for w in both)

@@ -1,4 +1,4 @@
-"""Factors of siblings, which have the one that meets their input in common."""
+"""Factors of sibling layers, which share the factor that multiplies their input."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What each command does, once its words are read: it calls the public function and prints."""
+"""What each command does once its arguments are parsed: it calls the public function and prints."""
 
 from collections.abc import Sequence
 from pathlib import Path

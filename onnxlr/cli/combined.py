@@ -1,4 +1,4 @@
-"""The table of low rank, what is done behind it, both and neither."""
+"""The table that compares low rank, the step of ``--behind``, both and neither."""
 
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +8,7 @@ from onnxlr.report.report import Report
 
 
 def show_combined(console: Console, report: Report) -> None:
-    """Print the files that somebody may use in the end; nothing where nothing is done behind."""
+    """Print the files that somebody may use in the end; nothing without ``--behind``."""
     if report.behind is None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)

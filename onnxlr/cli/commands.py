@@ -1,4 +1,4 @@
-"""The ``onnxlr`` command: the words of each command, and what ``-h`` says of them.
+"""The ``onnxlr`` command: the flags of each of its commands, and their help.
 
 Only what is needed to read words is imported here; what a command does is in ``actions``, which is
 imported once they are read.

@@ -1,4 +1,4 @@
-"""Interpolative decomposition of a width: which channels stay, and what reads them instead.
+"""Interpolative decomposition of a width: which channels stay, and how they give the others.
 
 For activations x of C channels it is x ≈ T·x_S: some of the channels, and a matrix that gives the
 others (Cheng, Gimbutas, Martinsson & Rokhlin 2005). T is multiplied into the weights that read x.

@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs: what errors of its output are measured and lowered by.
+"""Second moments of a layer's inputs, by which errors of its output are measured and minimised.
 
 For inputs with second moments C the error of W̃ in place of W is tr((W − W̃)·C·(W − W̃)ᵀ). C is a
 matrix where inputs have few elements. Where they have tens of thousands it is never built: sampled

@@ -1,4 +1,4 @@
-"""The way down to a polyadic decomposition: alternating least squares, then Gauss-Newton steps.
+"""The iterations of a polyadic decomposition: alternating least squares, then Gauss-Newton steps.
 
 Plain alternating least squares on convolution kernels degenerates: components grow without bound
 and cancel each other (Phan et al. 2020, arXiv 2008.05441). Here a ridge that fades keeps them

@@ -188,7 +188,7 @@ def _open(
         run_onnx_checker(source, plugins=options.verify == "layers")
         return None, None
     with progress.stage(opening_words(options.machine), None):
-        # It, what it becomes, and the same with what is done behind.
+        # It, what it becomes, and the same after the step of ``--behind``.
         check_memory(source, options.machine, 2 if options.behind is None else 3)
         try:
             return open_with_feeding(
@@ -266,7 +266,7 @@ def _finish_original(
     resources: _Resources,
     progress: Progress,
 ) -> Finish | None:
-    """The original with what is done behind; None where nothing is."""
+    """The original after the step of ``--behind``; None without one."""
     if options.behind is None or feeding is None:
         return None
     with progress.stage(f"{options.behind} behind the original", None):

@@ -1,4 +1,4 @@
-"""What a chain costs, counted on nodes written onto paper; and how far from the weight it is."""
+"""What a chain costs, counted on nodes that go into no model; and the error of its weight."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a method writes its nodes with."""
+"""The interface through which a method writes its nodes, and helpers for common ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Choosing a method and a rank for every layer: as named, within a budget, or boldly."""
+"""Chooses a method and a rank for every layer: as named, within a budget, or within the limit."""
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Low rank, what is done behind it, both or neither: measured, and which of them is best."""
+"""Low rank, the step of ``--behind``, both or neither: measured, and which of them is best."""
 
 import math
 from collections.abc import Sequence
@@ -54,11 +54,10 @@ class Combined:
     Attributes
     ----------
     name : str
-        What is done behind.
+        The step of ``--behind``.
     rows : tuple of Combination
-        The original as it is; low rank and nothing behind it, as it was chosen for both; nothing
-        but what is done behind; and that behind low rank. Two of them where the original is handed
-        over.
+        The original as it is; low rank without the step, as it was chosen for both; the step
+        alone; and the step after low rank. Two of them where the original is handed over.
     verdict : str
         Which is best within the limit, in a sentence.
     """
@@ -71,7 +70,7 @@ class Combined:
 def compare_combined(
     evaluator: Evaluator, selection: Selection, examiner: Judge | None, built: Built
 ) -> Combined | None:
-    """Measure low rank and what is done behind, each with and without the other.
+    """Measure low rank and the step of ``--behind``, each with and without the other.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def compare_combined(
     Returns
     -------
     Combined or None
-        None where nothing is done behind.
+        None without ``--behind``.
     """
     finish, judge = evaluator.finish, examiner or evaluator.judge
     if finish is None or judge is None or evaluator.session is None or selection.quality is None:
@@ -147,7 +146,7 @@ def best_of(
     Parameters
     ----------
     name : str
-        What is done behind.
+        The step of ``--behind``.
     rows : sequence of Combination
         From the original as it is, to which least was done, to both.
     promise : Promise or None

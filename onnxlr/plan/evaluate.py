@@ -1,4 +1,4 @@
-"""What a set of replacements comes to: built, corrected, judged on the saved file, and timed."""
+"""Evaluates sets of replacements: built, corrected, judged on the saved file, and timed."""
 
 import math
 from collections.abc import Mapping
@@ -261,12 +261,12 @@ class Evaluator:
 
     @property
     def rival(self) -> Session | None:
-        """What speed is compared with: the original, with what is done behind it."""
+        """What speed is compared with: the original after the step of ``--behind``."""
         return self.session if self.finish is None else self.finish.session
 
     @cached_property
     def behind_alone(self) -> Quality | None:
-        """The quality of the original with what is done behind it, on the samples that choose.
+        """The quality of the original after the step of ``--behind``, on the samples that choose.
 
         None where nothing is done: then it loses nothing.
         """
@@ -276,14 +276,14 @@ class Evaluator:
 
     @property
     def why_hopeless(self) -> str | None:
-        """Why nothing can be within the limit: what is done behind is outside of it by itself."""
+        """Why nothing can be within the limit: the step of ``--behind`` alone is outside of it."""
         if self.finish is None or self.behind_alone is None:
             return None
         why = self.verdicts.why_ruled_out(self.behind_alone)
         return None if why is None else f"{self.finish.name} alone is outside the limit: {why}"
 
     def original_ms(self) -> float:
-        """Median milliseconds of the original, with what is done behind it."""
+        """Median milliseconds of the original after the step of ``--behind``."""
         assert self.rival is not None
         assert self.feeding is not None
         return time_session(self.rival, self.feeding.first_feed, self.limits).median_ms
@@ -291,7 +291,7 @@ class Evaluator:
     def compare(self, variant: Variant) -> Comparison:
         """The original and the file of a variant in turn; the same again where it is empty.
 
-        Both are with what is done behind them.
+        Both are after the step of ``--behind``.
         """
         assert self.rival is not None
         assert self.feeding is not None
@@ -303,7 +303,7 @@ class Evaluator:
     def open_variant(self, variant: Variant) -> Session:
         """The model of a variant, or the original where that changes nothing, in the runtime.
 
-        It is with what is done behind it.
+        It is after the step of ``--behind``.
         """
         if variant.changes_anything:
             return self.open(self.builder.build(variant))
@@ -311,7 +311,7 @@ class Evaluator:
         return self.rival
 
     def finished(self, built: Built) -> Built:
-        """The file that is judged and timed: a built model with what is done behind it.
+        """The file that is judged and timed: a built model after the step of ``--behind``.
 
         Raises
         ------
@@ -321,7 +321,7 @@ class Evaluator:
         return built if self.finish is None else self.finish.finisher.finish(built)
 
     def open(self, built: Built, machine: Machine | None = None) -> Session:
-        """A built model, with what is done behind it, in the runtime: where it is timed, or judged.
+        """A built model after the step of ``--behind``, in the runtime that times or judges it.
 
         Parameters
         ----------

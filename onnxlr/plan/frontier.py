@@ -83,7 +83,7 @@ def frontier(
 ) -> tuple[Point, ...]:
     """The points of a run, from the least loss to the largest.
 
-    The original is among them. Losses, times and bytes are with what is done behind.
+    The original is among them. Losses, times and bytes are after the step of ``--behind``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What becomes of variants that are judged, and what is remembered of it."""
+"""Variants that were judged: their quality and size, and what is remembered of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from onnxlr.widths.narrowing import Narrowing
 class Evaluation:
     """A variant with its quality, measured on the saved file, and the bytes of that.
 
-    Where something is done behind, both are those of the file that comes out.
+    With ``--behind``, both are those of the file after that step.
     """
 
     variant: Variant

@@ -1,4 +1,4 @@
-"""What a search comes to before the whole is measured once more."""
+"""The result of a search, before the whole model is measured once more."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Sizes that hang together: symbols of open axes, and expressions of them such as ``past + 1``."""
+"""Sizes that depend on each other: symbols of open axes, and expressions such as ``past + 1``."""
 
 import ast
 import operator

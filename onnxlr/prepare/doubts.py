@@ -1,4 +1,4 @@
-"""What about samples suggests that they aren't those that the model was made for."""
+"""Signs that the samples aren't those that the model was made for."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What layers are given in the original, kept from one sequential correction to the next."""
+"""Values of the original model, kept from one sequential correction to the next."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Products with a constant matrix in other words, written as MatMul, Gemm and Conv.
+"""Products with a constant matrix by other operators, rewritten as MatMul, Gemm and Conv.
 
 Einsum says many things, some of which are a plain product. ONNX Runtime's optimizer saves products
 fused with what is beside them, and fuses them again when it loads what is written here.

@@ -1,4 +1,4 @@
-"""Runs of a model up to some of its values, each begun at what earlier runs left."""
+"""Runs of a model up to some of its values, each started from values that earlier runs kept."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Synthetic feeds for a model: sizes with which it runs, and values that it can digest."""
+"""Synthetic inputs for a model: sizes with which it runs, and values that it accepts."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Low rank, what is done behind it, both or neither: the rows, and the section of the page."""
+"""Low rank, the step of ``--behind``, both or neither: the rows, and the section of the page."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ _WORDS = (
 
 
 def combined_rows(report: Report) -> Iterator[tuple[str, ...]]:
-    """The cells of a row for each file; none where nothing is done behind."""
+    """The cells of a row for each file; none without ``--behind``."""
     promise, combined = report.promise, report.behind
     if promise is None or combined is None:
         return
@@ -39,7 +39,7 @@ def combined_rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def combined_section(report: Report) -> str:
-    """The section of the page; empty where nothing is done behind."""
+    """The section of the page; empty without ``--behind``."""
     if report.behind is None:
         return ""
     title = f"Low rank, {report.behind.name}, both or neither"

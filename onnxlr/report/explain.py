@@ -63,7 +63,7 @@ class Outcome:
     path : NarrowPath
         What became of them.
     combined : Combined or None
-        The same beside what is done behind.
+        Low rank beside the step of ``--behind``; None without it.
     """
 
     courses: Courses

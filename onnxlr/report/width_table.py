@@ -1,4 +1,4 @@
-"""The section of the page that tells of widths."""
+"""The section of the HTML page on widths."""
 
 from onnxlr.plan.plan import KEEP
 from onnxlr.plan.width_plan import WidthDecision

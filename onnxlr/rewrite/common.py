@@ -1,4 +1,4 @@
-"""What siblings have in common in one model."""
+"""Factors and nodes that sibling layers share in one model."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What is done behind onnxlr, done to the original and to every model that is built."""
+"""The step of ``--behind``, done to the original and to every model that is built."""
 
 import shutil
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ class Finisher:
 
 @dataclass(frozen=True)
 class Finish:
-    """The original with what is done behind it, and who does the same to models.
+    """The original after the step of ``--behind``, and who does the same to models.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What modules are given while they train: the metric in which DeepTwist may project weights."""
+"""Inputs of modules while they train: the metric in which DeepTwist may project weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

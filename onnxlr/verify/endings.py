@@ -1,4 +1,4 @@
-"""What stands at the end of each output: the operators that tell class scores from embeddings."""
+"""The operators at the end of each output, which tell class scores from embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""cp: a convolution becomes 1×1 to R channels, a line a channel and axis, 1×1 to all outputs."""
+"""cp: a convolution becomes 1×1 to R channels, one depthwise conv an axis, 1×1 to all outputs."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""cp3: a convolution becomes 1×1 to R channels, a k×k kernel a channel, 1×1 to all outputs."""
+"""cp3: a convolution becomes 1×1 to R channels, a k×k depthwise conv, 1×1 to all outputs."""
 
 from typing import ClassVar
 

@@ -414,7 +414,7 @@ def test_weights_that_were_inputs_are_told_of() -> None:
     model = linear(low_rank(RNG, 64, 48, 3), name="fc")
     model.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [64, 48]))
     report = onnxlr.optimize(model, rank="exact").report
-    (note,) = [n for n in report.notes if "inputs too" in n]
+    (note,) = [n for n in report.notes if "be set as inputs" in n]
     assert note.endswith(": w")
 
 
