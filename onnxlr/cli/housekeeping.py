@@ -25,11 +25,12 @@ def passes() -> None:
 @click.option("--clear", is_flag=True, help="Empty the cache; other files in its folder stay.")
 @json_flag
 def cache(**arguments: Any) -> None:
-    """Show the cache: where it is, its size, and when it was last used.
+    """Show what the cache keeps for later runs, or empty it.
 
-    It holds what runs keep for later runs. The variable ONNXLR_CACHE names another folder, or turns
-    the cache off with "off"; ONNXLR_CACHE_SIZE=500MB sets another size than 1 GB. When it is full,
-    the entries that were not used for the longest time are removed.
+    The output says where the cache is, its size, and when it was last used. The variable
+    ONNXLR_CACHE names another folder, or turns the cache off with "off"; ONNXLR_CACHE_SIZE=500MB
+    sets another size than 1 GB. When it is full, the entries that were not used for the longest
+    time are removed.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ from onnxlr.verify.latency_table import LatencyTable
 
 # A trial takes so long for any model, and a second more for so many bytes.
 _TRIAL_SECONDS, _WRITTEN = 0.5, 1e8
-_BEHIND = 3  # times that, where something is done behind: a copy is made, and another file of it
+_BEHIND = 3  # times that, with ``--behind``: a copy is made, and another file of it
 # Predicted squared relative errors of the model's outputs, among which a search bisects.
 LOSSES = tuple(float(d) for d in np.logspace(-5, 0.5, 23))
 

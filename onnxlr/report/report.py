@@ -135,7 +135,7 @@ class Report:
     widths : tuple of WidthDecision
         Every width, and why; empty where none was looked for.
     behind : Combined or None
-        Low rank, what is done behind it, both or neither; None where nothing is done behind. Where
+        Low rank, the step of ``--behind``, both or neither; None without ``--behind``. Where
         something is, the quality, the speed and the frontier are those of the file behind that.
     """
 
@@ -289,7 +289,7 @@ def where_words(machine: Machine, batch: int) -> str:
 
 
 def behind_dict(combined: Combined) -> dict[str, Any]:
-    """Low rank and what is done behind it, as ``behind`` in the JSON."""
+    """Low rank and the step of ``--behind``, as ``behind`` in the JSON."""
     rows = [
         {
             **{key: getattr(row, key) for key in ("what", "loss", "ms", "speedup", "bytes")},
