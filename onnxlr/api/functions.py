@@ -77,9 +77,9 @@ def optimize(
         Samples: a ``.npz`` with one array of shape (samples, ...) per input, a ``.npy``, or a
         folder of such files; or the same in memory, as a dict of arrays, an array for a model with
         one input, or an iterable of batches, such as a ``DataLoader`` gives: dicts, or arrays in
-        the order of the model's inputs, after which labels may come. One half of ``data`` tests the
-        models that the other half fits and chooses, unless ``validation`` tests. Without data,
-        synthetic inputs judge.
+        the order of the model's inputs, after which labels may come. Half of ``data`` is used for
+        fitting and choosing and the other half for testing, unless ``validation`` holds the test
+        samples. Without data, models are judged on synthetic inputs.
     labels : str, optional
         Name of the array of integer labels, one per sample, in the data.
     metric : str, optional
@@ -94,7 +94,8 @@ def optimize(
         default it is 0.95, or the highest that so many samples can show of a model without loss;
         0.5 is about as strict as comparing two numbers.
     target : {"latency", "macs", "params", "bytes"}, optional
-        What to save. Latency, the default, puts back whatever is not measurably faster. With a
+        What to save. With latency, the default, layers that aren't measurably faster are put back;
+        beside a named ``rank``, only if latency is named here. With a
         fraction (``"macs=0.5"``) the result is the least damaging model within that share of the
         original's.
     method : str or sequence of str
@@ -111,7 +112,7 @@ def optimize(
     provider_library : str or sequence of str
         ``NAME=PATH`` of a library that brings a provider, to be registered by that name.
     threads, batch : int
-        Intra-op threads, and samples in the batch: with these speed is measured.
+        Number of intra-op threads and of samples in the batch with which speed is measured.
     shape : str or sequence of str
         ``NAME:1,3,224,224`` for every input with dynamic axes, where there is no data.
     verify : {"full", "layers", "none"}
@@ -134,8 +135,8 @@ def optimize(
     remeasure : bool
         True takes all timings anew, in place of those that earlier runs left.
     latency_table : path, optional
-        JSON file of latencies in milliseconds to use in place of this machine's; it is written if
-        it isn't there. A table of another machine is used as it is.
+        JSON file of latencies in milliseconds to use in place of this machine's. If there is no
+        such file, it is written. A table of another machine is used as it is.
     without : str or sequence of {"data", "sensitivity", "sequential", "widths"}
         Ingredients to leave out, to see what each brings.
     plan_out, report, json : path, optional
@@ -146,15 +147,15 @@ def optimize(
     seed : int
         Seed of the random splits and of synthetic inputs.
     time_limit : float, optional
-        Seconds that the run should take at most: it tries and times less then.
+        Longest time that the run should take, in seconds: to keep it, less is tried and timed.
     jobs : int, optional
         Number of processes for what can be computed side by side; by default as many as there are
         cores. Nothing is timed while they work.
     dask : str, optional
-        Address of a dask scheduler whose workers do that instead. They read the model from the path
-        that it has here.
+        Address of a dask scheduler whose workers do that work instead. They read the model from the
+        path that it has here.
     progress : Progress, optional
-        Listener that is told of every stage; nobody is by default.
+        Listener that is told of every stage; by default there is none.
 
     Returns
     -------
@@ -242,9 +243,6 @@ def inspect(
 ) -> Inspection:
     """Describe every layer: its spectrum, EVBMF and break-even ranks, methods that fit, reasons.
 
-    The rows come as a tuple, whose ``widths`` are the channels between layers: who writes, carries
-    and reads them, and why some can't be narrowed.
-
     Nothing is run and nothing is written.
 
     Parameters
@@ -253,7 +251,13 @@ def inspect(
     method, include, exclude, progress
         As for ``optimize``.
     batch, shape
-        The sizes that MACs are counted for; without them, the first that make sense.
+        The sizes for which MACs are counted; without them, the first that are possible.
+
+    Returns
+    -------
+    Inspection
+        A tuple with a row for each layer. Its ``widths`` are the channels between layers: the
+        layers that write, carry and read them, and why some can't be narrowed.
 
     Raises
     ------

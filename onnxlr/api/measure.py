@@ -41,16 +41,21 @@ def compare(
     ----------
     a, b : path, bytes or ModelProto
     data : path or samples in memory, optional
-        Samples, all of which judge; synthetic inputs do without.
+        Samples, all of which are compared on; without them, inputs are synthetic.
     labels, metric, provider, provider_option, provider_library, threads, batch, shape, seed,
     progress
         As for ``optimize``.
     max_drop : float, optional
-        Largest loss of the metric that the result's ``violations`` don't name.
+        Largest loss of the metric that is allowed: a larger one is named in ``violations``.
     max_slowdown : float, optional
-        Largest share of A's time that B may take more, without being named there: 0.05 is 5%.
+        Largest share of A's time that B may take longer: 0.05 is 5%. More is named there too.
     markdown : path, optional
         Where the comparison is written as Markdown, as for the summary of a step in CI.
+
+    Returns
+    -------
+    ModelComparison
+        Quality, fidelity, sizes, MACs and speed of both, and ``violations`` of the limits.
 
     Raises
     ------
@@ -107,11 +112,16 @@ def bench(
     ----------
     a, b : path, bytes or ModelProto
     data : path or samples in memory, optional
-        Samples to time on; synthetic inputs are used without.
+        Samples to time on; without them, inputs are synthetic.
     provider, provider_option, provider_library, threads, batch, shape, seed, progress
         As for ``optimize``.
     seconds : float
         Rough length of the run.
+
+    Returns
+    -------
+    Benchmark
+        Milliseconds of one run of each model; of two models also the ratio, with its interval.
 
     Raises
     ------

@@ -65,9 +65,9 @@ def weight_only_reason(layer: Layer) -> str | None:
         return f"fitted to the weight: inputs of {layer.op} are not looked at"
     if layer.kind == "gather":
         if len({layer.lookup_axis(use) for use in layer.uses}) > 1:
-            return "fitted to the weight: its users look up along different axes"
+            return "fitted to the weight: the nodes that use it look up along different axes"
     elif len({use.contracts_last for use in layer.uses}) > 1:
-        return "fitted to the weight: its users multiply it from both sides"
+        return "fitted to the weight: the nodes that use it multiply it from both sides"
     if any(use.slot == 0 and use.x_axes in (None, 1) for use in layer.uses if use.inner):
         return "fitted to the weight: in a body it multiplies from the left what may be a vector"
     return None

@@ -106,8 +106,8 @@ def show_inspection(console: Console, rows: Inspection, params: int, notes: Sequ
     users = sum(len(r.layer.uses) for r in rows)
     fitting = sum(any(0 not in f.break_even for f in r.fits) for r in rows)
     console.print(
-        f"\n{len(rows)} layers, {users} users, {sum(r.layer.params for r in rows):,} of the file's "
-        f"{params:,} parameters (vectors and small arrays aren't listed); {fitting} can be "
+        f"\n{len(rows)} layers, used by {users} nodes, {sum(r.layer.params for r in rows):,} of "
+        f"the file's {params:,} parameters (vectors and small arrays aren't listed); {fitting} can be "
         "factorized with a saving",
     )
     show_found(console, rows.widths)

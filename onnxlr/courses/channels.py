@@ -90,7 +90,7 @@ def named_counts(offers: Sequence[WidthOffer], rule: RankRule) -> tuple[Counts, 
         elif found < size:
             counts[offer.width.name] = found
         elif rule.kind == "exact":
-            reasons[offer.width.name] = "no channel is what the others make of it"
+            reasons[offer.width.name] = "no channel is a combination of the others"
         else:
             reasons[offer.width.name] = f"{rule} keeps all {size} channels"
     return counts, reasons

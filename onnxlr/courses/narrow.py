@@ -138,7 +138,7 @@ def _why_whole(offer: WidthOffer) -> str:
     count = max(1, offer.width.size // 2)
     harm = offer.sensitivity.harm(offer.error(count))
     return (
-        "other widths save more for less: half of its channels would leave a rel. error of "
+        "other widths save more for less loss: half of its channels would leave a rel. error of "
         f"{harm:.3g}"
     )
 
@@ -271,7 +271,9 @@ def planned_widths(
         stays, offer = kept.get(width.name), offers.get(width.name)
         if stays is None:
             why = width.refusal or path.reasons.get(width.name)
-            why = why or ("not narrowed in what is handed over" if path.models else "put back")
+            why = why or (
+                "not narrowed in the model that is handed over" if path.models else "put back"
+            )
             rows.append(width_decision(width, None, why))
             continue
         error = None if offer is None else offer.error(len(stays))

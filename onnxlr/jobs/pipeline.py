@@ -269,7 +269,7 @@ def _finish_original(
     """The original after the step of ``--behind``; None without one."""
     if options.behind is None or feeding is None:
         return None
-    with progress.stage(f"{options.behind} behind the original", None):
+    with progress.stage(f"{options.behind} on the original", None):
         folder = resources.folder.parent / "behind"
         return finish_original(source, options.behind, feeding, options.machine, folder)
 

@@ -167,7 +167,7 @@ def _layer(root: ir.Value, inputs: list[_WeightInput], place: str | None) -> Lay
     for item in inputs:
         swapped = item.trace.perm != perm
         if swapped and item.trace.perm != _swap_last(perm):
-            reason = reason or "its users read it in layouts that no single factorization serves"
+            reason = reason or "no single factorization serves the layouts in which nodes use it"
         uses.append(replace(item.use, swapped=swapped))
     shape = tuple(stored[i] for i in perm) if perm else stored
     layer = Layer(
@@ -233,16 +233,16 @@ def _weight_refusal(
 def _refusal(layer: Layer, inputs: list[_WeightInput]) -> str | None:
     """Why no chain can replace the layer, whatever the method; None if nothing forbids it."""
     if any(item.use.dtype not in FLOATS for item in inputs):
-        return "its users cast it to something other than floating point"
+        return "the nodes that use it cast it to something other than floating point"
     kinds = {item.kind for item in inputs}
     if len(kinds) > 1 and layer.kind != "tied":
         ops = ", ".join(dict.fromkeys(item.use.node.op_type for item in inputs))
         return f"shared by {ops}, which no single factorization serves"
     if layer.convolves:
         if len({int_attr(item.use.node, "group", 1) for item in inputs}) > 1:
-            return "its users have different groups"
+            return "the nodes that use it have different groups"
         if any(use.swapped for use in layer.uses):
-            return "its users read it in layouts that no single factorization serves"
+            return "no single factorization serves the layouts in which nodes use it"
         if len(layer.shape) < 3 or layer.group < 1 or layer.shape[0] % layer.group:
             return f"shape {layer.shape} in {layer.group} groups is no convolution kernel"
         if misfits := [m for use in layer.uses for m in _odd_attributes(use.node, layer.shape[2:])]:

@@ -87,7 +87,7 @@ class LayerTradeoff:
     def why_kept(self) -> str | None:
         """Why the layer is left as it is although nobody put it back; None where nothing is told.
 
-        Either nothing may be chosen, or other layers save more for less.
+        Either nothing may be chosen, or other layers save more for less loss.
         """
         if self.reason:
             return self.reason
@@ -96,7 +96,7 @@ class LayerTradeoff:
         mildest = min(self.candidates, key=lambda c: c.loss)
         choice = mildest.choice
         return (
-            f"other layers save more for less: {choice.graph_pass.name} at rank "
+            f"other layers save more for less loss: {choice.graph_pass.name} at rank "
             f"{rank_text(choice.rank)} alone would leave a rel. error of "
             f"{self.harm(mildest.error):.3g}"
         )

@@ -47,8 +47,8 @@ def _number_doubts(samples: Samples) -> Iterator[str]:
     different = {_digest(feed) for feed, _, _ in looked_at.batches(1)}
     if (repeated := len(looked_at) - len(different)) > 0:
         yield (
-            f"{repeated:,} of {len(looked_at):,} samples repeat others: a copy among those that "
-            "test makes the loss look smaller than it is on new data"
+            f"{repeated:,} of {len(looked_at):,} samples repeat others: a copy among the test "
+            "samples makes the loss look smaller than it is on new data"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 _KINDS = (
     ("the whole model is", "put back: not faster as a whole"),
     ("the file would grow", "put back: the file would grow"),
-    ("other layers save more", "other layers save more for less"),
+    ("other layers save more", "other layers save more for less loss"),
     ("the limit is", "put back: accuracy"),
     ("put back", "put back: other"),
     ("within the model", "not faster in place"),
@@ -24,7 +24,7 @@ _KINDS = (
     ("computes the weight", "computed from constants"),
     ("also needs the whole weight", "needed whole elsewhere"),
     ("shared by", "shared between operators"),
-    ("its users", "its users rule it out"),
+    (" use it", "the nodes that use it rule it out"),
     (" replaces ", "operator without a method yet"),
 )
 

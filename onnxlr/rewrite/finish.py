@@ -143,7 +143,7 @@ def finish_original(
     name = "model.onnx" if source.path is None else source.path.name
     path, nbytes = copy_source(source, place, name)
     made = finisher.applied(Built(path, nbytes, count_params(source.model)), source.label)
-    label = f"{source.label} behind which {behind} was done"
+    label = f"{source.label} after {behind}"
     with Trial(made.path, machine, label, made.nbytes) as trial:
         trial.run(feeding.first_feed)
     return Finish(finisher, made, Session(made.path, machine, label))

@@ -42,8 +42,8 @@ class Draws:
         """What it is and how it is judged, in a sentence."""
         words = "the model is random: two runs of it on the same inputs differ"
         if self.same:
-            return f"{words}; it and what it becomes are judged on the same random numbers"
-        return f"{words}, and nothing fixes its numbers: what is measured has these differences too"
+            return f"{words}; it and its candidates are judged on the same random numbers"
+        return f"{words}, and its random numbers can't be fixed: they are part of measured losses"
 
     def begin(self, session: Session) -> Session:
         """A new session of the same model, which draws from the beginning."""

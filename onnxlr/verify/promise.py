@@ -159,7 +159,9 @@ class Promise:
             return f"the limit is not tested: {self.untested}"
         at = f"at {self.confidence:.0%} confidence"
         if self.lowered:
-            return f"{self.samples:,} samples: within {self.limit_text} {at}{self._reservation()}"
+            return (
+                f"{self.samples:,} samples: loss within {self.limit_text} {at}{self._reservation()}"
+            )
         if self.kind not in GRADED:
             least = 1 - (1 - self.confidence) ** (1 / self.samples)
             return f"{self.samples:,} samples can show losses down to {self.text(least)} {at}"
@@ -172,7 +174,7 @@ class Promise:
         if quality is None or not self.shown_by(quality):
             return self.scope()
         return (
-            f"{self.samples:,} samples: within {self.limit_text} at {self.confidence:.0%} "
+            f"{self.samples:,} samples: loss within {self.limit_text} at {self.confidence:.0%} "
             f"confidence{self._reservation()}"
         )
 

@@ -32,7 +32,7 @@ POOLING = (
 def unary(tracker: Tracker, node: ir.Node) -> None:
     """The channels of the first input are those of the output."""
     first, *rest = (tracker.strand(v) for v in node.inputs)
-    tracker.refuse(rest, f"read by {called(node)} beside what it works on")
+    tracker.refuse(rest, f"read by {called(node)} beside its data input")
     if first is not None:
         tracker.put(node.outputs[0], first)
         if (shape := tracker.shape(node.inputs[0])) is not None:

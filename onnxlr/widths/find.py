@@ -268,7 +268,7 @@ def _heads(
         in_order = whole and np.array_equal(places[grid].ravel(), np.arange(grid.size))
         for i in here:
             if not in_order or heads.setdefault(i, len(grid)) != len(grid):
-                reasons[i] = f"cut into {len(grid)} heads that hang together with other channels"
+                reasons[i] = f"cut into {len(grid)} heads that are tied to other channels"
             elif grid.shape[1] < 2:
                 reasons[i] = "a single channel in each head"
     return heads, reasons

@@ -141,7 +141,7 @@ class Tracker:
         strand, shape = self.strand(node.inputs[0]), self.shape(node.inputs[0])
         self.refuse(
             [self.strand(v) for v in node.inputs[1:]],
-            f"read by {called(node)} beside what it works on",
+            f"read by {called(node)} beside its data input",
         )
         if strand is not None and shape is None:
             self.refuse([strand], f"{called(node)} has an input of unknown shape")

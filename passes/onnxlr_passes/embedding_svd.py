@@ -45,7 +45,7 @@ class EmbeddingSvd(ChainPass):
             return f"embedding-svd replaces Gather, not {layer.op}"
         axes = {layer.lookup_axis(use) for use in layer.uses if use.node.op_type == "Gather"}
         if len(axes) > 1:
-            return "embedding-svd: its users look up along different axes"
+            return "embedding-svd: the nodes that use it look up along different axes"
         if layer.kind == "tied" and len(layer.shape) != 2:
             return "embedding-svd: the table is also multiplied, and hasn't two axes"
         if 1 in (_sides(layer)):

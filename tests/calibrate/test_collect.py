@@ -267,7 +267,10 @@ def test_layers_that_are_not_looked_at_say_why() -> None:
     )
     prepared, feeds = prepared_of(model, rows=2)
     reasons = [weight_only_reason(layer) for layer in prepared.layers]
-    assert reasons == ["fitted to the weight: its users multiply it from both sides", None]
+    assert reasons == [
+        "fitted to the weight: the nodes that use it multiply it from both sides",
+        None,
+    ]
     assert len(calibrated(prepared, prepared.layers, feeds)) == 1
 
 

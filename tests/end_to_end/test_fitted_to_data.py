@@ -20,7 +20,9 @@ def test_what_is_fitted_to_the_weight_alone_says_why(tmp_path: Path) -> None:
         model, data=data, rank=4, max_drop=1, metric="rel-error", target="params"
     )
     (decision,) = result.plan.replaced
-    assert decision.reason.endswith("fitted to the weight: its users multiply it from both sides")
+    assert decision.reason.endswith(
+        "fitted to the weight: the nodes that use it multiply it from both sides"
+    )
     assert decision.output_error is None
 
 

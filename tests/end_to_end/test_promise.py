@@ -159,7 +159,7 @@ def test_the_parts_have_no_sample_in_common(case: Case) -> None:
 def test_the_loss_is_shown_and_said(case: Case) -> None:
     report = case.result.report
     assert len(report.replaced) > 0
-    assert report.claim == "800 samples: within 3.0 pp at 95% confidence"
+    assert report.claim == "800 samples: loss within 3.0 pp at 95% confidence"
     metric = report.to_dict()["metric"]
     low, high = metric["interval"]
     assert low < metric["loss"] < high <= 0.03
@@ -267,8 +267,8 @@ def test_another_file_tests_where_one_is_named(case: Case, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("count", "claim"),
     [
-        (150, "75 samples: within 1.0 pp at 53% confidence; 300 would do for 95%"),
-        (400, "200 samples: within 1.0 pp at 87% confidence; 300 would do for 95%"),
+        (150, "75 samples: loss within 1.0 pp at 53% confidence; 300 would do for 95%"),
+        (400, "200 samples: loss within 1.0 pp at 87% confidence; 300 would do for 95%"),
     ],
 )
 def test_few_samples_show_what_they_can(case: Case, tmp_path: Path, count: int, claim: str) -> None:
@@ -348,7 +348,7 @@ def test_a_metric_of_the_user_s(
     if tested:
         assert metric["samples"] == 800
         assert metric["interval"][1] <= 0.03
-        assert result.report.claim.startswith("800 samples: within 0.03 at 95% confidence")
+        assert result.report.claim.startswith("800 samples: loss within 0.03 at 95% confidence")
     else:
         assert result.report.claim.startswith("not tested")
         assert metric["interval"] is None
@@ -370,7 +370,7 @@ def test_few_samples_of_a_graded_metric_are_compared_at_last(
     result = onnxlr.optimize(again.model, **arguments)
     metric = result.report.to_dict()["metric"]
     assert result.report.claim.startswith(
-        "30 samples: within 0.002 at 50% confidence, which is no more than comparing two numbers"
+        "30 samples: loss within 0.002 at 50% confidence, which is no more than comparing two"
     )
     assert metric["confidence"] == 0.5
     assert metric["loss"] <= 0.002

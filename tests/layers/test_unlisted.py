@@ -97,7 +97,7 @@ def test_inspect_counts_the_whole_file(tmp_path: Path) -> None:
     onnx.save(plugin("my.plugin", np.tile(W, (2, 1))), tmp_path / "in.onnx")
     command = ["inspect", str(tmp_path / "in.onnx"), "--json", str(tmp_path / "i.json")]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
-    assert "3 layers, 3 users, 4,096 of the file's 4,096 parameters" in done.output
+    assert "3 layers, used by 3 nodes, 4,096 of the file's 4,096 parameters" in done.output
     content = json.loads((tmp_path / "i.json").read_text())
     assert content["params"] == sum(row["params"] for row in content["layers"]) == 4096
 

@@ -240,4 +240,4 @@ def test_what_cannot_be_seeded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxlr.verify.draws.Draws.begin", lambda _, session: session)
     model = random_model(RANDOM["twice"], low_rank(RNG, 32, 32, 2), low_rank(RNG, 32, 32, 2))
     feeds = [{"x": RNG.standard_normal((4, 32)).astype(np.float32)}]
-    assert "nothing fixes its numbers" in Judge(opened(model), feeds, None).random_line
+    assert "random numbers can't be fixed" in Judge(opened(model), feeds, None).random_line
