@@ -107,8 +107,8 @@ def show_inspection(console: Console, rows: Inspection, params: int, notes: Sequ
     fitting = sum(any(0 not in f.break_even for f in r.fits) for r in rows)
     console.print(
         f"\n{len(rows)} layers, used by {users} nodes, {sum(r.layer.params for r in rows):,} of "
-        f"the file's {params:,} parameters (vectors and small arrays aren't listed); {fitting} can be "
-        "factorized with a saving",
+        f"the file's {params:,} parameters (vectors and small arrays aren't listed); {fitting} "
+        "can be factorized with a saving",
     )
     show_found(console, rows.widths)
     for note in notes:
