@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-# Of layers whose inputs have too many elements for a covariance: rows that are kept of each, and
-# bytes that those of all layers take together, at most. Fitting takes as much again for what is in
-# between. They aren't in Limits, since a plan that is replayed has to find the same rows.
+# For layers whose inputs have too many elements for a covariance: the rows that are kept of each
+# layer, and the bytes of the rows of all layers together, at most. Fitting takes as much memory
+# again for its temporary arrays. They aren't in Limits, since replaying a plan needs the same rows.
 SAMPLED_ROWS = 2048
 SAMPLED_BYTES = 256 << 20
 
@@ -13,69 +13,73 @@ SAMPLED_BYTES = 256 << 20
 class Limits:
     """Bounds on what a run measures and tries; the defaults are what the command uses.
 
+    Seconds of timings are measured: ``timing_seconds``, ``timing_seconds_least``, ``layer_seconds``
+    and ``in_place_seconds``. All others are estimated from the work, before it is done.
+
     Attributes
     ----------
     timing_seconds, timing_seconds_least : float
-        Length of one comparison of whole models: at most, and at least, however soon it is decided:
-        a neighbour on the same core may stay for as long.
+        Longest and shortest time of one comparison of whole models. It isn't shorter even if it is
+        decided sooner: another process may disturb the core for as long.
     layer_seconds : float
-        Length of one comparison of a layer with its replacement, at most.
+        Longest time of one comparison of a layer with its replacement.
     in_place_rounds, in_place_seconds : int and float
-        How often layers are timed within the model and chosen anew, and the time for one of those.
+        How often layers are timed within the model and chosen anew, and the time for each.
     timing_rows : int
         Rows of four rounds (of slow models: rounds) that an undecided comparison makes however
         long they take.
     ranks : int
         Candidates of each method for a layer.
     trials_least, trials, trials_most : int
-        Sets of replacements that a search builds, saves and judges: whatever the time limit,
-        without one, and as far as there is time.
+        Sets of replacements that a search builds, saves and judges: the fewest under a time limit,
+        the usual number, and the most, as far as ``trial_seconds`` allow.
     trial_seconds : float
-        That time, by the work in it.
+        Time for the trials of one search.
     rungs, rungs_joined : int
-        Models of the ladder that is tested, up to what the search came to: whatever the time, and
-        as far as there is time for testing them.
+        Models of the ladder that are tested: at most, whatever time that takes, and at most as far
+        as ``testing_seconds`` allow.
     testing_seconds : float
-        That time, by the work in it.
+        Time for testing the models of the ladder.
     corrected_rungs : int
-        Of those below that, how many are corrected in sequence too: the boldest.
+        Models of the ladder that are milder than the result of the search and are corrected in
+        sequence too, from the boldest on.
     ladder_seconds : float
-        Time for correcting other models of the ladder, by the work in it; the next milder one is
-        corrected in any case.
+        Time for correcting them; the first of them is corrected in any case.
     bolder_levels : int
-        Further levels of loss that are tried with sequential correction.
+        Models bolder than the result of the search that are tried, with sequential correction.
     fit_samples, fit_samples_always : int
-        Samples that factors are fitted to: at most, and however long each takes.
+        Samples that factors are fitted to: at most, and at most however long each takes.
     fit_seconds : float
-        Time for looking at what the layers are given, by the work in it.
+        Time for collecting the statistics of layers' inputs.
     sequence_samples, sequence_samples_least : int
-        Samples of sequential correction: at most, and below which it isn't tried.
+        Samples of sequential correction: at most, and the number below which it isn't tried.
     sequence_rows, sequence_samples_enough : int
-        Inputs of a layer, for each element of one, that are enough for its correction; and samples
-        below which that isn't asked, since the inputs of one sample are alike.
+        Input vectors of a layer, for each element of a vector, that are enough for its correction;
+        and the number of samples that are taken even if fewer have so many vectors, since those of
+        one sample are alike.
     sequence_seconds : float
-        Time for running the samples of sequential correction, by the work in it.
+        Time for running the samples of sequential correction.
     building_seconds : float
-        Time for putting the models of sequential correction together; where it takes longer,
-        nothing is corrected.
+        Time for building the models of sequential correction; if it takes longer, nothing is
+        corrected.
     width_samples_least, width_graded_least : int
-        Samples that choose, below which widths aren't narrowed unasked: with few of them a model
-        looks good that isn't, and channels that are gone can't be put back one by one. Fewer do
-        where each has an error of its own, or may be right in part, and not only right or wrong.
+        Number of samples that choose below which widths are narrowed only if that is asked for:
+        with few of them a bad model may look good, and removed channels can't be put back one by
+        one. The second number is for metrics by which samples have errors, or are right in part.
     probe_samples, probe_samples_least : int
-        Samples that sensitivities are measured on.
+        Samples that sensitivities are measured on: at most, and at least.
     probe_seconds : float
-        Time for one of those measurements, by the work in it.
+        Time for one of those measurements.
     narrow_trials : int
         Models with fewer channels that a search builds, saves and judges.
     narrow_corrections : int
-        Of those that come next, how many are corrected in sequence: each bolder than the last.
+        Models with fewer channels that are then corrected in sequence, each bolder than the last.
     budget_corrections : int
-        Choices within a budget that are tightened because the written file misses it.
+        How often a choice within a budget is tightened because the written file misses the budget.
     refined_sets, refined_sets_least : int
-        Sets of equal cost that are judged as a whole: at most, and below which none is.
+        Sets of equal cost that are judged as a whole: at most, and the number below which none is.
     refined_samples : int
-        Samples that each of those is corrected on in sequence.
+        Samples on which each of those sets is corrected in sequence.
     refining_seconds : float
         Time for all of them.
     """

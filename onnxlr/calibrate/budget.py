@@ -46,11 +46,11 @@ def correcting_seconds(prepared: Prepared) -> float:
 
 
 def samples_for_regression(prepared: Prepared, names: Collection[str], rows: int) -> int:
-    """Samples in which layers are given so many inputs for each element of one.
+    """The number of samples that give layers so many input vectors for each element of a vector.
 
-    One image gives a convolution an input for each position of its output, and a dense layer one
-    in all. So a small classifier behind convolutions would need more samples than all of them: a
-    tenth of the work may get by with an eighth of the inputs.
+    One image gives a convolution an input vector for each position of its output, and a dense layer
+    one in all. So a small classifier after convolutions would need more samples than all of them
+    together: layers with a tenth of the work may have an eighth of the vectors.
     """
     needs = []
     for layer in prepared.layers:
