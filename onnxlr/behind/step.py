@@ -37,7 +37,7 @@ class Behind:
         return self.function is None and READY[self.name].calibrates
 
     def apply(self, path: Path, label: str, feeds: Feeds) -> Path:
-        """Do it to a model, which may be changed, and give the path of what it becomes.
+        """Do it to a model, which may be changed, and give the path of the model that it becomes.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""How many samples there is time for, by the work in each."""
+"""How many samples there is time for, estimated from the work in each."""
 
 import math
 from collections.abc import Collection
@@ -27,18 +27,18 @@ def probed_samples(prepared: Prepared, samples: Samples, limits: Limits) -> Samp
 
 
 def affordable_samples(prepared: Prepared, seconds: float) -> int:
-    """How many samples can be run in some seconds, by the work in each."""
+    """How many samples can be run in some seconds, estimated from the work."""
     return int(seconds / sample_seconds(prepared))
 
 
 def sample_seconds(prepared: Prepared) -> float:
-    """Seconds that one sample takes, by the work in it: a measured time would choose by chance."""
+    """Seconds that one sample takes, estimated from its work, since measured times vary by chance."""
     macs = count_macs(prepared.model, prepared.shapes)
     return max(Work(macs, 0, 1).usual_ms / 1e3 / samples_at_once(prepared), 1e-6)
 
 
 def correcting_seconds(prepared: Prepared) -> float:
-    """Seconds that one sample takes in a sequential correction, by the work in it.
+    """Seconds that one sample takes in a sequential correction, estimated from the work.
 
     It goes through the original and the model so far once, in parts, and inputs are summed.
     """

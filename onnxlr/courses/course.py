@@ -44,7 +44,7 @@ _LEAST_SLOPE, _TIE = 1e-3, 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Courses:
-    """Searches that have come to their end, and the ladder of models to test.
+    """Finished searches, and the ladder of models to test.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ def _bases(evaluator: Evaluator, path: NarrowPath, begin: Begin) -> Sequence[Bas
 
 
 def _completed(evaluator: Evaluator, begun: Sequence[tuple[Evaluator, Ladder]]) -> list[Ladder]:
-    """Ladders with milder models and a bolder one, of the courses that aren't far behind."""
+    """Ladders with milder and bolder models, of courses that save nearly as much as the best."""
     saved = [0.0] * len(begun)
     if sum(bool(ladder.rungs) for _, ladder in begun) > 1:
         rungs = [ladder.rungs for _, ladder in begun]
@@ -198,7 +198,7 @@ def _rungs(
 def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
     """One ladder of the models of several, on which each is bolder and cheaper than the last.
 
-    What costs as much as a model that is milder, or more, is of no use to anybody.
+    A model that costs as much as a milder one, or more, is left out.
     """
     standing = [ladder for ladder in ladders if ladder.rungs] or ladders[:1]
     if len(standing) == 1:
@@ -220,7 +220,7 @@ def _joined(evaluator: Evaluator, ladders: Sequence[Ladder]) -> Ladder:
 
 
 def _risks(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
-    """What tells how much models will lose on other samples, as far as these tell it.
+    """A measure, from these samples, of how much models will lose on other samples.
 
     Where classes are judged, it is how far their probabilities moved: on few samples the share of
     right ones moves in steps and by luck, and of many models the luckiest would seem the mildest.

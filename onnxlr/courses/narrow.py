@@ -33,7 +33,7 @@ _PARTS = (0.5, 1.0)  # of what a budget asks for, that fewer channels save
 
 @dataclass(frozen=True, eq=False)
 class NarrowModel:
-    """A model with fewer channels, and what it comes to on the samples that choose."""
+    """A model with fewer channels, and its quality on the samples that choose."""
 
     narrowing: Narrowing
     evaluation: Evaluation

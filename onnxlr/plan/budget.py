@@ -21,7 +21,7 @@ from onnxlr.prepare.samples import Samples
 def within_budget(
     evaluator: Evaluator, tradeoff: Tradeoff, fraction: float
 ) -> tuple[Chosen, Evaluation]:
-    """The least lossy set that comes down to a fraction of the original, and what it comes to.
+    """The least lossy set within a fraction of the original, and its evaluation.
 
     Raises
     ------

@@ -146,7 +146,7 @@ def _trials(evaluator: Evaluator, made: int = 0) -> Iterator[Trials]:
 
 
 def _most_trials(evaluator: Evaluator) -> int:
-    """How many sets there is time to judge, by the work in it."""
+    """How many sets there is time to judge, estimated from the work."""
     limits, feeding = evaluator.limits, evaluator.feeding
     samples = feeding.choose if feeding is not None else None
     count = len(samples) if isinstance(samples, Samples) else 1

@@ -231,7 +231,7 @@ class Evaluator:
     def correction_seconds(self, samples: int, layers: int | None = None) -> float:
         """Seconds that correcting so many layers, or all, on so many samples takes.
 
-        They are told by the work in it.
+        They are estimated from the work.
         """
         seconds = self._building_seconds + samples * correcting_seconds(self.prepared)
         return seconds if layers is None else seconds * layers / len(self.factorizer.statistics)

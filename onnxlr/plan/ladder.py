@@ -27,7 +27,7 @@ class Rung:
     chosen : dict of str to Candidate
         By layer name.
     evaluation : Evaluation
-        The same with factors, and what it comes to on the samples that choose.
+        The same with factors, and its quality on the samples that choose.
     proposal : Proposal
         What was learned by the search that led to it.
     """
@@ -63,15 +63,15 @@ class Ladder:
 
     @property
     def largest_difference(self) -> float:
-        """What one of the models changes at most of a sample, among those that choose."""
+        """The largest loss or gain of a sample that chooses, by any of the models."""
         losses = [item for rung in self.rungs for item in rung.quality.losses]
         return max((item.largest for item in losses), default=0.0)
 
 
 def begin_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
-    """The model that a search came to, without the layers with which it isn't faster.
+    """The model that a search found, without the layers with which it isn't faster.
 
-    It is corrected in sequence if it is the better for that. Nothing here, nor in ``with_others``,
+    It is corrected in sequence if that improves it. Nothing here, nor in ``with_others``,
     looks at the test samples.
 
     Raises
@@ -86,9 +86,9 @@ def begin_ladder(evaluator: Evaluator, proposal: Proposal) -> Ladder:
 
 
 def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
-    """The same with milder models and a bolder one, of the layers that it replaces.
+    """The same ladder with milder and bolder models of the layers that its model replaces.
 
-    They are corrected in sequence as it is, as far as there is time.
+    They are corrected in sequence if that model is, as far as there is time.
     """
     if not ladder.rungs:
         return ladder
@@ -124,12 +124,12 @@ def with_others(evaluator: Evaluator, ladder: Ladder) -> Ladder:
 
 
 def _seconds(evaluator: Evaluator, chosen: Chosen, sequential: int) -> float:
-    """Seconds that correcting a set takes, by the work in it; 0 if it isn't corrected."""
+    """Seconds that correcting a set takes, estimated from the work; 0 if it isn't corrected."""
     return evaluator.correction_seconds(sequential, len(chosen)) if sequential else 0.0
 
 
 def _saved(chosen: Chosen) -> int:
-    """What a set saves, counted."""
+    """What a set saves, in counted work."""
     return sum(item.saved for item in chosen.values())
 
 
@@ -142,9 +142,9 @@ def most_rungs(evaluator: Evaluator) -> int:
 
 
 def thinned(milder: Sequence[T], most: int) -> list[T]:
-    """Some of what goes from mild to bold: the boldest first, then with ever larger steps.
+    """At most so many of some models, given from mild to bold: the boldest first.
 
-    All of it where it isn't more than that.
+    Those after it are picked with ever larger steps, unless all of them are few enough.
     """
     if len(milder) <= most:
         return list(reversed(milder))

@@ -36,7 +36,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is handed over, what it comes to, and why the other layers stay.
+    """The model that is handed over, its quality and speed, and why the other layers stay.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What testing a ladder came to.
+    """The result of testing a ladder.
 
     Attributes
     ----------

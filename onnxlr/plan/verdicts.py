@@ -41,7 +41,7 @@ class Verdicts:
 
     @property
     def comparing(self) -> "Verdicts | None":
-        """The same by a promise of the least confidence; None where that isn't another one."""
+        """The same with a promise of the least confidence; None where that changes nothing."""
         promise = None if self.promise is None else self.promise.comparing
         return None if promise is None else replace(self, promise=promise)
 
@@ -83,7 +83,7 @@ class Verdicts:
     def why_ruled_out(self, quality: Quality) -> str | None:
         """Why a model has no chance, by the samples that choose.
 
-        Where others test it, these have to show that it is outside the limit.
+        Where test samples follow, these have to show that it is outside the limit.
         """
         if self.promise is None or not self.promise.tested or not quality.losses:
             return self.why_outside_limit(quality)
@@ -92,9 +92,9 @@ class Verdicts:
         return self.why_outside_limit(quality) if self.promise.hopeless(quality) else None
 
     def why_unlikely(self, quality: Quality) -> str | None:
-        """Why a model is not one to search on from, by the samples that choose.
+        """Why the search shouldn't go on from a model, by the samples that choose.
 
-        Where others test it, as many as those are would have to show that the limit holds.
+        Where test samples follow, as many as those would have to show that the limit holds.
         """
         promise = self.promise
         if promise is None or not promise.tested or not quality.losses:

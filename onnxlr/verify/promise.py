@@ -31,7 +31,7 @@ class Promise:
     confidence : float
         In force: what was named, else 95%, or the highest that the samples can show.
     samples : int
-        Samples that test; 0 where nothing is tested.
+        Number of test samples; 0 where nothing is tested.
     kind : str or None
         What a sample loses (``Losses.kind``); None where nothing is tested.
     named : bool
@@ -85,7 +85,7 @@ class Promise:
         )
 
     def likely(self, quality: Quality) -> bool:
-        """Whether as many samples as test would show the limit, if they lost what these did."""
+        """Whether the test samples would show the limit, if they lost as much as these."""
         return not self.tested or (
             bool(quality.losses)
             and all(
@@ -95,7 +95,7 @@ class Promise:
         )
 
     def _losses(self, quality: Quality) -> tuple[Losses, ...]:
-        """What samples lose, with what one of them is thought to lose at most."""
+        """Losses of the samples, with the largest that one sample is assumed to have."""
         limit = self.limit if self.tested else math.inf
         return tuple(item.bounded(limit, self.kind) for item in quality.losses)
 
@@ -211,7 +211,7 @@ def make_promise(
     samples: int,
     untested: str = "",
 ) -> Promise:
-    """What is promised with so many samples that test.
+    """What is promised with so many test samples.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the timings of a run came to: how busy the machine was, and what stayed open."""
+"""The timings of a run in words: how busy the machine was, and what stayed undecided."""
 
 from collections import Counter
 from collections.abc import Sequence
