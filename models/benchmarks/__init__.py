@@ -1,1 +1,1 @@
-"""Measurements: what is fast, how fast, and what it takes."""
+"""Benchmarks and measured checks: speed, memory, and never being slower."""

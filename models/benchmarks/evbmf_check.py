@@ -1,4 +1,4 @@
-"""Hold EVBMF against a dense-grid global minimiser on many seeded matrices.
+"""Compares EVBMF with a global minimiser on a dense grid, on many seeded matrices.
 
 ``python -m models.benchmarks.evbmf_check --count 10000`` prints every disagreement and ends with 1
 if there is one. The test suite does the first 200.

@@ -1,4 +1,4 @@
-"""A language model of any size with random weights, and what onnxlr takes to work on it.
+"""A language model of any size with random weights, and the memory that onnxlr needs for it.
 
 ``python -m models.benchmarks.large --folder FOLDER`` makes a model of 3 GB (float16, the shapes of
 a GPT: about 1.5 billion parameters), and runs ``inspect``, ``optimize --verify layers`` and

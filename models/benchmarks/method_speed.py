@@ -1,4 +1,4 @@
-"""What each method realises of its theoretical speed-up, on single convolutions.
+"""The measured part of the theoretical speed-up of each method, on single convolutions.
 
 ``python -m models.benchmarks.method_speed`` times C×C 3×3 convs of four sizes beside every chain
 that replaces them, in turn, on one thread of ONNX Runtime, at ranks C/8, C/4 and C/2 (for a CP

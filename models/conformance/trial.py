@@ -1,4 +1,4 @@
-"""The ways in which a model goes through onnxlr, and what has to be true of what comes out.
+"""The ways in which a model goes through onnxlr, and what has to hold for the results.
 
 Outputs come from plain sessions of ONNX Runtime, or from ONNX's reference implementation where the
 runtime doesn't support an operator or an opset.

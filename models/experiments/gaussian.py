@@ -1,4 +1,4 @@
-"""A Gaussian matrix at one compression by tiles of three sizes: what becomes of its elements.
+"""The elements of a Gaussian matrix after compression by tiles of three sizes.
 
 ``python -m models.experiments.gaussian --out FOLDER``: SVD of every tile of a 1024 × 1024 matrix,
 as one, as 16 × 16 and as 128 × 128 tiles, at a quarter of the elements (the figure of Lee et al.

@@ -1,4 +1,4 @@
-"""The seed's MLP, factorized to the sizes of plain truncation without retraining.
+"""The MLP of the project's first notebook: onnxlr and plain truncation, without retraining.
 
 ``python -m models.experiments.notebook_mlp --data-dir DIR --out FOLDER`` trains 784-1024x5-10 on
 MNIST (``mnist-60k.npz`` of the folder, split 50,000 / 10,000) and on Fashion-MNIST. Then it sets

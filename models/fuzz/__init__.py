@@ -1,1 +1,1 @@
-"""Hostile inputs and faults: what no run may end in."""
+"""Hostile inputs and injected faults, and checks that every run ends as it should."""

@@ -1,4 +1,4 @@
-"""The promise of ``models.fuzz`` for the reader of models, with bytes that coverage guides.
+"""The check of ``models.fuzz`` for the reader of models, with bytes that coverage guides.
 
 ``python -m models.fuzz.coverage CORPUS -max_total_time=600`` writes the seed models into the folder
 CORPUS and lets libFuzzer mutate them: whatever reaches new lines of onnxlr is kept and mutated on.

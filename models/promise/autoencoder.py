@@ -1,4 +1,4 @@
-"""A small autoencoder of Fashion-MNIST, seeded: what is no classifier."""
+"""A small seeded autoencoder of Fashion-MNIST: a model that is no classifier."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command: re-splits shared out to processes, and the table of what came out."""
+"""The command: re-splits distributed to processes, and the table of the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of real models by methods asked for by name, beside what theory says of their error.
+"""Layers of real models by named methods, compared with the error that theory predicts.
 
 ``python -m models.zoo.methods --cache zoo-cache`` takes the unusual layers of five public models:
 weights that several nodes share, convs in the bodies of an If, padding that the runtime works out,

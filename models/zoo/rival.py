@@ -1,4 +1,4 @@
-"""What structured pruning makes of public models beside onnxlr, at equal measured latency.
+"""Structured pruning of public models beside onnxlr, at equal measured latency.
 
 ``python -m models.zoo.rival --cache zoo-cache`` has onnxsim (``pip install onnxsim``, 0.7 or newer)
 take whole channels from models of the zoo at several sparsities, by the norms of weights and of

@@ -32,7 +32,7 @@ def affordable_samples(prepared: Prepared, seconds: float) -> int:
 
 
 def sample_seconds(prepared: Prepared) -> float:
-    """Seconds that one sample takes, estimated from its work, since measured times vary by chance."""
+    """Seconds of one sample, estimated from its work, since measured times vary by chance."""
     macs = count_macs(prepared.model, prepared.shapes)
     return max(Work(macs, 0, 1).usual_ms / 1e3 / samples_at_once(prepared), 1e-6)
 

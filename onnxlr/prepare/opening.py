@@ -62,9 +62,9 @@ def check_memory(source: Source, machine: Machine, models: int) -> None:
     if needed > room:
         raise ModelError(
             f"{source.label} takes about {format_bytes(needed)} of memory to be run"
-            f"{' beside the optimized model' if models > 1 else ''}, {format_bytes(room)} are free: "
-            "--verify layers compares each layer alone, --verify none runs nothing; else use a "
-            "machine with more memory"
+            f"{' beside the optimized model' if models > 1 else ''}, {format_bytes(room)} are "
+            "free: --verify layers compares each layer alone, --verify none runs nothing; else use "
+            "a machine with more memory"
         )
 
 
