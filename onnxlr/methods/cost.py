@@ -25,7 +25,7 @@ _MS_A_NODE = 2e-3
 _FREE = ("Reshape", "Squeeze", "Unsqueeze", "Identity")  # no element of them is moved
 
 _ROUNDING = 1e-12  # of a share
-_OPSET = 17  # of the paper: the shapes of these operators mean the same in every opset
+_OPSET = 17  # of counted nodes: the shapes of these operators mean the same in every opset
 
 
 def chain_params(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int:
@@ -92,13 +92,13 @@ def chain_work(layer: Layer, graph_pass: GraphPass, rank: Rank) -> Work | None:
     """
     if not layer.uses:  # of those that count: the others are in bodies
         return Work(0, 0, 0)
-    paper = _Paper(graph_pass.factor_shapes(layer, rank))
-    graph_pass.install(layer, rank, paper)
-    if paper.work is None or not graph_pass.shares:
-        return paper.work
+    site = _CountingSite(graph_pass.factor_shapes(layer, rank))
+    graph_pass.install(layer, rank, site)
+    if site.work is None or not graph_pass.shares:
+        return site.work
     sizes = [math.prod(shape) for shape in graph_pass.factor_shapes(layer, rank)]
     common = sizes[common_factor(graph_pass, layer)] / sum(sizes)
-    return paper.work.part(1 - (1 - share_of(layer)) * common)
+    return site.work.part(1 - (1 - share_of(layer)) * common)
 
 
 def chain_macs(layer: Layer, graph_pass: GraphPass, rank: Rank) -> int | None:
@@ -126,7 +126,7 @@ def weight_error(
     return float(np.linalg.norm(rest / scale) / np.linalg.norm(weight / scale))
 
 
-class _Paper:
+class _CountingSite:
     """Where chains are written to be counted (the ``Site`` of a pass)."""
 
     def __init__(self, factor_shapes: Sequence[Shape]) -> None:
@@ -138,7 +138,7 @@ class _Paper:
         if self.work is None or not use.sized:
             self.work = None
             return
-        writer = _PaperWriter(use)
+        writer = _CountingWriter(use)
         write(tuple(map(_value, self._factor_shapes)), writer)
         self.work += writer.work
 
@@ -156,7 +156,7 @@ class _Paper:
         self.work = None
 
 
-class _PaperWriter:
+class _CountingWriter:
     """Infers the shapes of what a pass writes, node by node, and counts multiply-accumulates."""
 
     opset = _OPSET
@@ -194,7 +194,7 @@ class _PaperWriter:
     def constant(self, array: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """Add a small constant, whose data shapes may depend on."""
         value = _value(array.shape)
-        # Whatever type the model computes in: on paper it is float32 throughout.
+        # Whatever type the model computes in, nodes are counted in float32.
         kind = np.float32 if dtype.is_floating_point() else dtype.numpy()
         self._data[value] = onnx.numpy_helper.from_array(array.astype(kind))
         return value

@@ -32,13 +32,13 @@ Write = Callable[[tuple[ir.Value, ...], Writer], ir.Value]
 
 
 class Site(Protocol):
-    """Where what replaces a layer is written: a graph, paper to count on, modules that train."""
+    """Where the replacement of a layer is written: a graph, a count of work, modules that train."""
 
     def replace_use(self, use: Use, write: Write) -> None:
         """Put a chain in the place of one user of the layer's weight."""
 
     def replace_input(self, use: Use, write: Write) -> None:
-        """Put what is written in the place of a user's input, the last factor in its weight's."""
+        """Give a user the written value as its input, and the last factor as its weight."""
 
     def replace_weight(self, write: Write) -> None:
         """Put nodes that give the weight in the place of the stored weight."""

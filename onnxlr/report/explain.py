@@ -237,7 +237,7 @@ class Outcome:
         fitted = 0 if self.calibrated.calibration is None else self.calibrated.calibration.samples
         parts = [
             Part("fit", len(feeding.fit), f"factors ({fitted:,} samples) and sensitivities"),
-            Part("choose", len(feeding.choose), "search, sequential correction, put-backs"),
+            Part("choose", len(feeding.choose), "search, sequential correction and putting back"),
         ]
         if feeding.test is not None:
             use_of_test = "testing the chosen models, from the mildest on, and nothing else"

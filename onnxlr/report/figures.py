@@ -69,9 +69,9 @@ def tradeoff_section(report: Report) -> str:
         (mark_swatch("original", "mark-original"), "cost of the original layer"),
     ]
     words = (
-        "What was weighed for each layer: the relative error predicted for its output (for its "
-        "weight where its inputs weren't looked at) against its cost. Lower and further left is "
-        "better. Where candidates were timed, those that weren't are left out."
+        "The candidates of each layer: the relative error predicted for its output (for its weight "
+        "where its inputs weren't sampled) against its cost. Lower and further left is better. "
+        "Where candidates were timed, those that weren't are left out."
     )
 
     def panel(item: tuple[Decision, Tradeoff], key: str) -> str:

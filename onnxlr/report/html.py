@@ -185,7 +185,7 @@ def _sentences(report: Report) -> list[str]:
             words += f", the same class for {fidelity.agreement:.2%}"
         sentences.append(f"{words}.")
     sentences.append(f"Verified: {report.verified}.")
-    sentences += [f"{p.samples:,} samples {p.name}: {p.used_for}." for p in report.parts]
+    sentences += [f"{p.samples:,} {p.name} samples, used for {p.used_for}." for p in report.parts]
     return sentences
 
 
