@@ -38,22 +38,23 @@ class _Twisted:
 class DeepTwist:
     """Distorts weights to low rank every so many optimizer steps (Lee et al. 2019).
 
-    The model keeps its structure and trains as ever; every ``every`` steps each chosen weight is
-    replaced by what its factors at the rank make (``K ← K'``), and training goes on from there.
-    ``finish`` distorts once more, so that the exported weights factorize without loss by
-    ``onnxlr optimize --rank exact`` (of a CP, where its components are about as few as channels:
-    beyond that no method is sure to find them again). The factors are those of the graph passes,
-    in double precision, from those of the last distortion where a method iterates.
+    The model keeps its structure and trains as usual; every ``every`` steps each chosen weight is
+    replaced by the product of its factors at the rank (``K ← K'``), and training goes on from
+    there. ``finish`` distorts once more, so that the exported weights factorize without loss by
+    ``onnxlr optimize --rank exact`` (a CP only if it has no more components than about the
+    channels: beyond that no method is sure to find them again). The factors are those of the graph
+    passes, in double precision; methods that iterate start from those of the last distortion.
 
-    Where ``torch.distributed`` runs, every process calls ``step``, and the first one's weights go
-    to all: make the DeepTwist after DistributedDataParallel, and save the first one's state.
+    Where ``torch.distributed`` runs, every process calls ``step``, and the weights of the first
+    process go to all: make the DeepTwist after DistributedDataParallel, and save the state of the
+    first process.
 
     Parameters
     ----------
     model : torch.nn.Module
         May be compiled or wrapped. Weights are changed in place, so optimizers stay as they are.
     method : str or sequence of str
-        Of several, each layer gets the one that saves most.
+        Names of methods; of several, each layer gets the one that saves most parameters.
     rank : int, tuple of int, float or str
         As ``--rank``: a number, a pair, a fraction of the full rank, ``"evbmf"``,
         ``"energy:0.95"``. What depends on singular values is decided once, on the weights as they
@@ -63,15 +64,16 @@ class DeepTwist:
     include, exclude : str or callable, optional
         A regular expression that is searched in a module's path, or ``f(path, module) -> bool``.
     metric : {"weight", "data"}
-        What a distortion loses least of: the weight, ‖K − K'‖², or with ``"data"`` the module's
-        output, E‖(K − K')·x‖² over inputs x of a few batches before it, which hooks look at while
-        the model is in training mode. For linear modules and convolutions, and methods that can be
-        fitted to inputs: all but ``expand-at-load``. Not for compiled models.
+        Which error a distortion minimises: that of the weight, ‖K − K'‖², or with ``"data"`` that
+        of the module's output, E‖(K − K')·x‖² over inputs x of a few batches before it, which hooks
+        observe while the model is in training mode. ``"data"`` is for linear modules and
+        convolutions, and for methods that can be fitted to inputs: all but ``expand-at-load``. It
+        is not for compiled models.
 
     Raises
     ------
     UsageError
-        If an argument makes no sense, or no layer is left; the message says why for the first.
+        If an argument is invalid, or no layer is left; the message says why for the first.
 
     Examples
     --------
