@@ -267,7 +267,7 @@ def _costs(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[tuple[float, int
 def _time_left(evaluator: Evaluator, rungs: Sequence[Rung]) -> list[float]:
     timed = [rung for rung in rungs if evaluator.speed_of(rung.variant) is not None]
     reference = (timed or rungs)[-1]
-    speed = evaluator.speed_of(reference.variant) or evaluator.compare(reference.variant)
+    speed = evaluator.compare(reference.variant)
     total = original_ms(evaluator, reference.proposal, speed)
     assert total is not None
     return time_left(evaluator, reference.proposal, [rung.variant for rung in rungs], total)

@@ -289,16 +289,13 @@ class Evaluator:
         return time_session(self.rival, self.feeding.first_feed, self.limits).median_ms
 
     def compare(self, variant: Variant) -> Comparison:
-        """The original and the file of a variant in turn; the same again where it is empty.
-
-        Both are after the step of ``--behind``.
-        """
-        assert self.rival is not None
-        assert self.feeding is not None
-        candidate, feed = self.open_variant(variant), self.feeding.first_feed
-        speed = compare_sessions(self.rival, candidate, feed, self.limits)
-        self._speeds[variant.key] = speed
-        return speed
+        """The original and the file of a variant timed in turn, both after ``--behind``, once."""
+        if variant.key not in self._speeds:
+            assert self.rival is not None
+            assert self.feeding is not None
+            candidate, feed = self.open_variant(variant), self.feeding.first_feed
+            self._speeds[variant.key] = compare_sessions(self.rival, candidate, feed, self.limits)
+        return self._speeds[variant.key]
 
     def open_variant(self, variant: Variant) -> Session:
         """The model of a variant, or the original where that changes nothing, in the runtime.

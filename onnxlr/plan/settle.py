@@ -174,8 +174,7 @@ def _attempt(
         speed, why = None, None
         if evaluator.timed:
             with evaluator.progress.stage(f"time {len(rung.chosen)} replaced layers", None):
-                speed = evaluator.speed_of(rung.variant)
-                speed = speed or evaluator.compare(rung.variant)
+                speed = evaluator.compare(rung.variant)
             why = why_too_slow(evaluator, rung.chosen, speed)
         if why is None:
             best = _Held(rung, quality, speed)
