@@ -141,9 +141,7 @@ def first_feed(samples: Samples, batch: int) -> Feed:
     return next(iter(samples.batches(size)))[0]
 
 
-def runnable_feed(
-    source: Source, machine: Machine, shapes: Mapping[str, Shape], seed: int
-) -> Feed:
+def runnable_feed(source: Source, machine: Machine, shapes: Mapping[str, Shape], seed: int) -> Feed:
     """A synthetic feed of these shapes that a model runs on; a child process tries it first.
 
     Raises

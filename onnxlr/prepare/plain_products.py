@@ -1,10 +1,11 @@
-"""Products with a constant matrix in other words, written as MatMul, Gemm and Conv.
+"""Products with a constant matrix and look-ups in other words, written as MatMul, Gather and such.
 
-Einsum says many things, some of which are a plain product. ONNX Runtime's optimizer saves products
-fused with what is beside them, and fuses them again when it loads what is written here.
+Einsum says many things, some of which are a plain product, and GatherND some that Gather says. ONNX
+Runtime's optimizer saves products fused with what is beside them, and fuses them again when it
+loads what is written here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.tracing import is_fixed, trace
-from onnxlr.model.attributes import float_attr, int_attr, str_attr
+from onnxlr.model.attributes import float_attr, int_attr, ints_attr, str_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import (
     Names,
@@ -21,9 +22,11 @@ from onnxlr.model.graph import (
     copy_metadata,
     is_standard,
     opset,
+    remove_unused,
 )
 from onnxlr.types import Shape
 
+_AXES_INPUTS = 13  # since this opset, the axes of an Unsqueeze are an input
 _CLIP_INPUTS = 11  # since this opset, the bounds of a Clip are inputs
 
 _Matrices = dict[tuple[ir.Graph, ir.Value | None, tuple[int, ...], Shape], ir.Value | None]
@@ -87,7 +90,7 @@ class _Writer:
         """Put the nodes in the place of the old one, whose name the one with its weight takes."""
         for written in self.nodes:
             copy_metadata(self.node, written)
-            if is_standard(written, "MatMul", "Gemm", "Conv"):
+            if is_standard(written, "MatMul", "Gemm", "Conv", "Gather"):
                 written.name = self.node.name
         copy_metadata(self.node.outputs[0], output)
         ir.convenience.replace_nodes_and_values(
@@ -115,7 +118,9 @@ def write_plain_products(model: ir.Model) -> int:
             if output is None:
                 writer.discard()
             else:
+                read = [v for v in node.inputs if v is not None]
                 writer.install(output)
+                remove_unused(read)
                 count += 1
     return count
 
@@ -150,6 +155,28 @@ def _einsum(node: ir.Node, writer: _Writer) -> ir.Value | None:
         whole = np.array([0] * len(lead) + [sizes[c] for c in new])
         y = writer.op("Reshape", [y, writer.array(whole)])
     return y
+
+
+def _gather_nd(node: ir.Node, writer: _Writer) -> ir.Value | None:
+    """A GatherND of whole entries along the first axis: a Gather, as of a table or of experts."""
+    table, indices = node.inputs[:2]
+    behind = None if indices is None else indices.producer()
+    rank, version = writer.axes_of(indices), writer.version
+    if not is_fixed(trace(table)) or int_attr(node, "batch_dims", 0) or rank is None:
+        return None
+    if behind is None or not is_standard(behind, "Unsqueeze"):
+        return None
+    axes: Sequence[int] | None = ints_attr(behind, "axes", ())
+    if version >= _AXES_INPUTS:
+        axes = _integers(behind.inputs[1]) if len(behind.inputs) > 1 else None
+    if axes is None or [a % rank for a in axes] != [rank - 1]:
+        return None
+    return writer.op("Gather", [table, behind.inputs[0]], axis=0)
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    tensor = constant(value)
+    return None if tensor is None else [int(v) for v in np.asarray(tensor.numpy()).ravel()]
 
 
 def _fused_matmul(node: ir.Node, writer: _Writer) -> ir.Value | None:
@@ -221,6 +248,7 @@ def _activation(
 
 _RULES: dict[tuple[str, str], Callable[[ir.Node, _Writer], ir.Value | None]] = {
     ("", "Einsum"): _einsum,
+    ("", "GatherND"): _gather_nd,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedConv"): _fused_conv,

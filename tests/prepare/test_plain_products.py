@@ -202,3 +202,31 @@ def test_they_are_replaced_and_what_shares_a_weight_does_not_store_it_twice() ->
     assert result.model.ByteSize() < model.ByteSize() / 2
     feed = {"x": rand(2, 3, 64)}
     assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-5
+
+
+def picked(table: tuple[int, ...], axes: list[int], *, opset: int, batch: int = 0) -> Any:
+    """What torch's exporter writes for ``table[indices]``, and more like it."""
+    attribute: dict[str, Any] = {"axes": axes} if opset < 13 else {}
+    nodes = [
+        node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
+        node("Unsqueeze", ["i"] if attribute else ["i", "axes"], "j", **attribute),
+        node("GatherND", ["w", "j"], "y", "picked", batch_dims=batch),
+    ]
+    weights = {"w": rand(*table), "axes": np.array(axes)}
+    return make_model(nodes, {"x": (2, 2)}, ["y"], weights, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize("table", [(40, 24), (6, 16, 24)])
+def test_look_ups_of_whole_entries(table: tuple[int, ...], opset: int) -> None:
+    model = picked(table, [-1], opset=opset)
+    feed = {"x": RNG.integers(-table[0], table[0], (2, 2)).astype(np.float32)}
+    assert plain(model, feed) == (["Cast", "Gather"], 1)
+    (row,) = onnxlr.inspect(model)
+    assert (row.layer.name, row.layer.op, row.layer.refusal) == ("picked", "Gather", None)
+
+
+@pytest.mark.parametrize(("axes", "batch"), [([0], 0), ([-1], 1)])
+def test_look_ups_of_other_places_stay(axes: list[int], batch: int) -> None:
+    model = picked((2, 40, 24), axes, opset=18, batch=batch)
+    assert plain(model, {"x": np.array([[1, 0], [0, 1]], np.float32)})[1] == 0
