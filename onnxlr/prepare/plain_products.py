@@ -68,6 +68,15 @@ class _Writer:
             self._matrices[key] = w
         return self._matrices[key]
 
+    def in_order(
+        self, value: ir.Value | None, letters: Sequence[str], wanted: Sequence[str]
+    ) -> ir.Value | None:
+        """A value with its axes, one for each letter, in the order that is wanted."""
+        perm = [list(letters).index(letter) for letter in wanted]
+        if perm == sorted(perm):
+            return value
+        return self.op("Transpose", [value], perm=perm)
+
     def array(self, values: NDArray[np.generic]) -> ir.Value:
         """Add a small constant."""
         name = self._names.unused(f"{self.node.outputs[0].name}/constant")
@@ -141,8 +150,10 @@ def _einsum(node: ir.Node, writer: _Writer) -> ir.Value | None:
     fits = (summed and kept and lead and weight.isalpha() and len(set(weight)) == len(weight)) and (
         data == lead + "".join(summed) and out == lead + new and sorted(new) == sorted(kept)
     )
-    if tensor is None or not fits or ("." in lead and max(len(summed), len(new)) > 1):
+    if tensor is None or ("." in lead and max(len(summed), len(new)) > 1):
         return None
+    if not fits:
+        return _einsum_in_order(x, w, (data, weight, out), writer)
     sizes = dict(zip(weight, (int(d) for d in tensor.shape), strict=True))  # type: ignore[arg-type]
     order = tuple(weight.index(c) for c in (*summed, *new))
     rows, columns = (int(np.prod([sizes[c] for c in part])) for part in (summed, new))
@@ -155,6 +166,37 @@ def _einsum(node: ir.Node, writer: _Writer) -> ir.Value | None:
         whole = np.array([0] * len(lead) + [sizes[c] for c in new])
         y = writer.op("Reshape", [y, writer.array(whole)])
     return y
+
+
+def _einsum_in_order(
+    x: ir.Value | None, w: ir.Value | None, terms: tuple[str, str, str], writer: _Writer
+) -> ir.Value | None:
+    """An Einsum whose axes have another order, or whose weight is a matrix for each of an axis."""
+    data, weight, out = terms
+    stack = [c for c in weight if c in data and c in out]
+    lead = [c for c in data if c not in weight]
+    summed = [c for c in weight if c in data and c not in out]
+    new = [c for c in out if c not in data]
+    once = all(term.isalpha() and len(set(term)) == len(term) for term in terms)
+    whole = {*stack, *summed, *new} == {*weight} and {*stack, *lead, *new} == {*out}
+    if not (once and whole and lead and summed and new) or len(stack) > 1:
+        return None
+    if stack and len(lead) > 1:  # their axes don't meet those of the weight
+        return None
+    tensor = constant(w)
+    assert tensor is not None
+    sizes = dict(zip(weight, (int(d) for d in tensor.shape), strict=True))  # type: ignore[arg-type]
+    rows, columns = (int(np.prod([sizes[c] for c in part])) for part in (summed, new))
+    order = tuple(weight.index(c) for c in (*stack, *summed, *new))
+    w = writer.matrix(w, order, (*(sizes[c] for c in stack), rows, columns))
+    x = writer.in_order(x, data, (*stack, *lead, *summed))
+    kept = [0] * len((*stack, *lead))  # sizes that a Reshape copies
+    if len(summed) > 1:
+        x = writer.op("Reshape", [x, writer.array(np.array([*kept, rows]))])
+    y = writer.op("MatMul", [x, w])
+    if len(new) > 1:
+        y = writer.op("Reshape", [y, writer.array(np.array([*kept, *(sizes[c] for c in new)]))])
+    return writer.in_order(y, (*stack, *lead, *new), out)
 
 
 def _gather_nd(node: ir.Node, writer: _Writer) -> ir.Value | None:

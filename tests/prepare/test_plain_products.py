@@ -55,6 +55,16 @@ def einsum(
         ("abcd,cde->abe", (2, 3, 4, 2), (4, 2, 8), ["Reshape", "MatMul"]),
         ("abcd,dec->abe", (2, 3, 4, 2), (2, 8, 4), ["Reshape", "MatMul"]),
         ("abcd,cdef->abef", (2, 3, 4, 2), (4, 2, 3, 5), ["Reshape", "MatMul", "Reshape"]),
+        ("bsd,df->bfs", (2, 3, 8), (8, 5), ["MatMul", "Transpose"]),
+        ("dbs,fd->fbs", (8, 2, 3), (5, 8), ["Transpose", "Transpose", "MatMul", "Transpose"]),
+        ("hbd,hde->hbe", (4, 2, 8), (4, 8, 5), ["MatMul"]),
+        ("bhd,hde->bhe", (2, 4, 8), (4, 8, 5), ["Transpose", "MatMul", "Transpose"]),
+        (
+            "bhcd,cehdf->fbhe",
+            (2, 4, 2, 3),
+            (2, 5, 4, 3, 6),
+            ["Transpose", "Reshape", "MatMul", "Reshape", "Transpose"],
+        ),
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
@@ -74,9 +84,8 @@ def test_einsums_that_are_products(
 @pytest.mark.parametrize(
     ("equation", "x", "w"),
     [
-        ("bhd,hde->bhe", (2, 4, 8), (4, 8, 5)),  # a matrix for each head
-        ("bsd,df->bfs", (2, 3, 8), (8, 5)),
-        ("dbs,df->bsf", (8, 2, 3), (8, 5)),
+        ("bshd,hde->bshe", (2, 3, 4, 8), (4, 8, 5)),
+        ("gbhd,ghde->gbhe", (2, 3, 4, 8), (2, 4, 8, 5)),
         ("d,df->f", (8,), (8, 5)),
         ("bsd,df->sf", (2, 3, 8), (8, 5)),
         ("bs,df->bsdf", (2, 3), (8, 5)),
