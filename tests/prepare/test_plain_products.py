@@ -8,11 +8,12 @@ import pytest
 from onnx import helper
 
 import onnxlr
+from onnxlr.layers.macs import count_macs
 from onnxlr.model.load import load
 from onnxlr.model.protobuf import to_proto
 from onnxlr.prepare.plain_products import write_plain_products
 from onnxlr.prepare.prepared import simplified_model
-from tests.support.builders import Array, low_rank, make_model, node, relative, run
+from tests.support.builders import Array, layers_of, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)
 MICROSOFT = "com.microsoft"
@@ -95,6 +96,25 @@ def test_einsums_that_are_products(
 )
 def test_other_einsums_stay(equation: str, x: tuple[int, ...], w: tuple[int, ...]) -> None:
     assert plain(einsum(equation, x, w), {"x": rand(*x)}) == (["Einsum"], 0)
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "z", "macs"),
+    [
+        ("ab,bc->ac", (3, 4), (4, 5), 60),
+        ("bd,bkdh->bkh", (3, 4), (3, 2, 4, 5), 120),  # each sample by experts of its own
+        ("...ab,...bc->...ac", (2, 3, 4), (2, 4, 5), 120),
+        ("ab,bc", (3, 4), (4, 5), 60),
+    ],
+)
+def test_work_of_einsums_of_data_counts(
+    equation: str, x: tuple[int, ...], z: tuple[int, ...], macs: int
+) -> None:
+    model = make_model(
+        [node("Einsum", ["x", "z"], "y", equation=equation)], {"x": x, "z": z}, ["y"], {}
+    )
+    source, shapes, _ = layers_of(model)
+    assert count_macs(source, shapes) == macs
 
 
 def test_einsums_of_data_alone_stay() -> None:
