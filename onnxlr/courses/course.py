@@ -14,6 +14,7 @@ from onnxlr.courses.beginning import Base, share_left
 from onnxlr.courses.narrow import NarrowModel, NarrowPath
 from onnxlr.errors import BudgetError
 from onnxlr.layers.macs import count_macs
+from onnxlr.methods.channels import INTERPOLATIVE
 from onnxlr.plan.budget import saved_macs
 from onnxlr.plan.choose import propose
 from onnxlr.plan.evaluate import Evaluator
@@ -183,13 +184,14 @@ def _rungs(
 ) -> tuple[Rung, ...]:
     """Models with fewer channels as rungs; what no method fits stays for that reason."""
     rungs = []
+    chains = any(method != INTERPOLATIVE.name for method in evaluator.options.methods)
     for model in models:
         left = {layer.name: layer.shape for layer in model.narrowing.prepared.layers}
         reasons = {}
         for layer in evaluator.prepared.layers:
             same = left.get(layer.name) == layer.shape
             place = "elsewhere" if same else "around it"
-            words = f"fewer channels {place} {why}"
+            words = f"fewer channels {place} {why if chains else 'are all that was asked for'}"
             reasons[layer.name] = unfit.get(layer.name, words) if same else words
         rungs.append(Rung({}, model.evaluation, Proposal({}, reasons)))
     return tuple(rungs)

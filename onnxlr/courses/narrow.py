@@ -283,4 +283,5 @@ def planned_widths(
         rows.append(width_decision(width, stays, words, error))
     if narrowing is None:
         return WidthPlan(tuple(rows))
-    return WidthPlan(tuple(rows), narrowing.sequential, tuple(layers))
+    inputs = narrowing.origin.input_shapes
+    return WidthPlan(tuple(rows), narrowing.sequential, tuple(layers), inputs)

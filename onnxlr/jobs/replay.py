@@ -16,7 +16,8 @@ from onnxlr.model.load import Source, check_unchanged
 from onnxlr.model.place import move_into_place
 from onnxlr.model.save import copy_source, read_back, working_name
 from onnxlr.plan.plan import Plan
-from onnxlr.prepare.feeding import first_feed
+from onnxlr.plan.width_plan import WidthPlan
+from onnxlr.prepare.feeding import first_feed, runnable_feed
 from onnxlr.prepare.opening import trial_run
 from onnxlr.prepare.originals import Originals
 from onnxlr.prepare.prepared import Prepared, prepare
@@ -95,6 +96,10 @@ def _build(
         feed = first_feed(samples, plan.calibration.batch)
         trial_run(source, ONE_CPU_THREAD, feed)
         prepared = original = prepare(source, feed=feed)
+    elif plan.widths.kept and not _shows(prepared, plan.widths):
+        # Some shapes only a run tells, and with them who carries channels.
+        feed = runnable_feed(source, ONE_CPU_THREAD, plan.widths.inputs, plan.seed)
+        prepared = original = prepare(source, feed=feed)
     narrowing = None
     if plan.widths.kept:
         narrowing = _narrowed(plan, original, fitted, feed, folder.parent, pool, progress)
@@ -123,6 +128,19 @@ def _build(
     digest = "" if plan.calibration is None else plan.calibration.digest
     with progress.stage("write", None):
         return Builder(original, folder, file_name, digest).build(variant).path
+
+
+def _shows(prepared: Prepared, planned: WidthPlan) -> bool:
+    """Whether the widths that a plan narrows are there, written, carried and read by the same."""
+    widths = {width.name: width for width in widths_of(prepared).usable}
+    return all(
+        (width := widths.get(row.name)) is not None
+        and width.size == row.size
+        and (width.writers, width.readers, width.carriers)
+        == (row.writers, row.readers, row.carriers)
+        for row in planned.decisions
+        if row.kept is not None
+    )
 
 
 def _check_fit(prepared: Prepared, choices: Mapping[str, Choice]) -> None:

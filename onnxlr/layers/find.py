@@ -9,7 +9,14 @@ import onnx_ir as ir
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.layer import Layer, Use
 from onnxlr.layers.names import layer_names
-from onnxlr.layers.operators import FLOATS, QUANTIZED, Kind, kind_of_slot, weight_slots
+from onnxlr.layers.operators import (
+    FLOATS,
+    QUANTIZED,
+    RECURRENT,
+    Kind,
+    kind_of_slot,
+    weight_slots,
+)
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.siblings import with_siblings
 from onnxlr.layers.tracing import Trace, foreign_user, is_fixed, is_large_matrix, is_view, trace
@@ -193,6 +200,11 @@ def _no_method(node: ir.Node) -> str:
         return (
             "ONNX Runtime has reordered the weight for one kind of processor: optimize the model "
             "before that, or save it with fewer graph optimizations"
+        )
+    if is_standard(node, *RECURRENT):
+        return (
+            f"no method replaces what meets the state of {node.op_type}: --expand-at-load stores "
+            "it as factors"
         )
     domain = "" if is_standard(node, node.op_type) else f"{node.domain}."
     return f"no method replaces the weights of {domain}{node.op_type}"

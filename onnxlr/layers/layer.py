@@ -1,7 +1,7 @@
 """A layer: a constant weight, and every node that uses it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -127,6 +127,12 @@ class Layer:
         """Multiply-accumulates of all users in one run; None if a shape is unknown."""
         counts = [_use_macs(use, self.shape) for use in self.uses]
         return None if None in counts else sum(c for c in counts if c is not None)
+
+    @property
+    def in_sight(self) -> "Layer":
+        """The same with those users alone whose shapes are known: no body's are."""
+        sized = tuple(use for use in self.uses if use.sized)
+        return self if len(sized) == len(self.uses) else replace(self, uses=sized)
 
     @property
     def group(self) -> int:

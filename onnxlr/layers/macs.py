@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxlr.layers.operators import GATES, PROJECTING, RECURRENT
 from onnxlr.layers.shapes import shape_of
 from onnxlr.layers.tracing import is_fixed, trace
-from onnxlr.model.attributes import int_attr
+from onnxlr.model.attributes import int_attr, str_attr
 from onnxlr.model.graph import is_standard
 from onnxlr.types import Shape, Shapes
 
@@ -18,6 +18,8 @@ HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", *RECURRENT)
 def heavy_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the main graph whose multiply-accumulates count."""
     for node in model.graph:
+        if is_standard(node, "Einsum") and len(node.inputs) == 2:
+            yield node
         attention = node.domain == "com.microsoft" and node.op_type == "Attention"
         if attention or is_standard(node, *HEAVY):
             yield node
@@ -41,6 +43,21 @@ def operator_macs(op_type: str, x: Shape, w: Shape, y: Shape, *, trans_a: bool) 
     return math.prod(y) * (x[0] if trans_a else x[-1])
 
 
+def _einsum_macs(node: ir.Node, x: Shape, w: Shape, y: Shape) -> int:
+    """Multiply-accumulates of a product of two: as many as all letters have values together."""
+    left, _, out = str_attr(node, "equation", "").replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, shape in zip((*left.split(","), out), (x, w, y), strict=False):
+        first, dots, last = term.partition("...")
+        if (len(first) + len(last) > len(shape)) or (not dots and len(first) != len(shape)):
+            continue  # a result that isn't spelled out
+        middle = shape[len(first) : len(shape) - len(last)]
+        sizes |= dict(zip(first, shape, strict=False))
+        sizes |= dict(zip(reversed(last), reversed(shape), strict=False))
+        sizes["..."] = max(sizes.get("...", 1), math.prod(middle))
+    return math.prod(sizes.values())
+
+
 def count_macs(model: ir.Model, shapes: Shapes) -> int:
     """Multiply-accumulates of every heavy operator in the main graph.
 
@@ -57,6 +74,9 @@ def count_macs(model: ir.Model, shapes: Shapes) -> int:
         if node.op_type in PROJECTING:  # whose inputs tell all
             y = ()
         if once or x is None or w is None or y is None:
+            continue
+        if node.op_type == "Einsum":
+            total += _einsum_macs(node, x, w, y)
             continue
         flipped = bool(int_attr(node, "transA", 0))
         total += operator_macs(node.op_type, x, w, y, trans_a=flipped)

@@ -76,7 +76,7 @@ def trace(value: ir.Value | None) -> Trace | None:
         last = unfolded or node
         reason = f"{last.op_type} {last.name or '(unnamed)'!r} computes the weight from constants"
         if unfolded is None:
-            reason += " that take less room than it does"
+            reason += ", and would make the file larger if it was stored"
         return Trace(root, (), None, f"{reason}: left alone")
     return None
 

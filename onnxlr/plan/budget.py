@@ -1,7 +1,5 @@
 """The least lossy set within a budget of time, work or size, held on the saved file."""
 
-from dataclasses import replace
-
 from onnxlr.calibrate.budget import sample_seconds
 from onnxlr.candidates.candidate import Candidate
 from onnxlr.errors import BudgetError, ModelError
@@ -149,7 +147,6 @@ def saved_macs(prepared: Prepared, chosen: Chosen) -> int:
 
 
 def _saved_in_sight(layer: Layer, choice: Choice) -> int:
-    """What a choice saves at a layer's users whose shapes are inferred: no body's are."""
-    uses = tuple(use for use in layer.uses if use.sized)
-    visible = replace(layer, uses=uses)
+    """What a choice saves at a layer's users whose shapes are inferred."""
+    visible = layer.in_sight
     return (visible.macs or 0) - (chain_macs(visible, choice.graph_pass, choice.rank) or 0)

@@ -19,7 +19,7 @@ from onnxlr.candidates.spectra import DECOMPOSING
 from onnxlr.errors import UsageError
 from onnxlr.layers.layer import Layer
 from onnxlr.methods.choice import Choice
-from onnxlr.methods.cost import layer_work
+from onnxlr.methods.cost import chain_macs, layer_work
 from onnxlr.plan.knapsack import pareto
 from onnxlr.plan.probing import measure_sensitivities, statistics_key
 from onnxlr.plan.sensitivity import Sensitivity
@@ -36,6 +36,10 @@ from onnxlr.verify.layer_latency import CRASHED, LayerTime
 PROBES: tuple[float, ...] = (0.1, 0.25, 0.6)
 FEW_PROBES: tuple[float, ...] = (0.25,)
 _USUAL = 2e7  # parameters read in a millisecond, where nothing can be measured
+_OUT_OF_SIGHT = (
+    "MACs are only counted where shapes are known, and here they aren't, as in a body of If, Loop "
+    "or Scan: --target params or a named --rank replaces it"
+)
 _PER_PARAMETER = 1e-9  # milliseconds that a parameter is worth: of equally fast the smaller
 
 
@@ -196,14 +200,24 @@ def _from_rows(layer: Layer, saving: Saving, row: Any) -> tuple[list[Candidate],
 
 def _counted(layer: Layer, candidates: Sequence[Candidate], why: str, aim: Aim) -> _Priced:
     """Candidates with counted costs."""
-    size = layer.dtype.itemsize if aim.target == "bytes" else 1
-    by_work = aim.target == "macs"
-    return _Priced(
-        (layer.macs or 0) if by_work else layer.params * size,
-        [replace(c, cost=(c.macs or 0) if by_work else c.params * size) for c in candidates],
-        {},
-        "" if candidates else why,
-    )
+    if aim.target == "macs":
+        visible = layer.in_sight
+        if not visible.uses:
+            return _Priced(0, [], {}, why if not candidates else _OUT_OF_SIGHT)
+        as_is = float(visible.macs or 0)
+        costs: list[float] = [_macs_in_sight(layer, visible, item) for item in candidates]
+    else:
+        size = layer.dtype.itemsize if aim.target == "bytes" else 1
+        as_is, costs = layer.params * size, [item.params * size for item in candidates]
+    priced = [replace(c, cost=cost) for c, cost in zip(candidates, costs, strict=True)]
+    return _Priced(as_is, priced, {}, "" if candidates else why)
+
+
+def _macs_in_sight(layer: Layer, visible: Layer, item: Candidate) -> int:
+    """Multiply-accumulates of a candidate at the users whose shapes are known."""
+    if visible is layer:
+        return item.macs or 0
+    return chain_macs(visible, item.choice.graph_pass, item.choice.rank) or 0
 
 
 def _timed(

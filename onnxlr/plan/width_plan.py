@@ -1,11 +1,12 @@
 """The decisions for widths, one each, and what replays them."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxlr.methods.channels import INTERPOLATIVE
+from onnxlr.types import Shape
 from onnxlr.widths.find import Width
 from onnxlr.widths.narrow import Kept
 
@@ -56,11 +57,14 @@ class WidthPlan:
     layers : tuple of str
         Those whose inputs were looked at together in the original; of other readers only the
         channels were.
+    inputs : mapping of str to tuple of int
+        The shapes of the model's inputs that the widths were found for.
     """
 
     decisions: tuple[WidthDecision, ...] = ()
     sequential: int = 0
     layers: tuple[str, ...] = ()
+    inputs: Mapping[str, Shape] = field(default_factory=dict)
 
     @property
     def kept(self) -> Kept:
@@ -69,7 +73,8 @@ class WidthPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """What a plan's file holds of it."""
-        head = {"sequential": self.sequential, "layers": list(self.layers)}
+        inputs = {name: list(shape) for name, shape in self.inputs.items()}
+        head = {"sequential": self.sequential, "layers": list(self.layers), "inputs": inputs}
         return head | {"rows": [asdict(d) for d in self.decisions]}
 
     @classmethod
@@ -89,7 +94,14 @@ class WidthPlan:
         if type(sequential) is not int or sequential < 0:
             raise TypeError(f"widths are corrected on {sequential!r} samples")
         layers = tuple(map(str, data["layers"]))
-        return cls(decisions, sequential, layers)
+        inputs = {str(k): _shape(v) for k, v in data.get("inputs", {}).items()}  # older: none
+        return cls(decisions, sequential, layers, inputs)
+
+
+def _shape(sizes: Sequence[Any]) -> Shape:
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"{sizes!r} is no shape of an input")
+    return tuple(sizes)
 
 
 def _decision(row: Mapping[str, Any]) -> WidthDecision:

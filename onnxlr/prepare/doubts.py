@@ -35,7 +35,7 @@ def doubts_about(samples: Samples, model: ir.Model) -> tuple[str, ...]:
 
 
 def _number_doubts(samples: Samples) -> Iterator[str]:
-    """Whether there are few, and whether some are the same."""
+    """Whether there are few, and whether some are the same or no numbers."""
     count = len(samples)
     if count < _FEW:
         yield (
@@ -44,12 +44,24 @@ def _number_doubts(samples: Samples) -> Iterator[str]:
             "setting"
         )
     looked_at = samples.take(_HASHED)
-    different = {_digest(feed) for feed, _, _ in looked_at.batches(1)}
+    different, unknown = set[bytes](), 0
+    for feed, _, _ in looked_at.batches(1):
+        different.add(_digest(feed))
+        unknown += _has_nan(feed)
+    if unknown:
+        yield (
+            f"{unknown:,} of {len(looked_at):,} samples hold NaN, which says nothing of the "
+            "model on others: leave them out, or fill them as in training"
+        )
     if (repeated := len(looked_at) - len(different)) > 0:
         yield (
             f"{repeated:,} of {len(looked_at):,} samples repeat others: a copy among the test "
             "samples makes the loss look smaller than it is on new data"
         )
+
+
+def _has_nan(feed: Feed) -> bool:
+    return any(a.dtype.kind == "f" and bool(np.isnan(a).any()) for a in feed.values())
 
 
 def _digest(feed: Feed) -> bytes:

@@ -1,6 +1,6 @@
 """What a model is run on: the user's samples, or synthetic inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from onnxlr.system.deadline import trials_enabled
 from onnxlr.system.in_memory import Data
 from onnxlr.system.session import Feed, Machine, Session
 from onnxlr.system.trial import Trial
+from onnxlr.types import Shape
 
 SYNTHETIC_SAMPLES = 8
 # Of the samples that factors are fitted to: one half of the data tests, and the rest chooses.
@@ -138,6 +139,23 @@ def first_feed(samples: Samples, batch: int) -> Feed:
     fixed = any(s.fixed_batch is not None for s in samples.specs)
     size = samples.batch if samples.batch == 1 or fixed else batch
     return next(iter(samples.batches(size)))[0]
+
+
+def runnable_feed(source: Source, machine: Machine, shapes: Mapping[str, Shape], seed: int) -> Feed:
+    """A synthetic feed of these shapes that a model runs on; a child process tries it first.
+
+    Raises
+    ------
+    ModelError
+        If the model doesn't run, or crashes.
+    """
+    find = partial(find_runnable_shapes, source.model, fixed=shapes, batch=1, seed=seed)
+    if trials_enabled():
+        with open_trial(source, machine) as trial:
+            sizes, level = find(trial)
+    else:
+        sizes, level = find(open_session(source, machine))
+    return synthetic_feeds(source.model, sizes, level, seed, 1)[0]
 
 
 def open_with_feeding(

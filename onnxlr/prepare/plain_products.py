@@ -1,10 +1,11 @@
-"""Products with a constant matrix by other operators, rewritten as MatMul, Gemm and Conv.
+"""Products with a constant matrix and look-ups by other operators, as MatMul, Gemm, Conv, Gather.
 
-Einsum says many things, some of which are a plain product. ONNX Runtime's optimizer saves products
-fused with what is beside them, and fuses them again when it loads what is written here.
+Einsum says many things, some of which are a plain product, and GatherND some that Gather says. ONNX
+Runtime's optimizer saves products fused with what is beside them, and fuses them again when it
+loads what is written here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxlr.layers.axes import axis_counts
 from onnxlr.layers.tracing import is_fixed, trace
-from onnxlr.model.attributes import float_attr, int_attr, str_attr
+from onnxlr.model.attributes import float_attr, int_attr, ints_attr, str_attr
 from onnxlr.model.constants import constant
 from onnxlr.model.graph import (
     Names,
@@ -21,9 +22,11 @@ from onnxlr.model.graph import (
     copy_metadata,
     is_standard,
     opset,
+    remove_unused,
 )
 from onnxlr.types import Shape
 
+_AXES_INPUTS = 13  # since this opset, the axes of an Unsqueeze are an input
 _CLIP_INPUTS = 11  # since this opset, the bounds of a Clip are inputs
 
 _Matrices = dict[tuple[ir.Graph, ir.Value | None, tuple[int, ...], Shape], ir.Value | None]
@@ -65,6 +68,15 @@ class _Writer:
             self._matrices[key] = w
         return self._matrices[key]
 
+    def in_order(
+        self, value: ir.Value | None, letters: Sequence[str], wanted: Sequence[str]
+    ) -> ir.Value | None:
+        """A value with its axes, one for each letter, in the order that is wanted."""
+        perm = [list(letters).index(letter) for letter in wanted]
+        if perm == sorted(perm):
+            return value
+        return self.op("Transpose", [value], perm=perm)
+
     def array(self, values: NDArray[np.generic]) -> ir.Value:
         """Add a small constant."""
         name = self._names.unused(f"{self.node.outputs[0].name}/constant")
@@ -87,7 +99,7 @@ class _Writer:
         """Put the nodes in the place of the old one, whose name the one with its weight takes."""
         for written in self.nodes:
             copy_metadata(self.node, written)
-            if is_standard(written, "MatMul", "Gemm", "Conv"):
+            if is_standard(written, "MatMul", "Gemm", "Conv", "Gather"):
                 written.name = self.node.name
         copy_metadata(self.node.outputs[0], output)
         ir.convenience.replace_nodes_and_values(
@@ -115,7 +127,9 @@ def write_plain_products(model: ir.Model) -> int:
             if output is None:
                 writer.discard()
             else:
+                read = [v for v in node.inputs if v is not None]
                 writer.install(output)
+                remove_unused(read)
                 count += 1
     return count
 
@@ -136,8 +150,10 @@ def _einsum(node: ir.Node, writer: _Writer) -> ir.Value | None:
     fits = (summed and kept and lead and weight.isalpha() and len(set(weight)) == len(weight)) and (
         data == lead + "".join(summed) and out == lead + new and sorted(new) == sorted(kept)
     )
-    if tensor is None or not fits or ("." in lead and max(len(summed), len(new)) > 1):
+    if tensor is None or ("." in lead and max(len(summed), len(new)) > 1):
         return None
+    if not fits:
+        return _einsum_in_order(x, w, (data, weight, out), writer)
     sizes = dict(zip(weight, (int(d) for d in tensor.shape), strict=True))  # type: ignore[arg-type]
     order = tuple(weight.index(c) for c in (*summed, *new))
     rows, columns = (int(np.prod([sizes[c] for c in part])) for part in (summed, new))
@@ -150,6 +166,59 @@ def _einsum(node: ir.Node, writer: _Writer) -> ir.Value | None:
         whole = np.array([0] * len(lead) + [sizes[c] for c in new])
         y = writer.op("Reshape", [y, writer.array(whole)])
     return y
+
+
+def _einsum_in_order(
+    x: ir.Value | None, w: ir.Value | None, terms: tuple[str, str, str], writer: _Writer
+) -> ir.Value | None:
+    """An Einsum whose axes have another order, or whose weight is a matrix for each of an axis."""
+    data, weight, out = terms
+    stack = [c for c in weight if c in data and c in out]
+    lead = [c for c in data if c not in weight]
+    summed = [c for c in weight if c in data and c not in out]
+    new = [c for c in out if c not in data]
+    once = all(term.isalpha() and len(set(term)) == len(term) for term in terms)
+    whole = {*stack, *summed, *new} == {*weight} and {*stack, *lead, *new} == {*out}
+    if not (once and whole and lead and summed and new) or len(stack) > 1:
+        return None
+    if stack and len(lead) > 1:  # their axes don't meet those of the weight
+        return None
+    tensor = constant(w)
+    assert tensor is not None
+    sizes = dict(zip(weight, (int(d) for d in tensor.shape), strict=True))  # type: ignore[arg-type]
+    rows, columns = (int(np.prod([sizes[c] for c in part])) for part in (summed, new))
+    order = tuple(weight.index(c) for c in (*stack, *summed, *new))
+    w = writer.matrix(w, order, (*(sizes[c] for c in stack), rows, columns))
+    x = writer.in_order(x, data, (*stack, *lead, *summed))
+    kept = [0] * len((*stack, *lead))  # sizes that a Reshape copies
+    if len(summed) > 1:
+        x = writer.op("Reshape", [x, writer.array(np.array([*kept, rows]))])
+    y = writer.op("MatMul", [x, w])
+    if len(new) > 1:
+        y = writer.op("Reshape", [y, writer.array(np.array([*kept, *(sizes[c] for c in new)]))])
+    return writer.in_order(y, (*stack, *lead, *new), out)
+
+
+def _gather_nd(node: ir.Node, writer: _Writer) -> ir.Value | None:
+    """A GatherND of whole entries along the first axis: a Gather, as of a table or of experts."""
+    table, indices = node.inputs[:2]
+    behind = None if indices is None else indices.producer()
+    rank, version = writer.axes_of(indices), writer.version
+    if not is_fixed(trace(table)) or int_attr(node, "batch_dims", 0) or rank is None:
+        return None
+    if behind is None or not is_standard(behind, "Unsqueeze"):
+        return None
+    axes: Sequence[int] | None = ints_attr(behind, "axes", ())
+    if version >= _AXES_INPUTS:
+        axes = _integers(behind.inputs[1]) if len(behind.inputs) > 1 else None
+    if axes is None or [a % rank for a in axes] != [rank - 1]:
+        return None
+    return writer.op("Gather", [table, behind.inputs[0]], axis=0)
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    tensor = constant(value)
+    return None if tensor is None else [int(v) for v in np.asarray(tensor.numpy()).ravel()]
 
 
 def _fused_matmul(node: ir.Node, writer: _Writer) -> ir.Value | None:
@@ -221,6 +290,7 @@ def _activation(
 
 _RULES: dict[tuple[str, str], Callable[[ir.Node, _Writer], ir.Value | None]] = {
     ("", "Einsum"): _einsum,
+    ("", "GatherND"): _gather_nd,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedConv"): _fused_conv,

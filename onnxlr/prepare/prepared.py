@@ -20,6 +20,7 @@ from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
 from onnxlr.prepare.fold_weights import fold_weights
 from onnxlr.prepare.functions import inline_functions
+from onnxlr.prepare.identities import drop_identities
 from onnxlr.prepare.inputs import InputSpec, input_specs, parse_shapes
 from onnxlr.prepare.plain_products import write_plain_products
 from onnxlr.prepare.shapes import infer_shapes, observe_shapes
@@ -105,8 +106,9 @@ def _restore(
 
 
 def simplified_model(source: Source) -> ir.Model:
-    """The source's model with its functions inlined, weights and BatchNormalizations folded."""
+    """The source's model, functions inlined, weights and BatchNormalizations folded."""
     model = inline_functions(source.model.clone()).model
+    drop_identities(model)
     write_plain_products(model)
     fold_weights(model)
     fold_batch_norms(model)

@@ -275,6 +275,7 @@ def _checked(
             raise DataError(
                 f"{file}: {spec.name!r} has shape {list(array.shape)}, the model takes {spec} "
                 "with the samples along the first axis"
+                + (": give one number for each sample" if spec.dims == () else "")
             )
         whole = array.ndim == len(spec.axes) + 1
         dims = spec.axes if whole else spec.axes[1:]
@@ -316,11 +317,22 @@ def _labels(
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{file}: the labels {name!r} are {labels.dtype}{list(labels.shape)}, expected "
-            f"{count} integers"
+            f"{count} integers{_as_integers(labels, count)}"
         )
     if labels.size and labels.max() > np.iinfo(np.int64).max:
         raise DataError(f"{file}: the labels {name!r} run up to {labels.max()}, which is no class")
     return labels.astype(np.int64)
+
+
+def _as_integers(labels: NDArray[Any], count: int) -> str:
+    """What makes integers of labels that aren't, as far as they show it."""
+    if labels.ndim == 2 and len(labels) == count and labels.dtype.kind in "biuf":
+        return ": where each row marks its class, take .argmax(1)"
+    if labels.shape != (count,):
+        return ""
+    if labels.dtype.kind in "bf":
+        return ": convert them with .astype('int64')"
+    return ": give the number of each one's class"
 
 
 def _count(part: dict[str, NDArray[Any]]) -> int:

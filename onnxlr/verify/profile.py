@@ -152,6 +152,8 @@ class Profile:
         count, classes = sum(self._labelled.values()), self.columns or 0
         if not count or classes < 2 or self.has_labels_beyond:
             return None
+        if classes**-count >= _UNLIKELY:
+            return None  # of so few samples all may be right by luck
         by_luck = float(scipy.special.bdtrc(self._right - 1, count, 1 / classes))
         poor = classes >= _MANY_CLASSES and self._right * classes < _POOR * count
         if by_luck < _UNLIKELY and not poor:

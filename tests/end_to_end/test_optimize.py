@@ -494,6 +494,29 @@ def test_macs_of_a_weight_shared_with_a_body_are_those_of_the_main_graph() -> No
     assert result.report.input.macs == 4 * 64 * 64
     assert result.report.output.macs == 4 * 4 * (64 + 64)
     assert onnxlr.compare(model, result.model).b.macs == result.report.output.macs
+    result = onnxlr.optimize(model, target="macs=0.5", max_drop=1, measure=False)
+    assert result.report.output.macs <= 0.5 * result.report.input.macs
+
+
+def test_macs_of_a_body_are_not_counted() -> None:
+    branch = onnx.helper.make_graph(
+        [node("MatMul", ["x", "w"], "o", "inner")],
+        "b",
+        [],
+        [onnx.helper.make_tensor_value_info("o", 1, [4, 64])],
+    )
+    nodes = [
+        node("ReduceMax", ["x"], "top", keepdims=0),
+        node("Cast", ["top"], "c", to=onnx.TensorProto.BOOL),
+        onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    model = make_model(nodes, {"x": (4, 64)}, ["y"], {"w": low_rank(RNG, 64, 64, 4)})
+    by_macs, by_params = (
+        onnxlr.optimize(model, target=target, max_drop=1, measure=False).plan.decisions
+        for target in ("macs", "params")
+    )
+    assert "as in a body of If, Loop or Scan" in by_macs[0].reason
+    assert [d.decision for d in by_params] == ["svd"]
 
 
 def test_a_body_has_its_own_values_of_a_name() -> None:

@@ -183,7 +183,10 @@ def transposed_conv() -> onnx.ModelProto:
     [
         (foreign(), "ReduceSum 'sum' also needs the whole weight"),
         (quantized(), "the weight is quantized"),
-        (computed(), "Mul 'square' computes the weight from constants that take less room"),
+        (
+            computed(),
+            "Mul 'square' computes the weight from constants, and would make the file",
+        ),
         (both_convs(), "shared by Conv, ConvTranspose, which no single factorization serves"),
     ],
 )

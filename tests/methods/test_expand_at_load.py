@@ -193,4 +193,5 @@ def test_a_chain_that_pays_comes_before_factors_that_only_save_bytes() -> None:
 
 def test_without_the_flag_weights_of_a_state_stay() -> None:
     rows = onnxlr.optimize(recurrent("LSTM", 4, state=True), rank="exact").plan.decisions
-    assert {d.name: d.reason for d in rows}["r"] == "no method replaces the weights of LSTM"
+    reason = {d.name: d.reason for d in rows}["r"]
+    assert reason.startswith("no method replaces what meets the state of LSTM: --expand-at-load")

@@ -119,3 +119,21 @@ def test_it_is_told_before_the_work_and_in_the_report() -> None:
     assert len(warnings) == 1
     assert warnings[0] in result.report.notes
     assert result.report["notes"] == list(result.report.notes)
+
+
+def test_samples_that_hold_no_numbers_are_counted() -> None:
+    samples = BYTES - 127.5
+    samples[3, 1, 2, 2] = samples[5] = np.nan
+    samples[7, 0, 0, 0] = np.inf  # a mask may be infinite
+    (told,) = doubts(conv(), samples)
+    assert told.startswith("2 of 40 samples hold NaN")
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (2, True), (6, True)])
+def test_of_a_single_label_nothing_is_told(count: int, told: bool) -> None:
+    """Were it right, that might be luck as well."""
+    for right in (count, 0):
+        labels = np.full(count, 1 if right else 2)
+        profile = Profile(labels)
+        profile.add(np.eye(5)[np.ones(count, int)], count, np.arange(count), [])
+        assert (profile.doubt is not None) == (told and not right)

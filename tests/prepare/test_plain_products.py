@@ -8,11 +8,12 @@ import pytest
 from onnx import helper
 
 import onnxlr
+from onnxlr.layers.macs import count_macs
 from onnxlr.model.load import load
 from onnxlr.model.protobuf import to_proto
 from onnxlr.prepare.plain_products import write_plain_products
 from onnxlr.prepare.prepared import simplified_model
-from tests.support.builders import Array, low_rank, make_model, node, relative, run
+from tests.support.builders import Array, layers_of, low_rank, make_model, node, relative, run
 
 RNG = np.random.default_rng(0)
 MICROSOFT = "com.microsoft"
@@ -55,6 +56,16 @@ def einsum(
         ("abcd,cde->abe", (2, 3, 4, 2), (4, 2, 8), ["Reshape", "MatMul"]),
         ("abcd,dec->abe", (2, 3, 4, 2), (2, 8, 4), ["Reshape", "MatMul"]),
         ("abcd,cdef->abef", (2, 3, 4, 2), (4, 2, 3, 5), ["Reshape", "MatMul", "Reshape"]),
+        ("bsd,df->bfs", (2, 3, 8), (8, 5), ["MatMul", "Transpose"]),
+        ("dbs,fd->fbs", (8, 2, 3), (5, 8), ["Transpose", "Transpose", "MatMul", "Transpose"]),
+        ("hbd,hde->hbe", (4, 2, 8), (4, 8, 5), ["MatMul"]),
+        ("bhd,hde->bhe", (2, 4, 8), (4, 8, 5), ["Transpose", "MatMul", "Transpose"]),
+        (
+            "bhcd,cehdf->fbhe",
+            (2, 4, 2, 3),
+            (2, 5, 4, 3, 6),
+            ["Transpose", "Reshape", "MatMul", "Reshape", "Transpose"],
+        ),
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
@@ -74,9 +85,8 @@ def test_einsums_that_are_products(
 @pytest.mark.parametrize(
     ("equation", "x", "w"),
     [
-        ("bhd,hde->bhe", (2, 4, 8), (4, 8, 5)),  # a matrix for each head
-        ("bsd,df->bfs", (2, 3, 8), (8, 5)),
-        ("dbs,df->bsf", (8, 2, 3), (8, 5)),
+        ("bshd,hde->bshe", (2, 3, 4, 8), (4, 8, 5)),
+        ("gbhd,ghde->gbhe", (2, 3, 4, 8), (2, 4, 8, 5)),
         ("d,df->f", (8,), (8, 5)),
         ("bsd,df->sf", (2, 3, 8), (8, 5)),
         ("bs,df->bsdf", (2, 3), (8, 5)),
@@ -86,6 +96,25 @@ def test_einsums_that_are_products(
 )
 def test_other_einsums_stay(equation: str, x: tuple[int, ...], w: tuple[int, ...]) -> None:
     assert plain(einsum(equation, x, w), {"x": rand(*x)}) == (["Einsum"], 0)
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "z", "macs"),
+    [
+        ("ab,bc->ac", (3, 4), (4, 5), 60),
+        ("bd,bkdh->bkh", (3, 4), (3, 2, 4, 5), 120),  # each sample by experts of its own
+        ("...ab,...bc->...ac", (2, 3, 4), (2, 4, 5), 120),
+        ("ab,bc", (3, 4), (4, 5), 60),
+    ],
+)
+def test_work_of_einsums_of_data_counts(
+    equation: str, x: tuple[int, ...], z: tuple[int, ...], macs: int
+) -> None:
+    model = make_model(
+        [node("Einsum", ["x", "z"], "y", equation=equation)], {"x": x, "z": z}, ["y"], {}
+    )
+    source, shapes, _ = layers_of(model)
+    assert count_macs(source, shapes) == macs
 
 
 def test_einsums_of_data_alone_stay() -> None:
@@ -202,3 +231,31 @@ def test_they_are_replaced_and_what_shares_a_weight_does_not_store_it_twice() ->
     assert result.model.ByteSize() < model.ByteSize() / 2
     feed = {"x": rand(2, 3, 64)}
     assert relative(run(model, feed)[0], run(result.model, feed)[0]) < 1e-5
+
+
+def picked(table: tuple[int, ...], axes: list[int], *, opset: int, batch: int = 0) -> Any:
+    """What torch's exporter writes for ``table[indices]``, and more like it."""
+    attribute: dict[str, Any] = {"axes": axes} if opset < 13 else {}
+    nodes = [
+        node("Cast", ["x"], "i", to=onnx.TensorProto.INT64),
+        node("Unsqueeze", ["i"] if attribute else ["i", "axes"], "j", **attribute),
+        node("GatherND", ["w", "j"], "y", "picked", batch_dims=batch),
+    ]
+    weights = {"w": rand(*table), "axes": np.array(axes)}
+    return make_model(nodes, {"x": (2, 2)}, ["y"], weights, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize("table", [(40, 24), (6, 16, 24)])
+def test_look_ups_of_whole_entries(table: tuple[int, ...], opset: int) -> None:
+    model = picked(table, [-1], opset=opset)
+    feed = {"x": RNG.integers(-table[0], table[0], (2, 2)).astype(np.float32)}
+    assert plain(model, feed) == (["Cast", "Gather"], 1)
+    (row,) = onnxlr.inspect(model)
+    assert (row.layer.name, row.layer.op, row.layer.refusal) == ("picked", "Gather", None)
+
+
+@pytest.mark.parametrize(("axes", "batch"), [([0], 0), ([-1], 1)])
+def test_look_ups_of_other_places_stay(axes: list[int], batch: int) -> None:
+    model = picked((2, 40, 24), axes, opset=18, batch=batch)
+    assert plain(model, {"x": np.array([[1, 0], [0, 1]], np.float32)})[1] == 0

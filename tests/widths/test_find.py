@@ -125,6 +125,29 @@ def test_equal_constants_of_others_stay_as_they_are(tmp_path: Path) -> None:
     assert relative(before, after) < 1e-5
 
 
+@pytest.mark.parametrize("op", ["Add", "BatchNormalization", "Conv"])
+def test_constants_behind_an_identity_are_cut(op: str, tmp_path: Path) -> None:
+    """An exporter writes an Identity for each further parameter of equal values."""
+    plant = Plant(0)
+    x = plant.writer("x", 4)
+    shape = (CHANNELS, 1, 1) if op == "Add" else (CHANNELS,)
+    behind = [
+        plant.op("Identity", plant.store(plant.rng.uniform(0.5, 1.5, shape)))
+        for _ in range(4 if op == "BatchNormalization" else 1)
+    ]
+    if op == "Conv":
+        x = plant.op("Conv", x, plant.constant(CHANNELS, CHANNELS, 1, 1), behind[0])
+    else:
+        x = plant.op(op, plant.op("Relu", x), *behind)
+    model = plant.model(plant.reader(plant.op("Sigmoid", x)))
+    case = narrowing_case(model, tmp_path)
+    assert [row.refusal for row in case.widths.usable] == [None] * (2 if op == "Conv" else 1)
+    assert not any("Identity" in node.op_type for node in case.prepared.model.graph)
+    count = CHANNELS - 1
+    small = case.narrow({case.widths.usable[-1].name: count})
+    assert run(small, {"x": case.x})[0].shape == run(model, {"x": case.x})[0].shape
+
+
 def test_whole_groups_go(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((12, 4, 1, 1))).astype(np.float32)
