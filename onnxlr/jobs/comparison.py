@@ -155,7 +155,7 @@ def compare_models(
         session_b = open_after_trial(sources[1], machine, feed)
     _check_same_outputs(session_a, session_b, feed)
     with progress.stage("run both on all samples", None):
-        ends = endings(simplified_model(sources[0]))
+        ends = endings(simplified_model(sources[0])[0])
         judge = Judge(session_a, feeding.judging, metric, ends=ends)
         quality = judge.judge(session_b)
     if judge.random_line:

@@ -15,10 +15,11 @@ from onnxlr.model.constants import constant, values_of
 
 _MOVING = (
     *("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Split"),
-    *("Slice", "Concat", "Gather", "Shape", "Expand"),
+    *("Slice", "Concat", "Gather", "Shape", "Expand", "ConstantOfShape"),
 )
 _COMPUTING = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Abs", "Reciprocal", "Exp", "Max", "Min"),
+    *("Floor", "Ceil", "Mod", "Equal"),
     *("Sum", "Clip", "Where", "MatMul", "Gemm", "LpNormalization", "ReduceL1", "ReduceL2"),
     *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"),
 )
@@ -132,10 +133,11 @@ class ConstantChain:
             raise FoldingError from error
         first = types[proto.input[1 if proto.op_type == "Where" else 0]]
         for key, output in zip(proto.output, outputs, strict=True):
-            arrays[key] = np.asarray(output)
-            kept = step.target or first
-            real = arrays[key].dtype.kind == "f"
-            types[key] = kept if real else ir.DataType.from_numpy(arrays[key].dtype)
+            array, kept = np.asarray(output), step.target or first
+            real = array.dtype.kind == "f"
+            rounded = real and kept.is_floating_point()
+            types[key] = kept if rounded else ir.DataType.from_numpy(array.dtype)
+            arrays[key] = array.astype(np.float64) if real else array
 
 
 def _cast_target(node: ir.Node) -> ir.DataType | None:
@@ -177,6 +179,8 @@ def _elements(op_type: str, inputs: list[NDArray[Any]]) -> int:
         return max(total, inputs[0].size * inputs[1].size)
     if op_type == "Expand":
         return int(np.prod(np.maximum(inputs[1], 1), dtype=float)) * max(1, inputs[0].size)
+    if op_type == "ConstantOfShape":
+        return int(np.prod(np.maximum(inputs[0], 1), dtype=float))
     if op_type == "Gather":
         return inputs[0].size * max(1, inputs[1].size)
     try:

@@ -90,7 +90,7 @@ def add_initializer(
     else:
         stored = dtype or ir.DataType.from_numpy(array.dtype)
         with np.errstate(over="ignore"):  # factors of huge weights may exceed the largest number
-            values = np.ascontiguousarray(array, dtype=stored.numpy())
+            values = np.asarray(array, dtype=stored.numpy(), order="C")  # a scalar stays one
         tensor = ir.Tensor(values, dtype=stored, name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored), const_value=tensor

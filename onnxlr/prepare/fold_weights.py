@@ -32,7 +32,7 @@ def fold_weights(model: ir.Model) -> int:
     Weights that share constants, as the parts of a packed one, are folded together or not at all:
     each part alone would be stored beside the whole.
     """
-    fixed = _FixedNodes(model)
+    fixed = FixedNodes(model)
     names, version = Names(model), opset(model)
     count, seen = 0, set[ir.Value]()
     for weight in _computed_weights(model):
@@ -63,12 +63,18 @@ def _computed_weights(model: ir.Model) -> Iterator[ir.Value]:
                 yield value
 
 
-class _FixedNodes:
-    """The nodes of a model that compute with constants alone, and that are known how to fold."""
+class FixedNodes:
+    """The nodes of a model that compute with constants alone, and that are known how to fold.
+
+    Attributes
+    ----------
+    nodes : dict of onnx_ir.Node to None
+        In the order in which they run.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self._overridable = model.ir_version >= DEFAULT_VALUES_IR
-        self.nodes: dict[ir.Node, None] = {}  # in the order in which they run
+        self.nodes: dict[ir.Node, None] = {}
         for node in model.graph.all_nodes():
             if is_standard(node, *FOLDED) and all(map(self._is_fixed, node.inputs)):
                 self.nodes[node] = None

@@ -18,6 +18,7 @@ from onnxlr.model.constants import constant
 from onnxlr.model.graph import is_standard
 from onnxlr.model.load import DataStamps, Source, load
 from onnxlr.prepare.batch_norm import fold_batch_norms
+from onnxlr.prepare.fold_sizes import KnownSizes, find_sizes, store_sizes
 from onnxlr.prepare.fold_weights import fold_weights
 from onnxlr.prepare.functions import inline_functions
 from onnxlr.prepare.identities import drop_identities
@@ -37,8 +38,8 @@ class Prepared:
     ----------
     source : Source
     model : onnx_ir.Model
-        The source's model with its functions inlined, and computed weights and BatchNormalizations
-        folded.
+        The source's model with its functions inlined, and sizes, computed weights and
+        BatchNormalizations folded.
     specs : tuple of InputSpec
         Its inputs.
     input_shapes : dict of str to tuple of int
@@ -47,6 +48,8 @@ class Prepared:
         Static shapes of the main graph's tensors; those without one are absent.
     layers : tuple of Layer
         Every constant weight of a heavy operator.
+    sizes : mapping of str to ndarray
+        The values that the file computes and that are stored in ``model``, by their names.
     """
 
     source: Source
@@ -55,6 +58,7 @@ class Prepared:
     input_shapes: dict[str, Shape]
     shapes: dict[str, Shape]
     layers: tuple[Layer, ...]
+    sizes: KnownSizes
 
     def layer(self, name: str) -> Layer:
         """The layer of this name."""
@@ -65,7 +69,8 @@ class Prepared:
         path, data = self.source.path, self.source.data
         content = path.absolute() if path is not None else np.frombuffer(data or b"", np.uint8)
         digest = self.source.digest, self.source.data_stamps
-        return _restore, (content, digest, self.specs, self.input_shapes, self.shapes)
+        known = self.specs, self.input_shapes, self.shapes, self.sizes
+        return _restore, (content, digest, *known)
 
 
 _LATEST: dict[str, Prepared] = {}  # the last model that arrived in this process
@@ -77,6 +82,7 @@ def _restore(
     specs: tuple[InputSpec, ...],
     input_shapes: dict[str, Shape],
     shapes: dict[str, Shape],
+    sizes: KnownSizes,
 ) -> Prepared:
     """A prepared model that came from another process, prepared again if it isn't the last one.
 
@@ -97,22 +103,30 @@ def _restore(
                 f"{source.label} on {platform.node()} is not the model that this run began with: "
                 "leave it as it is while it is being optimized, and give all workers the same"
             )
-        model = simplified_model(source)
+        model, _ = simplified_model(source, sizes)
         layers = find_layers(model, shapes)
-        prepared = Prepared(source, model, specs, input_shapes, shapes, layers)
+        prepared = Prepared(source, model, specs, input_shapes, shapes, layers, sizes)
         _LATEST.clear()
         _LATEST[digest] = prepared
     return prepared
 
 
-def simplified_model(source: Source) -> ir.Model:
-    """The source's model, functions inlined, weights and BatchNormalizations folded."""
+def simplified_model(
+    source: Source, sizes: KnownSizes | None = None
+) -> tuple[ir.Model, KnownSizes]:
+    """The source's model, functions inlined, sizes, weights and BatchNormalizations folded.
+
+    Beside it are the sizes that were stored; they are found if they aren't given.
+    """
     model = inline_functions(source.model.clone()).model
     drop_identities(model)
+    if sizes is None:
+        sizes = find_sizes(model)
+    store_sizes(model, sizes)
     write_plain_products(model)
     fold_weights(model)
     fold_batch_norms(model)
-    return model
+    return model, sizes
 
 
 def prepare(
@@ -123,7 +137,7 @@ def prepare(
     shapes: Sequence[str] = (),
     batch: int = 1,
 ) -> Prepared:
-    """Fold weights and BatchNormalizations, infer shapes and find the layers.
+    """Fold sizes, weights and BatchNormalizations, infer shapes and find the layers.
 
     Parameters
     ----------
@@ -138,7 +152,7 @@ def prepare(
     batch : int
         Size of dynamic sample axes, which counts without a feed.
     """
-    model = simplified_model(source)
+    model, sizes = simplified_model(source)
     specs = input_specs(model)
     if feed is not None:
         input_shapes = {name: tuple(a.shape) for name, a in feed.items()}
@@ -164,7 +178,7 @@ def prepare(
     if unknown and feed is not None:
         static_shapes |= observe_shapes(model, unknown, feed, machine, source.folder)
         layers = find_layers(model, static_shapes)
-    return Prepared(source, model, specs, input_shapes, static_shapes, layers)
+    return Prepared(source, model, specs, input_shapes, static_shapes, layers, sizes)
 
 
 def samples_at_once(prepared: Prepared) -> int:

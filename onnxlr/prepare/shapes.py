@@ -12,6 +12,8 @@ from onnxlr.system.sandbox import run_in_sandbox
 from onnxlr.system.session import Feed, Machine, open_exposed
 from onnxlr.types import Shape
 
+Sizes = tuple[int | None, ...]
+
 _SMALL = 1024  # elements up to which an initializer may decide shapes; data of others isn't sent
 
 
@@ -28,6 +30,39 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     -------
     dict of str to tuple of int
         The shape of every tensor for which it is static; the others are absent.
+    """
+    shapes = dict(inputs)
+    for name, dims in _inferred(model, inputs).items():
+        static = tuple(d for d in dims if d is not None)
+        if len(static) == len(dims):
+            shapes[name] = static
+    return shapes
+
+
+def declared_sizes(model: ir.Model) -> dict[str, Sizes]:
+    """The sizes of the main graph's tensors that hold for all inputs that the model takes.
+
+    They follow from the weights and from what the inputs declare, which the runtime enforces.
+    Shapes that the file tells of other values aren't believed.
+
+    Returns
+    -------
+    dict of str to tuple of (int or None)
+        None for a size that depends on the inputs; values of unknown rank are absent.
+    """
+    ends = (*model.graph.inputs, *model.graph.initializers.values())
+    sizes = {
+        value.name or "": tuple(d if isinstance(d, int) else None for d in value.shape)
+        for value in ends
+        if value.shape is not None
+    }
+    return sizes | _inferred(model, {})
+
+
+def _inferred(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Sizes]:
+    """The sizes of the outputs of nodes, for inputs of these shapes, or as they are declared.
+
+    Empty where inference stops, at what it can't merge: running the model decides then.
     """
     sketch = model.clone()
     for name, value in list(sketch.graph.initializers.items()):
@@ -47,16 +82,16 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shap
     del proto.graph.value_info[:]
     try:
         graph = _run_inference(serialize(proto, "the model"))
-    except Exception:  # inference stops at what it can't merge; running the model decides then
-        return dict(inputs)
-    shapes = dict(inputs)
-    for info in (*graph.value_info, *graph.output):
-        tensor_type = info.type.tensor_type
-        if tensor_type.HasField("shape"):
-            dims = tuple(d.dim_value for d in tensor_type.shape.dim)
-            if all(d.HasField("dim_value") for d in tensor_type.shape.dim):
-                shapes[info.name] = dims
-    return shapes
+    except Exception:
+        return {}
+    return {
+        info.name: tuple(
+            d.dim_value if d.HasField("dim_value") else None
+            for d in info.type.tensor_type.shape.dim
+        )
+        for info in (*graph.value_info, *graph.output)
+        if info.type.tensor_type.HasField("shape")
+    }
 
 
 def _run_inference(model: bytes) -> onnx.GraphProto:

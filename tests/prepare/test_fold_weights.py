@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnxlr
 from onnxlr.layers.layer import Layer
@@ -17,6 +18,7 @@ from tests.support.builders import Array, low_rank, make_model, node, relative, 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((12, 8)).astype(np.float32)
 V = RNG.standard_normal((8, 12)).astype(np.float32)
+HALF = np.array([0.5], np.float32)
 X = {"x": (4, 12)}
 FEED: dict[str, Array] = {
     "x": RNG.standard_normal((4, 12)).astype(np.float32),
@@ -95,6 +97,14 @@ def operators(model: onnx.ModelProto) -> list[str]:
             ],
             {"w": W, "a": ints(1)},
             18,
+        ),
+        (  # a constant of real numbers that a list of sizes makes
+            [
+                node("ConstantOfShape", ["a"], "c", value=numpy_helper.from_array(HALF)),
+                node("Mul", ["c", "w"], "v"),
+            ],
+            {"w": W, "a": ints(12, 8)},
+            17,
         ),
         (  # an adapter that was left beside its weight
             [

@@ -27,7 +27,7 @@ def plain(model: onnx.ModelProto, feed: dict[str, Array]) -> tuple[list[str], in
     """The operators after it, with the same outputs, and how many products were written."""
     graph = load(model).model
     count = write_plain_products(graph)
-    result = to_proto(simplified_model(load(to_proto(graph))))
+    result = to_proto(simplified_model(load(to_proto(graph)))[0])
     for before, after in zip(run(model, feed), run(result, feed), strict=True):
         assert relative(before, after) < 1e-6
     assert all(v.uses() or v.is_graph_output() for n in graph.graph for v in n.outputs)

@@ -49,7 +49,7 @@ def default_of(
         for name in outputs_of_numbers(outputs):
             profile = profiles.setdefault(name, Profile(labels))
             profile.add(outputs[name], len(index), index, [x[index]])
-    ends = endings(simplified_model(load(model)))
+    ends = endings(simplified_model(load(model))[0])
     return choose_default(profiles, ends, labels=labels is not None, synthetic=synthetic)
 
 
