@@ -1,14 +1,17 @@
 """One choice a layer, weighed exactly against each other: the multiple-choice knapsack."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse
 
 from onnxlr.candidates.candidate import Candidate, by_sharing
+from onnxlr.system.native_log import without_lines
 
+# HiGHS prints this to the standard output at times, whatever it is told (HiGHS.jl issue 312).
+_TRACE = "HighsMipSolverData::"
 _Row = tuple[str, Candidate | None, float, float]  # a layer, what replaces it, cost, and loss
 
 
@@ -99,7 +102,8 @@ def _solved(
         equal = np.zeros((1, count))
         equal[0, pair] = 1, -1
         tied.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(equal), 0, 0))
-    solved = scipy.optimize.milp(
+    solve = partial(
+        scipy.optimize.milp,
         np.array(target),
         constraints=[
             scipy.optimize.LinearConstraint(one_each, 1, 1),
@@ -110,6 +114,7 @@ def _solved(
         integrality=np.ones(count, dtype=np.int64),
         options={"mip_rel_gap": 1e-6},
     )
+    solved = without_lines(_TRACE, solve)
     return None if solved.x is None else tuple(i for i, x in enumerate(solved.x) if x > 0.5)
 
 
