@@ -180,7 +180,8 @@ class _Edits:
             masks = [self.stays[c] for c in cut.channels]
             if all(mask.all() for mask in masks):
                 continue
-            counts = [int(mask.reshape(-1, mask.shape[-1])[0].sum()) for mask in masks]
+            # Of heads each keeps as many; nothing is before a slice that begins with the first.
+            counts = [int((mask if mask.ndim == 1 else mask[0]).sum()) for mask in masks]
             if cut.what == "group":
                 cut.node.attributes["group"] = ir.AttrInt64("group", counts[0])
             elif cut.what == "split":

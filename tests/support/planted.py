@@ -146,6 +146,13 @@ def joined_and_cut(plant: Plant, x: str) -> str:
     return plant.op("Slice", both, *(plant.store(b) for b in bounds))
 
 
+def cut_from_the_first(plant: Plant, x: str) -> str:
+    """The same, where nothing is before them in the list."""
+    both = plant.op("Concat", x, plant.writer("x", 4, 1, 5), axis=1)
+    bounds = [np.array([0]), np.array([CHANNELS]), np.array([1])]
+    return plant.op("Slice", both, *(plant.store(b) for b in bounds))
+
+
 def gated(plant: Plant, x: str) -> str:
     """One convolution writes both halves, the one the gate of the other."""
     weight = plant.store(plant.rng.standard_normal((2 * CHANNELS, CHANNELS, 1, 1)) * 0.3)
@@ -233,6 +240,7 @@ CARRIERS: dict[str, Carrier] = {
     "residual": residual,
     "transposed": transposed,
     "concat and slice": joined_and_cut,
+    "slice from the first": cut_from_the_first,
     "gated": gated,
     "deconvolved": deconvolved,
     "scaled": scaled,

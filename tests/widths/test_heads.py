@@ -84,7 +84,9 @@ def attention(*, dynamic: bool, merged: bool = False, seed: int = 0) -> onnx.Mod
         node("MatMul", ["together", "wo"], "o", "o"),
         node("Add", ["o", "bo"], "y"),
     ]
-    return make_model(nodes, {"x": (batch, ROWS, SIZE)}, ["y"], weights)
+    # What is computed from fixed axes alone is a constant in disguise.
+    first = "n" if dynamic and not merged else batch
+    return make_model(nodes, {"x": (first, ROWS, SIZE)}, ["y"], weights)
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["apart", "merged"])
@@ -105,7 +107,8 @@ def test_useless_channels_of_each_head_go(dynamic: bool, merged: bool, tmp_path:
     assert stored["wv"] == [SIZE, SIZE - 2 * HEADS]
     assert stored["wq"] == [SIZE, SIZE]
     # Queries keep the list of sizes that values shared with them.
-    assert len(small.graph.node) == len(model.graph.node) + dynamic
+    lists = [[n.op_type for n in m.graph.node].count("Concat") for m in (model, small)]
+    assert lists == ([0, 0] if not dynamic else [2, 0] if merged else [2, 3])
 
 
 @pytest.mark.parametrize("count", [HEADS, 4 * HEADS, SIZE - HEADS])
@@ -116,10 +119,11 @@ def test_every_number_of_channels_leaves_a_model_that_runs(count: int, tmp_path:
     kept = offer.elimination.kept(count)
     assert np.bincount(kept * HEADS // SIZE).tolist() == [count // HEADS] * HEADS
     small = case.narrow({"v": count})
-    (before,), (after,) = run(model, {"x": case.x}), run(small, {"x": case.x})
+    x = np.load(tmp_path / "x.npy")
+    (before,), (after,) = run(model, {"x": x}), run(small, {"x": x})
     # What is predicted is of what the reader makes of it, about its mean.
     mean = before.mean(axis=(0, 1))
-    assert_allclose(relative(before - mean, after - mean), offer.error(count), rtol=0.1, atol=1e-5)
+    assert_allclose(relative(before - mean, after - mean), offer.error(count), rtol=0.02, atol=1e-5)
 
 
 def test_heads_that_have_nothing_in_common_go_as_each_would_alone() -> None:
