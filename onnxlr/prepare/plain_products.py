@@ -58,12 +58,14 @@ class _Writer:
         return node.outputs[0]
 
     def matrix(self, w: ir.Value | None, order: tuple[int, ...], shape: Shape) -> ir.Value | None:
-        """A weight with its axes in this order, as a matrix: one for all who want the same."""
+        """A weight with its axes in this order and of this shape: one for all who want the same."""
         key = self.graph, w, order, shape
         if key not in self._matrices:
+            tensor = constant(w)
+            assert tensor is not None
             if order != tuple(range(len(order))):
                 w = self.op("Transpose", [w], perm=order)
-            if len(order) > 2:
+            if tuple(tensor.shape[i] for i in order) != shape:
                 w = self.op("Reshape", [w, self.array(np.array(shape))])
             self._matrices[key] = w
         return self._matrices[key]

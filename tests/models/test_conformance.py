@@ -75,7 +75,8 @@ def test_a_light_cnn() -> None:
     assert [o.verdict for o in kept] == ["kept"] * 3
     result = onnxlr.optimize(case.make().model, rank="exact", measure=False)
     reasons = {d.reason for d in result.plan.decisions}
-    assert reasons == {"ConstantOfShape '(unnamed)' computes the weight from constants: left alone"}
+    (reason,) = reasons
+    assert reason.startswith("ConstantOfShape '(unnamed)' computes the weight from constants, and")
     planted = LIGHT["squeezenet (low rank)"]
     (outcome,) = check(Case(planted.name, planted.group, planted.make, None, ("exact",)))
     assert (outcome.verdict, outcome.replaced) == ("factorized", 26)

@@ -151,7 +151,7 @@ def test_a_wish_that_comes_twice_is_heard_once(stop: signal.Signals) -> None:
         (signal.SIGSEGV, "a library crashed (SIGSEGV), most likely ONNX Runtime"),
         (signal.SIGFPE, "a library crashed (SIGFPE), most likely ONNX Runtime"),
         (signal.SIGBUS, "a file that was being read was cut short"),
-        (signal.SIGKILL, "the system was out of memory"),
+        (signal.SIGKILL, "the system ran out of memory"),
         (signal.SIGVTALRM, "stopped by SIGVTALRM"),
     ],
 )

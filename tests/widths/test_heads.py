@@ -85,8 +85,8 @@ def attention(*, dynamic: bool, merged: bool = False, seed: int = 0) -> onnx.Mod
         node("Add", ["o", "bo"], "y"),
     ]
     # What is computed from fixed axes alone is a constant in disguise.
-    first = "n" if dynamic and not merged else batch
-    return make_model(nodes, {"x": (first, ROWS, SIZE)}, ["y"], weights)
+    samples = "n" if dynamic and not merged else batch
+    return make_model(nodes, {"x": (samples, ROWS, SIZE)}, ["y"], weights)
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["apart", "merged"])
